@@ -1,0 +1,33 @@
+# Tower: `make demo` shows the main job on a real apiserver, `make test` runs every test.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help venv check test test-fast demo bench clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+venv: $(STAMP) ## a virtual environment with everything in it
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+check: $(STAMP) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-fast: $(STAMP) ## rings 1 and 2 without floods and leak loops; under a minute
+	$(BIN)/pytest -m "not slow and not cluster" -q
+
+test: $(STAMP) check ## everything, all rings, from nothing
+	$(BIN)/pytest
+
+clean: ## what make made, the cached control plane apart
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -1,0 +1,1 @@
+"""The tower CA, identities, enrolment, serving and client certificates, revocation, kubeconfigs."""

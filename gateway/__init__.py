@@ -1,0 +1,1 @@
+"""The HTTP part that authenticates callers in front of an apiserver."""

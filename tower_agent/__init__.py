@@ -1,0 +1,1 @@
+"""The member side: dialer, identity, services, policy, probe."""
