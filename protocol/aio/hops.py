@@ -1,0 +1,61 @@
+"""The hops of the way to a server, and the one error that names which of them broke."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+HopName = Literal["dns", "tcp", "proxy", "tls", "http", "subprotocol", "handshake"]
+
+
+class DialError(Exception):
+    """The way to the server broke at `hop`.
+
+    `text` is for people and names who was dialled and what came back; `code` is the peer's wire code or HTTP status
+    where it sent one; `retry_after` is in seconds; `peer_ca` names where an unwanted certificate chain ended.
+    """
+
+    def __init__(
+        self,
+        hop: HopName,
+        text: str,
+        *,
+        code: int | None = None,
+        retry_after: float | None = None,
+        peer_ca: str | None = None,
+    ) -> None:
+        super().__init__(f"{hop}: {text}")
+        self.hop: HopName = hop
+        self.text = text
+        self.code = code
+        self.retry_after = retry_after
+        self.peer_ca = peer_ca
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One hop that was passed, with what was seen there; `seconds` is how long it took."""
+
+    name: HopName
+    evidence: str
+    seconds: float
+
+
+OnHop = Callable[[Hop], None]
+
+
+def unnoted(_hop: Hop) -> None:
+    """Nobody asked for the hops."""
+
+
+def reason(error: BaseException) -> str:
+    """What an operating system or library error says, without its number and the loop's wrapping."""
+    if isinstance(error, OSError) and not isinstance(error, socket.gaierror | ssl.SSLError) and error.errno:
+        return os.strerror(error.errno)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

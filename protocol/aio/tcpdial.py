@@ -1,0 +1,100 @@
+"""From a host name to a connected socket.
+
+Addresses of both families are tried in turn, a quarter of a second apart, and the first to answer wins (RFC 8305); the
+losers are closed. A failure names every address that was tried and what each one said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from itertools import chain, zip_longest
+from typing import Any, Final
+
+from protocol.aio.hops import DialError, Hop, OnHop, reason
+from protocol.aio.proxyenv import bracketed
+
+STAGGER: Final = 0.25  # seconds between attempts at the addresses of one name
+MAX_ADDRESSES: Final = 16
+
+_Where = tuple[int, tuple[Any, ...]]  # address family, socket address
+
+
+async def connect_tcp(host: str, port: int, deadline: float, note: OnHop) -> socket.socket:
+    started = time.monotonic()
+    addresses = await _lookup(host, port, deadline)
+    shown = ", ".join(dict.fromkeys(str(address[1][0]) for address in addresses))
+    note(Hop("dns", shown, time.monotonic() - started))
+    started = time.monotonic()
+    sock = await _race(host, port, addresses, deadline)
+    note(Hop("tcp", f"{bracketed(sock.getpeername()[0])}:{port}", time.monotonic() - started))
+    return sock
+
+
+async def _lookup(host: str, port: int, deadline: float) -> list[_Where]:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(deadline):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except TimeoutError as error:
+        raise DialError(
+            "dns", f"no answer for {host!r} within {deadline:g} s: is the name server reachable?"
+        ) from error
+    except (OSError, UnicodeError) as error:
+        raise DialError("dns", f"{host!r} cannot be resolved: {reason(error)}") from error
+    families: dict[int, list[_Where]] = {}
+    for family, _, _, _, address in found:
+        families.setdefault(family, []).append((family, address))
+    mixed = chain.from_iterable(zip_longest(*families.values()))
+    return [where for where in mixed if where is not None][:MAX_ADDRESSES]
+
+
+async def _race(host: str, port: int, addresses: list[_Where], deadline: float) -> socket.socket:
+    """The first address to answer wins; each next one starts when the one before failed or a stagger has passed."""
+    waiting = list(addresses)
+    running: dict[asyncio.Task[socket.socket], str] = {}
+    failures: list[str] = []
+    try:
+        async with asyncio.timeout(deadline):
+            while waiting or running:
+                if waiting:
+                    family, address = waiting.pop(0)
+                    attempt = asyncio.create_task(_connect_one(family, address), name=f"dial {address[0]}")
+                    running[attempt] = str(address[0])
+                done, _ = await asyncio.wait(
+                    running, timeout=STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    where = running.pop(task)
+                    error = task.exception()
+                    if error is None:
+                        return task.result()
+                    failures.append(f"{where}: {reason(error)}")
+    except TimeoutError as error:
+        tried = ", ".join(running.values())
+        told = "; ".join([*failures, f"{tried}: no answer within {deadline:g} s"])
+        raise DialError("tcp", f"cannot connect to {bracketed(host)}:{port} ({told})") from error
+    finally:
+        await _discard(list(running))
+    raise DialError("tcp", f"cannot connect to {bracketed(host)}:{port} ({'; '.join(failures)})")
+
+
+async def _discard(losers: list[asyncio.Task[socket.socket]]) -> None:
+    for task in losers:
+        task.cancel()
+    for outcome in await asyncio.gather(*losers, return_exceptions=True):
+        if isinstance(outcome, socket.socket):
+            outcome.close()
+
+
+async def _connect_one(family: int, address: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
