@@ -1,0 +1,118 @@
+"""A network of its own for a member: a namespace from which connections to the host work, and into which none do.
+
+    host  198.18.N.1 ---- veth ---- 198.18.N.2  member      (no route further; 198.18/15 is set aside for such uses)
+
+The rules lie inside the namespace and drop every incoming packet that answers nothing: the member is as unreachable as
+behind a NAT. Everything vanishes with the namespace. It takes root, `ip` and `nft`; `lacking()` says what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+
+from tests.lab.processes import LabError
+
+SUBNET = "198.18.{}.{}"
+RULES = """
+table inet member {
+  chain incoming {
+    type filter hook input priority 0; policy drop;
+    iif "lo" accept
+    ct state established,related accept
+  }
+  chain outgoing {
+    type filter hook output priority 0; policy drop;
+    oif "lo" accept
+    ct state established,related accept
+    ip daddr HOST tcp dport != 0 accept
+  }
+}
+"""
+COMMAND_DEADLINE = 10.0
+
+
+def lacking() -> str | None:
+    """Why no namespace can be made here, or None."""
+    missing = [program for program in ("ip", "nft") if shutil.which(program) is None]
+    if missing:
+        packages = " ".join({"ip": "iproute2", "nft": "nftables"}[program] for program in missing)
+        return f"{' and '.join(missing)} not installed (apt-get install {packages})"
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        with MemberNetwork():
+            return None
+    except LabError as error:
+        return str(error)
+
+
+class MemberNetwork:
+    """The namespace `name`, with `host` and `member` as the two ends' addresses, until `close`."""
+
+    def __init__(self) -> None:
+        tag = secrets.token_hex(3)
+        self.name = f"tower-{tag}"
+        self._link, inner = f"tw{tag}", f"tm{tag}"
+        number = _free_subnet()
+        self.host, self.member = SUBNET.format(number, 1), SUBNET.format(number, 2)
+        try:
+            _run("ip", "netns", "add", self.name)
+            _run("ip", "link", "add", self._link, "type", "veth", "peer", "name", inner, "netns", self.name)
+            _run("ip", "addr", "add", f"{self.host}/30", "dev", self._link)
+            _run("ip", "link", "set", self._link, "up")
+            self.run("ip", "addr", "add", f"{self.member}/30", "dev", inner)
+            self.run("ip", "link", "set", inner, "up")
+            self.run("ip", "link", "set", "lo", "up")
+            self.run("nft", "-f", "-", stdin=RULES.replace("HOST", self.host))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, *command: str, stdin: str = "") -> str:
+        return _run("ip", "netns", "exec", self.name, *command, stdin=stdin)
+
+    def close(self) -> None:
+        with contextlib.suppress(LabError):  # never made, or gone already
+            _run("ip", "link", "del", self._link)
+        with contextlib.suppress(LabError):
+            _run("ip", "netns", "del", self.name)
+
+    def __enter__(self) -> MemberNetwork:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def reachable(host: str, port: int, *, deadline: float = 1.0) -> bool:
+    """Whether a TCP connection from the host's own network gets through."""
+    try:
+        socket.create_connection((host, port), timeout=deadline).close()
+    except OSError:
+        return False
+    return True
+
+
+def _free_subnet() -> int:
+    taken = _run("ip", "-4", "-o", "addr", "show")
+    for number in sorted(range(256), key=lambda _: secrets.randbelow(1 << 30)):
+        if f" {SUBNET.format(number, '')}" not in taken:
+            return number
+    raise LabError(f"every subnet of {SUBNET.format('N', '0')}/30 is taken")
+
+
+def _run(*command: str, stdin: str = "") -> str:
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=COMMAND_DEADLINE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LabError(f"{' '.join(command)}: {error}") from error
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(command)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout
