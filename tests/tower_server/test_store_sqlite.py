@@ -1,0 +1,201 @@
+"""The SQLite store: the conformance suite, and what only a file can suffer."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+
+import pytest
+import pytest_asyncio
+
+from daemon.faults import TowerError
+from tests.tower_server.store_conformance import StoreConformance, take
+from tower_server.store import sqlite_file
+from tower_server.store.base import Expired, Kind
+from tower_server.store.sqlite import SqliteStore
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path):
+    store = await SqliteStore.open(tmp_path / "state" / "tower.db")
+    yield store
+    await store.close()
+
+
+class TestSqliteStore(StoreConformance):
+    pass
+
+
+async def test_records_and_versions_survive_a_restart(tmp_path):
+    path = tmp_path / "tower.db"
+    first = await SqliteStore.open(path)
+    made = await first.create(Kind.CLUSTER, "a", {"n": 1})
+    await first.close()
+    second = await SqliteStore.open(path)
+    assert await second.get(Kind.CLUSTER, "a") == made
+    assert (await second.create(Kind.CLUSTER, "b", {})).version != made.version
+    await second.close()
+
+
+async def test_the_file_and_its_log_are_private(store, tmp_path):
+    await store.create(Kind.SECRET, "authority", {"key": "x"})
+    files = list((tmp_path / "state").iterdir())
+    assert {file.name for file in files} >= {"tower.db", "tower.db-wal"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+async def test_a_widened_file_is_made_private_again(tmp_path):
+    path = tmp_path / "tower.db"
+    await (await SqliteStore.open(path)).close()
+    path.chmod(0o644)
+    await (await SqliteStore.open(path)).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_second_server_on_the_same_file_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_file, "LOCK_WAIT", 0.05)
+    with pytest.raises(TowerError) as caught:
+        await SqliteStore.open(tmp_path / "state" / "tower.db")
+    assert caught.value.code == "TWR107"
+    assert "held by another process" in caught.value.message
+    assert "stop the other tower-server" in caught.value.mend
+
+
+async def test_a_newer_file_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "tower.db"
+    await (await SqliteStore.open(path)).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(TowerError) as caught:
+        await SqliteStore.open(path)
+    assert caught.value.code == "TWR106"
+    assert "schema 7; this one knows up to 1" in caught.value.message
+    assert path.read_bytes() == before
+
+
+async def test_an_older_file_is_migrated_with_its_records(tmp_path):
+    path = tmp_path / "tower.db"
+    store = await SqliteStore.open(path)
+    await store.create(Kind.CLUSTER, "kept", {})
+    await store.close()
+    newer = (*sqlite_file.MIGRATIONS, "ALTER TABLE records ADD COLUMN extra TEXT")
+    connection = sqlite_file.open_database(path, migrations=newer)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("SELECT name, extra FROM records").fetchall() == [("kept", None)]
+    connection.close()
+
+
+async def test_a_failed_migration_changes_nothing(tmp_path):
+    path = tmp_path / "tower.db"
+    await (await SqliteStore.open(path)).close()
+    broken = (*sqlite_file.MIGRATIONS, "CREATE TABLE half (x TEXT); INSERT INTO nowhere VALUES (1)")
+    with pytest.raises(TowerError):
+        sqlite_file.open_database(path, migrations=broken)
+    connection = sqlite_file.open_database(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
+    connection.close()
+
+
+async def test_a_file_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "tower.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.close()
+    with pytest.raises(TowerError, match="not a tower store"):
+        await SqliteStore.open(path)
+
+
+@pytest.mark.parametrize("content", [b"garbage " * 1000, b"SQLite format 3\0" + b"\xff" * 8000])
+async def test_a_damaged_file_is_refused_with_its_mend(tmp_path, content):
+    path = tmp_path / "tower.db"
+    path.write_bytes(content)
+    with pytest.raises(TowerError) as caught:
+        await SqliteStore.open(path)
+    assert caught.value.code == "TWR105"
+    assert str(path) in caught.value.message
+    assert "restore" in caught.value.mend
+
+
+async def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "state").write_text("a file where the directory should be")
+    with pytest.raises(TowerError) as caught:
+        await SqliteStore.open(tmp_path / "state" / "tower.db")
+    assert caught.value.code == "TWR105"
+    assert "state_dir" in caught.value.mend
+
+
+async def test_a_full_disk_is_named_and_heals_by_itself(store):
+    await store.create(Kind.CLUSTER, "first", {})
+    connection = store._connection
+    pages = await store._run(lambda: connection.execute("PRAGMA page_count").fetchone()[0])
+    await store._run(lambda: connection.execute(f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(TowerError) as caught:
+        await store.create(Kind.CLUSTER, "big", {"x": "y" * 100_000})
+    assert caught.value.code == "TWR105"
+    assert "make room" in caught.value.mend
+    assert (await store.get(Kind.CLUSTER, "first")).name == "first"
+    await store._run(lambda: connection.execute("PRAGMA max_page_count = 1000000"))
+    since = (await store.list(Kind.CLUSTER)).version
+    await store.create(Kind.CLUSTER, "big", {"x": "y" * 100_000})
+    assert [change.record.name for change in await take(store, Kind.CLUSTER, since, 1)] == ["big"]
+
+
+async def test_a_watch_that_falls_behind_is_told_so(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db", kept_changes=4)
+    since = (await store.list(Kind.CLUSTER)).version
+    for number in range(5):
+        await store.create(Kind.CLUSTER, f"c{number}", {})
+    with pytest.raises(Expired):
+        await take(store, Kind.CLUSTER, since, 1)
+    await store.close()
+
+
+async def test_a_write_whose_caller_went_away_still_reaches_watchers(store):
+    since = (await store.list(Kind.CLUSTER)).version
+    writing = asyncio.ensure_future(store.create(Kind.CLUSTER, "kept", {}))
+    await asyncio.sleep(0)
+    writing.cancel()
+    assert [change.record.name for change in await take(store, Kind.CLUSTER, since, 1)] == ["kept"]
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from tower_server.store.base import Kind
+from tower_server.store.sqlite import SqliteStore
+
+async def main():
+    store = await SqliteStore.open(Path(sys.argv[1]))
+    for number in range(100_000):
+        await store.create(Kind.TOKEN, f"t{number}", {"used": True})
+        print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_acknowledged_survives_a_kill(tmp_path):
+    path = tmp_path / "tower.db"
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout
+        for line in writer.stdout:
+            if int(line) >= 20:
+                break
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged = max([20, *(int(rest) for rest in writer.stdout.read().splitlines() if rest)])
+        writer.stdout.close()
+        writer.wait()
+        store = await SqliteStore.open(path)
+        names = {record.name for record in (await store.list(Kind.TOKEN)).items}
+        await store.close()
+        assert {f"t{number}" for number in range(acknowledged + 1)} <= names

@@ -1,0 +1,136 @@
+"""What every store offers: records with a version, changed only by who has seen the version they change.
+
+Invariants that the conformance suite holds for each implementation:
+- `create` is the only uniqueness there is: of many creators of one (kind, name) exactly one succeeds, the others get `Conflict`.
+- A write that returned is durable; a used token stays used through a power cut.
+- A version is opaque: it may be handed back (`expect`, `since`), never compared or computed with.
+- `watch(since=v)` yields every change after `v` in order, or raises `Expired` at once or later, when it can no longer do so
+  (too old, or the reader too slow): the caller lists anew. It never skips one silently.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NewType
+
+Version = NewType("Version", str)
+Data = Mapping[str, Any]
+
+# What Kubernetes accepts as an object name, so that every implementation can hold every record.
+NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+MAX_RECORD_BYTES: Final = (
+    512 * 1024
+)  # a Secret or a custom resource holds about 1 MiB; half of it leaves room for metadata
+
+
+class Kind(enum.StrEnum):
+    """The kinds of records."""
+
+    CLUSTER = "cluster"
+    CLAIM = "claim"
+    TOKEN = "token"  # noqa: S105 - the kind's name
+    AGENT = "agent"
+    REVOCATION = "revocation"
+    SECRET = "secret"  # noqa: S105 - the kind's name
+
+
+class StoreError(Exception):
+    """The root of what a store raises."""
+
+
+class Conflict(StoreError):
+    """The record exists already (create), or has another version than the one expected (update, delete)."""
+
+    def __init__(self, kind: Kind, name: str, text: str) -> None:
+        super().__init__(f"{kind} {name!r}: {text}")
+        self.kind, self.name = kind, name
+
+
+class NotFound(StoreError):
+    """There is no such record."""
+
+    def __init__(self, kind: Kind, name: str) -> None:
+        super().__init__(f"{kind} {name!r} does not exist")
+        self.kind, self.name = kind, name
+
+
+class Expired(StoreError):
+    """A watch can no longer tell every change since its version: list anew."""
+
+
+class Invalid(StoreError):
+    """The name or the data cannot be stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    kind: Kind
+    name: str
+    version: Version
+    data: Data
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Records ordered by name, and the version to watch from without missing a change."""
+
+    items: tuple[Record, ...]
+    version: Version
+
+
+class ChangeType(enum.StrEnum):
+    CREATED = "created"
+    UPDATED = "updated"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change; a deletion carries the last data and the version of the deletion."""
+
+    type: ChangeType
+    record: Record
+
+
+class Store(ABC):
+    """Records by (kind, name). All methods may raise `StoreError` and, when the store itself fails, `daemon.faults.TowerError`."""
+
+    @abstractmethod
+    async def get(self, kind: Kind, name: str) -> Record:
+        """The record, or `NotFound`."""
+
+    @abstractmethod
+    async def list(self, kind: Kind, *, prefix: str = "") -> Listing:
+        """All records of a kind whose names begin with `prefix`, ordered by name."""
+
+    @abstractmethod
+    def watch(self, kind: Kind, *, since: Version) -> AsyncIterator[Change]:
+        """Every change after `since`, then those to come; `Expired` when that is not possible. Close it with `aclose()`."""
+
+    @abstractmethod
+    async def create(self, kind: Kind, name: str, data: Data) -> Record:
+        """A new record, or `Conflict` when there is one of that name."""
+
+    @abstractmethod
+    async def update(self, kind: Kind, name: str, data: Data, *, expect: Version) -> Record:
+        """The record with new data, or `Conflict` when its version is not `expect`, `NotFound` when it is gone."""
+
+    @abstractmethod
+    async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
+        """Takes the record away; `Conflict` when its version is not `expect` (None takes any), `NotFound` when it is gone."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Ends every watch and frees what is held. Idempotent."""
+
+
+def check_name(kind: Kind, name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise Invalid(
+            f"{kind} name {name!r}: lower-case letters, digits, '-' and '.', at most 253, beginning and ending with one of the first two"
+        )
+    return name

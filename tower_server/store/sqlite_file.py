@@ -1,0 +1,121 @@
+"""Opens the one SQLite file: refuses what is not ours or newer than we are, and brings what is older up to date.
+
+The file holds the tower's private keys, so it is made 0600 before SQLite sees it and set back to that when someone widened it.
+Exclusive locking is the fence against a second server on the same state directory, and keeps the write-ahead log out of
+shared memory: only one connection ever writes or checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from daemon.faults import TowerError
+
+APPLICATION_ID: Final = 0x54575231  # "TWR1"
+LOCK_WAIT: Final = 1.0  # seconds: covers a predecessor that is just closing
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    """
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO meta VALUES ('revision', 0);
+    CREATE TABLE records (
+        kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (kind, name)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+
+
+def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
+    """A connection to the store's file, for the calling thread only; `TowerError` it says what is wrong with it."""
+    _make_private(path)
+    connection = None
+    try:
+        connection = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
+        _prepare(connection, path, migrations)
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise explain(error, path) from error
+    except BaseException:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise TowerError(
+            "TWR105",
+            f"the store {path} cannot be opened: {error.strerror or error}",
+            mend=f"make {path.parent} a directory that this user (uid {os.geteuid()}) can write, or set another state_dir",
+        ) from error
+
+
+def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("BEGIN EXCLUSIVE")  # takes the lock now, so that a second server is refused at its start
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    schema = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    connection.execute("COMMIT")
+    if tables and application != APPLICATION_ID:
+        raise TowerError(
+            "TWR105",
+            f"{path} is an SQLite file of something else, not a tower store",
+            mend="set another state_dir, or move the file away",
+        )
+    if schema > len(migrations):
+        raise TowerError(
+            "TWR106",
+            f"the store {path} was written by a newer tower-server (schema {schema}; this one knows up to {len(migrations)})",
+            mend="run the newer tower-server, or restore the copy of the state directory made before the upgrade",
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # a token that was used stays used, also through a power cut
+    problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise sqlite3.DatabaseError(f"database disk image is malformed: {problem}")
+    for number, script in enumerate(migrations[schema:], start=schema + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
+        )
+
+
+def explain(error: sqlite3.Error, path: Path) -> TowerError:
+    """What an SQLite error means to whoever runs the server."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return TowerError(
+            "TWR107",
+            f"the store {path} is held by another process",
+            mend="stop the other tower-server that uses this state directory, or give this one a state_dir of its own",
+        )
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return TowerError(
+            "TWR105",
+            f"the store {path} cannot be written: {error}",
+            mend=f"make room on the file system of {path.parent}; the store works again as soon as there is some",
+        )
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in str(error):
+        return TowerError(
+            "TWR105",
+            f"the store {path} is damaged: {error}",
+            mend="stop the server, keep the file for analysis, and restore the state directory from its last copy",
+        )
+    return TowerError(
+        "TWR105",
+        f"the store {path} failed: {error}",
+        mend=f"see that {path.parent} exists and can be written by this user (uid {os.geteuid()})",
+    )
