@@ -1,8 +1,9 @@
 """The table of every fault that Tower can name.
 
-One code (`TWRnnn`) means the same thing in the command line, in conditions, in Kubernetes `Status` answers, in logs and in
-the docs; all of them take their texts from here. Ranges: 1xx server, configuration, store, ports; 2xx tunnel, link,
-enrolment, agent; 3xx the member's apiserver; 4xx callers and policy; 5xx certificates; 6xx command line and admin API.
+One code (`TWRnnn`) means the same thing in the command line, in conditions, in Kubernetes `Status` answers, in logs
+and in the docs; all of them take their texts from here. Ranges: 1xx server, configuration, store, ports; 2xx tunnel,
+link, enrolment, agent; 3xx the member's apiserver; 4xx callers and policy; 5xx certificates; 6xx command line and admin
+API.
 
 A code is never given a second meaning: what is no longer raised is deleted, and its number stays free.
 """
@@ -31,7 +32,7 @@ class Fault:
     http_status: int
     """What an HTTP peer (caller or admin client) is answered with when this fault ends its request."""
     reason: str
-    """CamelCase, for conditions and for Tower's own details; what a `Status` carries is the apiserver's word for the code."""
+    """CamelCase, for conditions and Tower's own details; a `Status` carries the apiserver's word for the HTTP status."""
 
 
 class TowerError(Exception):
@@ -659,7 +660,7 @@ _TABLE: Final = (
         "TWR413",
         "The caller does not speak TLS",
         "The TLS handshake with the caller failed, or it sent plain HTTP.",
-        "http:// in place of https://, a client that does not trust the tower's CA, or a certificate nobody here issued.",
+        "http:// in place of https://, a client that does not trust the tower's CA, or a foreign certificate.",
         "use https:// and a kubeconfig from `towerctl kubeconfig CLUSTER`",
         400,
         "CallerTlsFailed",

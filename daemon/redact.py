@@ -1,7 +1,7 @@
 """What must never be shown, in one place: the log, `config show` and error texts all ask here.
 
-This is the last line of defence, not the first: code should not hand secrets to the log at all. Two rules: a value whose
-name says it is a secret, and a text that looks like one whatever its name.
+This is the last line of defence, not the first: code should not hand secrets to the log at all. Two rules: a value
+whose name says it is a secret, and a text that looks like one whatever its name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, Final
 REDACTED: Final = "[redacted]"
 MAX_DEPTH: Final = 8  # deeper structures are cut: a log line is not a document
 
-_WORDS: Final = frozenset({"token", "tokens", "secret", "secrets", "password", "passwd", "authorization", "key", "cookie"})
+_WORDS: Final = frozenset(
+    {"token", "tokens", "secret", "secrets", "password", "passwd", "authorization", "key", "cookie"}
+)
 _HARMLESS: Final = re.compile(r"(_|-|\b)(id|ids|file|path|name|names|fingerprint|expires|count|lifetime|uses)$")
 _TEXTS: Final = (
     re.compile(r"twr1\.[A-Za-z0-9_\-]{8,}"),
@@ -27,7 +29,7 @@ _HINTS: Final = ("twr1.", "earer", "EARER", "asic", "ASIC", "eyJ", "PRIVATE KEY"
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key such as `token`, `client_key` or `proxyPassword` names a secret; `key_file` and `token_id` do not."""
+    """Whether a name such as `token`, `client_key`, `proxyPassword` is a secret's; `key_file`, `token_id` are not."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     if _HARMLESS.search(words):
         return False

@@ -1,0 +1,124 @@
+"""Sizes and durations as people write them ("256KiB", "40s", "24h"), and ages as kubectl prints them.
+
+Reading and writing stand together so that what one prints the other reads.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator
+
+_SIZES: Final = {
+    "": 1,
+    "b": 1,
+    "k": 1000,
+    "kb": 1000,
+    "m": 1000**2,
+    "mb": 1000**2,
+    "g": 1000**3,
+    "gb": 1000**3,
+    "ki": 1024,
+    "kib": 1024,
+    "mi": 1024**2,
+    "mib": 1024**2,
+    "gi": 1024**3,
+    "gib": 1024**3,
+}
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+
+
+def parse_size(text: Any) -> int:
+    """Bytes of "256KiB", "48Mi", "1MB" or a bare number. Raises ValueError."""
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if text < 0 or text != int(text):
+            raise ValueError("a size is a whole, non-negative number of bytes")
+        return int(text)
+    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    factor = _SIZES.get(found[2].lower()) if found else None
+    if found is None or factor is None:
+        raise ValueError('a size is a number with a unit, such as "256KiB", "48MiB" or "1GB"')
+    return int(float(found[1]) * factor)
+
+
+def parse_duration(text: Any) -> float:
+    """Seconds of "40s", "1h30m", "200ms", "7d" or a bare number of seconds. Raises ValueError."""
+    wrong = ValueError('a duration is a number with a unit, such as "200ms", "40s", "5m", "24h" or "7d"')
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if not 0 <= text < float("inf"):
+            raise wrong
+        return float(text)
+    if not isinstance(text, str):
+        raise wrong
+    text = text.strip()
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise wrong
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+Size = Annotated[int, BeforeValidator(parse_size)]
+"""A field in bytes that reads "256KiB"."""
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+"""A field in seconds that reads "40s"."""
+
+
+def format_age(seconds: float | None) -> str:
+    """An age as kubectl prints it: 45s, 12m, 3h5m, 2d4h, 41d, 3y; `-` where there is none."""
+    if seconds is None:
+        return "-"
+    left = max(0, int(seconds))
+    if left < 120:
+        return f"{left}s"
+    if left < 600:
+        return _two(left, 60, "m", 1, "s")
+    if left < 3 * 3600:
+        return f"{left // 60}m"
+    if left < 8 * 3600:
+        return _two(left, 3600, "h", 60, "m")
+    if left < 2 * 86400:
+        return f"{left // 3600}h"
+    if left < 8 * 86400:
+        return _two(left, 86400, "d", 3600, "h")
+    if left < 2 * 365 * 86400:
+        return f"{left // 86400}d"
+    return _two(left, 365 * 86400, "y", 86400, "d")
+
+
+def _two(left: int, big: int, big_unit: str, small: int, small_unit: str) -> str:
+    rest = left % big // small
+    return f"{left // big}{big_unit}" + (f"{rest}{small_unit}" if rest else "")
+
+
+def format_duration(seconds: float | None) -> str:
+    """A measured time: 850us, 31ms, 1.2s, 12m; `-` where there is none."""
+    if seconds is None:
+        return "-"
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f}us"
+    if seconds < 0.01:
+        return f"{seconds * 1e3:.1f}ms"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f}ms"
+    if seconds < 120:
+        return f"{seconds:.3g}s"
+    return format_age(seconds)
+
+
+def format_bytes(count: float | None) -> str:
+    """A size: 0, 512, 1.1Ki, 48Mi, 2.0Gi; `-` where there is none."""
+    if count is None:
+        return "-"
+    for unit in ("", "Ki", "Mi", "Gi"):
+        if count < 1024 or unit == "Gi":
+            break
+        count /= 1024
+    if not unit:
+        return f"{count:.0f}"
+    return f"{count:.1f}{unit}" if count < 10 else f"{count:.0f}{unit}"

@@ -1,0 +1,85 @@
+"""Reads one YAML mapping and remembers on which line each key stands, so that an error can point at it.
+
+Keys that come twice are refused (YAML's own loaders let the last one win in silence), aliases too (a small file could
+unfold into a huge one), and so is a file larger than a configuration can be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from daemon.faults import TowerError
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+Key = tuple[str | int, ...]
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The mapping in `path` and the line of every key in it. Raises TowerError TWR101, TWR102."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise TowerError("TWR102", f"cannot read {path}: {exc.strerror or exc}") from exc
+    if len(data) > MAX_FILE_BYTES:
+        raise TowerError("TWR102", f"{path} is larger than {MAX_FILE_BYTES} bytes: that is no configuration")
+    return parse(data, source=str(path))
+
+
+def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], dict[Key, int]]:
+    """As `read`, for bytes at hand; `source` names them in errors."""
+    loader = None
+    try:
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
+        lines: dict[Key, int] = {}
+        value = _value(loader, node, (), lines, set(), source) if node is not None else {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+        raise TowerError("TWR102", _syntax(exc, source)) from exc
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if value is None:
+        return {}, {}
+    if not isinstance(value, dict):
+        raise TowerError("TWR102", f"{source} holds a {type(value).__name__}, but `key: value` lines are expected")
+    return value, lines
+
+
+def _value(
+    loader: yaml.SafeLoader, node: yaml.Node, path: Key, lines: dict[Key, int], seen: set[int], source: str
+) -> Any:
+    line = node.start_mark.line + 1
+    if id(node) in seen:
+        raise TowerError("TWR101", f"{source}:{line}: aliases (*name) are not read; write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node)
+            at = key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise TowerError("TWR101", f"{source}:{at}: the key {key!r} is not a text; put it in quotes")
+            if key in result:
+                first = lines[(*path, key)]
+                raise TowerError("TWR101", f"{source}:{at}: the key {key!r} stands twice (first on line {first})")
+            lines[(*path, key)] = at
+            result[key] = _value(loader, value_node, (*path, key), lines, seen, source)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        items = []
+        for index, item in enumerate(node.value):
+            lines[(*path, index)] = item.start_mark.line + 1
+            items.append(_value(loader, item, (*path, index), lines, seen, source))
+        return items
+    return loader.construct_object(node)
+
+
+def _syntax(exc: Exception, source: str) -> str:
+    if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark is not None:
+        where = f"{source}:{exc.problem_mark.line + 1}:{exc.problem_mark.column + 1}"
+        return f"{where}: not YAML: {exc.problem or exc.context}"
+    return f"{source}: not YAML: {exc}"
