@@ -1,14 +1,15 @@
 """Sizes and durations as people write them ("256KiB", "40s", "24h"), and ages as kubectl prints them.
 
-Reading and writing stand together so that what one prints the other reads.
+Reading and writing stand together so that what one prints the other reads. pydantic is imported only where a model is
+built: the command line reads durations too, and every Tab in a shell would pay for it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Final
-
-from pydantic import BeforeValidator
 
 _SIZES: Final = {
     "": 1,
@@ -63,9 +64,21 @@ def parse_duration(text: Any) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
+@dataclass(frozen=True, slots=True)
+class _ReadBy:
+    """Makes pydantic read a field with `parse` before it checks its type."""
+
+    parse: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.parse, handler(source))
+
+
+Size = Annotated[int, _ReadBy(parse_size)]
 """A field in bytes that reads "256KiB"."""
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+Duration = Annotated[float, _ReadBy(parse_duration)]
 """A field in seconds that reads "40s"."""
 
 
