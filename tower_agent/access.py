@@ -1,0 +1,194 @@
+"""How the agent reaches its member's apiserver, and as whom.
+
+Two TLS contexts that never mix: the bare one presents nothing and carries callers' own bearer tokens, the other one
+presents the agent's client certificate where it has one. The agent's token (a ServiceAccount's, rotated by the kubelet;
+a `tokenFile`'s; an exec plugin's) is read again when it may have changed, and lives in this process only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from daemon.faults import TowerError
+from protocol.aio.proxydial import DialTarget
+from tower_agent.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
+
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
+PLUGIN_DEADLINE: Final = 30.0
+PLUGIN_EARLY: Final = 30.0  # seconds before its expiry that a plugin's token is asked for anew
+
+
+class Access:
+    """One apiserver and the agent's credential for it."""
+
+    def __init__(self, config: Kubeconfig) -> None:
+        parts = urlsplit(config.server)
+        if parts.scheme != "https" or not parts.hostname:
+            raise TowerError("TWR309", f"{config.source}: the server {config.server!r} is not an https:// address")
+        self.source = config.source
+        self.host: str = parts.hostname
+        self.port: int = parts.port or 443
+        self.base_path = parts.path.rstrip("/")
+        self.server_name = config.server_name
+        self._config = config
+        self._token: str | None = config.token
+        self._stale_at = float("inf") if config.token else 0.0
+        self._refreshing = asyncio.Lock()
+
+    @classmethod
+    def find(cls, kubeconfig: Path | None, context: str | None = None) -> Access:
+        """From a kubeconfig where one is named, else from the pod's ServiceAccount; raises TowerError TWR309."""
+        if kubeconfig is not None:
+            return cls(read_kubeconfig(kubeconfig, context))
+        return cls(in_cluster(os.environ))
+
+    @property
+    def address(self) -> str:
+        """host:port, for messages."""
+        return DialTarget(host=self.host, port=self.port, ssl_context=None).authority
+
+    def bare_context(self) -> ssl.SSLContext:
+        """TLS that presents no certificate: for callers who bring a credential of their own."""
+        context = ssl.create_default_context()
+        if self._config.ca_pem is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            try:
+                context.load_verify_locations(cadata=self._config.ca_pem.decode("ascii"))
+            except (ssl.SSLError, UnicodeDecodeError) as error:
+                raise TowerError("TWR309", f"{self.source}: its certificate authority is not PEM") from error
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def own_context(self) -> ssl.SSLContext:
+        """TLS that presents the agent's client certificate, where it has one."""
+        context = self.bare_context()
+        config = self._config
+        if config.certificate_pem is not None and config.key_pem is not None:
+            # A file in memory: OpenSSL reads keys from files only, and this key must not touch a disk again.
+            with os.fdopen(os.memfd_create("tower-agent"), "wb") as file:
+                file.write(config.key_pem + b"\n" + config.certificate_pem)
+                file.flush()
+                try:
+                    context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+                except ssl.SSLError as error:
+                    text = f"{self.source}: the client certificate and its key do not fit each other"
+                    raise TowerError("TWR309", text) from error
+        return context
+
+    def target(self, context: ssl.SSLContext) -> DialTarget:
+        """Where and how to dial; proxies only where the kubeconfig names one."""
+        return DialTarget(
+            host=self.host,
+            port=self.port,
+            ssl_context=context,
+            server_hostname=self.server_name,
+            proxy=self._config.proxy,
+            proxy_env=False,
+            expected_ca="the authority named by the agent's access",
+        )
+
+    def token(self) -> str | None:
+        """The agent's bearer token as last read; None where it works by certificate alone."""
+        if self._config.token_file is not None and time.monotonic() >= self._stale_at:
+            self._reread(self._config.token_file)
+        return self._token
+
+    async def fresh_token(self) -> str | None:
+        """As `token`, asking an exec plugin where the access has one. Raises TowerError TWR309."""
+        plugin = self._config.plugin
+        if plugin is not None and time.monotonic() >= self._stale_at:
+            async with self._refreshing:
+                if time.monotonic() >= self._stale_at:
+                    self._token, self._stale_at = await _ask_plugin(plugin)
+        return self.token()
+
+    def _reread(self, path: Path) -> None:
+        try:
+            text = path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            if self._token is not None:
+                return  # a rotation in progress: the last token is good for a while yet
+            raise TowerError("TWR309", f"the token file {path} cannot be read: {error}") from error
+        if not text or any(character.isspace() for character in text):
+            raise TowerError("TWR309", f"the token file {path} holds no token")
+        self._token, self._stale_at = text, time.monotonic() + TOKEN_REREAD
+
+
+def in_cluster(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Kubeconfig:
+    """The pod's own access; raises TowerError TWR309 outside a cluster."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise TowerError(
+            "TWR309",
+            "no kubeconfig was named, and this is not a pod (KUBERNETES_SERVICE_HOST is not set)",
+            mend="name the member's kubeconfig with --kubeconfig FILE",
+        )
+    try:
+        ca = (folder / "ca.crt").read_bytes()
+    except OSError as error:
+        raise TowerError(
+            "TWR309",
+            f"the pod has no ServiceAccount mounted: {folder / 'ca.crt'}: {error.strerror}",
+            mend="set automountServiceAccountToken: true for the agent's pod",
+        ) from error
+    bracketed = f"[{host}]" if ":" in host else host
+    return Kubeconfig(
+        source="the pod's ServiceAccount",
+        server=f"https://{bracketed}:{port}",
+        ca_pem=ca,
+        server_name=None,
+        proxy=None,
+        certificate_pem=None,
+        key_pem=None,
+        token=None,
+        token_file=folder / "token",
+        plugin=None,
+    )
+
+
+async def _ask_plugin(plugin: ExecPlugin) -> tuple[str, float]:
+    """Run an exec plugin; the token and when (monotonic) to ask again."""
+    info = {"apiVersion": plugin.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
+    environ = {**os.environ, **dict(plugin.env), "KUBERNETES_EXEC_INFO": json.dumps(info)}
+    try:
+        process = await asyncio.create_subprocess_exec(
+            plugin.command,
+            *plugin.args,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise TowerError("TWR309", f"the exec plugin {plugin.command}: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(PLUGIN_DEADLINE):
+            out, said = await process.communicate()
+    except TimeoutError as error:
+        raise TowerError("TWR309", f"the exec plugin {plugin.command} did not end in {PLUGIN_DEADLINE:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
+        told = f": {last[0][:200]}" if last else ""
+        raise TowerError("TWR309", f"the exec plugin {plugin.command} ended with code {process.returncode}{told}")
+    try:
+        status = json.loads(out)["status"]
+        token, expiry = status["token"], status.get("expirationTimestamp")
+        left = datetime.fromisoformat(expiry).timestamp() - time.time() if expiry else float("inf")
+    except (ValueError, KeyError, TypeError) as error:
+        text = f"the exec plugin {plugin.command} printed no token (client certificates of plugins are not supported)"
+        raise TowerError("TWR309", text) from error
+    return str(token), time.monotonic() + max(1.0, left - PLUGIN_EARLY)

@@ -1,0 +1,24 @@
+"""From a hop that broke to the fault that people look up."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from daemon.faults import TowerError
+from protocol.aio.hops import DialError, HopName
+
+_BY_HOP: Final[dict[HopName, str]] = {
+    "dns": "TWR210",
+    "tcp": "TWR211",
+    "proxy": "TWR212",
+    "tls": "TWR213",
+    "http": "TWR215",
+    "subprotocol": "TWR216",
+    "handshake": "TWR217",
+}
+
+
+def dial_fault(error: DialError) -> TowerError:
+    """The fault of a broken way out; the hop stands at the head of the message."""
+    code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]
+    return TowerError(code, str(error), retry_after=error.retry_after)
