@@ -1,8 +1,4 @@
-"""What every store must do, whichever implementation: a test class makes it its own by giving a `store` and a `reopen`.
-
-Subclass `StoreConformance` in a test module and override the `store` fixture; implementations that cannot be opened twice
-in one process leave `reopen` out and lose only the tests that need it.
-"""
+"""What every store must do, whichever implementation: subclass `StoreConformance` and give it a `store` fixture."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 """What every store offers: records with a version, changed only by who has seen the version they change.
 
 Invariants that the conformance suite holds for each implementation:
-- `create` is the only uniqueness there is: of many creators of one (kind, name) exactly one succeeds, the others get `Conflict`.
+- `create` is the only uniqueness there is: of many creators of one (kind, name) exactly one succeeds, the others get
+  `Conflict`.
 - A write that returned is durable; a used token stays used through a power cut.
 - A version is opaque: it may be handed back (`expect`, `since`), never compared or computed with.
-- `watch(since=v)` yields every change after `v` in order, or raises `Expired` at once or later, when it can no longer do so
-  (too old, or the reader too slow): the caller lists anew. It never skips one silently.
+- `watch(since=v)` yields every change after `v` in order, or raises `Expired`, at once or later, when it can no longer
+  do so (too old, or the reader too slow): the caller lists anew. It never skips one silently.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Change:
 
 
 class Store(ABC):
-    """Records by (kind, name). All methods may raise `StoreError` and, when the store itself fails, `daemon.faults.TowerError`."""
+    """Records by (kind, name). They raise `StoreError`, and `daemon.faults.TowerError` when the store itself fails."""
 
     @abstractmethod
     async def get(self, kind: Kind, name: str) -> Record:
@@ -109,7 +110,7 @@ class Store(ABC):
 
     @abstractmethod
     def watch(self, kind: Kind, *, since: Version) -> AsyncIterator[Change]:
-        """Every change after `since`, then those to come; `Expired` when that is not possible. Close it with `aclose()`."""
+        """Every change after `since`, then those to come, or `Expired`. Close it with `aclose()`."""
 
     @abstractmethod
     async def create(self, kind: Kind, name: str, data: Data) -> Record:
@@ -121,7 +122,7 @@ class Store(ABC):
 
     @abstractmethod
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
-        """Takes the record away; `Conflict` when its version is not `expect` (None takes any), `NotFound` when it is gone."""
+        """Takes the record away, or `NotFound`, or `Conflict` when its version is not `expect` (None: any)."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -131,6 +132,6 @@ class Store(ABC):
 def check_name(kind: Kind, name: str) -> str:
     if not NAME.fullmatch(name):
         raise Invalid(
-            f"{kind} name {name!r}: lower-case letters, digits, '-' and '.', at most 253, beginning and ending with one of the first two"
+            f"{kind} name {name!r}: at most 253 lower-case letters, digits, '-' and '.', not '-' or '.' at an end"
         )
     return name

@@ -1,7 +1,7 @@
 """The recent changes of a single-process store and the watchers that wait for more.
 
-Bounded in both directions: the log keeps the last `size` changes, and a watcher that falls behind it gets `Expired`, so a
-reader that stops costs nothing. Positions are the integers that the store numbers its writes with.
+Bounded in both directions: the log keeps the last `size` changes, and a watcher that falls behind it gets `Expired`, so
+a reader that stops costs nothing. Positions are the integers that the store numbers its writes with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The store of one machine: SQLite behind one connection in one worker thread.
 
-Writes are serialised by that thread, committed with a full sync before they are acknowledged, and published to watchers in
-commit order. A caller that goes away does not undo its write: the change is published all the same.
+Writes are serialised by that thread, committed with a full sync before they are acknowledged, and published to watchers
+in commit order. A caller that goes away does not undo its write: the change is published all the same.
 """
 
 from __future__ import annotations

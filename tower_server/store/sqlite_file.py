@@ -1,6 +1,6 @@
 """Opens the one SQLite file: refuses what is not ours or newer than we are, and brings what is older up to date.
 
-The file holds the tower's private keys, so it is made 0600 before SQLite sees it and set back to that when someone widened it.
+The file holds the tower's private keys: it is made 0600 before SQLite sees it, and set back to that when widened.
 Exclusive locking is the fence against a second server on the same state directory, and keeps the write-ahead log out of
 shared memory: only one connection ever writes or checkpoints.
 """
@@ -59,7 +59,7 @@ def _make_private(path: Path) -> None:
         raise TowerError(
             "TWR105",
             f"the store {path} cannot be opened: {error.strerror or error}",
-            mend=f"make {path.parent} a directory that this user (uid {os.geteuid()}) can write, or set another state_dir",
+            mend=f"let this user (uid {os.geteuid()}) write the directory {path.parent}, or set another state_dir",
         ) from error
 
 
@@ -79,7 +79,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
     if schema > len(migrations):
         raise TowerError(
             "TWR106",
-            f"the store {path} was written by a newer tower-server (schema {schema}; this one knows up to {len(migrations)})",
+            f"the store {path} was written by a newer tower-server "
+            f"(schema {schema}; this one knows up to {len(migrations)})",
             mend="run the newer tower-server, or restore the copy of the state directory made before the upgrade",
         )
     connection.execute("PRAGMA journal_mode = WAL")
@@ -89,7 +90,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
         raise sqlite3.DatabaseError(f"database disk image is malformed: {problem}")
     for number, script in enumerate(migrations[schema:], start=schema + 1):
         connection.executescript(
-            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
+            f"BEGIN IMMEDIATE; {script};"
+            f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
         )
 
 

@@ -1,0 +1,147 @@
+"""What the server remembers: one frozen dataclass a kind of record, and how each is written down.
+
+Times are seconds since the epoch. Keys that are missing because an older server wrote the record take their defaults,
+and those that only a newer one knows are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, NewType, Self
+
+from tower_server.store.base import Kind, Record
+
+ClusterName = NewType("ClusterName", str)
+Uid = NewType("Uid", str)
+Port = NewType("Port", int)
+
+KUBERNETES = "kubernetes"
+KUBESPHERE = "kubesphere"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The shared codec: a record's data is the dataclass as JSON."""
+
+    KIND: ClassVar[Kind]
+
+    def data(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        known = {entry.name for entry in fields(cls)}
+        return cls(**{key: value for key, value in record.data.items() if key in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster(_Stored):
+    """One member. `ports` maps a service to the host port that callers reach it by."""
+
+    KIND: ClassVar[Kind] = Kind.CLUSTER
+
+    name: str
+    uid: str
+    created: float
+    ports: Mapping[str, int] = field(default_factory=dict)
+    serving_names: tuple[str, ...] = ()
+    """Further names and addresses for the serving certificate; the member name is always in it."""
+    expected_tunnels: int | None = None
+    """None: the most that were seen at once in the last day."""
+    connected: float | None = None
+    """When a tunnel was last known to be up; None: there never was one."""
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        data = dict(record.data)
+        data["serving_names"] = tuple(data.get("serving_names", ()))
+        return super(Cluster, cls).read(Record(record.kind, record.name, record.version, data))
+
+
+@dataclass(frozen=True, slots=True)
+class Claim(_Stored):
+    """A port of the host taken for one service of one cluster. The record's name is the claim: `port-6012`."""
+
+    KIND: ClassVar[Kind] = Kind.CLAIM
+
+    cluster: str
+    uid: str
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """What a key was given for a token, kept until the token expires so that a lost reply can be given again."""
+
+    agent: str
+    at: float
+    serving_key: str
+    identity_chain: tuple[str, ...]
+    serving_chain: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token(_Stored):
+    """An enrolment token; of its secret only a hash is kept. `keys` maps the SHA-256 of a public key to its answer."""
+
+    KIND: ClassVar[Kind] = Kind.TOKEN
+
+    id: str
+    cluster: str
+    uid: str
+    secret_hash: str
+    created: float
+    expires: float
+    uses: int
+    keys: Mapping[str, Enrolled] = field(default_factory=dict)
+    revoked: float | None = None
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        data = dict(record.data)
+        data["keys"] = {
+            key: Enrolled(
+                **{
+                    **answer,
+                    "identity_chain": tuple(answer["identity_chain"]),
+                    "serving_chain": tuple(answer["serving_chain"]),
+                }
+            )
+            for key, answer in data.get("keys", {}).items()
+        }
+        return super(Token, cls).read(Record(record.kind, record.name, record.version, data))
+
+
+@dataclass(frozen=True, slots=True)
+class Agent(_Stored):
+    """One enrolled identity of a member. A handshake is admitted only while its record stands."""
+
+    KIND: ClassVar[Kind] = Kind.AGENT
+
+    name: str
+    cluster: str
+    uid: str
+    key: str
+    """SHA-256 of the public key, hexadecimal: an identity of that name with another key is not this agent."""
+    created: float
+    token: str
+    identity_expires: float
+    serving_expires: float
+    renewed: float | None = None
+    revoked: float | None = None
+    seen: float | None = None
+    version: str = ""
+
+    @property
+    def record_name(self) -> str:
+        return agent_record_name(self.cluster, self.name)
+
+
+def agent_record_name(cluster: str, agent: str) -> str:
+    """Both are DNS labels, so the dot keeps them apart."""
+    return f"{cluster}.{agent}"
+
+
+def claim_record_name(port: int) -> str:
+    return f"port-{port}"
