@@ -32,7 +32,11 @@ EXPIRED_IDENTITY_GRACE_DAYS: Final = 90  # an expired, unrevoked identity may st
 CALLER_HOURS: Final = 24
 CLUSTER_KUBECONFIG_DAYS: Final = 30
 RENEW_AT: Final = 2 / 3  # of a certificate's life
+MAX_CALLER_DAYS: Final = 365  # bounds how long a revocation by user must be kept
+SERVER_CERTIFICATE_DAYS: Final = 30
+CERTIFICATE_BACKDATE: Final = 300.0  # before the time of issue, for clocks that run behind
 TOKEN_LIFETIME: Final = 3600.0
+SEAL_KEY_LIFETIME: Final = 3600.0  # of the key that enrolments are sealed to; the one before it still opens
 TOKEN_USES: Final = 1
 
 # Liveness.
@@ -43,8 +47,11 @@ BACKOFF_MAX: Final = 30.0
 
 # Deadlines.
 DIAL_DEADLINE: Final = 5.0
+OPEN_DEADLINE: Final = 10.0  # for the answer to an OPEN: the peer's dial and a slow link
 HANDSHAKE_DEADLINE: Final = 10.0
 HEAD_DEADLINE: Final = 10.0
+ADMIN_DEADLINE: Final = 10.0  # for an answer of the admin API to the command line
+COMPLETION_DEADLINE: Final = 0.3  # a Tab must not feel stuck
 PROBE_FRESH_FOR: Final = 30.0
 PROBE_INTERVAL: Final = 10.0
 HOLD: Final = 2.0
@@ -57,12 +64,20 @@ MAX_HEADER_FIELDS: Final = 200
 MAX_FRAME_PAYLOAD: Final = 64 * KIB
 MAX_HANDSHAKE_BYTES: Final = 16 * KIB
 MAX_CONTROL_LINE_BYTES: Final = 256 * KIB
+MAX_ENROLMENT_BYTES: Final = 64 * KIB  # a sealed request, and an offer of a seal key
+MAX_ENROLLED_BYTES: Final = 512 * KIB  # a sealed reply: it carries the revocation list
+MAX_REVOCATION_BYTES: Final = 180 * KIB  # so that it fits a control line in base64
 INITIAL_CREDIT: Final = 256 * KIB
 RESERVED_CREDIT: Final = 16 * KIB
 MAX_CREDIT: Final = 32 * MIB
 TUNNEL_BUDGET: Final = 48 * MIB
 PROCESS_BUDGET: Final = 48 * MIB
 
+SEND_HIGH: Final = 128 * KIB  # bytes of a stream waiting for credit or their turn, above which its writer pauses
+SEND_LOW: Final = 32 * KIB
+READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
+
 # Counts.
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
+CONTROL_BACKLOG: Final = 8192  # control frames waiting for a peer that does not read, above which the tunnel is closed

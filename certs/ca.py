@@ -1,0 +1,287 @@
+"""The tower CA of one host: a root, four issuers under it, and everything they sign.
+
+The authority decides every field of what it issues; of a request it takes only the public key. Certificates begin
+`CERTIFICATE_BACKDATE` before their time of issue, so that a peer whose clock runs behind accepts them; what counts as
+their time of issue for a revocation is `not_before` plus that. Nothing here reads a clock or a file: time is an
+argument in Unix seconds, and the store keeps what `to_pem` returns.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from certs.errors import AuthorityError, IssueRefused
+from certs.issuers import (
+    AGENT_SERVING,
+    AGENTS,
+    CLIENTS,
+    ISSUERS,
+    TOWER_SERVERS,
+    Issuer,
+    ca_key_usage,
+    leaf_key_usage,
+)
+from certs.keys import PrivateKey, PublicKey, Signer, generate_key, key_from_pem, key_to_pem, signer
+from certs.names import (
+    MAX_SERVER_NAMES,
+    MEMBERS_DOMAIN,
+    Address,
+    AgentRole,
+    ClientRole,
+    IssuerRole,
+    Role,
+    RootRole,
+    ServerRole,
+    ServingRole,
+    check_caller_name,
+    check_groups,
+    check_label,
+    check_serving_name,
+    member_name,
+    parse_host,
+)
+from certs.verify import TrustBundle
+from protocol import defaults
+
+DAY: Final = 86400.0
+MIN_TTL: Final = 60.0  # shorter ones end before their holder has used them once
+MAX_CALLER_TTL: Final = defaults.MAX_CALLER_DAYS * DAY
+_KEY: Final = re.compile(rb"-----BEGIN PRIVATE KEY-----.+?-----END PRIVATE KEY-----\s*", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new certificate and the issuer's above it."""
+
+    certificate: x509.Certificate
+    issuer: x509.Certificate
+
+    @property
+    def chain_pem(self) -> bytes:
+        """Leaf first; the root is not in it, whoever verifies has it."""
+        return self.certificate.public_bytes(Encoding.PEM) + self.issuer.public_bytes(Encoding.PEM)
+
+    @property
+    def chain_der(self) -> tuple[bytes, ...]:
+        return self.certificate.public_bytes(Encoding.DER), self.issuer.public_bytes(Encoding.DER)
+
+    @property
+    def serial(self) -> int:
+        return self.certificate.serial_number
+
+    @property
+    def not_before(self) -> float:
+        return self.certificate.not_valid_before_utc.timestamp()
+
+    @property
+    def not_after(self) -> float:
+        return self.certificate.not_valid_after_utc.timestamp()
+
+
+@dataclass(frozen=True, slots=True)
+class _Signing:
+    certificate: x509.Certificate
+    key: PrivateKey
+
+
+class Authority:
+    """The keys of one host's CA. Immutable; whoever holds it can mint any peer of this host."""
+
+    def __init__(self, root: _Signing, issuers: Mapping[str, _Signing]) -> None:
+        self._root = root
+        self._issuers = dict(issuers)
+        self.bundle = TrustBundle.from_certificates([root.certificate, *(i.certificate for i in issuers.values())])
+        self.host = self.bundle.host
+
+    @classmethod
+    def create(cls, host: str, *, at: float) -> Authority:
+        """A new root and its issuers; `host` is the name that every certificate of this tower carries."""
+        check_label(host, what="host")
+        key = generate_key()
+        builder = _builder(key.public_key(), _subject("tower root", host), at, at + defaults.CA_DAYS * DAY)
+        builder = _with_ca(builder.issuer_name(_subject("tower root", host)), RootRole(host), path_length=1)
+        ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), False)
+        root = _Signing(builder.sign(key, SHA256()), key)
+        return cls(root, {issuer.name: _make_issuer(root, host, issuer, at) for issuer in ISSUERS.values()})
+
+    def to_pem(self) -> bytes:
+        """Certificates and private keys, root first: for a file of mode 0600 or a Secret, and nowhere else."""
+        pairs = [self._root, *self._issuers.values()]
+        return b"".join(pair.certificate.public_bytes(Encoding.PEM) + key_to_pem(pair.key) for pair in pairs)
+
+    @classmethod
+    def from_pem(cls, pem: bytes) -> Authority:
+        bundle = TrustBundle.from_pem(_KEY.sub(b"", pem))
+        keys = [key_from_pem(block, what="the tower CA") for block in _KEY.findall(pem)]
+        by_point = {key.public_key().public_numbers(): key for key in keys}
+
+        def pair(certificate: x509.Certificate, name: str) -> _Signing:
+            public = certificate.public_key()
+            key = by_point.get(public.public_numbers()) if isinstance(public, PublicKey) else None
+            if key is None:
+                raise AuthorityError(f"the tower CA of {bundle.host} lacks the key of its {name}", _RESTORE)
+            return _Signing(certificate, key)
+
+        missing = sorted(set(ISSUERS) - {issuer.name for issuer, _ in bundle.issuers})
+        if missing:
+            raise AuthorityError(f"the tower CA of {bundle.host} lacks the issuers {', '.join(missing)}", _RESTORE)
+        return cls(pair(bundle.root, "root"), {i.name: pair(certificate, i.name) for i, certificate in bundle.issuers})
+
+    def revocation_signer(self) -> Signer:
+        """Signs revocation lists: see certs.revocation for why this is the *clients* issuer."""
+        return signer(self._issuers[CLIENTS.name].key)
+
+    def issue_server(
+        self,
+        name: str,
+        names: Collection[str],
+        *,
+        public_key: PublicKey,
+        at: float,
+        ttl: float = defaults.SERVER_CERTIFICATE_DAYS * DAY,
+    ) -> Issued:
+        """For a tower server: its tunnel port, the seal key of enrolment, and its own answers on a cluster's port.
+
+        `names` are DNS names and addresses; the one wildcard allowed is `*.members.tower`, under which the server
+        answers for a cluster that has no tunnel.
+        """
+        role = ServerRole(self.host, check_label(name, what="server"))
+        parsed = [parse_host(each) for each in names]
+        for each in parsed:
+            if isinstance(each, str) and each.startswith("*.") and each != f"*.{MEMBERS_DOMAIN}":
+                raise IssueRefused(f"a tower server's certificate may not carry the wildcard {each}", "name each host")
+        return self._issue(TOWER_SERVERS, role, _subject(name), public_key, at=at, ttl=ttl, names=parsed)
+
+    def issue_agent(
+        self,
+        cluster: str,
+        agent: str,
+        *,
+        public_key: PublicKey,
+        at: float,
+        ttl: float = defaults.AGENT_IDENTITY_DAYS * DAY,
+    ) -> Issued:
+        """An agent's identity for the handshake of the tunnel."""
+        role = AgentRole(self.host, check_label(cluster, what="cluster"), check_label(agent, what="agent"))
+        return self._issue(AGENTS, role, _subject(agent, cluster), public_key, at=at, ttl=ttl)
+
+    def issue_serving(
+        self,
+        cluster: str,
+        names: Collection[str] = (),
+        *,
+        public_key: PublicKey,
+        at: float,
+        ttl: float = defaults.AGENT_IDENTITY_DAYS * DAY,
+    ) -> Issued:
+        """What an agent shows to callers: `<cluster>.members.tower`, and names that are this cluster's alone."""
+        role = ServingRole(self.host, check_label(cluster, what="cluster"))
+        parsed = [parse_host(member_name(cluster)), *(check_serving_name(each, cluster=cluster) for each in names)]
+        return self._issue(AGENT_SERVING, role, _subject(cluster), public_key, at=at, ttl=ttl, names=parsed)
+
+    def issue_client(
+        self,
+        user: str,
+        groups: Collection[str] = (),
+        *,
+        public_key: PublicKey,
+        at: float,
+        ttl: float = defaults.CALLER_HOURS * 3600.0,
+    ) -> Issued:
+        """A caller's certificate: user as CN, groups as O."""
+        role = ClientRole(self.host, check_caller_name(user, host=self.host, what="user"))
+        subject = _subject(user, *check_groups(tuple(groups), host=self.host))
+        return self._issue(CLIENTS, role, subject, public_key, at=at, ttl=ttl)
+
+    def _issue(
+        self,
+        issuer: Issuer,
+        role: Role,
+        subject: x509.Name,
+        public_key: PublicKey,
+        *,
+        at: float,
+        ttl: float,
+        names: Collection[Address | str] = (),
+    ) -> Issued:
+        if not MIN_TTL <= ttl <= MAX_CALLER_TTL:
+            raise IssueRefused(
+                f"a lifetime of {ttl:g} s is out of bounds", f"ask for {MIN_TTL:g} s to {defaults.MAX_CALLER_DAYS} d"
+            )
+        if len(names) > MAX_SERVER_NAMES:
+            raise IssueRefused(f"{len(names)} names are too many", f"name at most {MAX_SERVER_NAMES}")
+        signing = self._issuers[issuer.name]
+        ends = signing.certificate.not_valid_after_utc.timestamp()
+        if at + MIN_TTL > ends:
+            raise AuthorityError(f"the {issuer.name} issuer of {self.host} has run out", "make a new tower CA")
+        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(role))]
+        alternatives += [x509.DNSName(n) if isinstance(n, str) else x509.IPAddress(n) for n in dict.fromkeys(names)]
+        builder = (
+            _builder(public_key, subject, at, min(at + ttl, ends))
+            .issuer_name(signing.certificate.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(leaf_key_usage(), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(issuer.usages), critical=False)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(_authority_key(signing.certificate), critical=False)
+        )
+        return Issued(builder.sign(signing.key, SHA256()), signing.certificate)
+
+
+_RESTORE: Final = "restore it from a backup: the certificates of this host end at its root"
+
+
+def _subject(common_name: str, *organizations: str) -> x509.Name:
+    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, each) for each in organizations]
+    return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _builder(public_key: PublicKey, subject: x509.Name, at: float, until: float) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(public_key)
+        .serial_number(secrets.randbits(128) or 1)
+        .not_valid_before(_date(at - defaults.CERTIFICATE_BACKDATE))
+        .not_valid_after(_date(until))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _with_ca(builder: x509.CertificateBuilder, role: Role, *, path_length: int) -> x509.CertificateBuilder:
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(role))])
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(ca_key_usage(), critical=True)
+        .add_extension(names, critical=False)
+    )
+
+
+def _make_issuer(root: _Signing, host: str, issuer: Issuer, at: float) -> _Signing:
+    key = generate_key()
+    subject = _subject(f"tower {issuer.name}", host)
+    builder = _builder(key.public_key(), subject, at, at + defaults.ISSUER_DAYS * DAY)
+    builder = _with_ca(builder.issuer_name(root.certificate.subject), IssuerRole(host, issuer.name), path_length=0)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(issuer.usages), critical=False)
+    builder = builder.add_extension(_authority_key(root.certificate), critical=False)
+    return _Signing(builder.sign(root.key, SHA256()), key)
+
+
+def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+
+
+def _date(at: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(int(at), dt.UTC)
