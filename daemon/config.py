@@ -62,7 +62,7 @@ class Loaded(Generic[M]):
     origins: Mapping[Key, str]
 
     def effective(self) -> list[Setting]:
-        """Every value in force, secrets replaced; origin: "default", "file PATH:LINE", "environment NAME", "flag --x"."""
+        """Every value in force, secrets replaced; origins: "default", "file x:1", "environment X", "flag --x"."""
         return [
             Setting(key=dotted(path), value=value, origin=self._origin(path)) for path, value in _leaves(self.value, ())
         ]

@@ -32,7 +32,7 @@ class Fault:
     http_status: int
     """What an HTTP peer (caller or admin client) is answered with when this fault ends its request."""
     reason: str
-    """CamelCase, for conditions and Tower's own details; a `Status` carries the apiserver's word for the HTTP status."""
+    """CamelCase, for conditions and details; a `Status` carries the apiserver's word for the HTTP status."""
 
 
 class TowerError(Exception):

@@ -1,0 +1,237 @@
+"""The small HTTP server for /healthz, /readyz and /metrics, on a port of its own.
+
+/healthz says that the process lives and nothing more: losing a link must never make Kubernetes restart a pod. /readyz
+asks the named checks and answers 503 with the reasons as JSON. The server is an asyncio.Protocol on httptools rather
+than starlette on uvicorn: three fixed answers need neither, and the agent's memory bound does. Everything is bounded:
+connections, size of a head, time to send it, time that a check may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import httptools
+
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from protocol.defaults import HEAD_DEADLINE
+
+MAX_CONNECTIONS: Final = 64  # probes and a few scrapers; more is a mistake or an attack
+MAX_HEAD: Final = 16 * 1024
+CHECK_DEADLINE: Final = 2.0  # below the 3 s that a kubelet is usually told to wait
+IDLE_DEADLINE: Final = 60.0
+_TEXT: Final = "text/plain; charset=utf-8"
+_PHRASES: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+Check = Callable[[], "str | Awaitable[str | None] | None"]
+"""Says None when fine, else why not, in a few words without secrets."""
+
+log = get_logger(__name__)
+
+
+class Health:
+    """Owns the listener. `check` adds a named readiness check; `stopping` makes /readyz 503 during a drain."""
+
+    def __init__(
+        self, *, metrics: Callable[[], bytes] | None = None, content_type: str = "text/plain; version=0.0.4"
+    ) -> None:
+        self._metrics = metrics
+        self._content_type = content_type
+        self._checks: dict[str, Check] = {}
+        self._server: asyncio.Server | None = None
+        self._connections: set[_Connection] = set()
+        self.stopping = False
+
+    def check(self, name: str, check: Check) -> None:
+        """Adds a readiness check, or replaces the one of that name."""
+        self._checks[name] = check
+
+    def remove(self, name: str) -> None:
+        """Takes a check away; one that is not there is fine."""
+        self._checks.pop(name, None)
+
+    async def start(self, address: str, *, sock: socket.socket | None = None) -> str:
+        """Listens on "HOST:PORT" (port 0: any) or on `sock`; gives the address in use. Raises TowerError TWR103."""
+        loop = asyncio.get_running_loop()
+        if sock is not None:
+            self._server = await loop.create_server(lambda: _Connection(self), sock=sock)
+        else:
+            host, port = split_address(address)
+            try:
+                self._server = await loop.create_server(lambda: _Connection(self), host, port, reuse_address=True)
+            except OSError as exc:
+                raise TowerError("TWR103", f"cannot listen on {address} for health and metrics: {_why(exc)}") from exc
+        bound = self._server.sockets[0].getsockname()
+        return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
+
+    async def stop(self) -> None:
+        """Closes the listener and every connection."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    async def not_ready(self) -> dict[str, str]:
+        """Why the process is not ready, by check; empty when it is."""
+        reasons = {"stopping": "the process is stopping"} if self.stopping else {}
+        for name, check in list(self._checks.items()):
+            try:
+                async with asyncio.timeout(CHECK_DEADLINE):
+                    result = check()
+                    reason = await result if inspect.isawaitable(result) else result
+            except TimeoutError:
+                reason = f"no answer within {CHECK_DEADLINE:g}s"
+            except Exception as exc:  # the boundary: a broken check is a reason, not a crash
+                log.error("readiness-check-failed", check=name, exc_info=True)
+                reason = f"the check itself failed: {type(exc).__name__}"
+            if reason:
+                reasons[name] = reason
+        return reasons
+
+    async def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for a GET of `path`."""
+        if path == "/healthz":
+            return 200, _TEXT, b"ok\n"
+        if path == "/readyz":
+            reasons = await self.not_ready()
+            document = {"ready": not reasons, "reasons": reasons}
+            return 503 if reasons else 200, "application/json", json.dumps(document).encode() + b"\n"
+        if path == "/metrics" and self._metrics is not None:
+            return 200, self._content_type, self._metrics()
+        return 404, _TEXT, b"not found; there are /healthz, /readyz and /metrics\n"
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: a request at a time; what arrives meanwhile waits in the socket."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._size = 0
+        self._keep_alive = False
+        self._pipelined = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if len(self._health._connections) >= MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self._health._connections.add(self)
+        self._arm(HEAD_DEADLINE)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._health._connections.discard(self)
+        self._disarm()
+        if self._task is not None:
+            self._task.cancel()
+        self._transport = None
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._task is not None:  # pipelined: one answer at a time, the rest is not worth keeping
+            self.abort()
+            return
+        self._size += len(data)
+        if self._size > MAX_HEAD:
+            self._write(431, _TEXT, b"request too large\n", close=True)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            if self._task is None:
+                self._write(400, _TEXT, b"not a valid HTTP/1.1 request\n", close=True)
+
+    # httptools callbacks
+    def on_message_begin(self) -> None:
+        self._pipelined = self._task is not None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_headers_complete(self) -> None:
+        self._keep_alive = self._parser.should_keep_alive()
+
+    def on_message_complete(self) -> None:
+        if self._task is None and self._transport is not None:
+            method, path = self._parser.get_method(), self._url.split(b"?", 1)[0].decode("ascii", "replace")
+            self._disarm()
+            self._transport.pause_reading()
+            self._task = asyncio.get_running_loop().create_task(self._respond(method, path), name="health-request")
+
+    async def _respond(self, method: bytes, path: str) -> None:
+        if method not in (b"GET", b"HEAD"):
+            status, kind, body = 405, _TEXT, b"only GET and HEAD\n"
+        else:
+            try:
+                status, kind, body = await self._health.answer(path)
+            except Exception:  # the boundary: one failed answer must not end the health port
+                log.error("health-request-failed", path=path, exc_info=True)
+                status, kind, body = 500, _TEXT, b"internal error; see the log\n"
+        self._task = None
+        self._write(status, kind, body, close=not self._keep_alive or self._pipelined, head=method == b"HEAD")
+        if self._transport is not None and not self._transport.is_closing():
+            self._begin()
+            self._arm(IDLE_DEADLINE)
+            self._transport.resume_reading()
+
+    def _write(self, status: int, kind: str, body: bytes, *, close: bool, head: bool = False) -> None:
+        if self._transport is None:
+            return
+        allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
+        lines = (
+            f"HTTP/1.1 {status} {_PHRASES[status]}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+            f"Cache-Control: no-store\r\n{allow}Connection: {'close' if close else 'keep-alive'}\r\n\r\n"
+        )
+        self._transport.write(lines.encode() + (b"" if head else body))
+        if close:
+            self._disarm()
+            self._arm(HEAD_DEADLINE)  # a peer that does not read its answer is cut off
+            self._transport.close()
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.abort)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def split_address(address: str) -> tuple[str | None, int]:
+    """("127.0.0.1", 9443) of "127.0.0.1:9443"; ":9443" is all addresses (None); IPv6 in brackets. Raises TWR101."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or (":" in host and host[0] != "["):
+        raise TowerError("TWR101", f"{address!r} is not an address; write HOST:PORT, [IPV6]:PORT or :PORT")
+    return host.strip("[]") or None, int(port)
+
+
+def _why(exc: OSError) -> str:
+    text: Any = exc.strerror or str(exc)
+    return str(text).removeprefix("error while attempting to bind on address ")

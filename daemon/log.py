@@ -1,0 +1,105 @@
+"""Structured logs: one line an event, JSON unless people watch, and no secret in any of them.
+
+Events have fixed names in the code (`tunnel-opened`), everything that varies is a key; `cluster`, `tunnel` and
+`connection` are bound once per task (`bound(...)`). The standard library's loggers end in the same chain, so that a
+library's line is redacted and rendered like ours. A log that cannot be written (full disk, closed pipe) never stops the
+work: lines are counted as lost, and the next one that gets through says how many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+
+from daemon.redact import redact
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "console"]
+LEVELS: Final[dict[str, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_QUIET: Final = ("asyncio", "websockets", "urllib3", "kubernetes")  # their debug lines would show what callers send
+
+
+class _Lines:
+    """Writes finished lines; keeps count of those that were lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lost = 0
+
+    def msg(self, line: str) -> None:
+        lost = f'{{"event": "log-lines-lost", "level": "warning", "count": {self._lost}}}\n' if self._lost else ""
+        try:
+            self._stream.write(f"{lost}{line}\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._lost += 1
+        else:
+            self._lost = 0
+
+    debug = info = warning = error = critical = exception = msg
+
+
+class _Bridge(logging.Handler):
+    """Hands a record of the standard library to the structlog chain."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):  # a library's format string and arguments do not fit
+            text = str(record.msg)
+        extra = {"exc_info": record.exc_info} if record.exc_info else {}
+        get_logger(record.name).log(min(record.levelno, logging.ERROR), "library", text=text, **extra)
+
+
+def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: redact(value, name=key) for key, value in event.items()}
+
+
+def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO | None = None) -> None:
+    """Sets up logging for the whole process; standard error is the default, so that stdout stays for data."""
+    out = stream if stream is not None else sys.stderr
+    console = style == "console" or (style == "auto" and out.isatty())
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _redacted,
+    ]
+    if console:
+        render: structlog.types.Processor = structlog.dev.ConsoleRenderer(
+            colors=out.isatty() and not os.environ.get("NO_COLOR"), timestamp_key="time"
+        )
+    else:
+        render = structlog.processors.JSONRenderer(ensure_ascii=False)
+    structlog.configure(
+        processors=[*shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_names: lines,
+        cache_logger_on_first_use=False,
+    )
+    lines = _Lines(out)
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge()]
+    root.setLevel(LEVELS[level])
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(LEVELS[level], logging.WARNING))
+    logging.captureWarnings(True)
+
+
+def get_logger(room: str) -> Any:
+    """A logger whose lines carry `room` (the dotted module name)."""
+    return structlog.get_logger(room=room)
+
+
+@contextlib.contextmanager
+def bound(**keys: Any) -> Iterator[None]:
+    """Every line of this task (and of tasks it starts inside) carries `keys`: cluster, tunnel, connection."""
+    with structlog.contextvars.bound_contextvars(**keys):
+        yield
