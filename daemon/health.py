@@ -13,7 +13,7 @@ import inspect
 import json
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 
@@ -135,10 +135,9 @@ class _Connection(asyncio.Protocol):
         self._pipelined = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports share no base with asyncio's
         if len(self._health._connections) >= MAX_CONNECTIONS:
-            transport.abort()
+            self._transport.abort()
             return
         self._health._connections.add(self)
         self._arm(HEAD_DEADLINE)
