@@ -3,10 +3,10 @@
 `python -m tests.lab.assets [NAME ...]` makes sure that the named programs exist (all of them without a name) and prints
 where each one lies. What is used, first match wins:
 
-1. `TEST_ASSET_KUBE_APISERVER`, `TEST_ASSET_ETCD`, `TEST_ASSET_KUBECTL` (the names that controller-runtime's envtest set);
+1. `TEST_ASSET_KUBE_APISERVER`, `TEST_ASSET_ETCD`, `TEST_ASSET_KUBECTL` (envtest's names);
 2. the folder `KUBEBUILDER_ASSETS`, as far as it has the program;
-3. `.cache/lab/<module>-<hash>/`, built at first use. The hash covers go.mod, go.sum, the sources, flags and machine, so a
-   folder's content never changes and a change of versions builds anew beside the old.
+3. `.cache/lab/<module>-<hash>/`, built at first use. The hash covers go.mod, go.sum, the sources, flags and machine:
+   a folder's content never changes, and a change of versions builds anew beside the old.
 
 Nothing is looked up on PATH but `go`: an unrelated kubectl there would quietly test something else. Two builds at once
 take turns (a lock), a cut build leaves no half program (rename), and a program is built only when it is asked for.
@@ -168,7 +168,9 @@ def _lock(progress: Progress) -> Iterator[None]:
             progress.say("another build of the control plane is running; waiting for it")
             while True:
                 if time.monotonic() > deadline:
-                    raise AssetError(f"another build has held {CACHE / 'lock'} for {BUILD_DEADLINE / 60:.0f} min") from None
+                    raise AssetError(
+                        f"another build has held {CACHE / 'lock'} for {BUILD_DEADLINE / 60:.0f} min"
+                    ) from None
                 time.sleep(0.5)
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,7 +199,9 @@ def _build(go: str, program: Program, progress: Progress, *, following: Sequence
             deadline = time.monotonic() + BUILD_DEADLINE
             while process.poll() is None:
                 if time.monotonic() > deadline:
-                    raise AssetError(f"building {program.name} took more than {BUILD_DEADLINE / 60:.0f} min; log: {log}")
+                    raise AssetError(
+                        f"building {program.name} took more than {BUILD_DEADLINE / 60:.0f} min; log: {log}"
+                    )
                 step.now(_doing(log))
                 time.sleep(0.2)
         finally:

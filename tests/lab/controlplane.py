@@ -2,7 +2,7 @@
 
 Everything lies in one folder (PKI, data, logs, kubeconfigs) and ends with `stop`. There is no controller manager, no
 scheduler and no kubelet: kwok keeps the status of the one node and of pods that name it, streamlet answers logs, exec,
-attach and port-forward with a kubelet's own code. Pods therefore need `spec.nodeName: node-1`, Deployments stay empty and
+attach and port-forward with a kubelet's own code. Pods therefore need `spec.nodeName: node-1`, Deployments stay empty,
 a deleted namespace keeps its finalizer. With a `network`, all of it runs in that namespace and `kubectl` enters it.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from tests.lab import assets, pki
 from tests.lab.network import MemberNetwork
@@ -85,7 +86,7 @@ class ControlPlane:
         while self._children:
             self._children.pop().stop()
 
-    def __enter__(self) -> ControlPlane:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -103,12 +104,20 @@ class ControlPlane:
         """Run kubectl straight to the apiserver (inside the member's network); `check` makes a failure a LabError."""
         done = run(self.kubectl_argv(*arguments, kubeconfig=kubeconfig), self.environment(), stdin, deadline)
         if check and done.code != 0:
-            raise LabError(f"kubectl {' '.join(arguments)}: exit code {done.code}: {done.stderr.decode()[-2000:].strip()}")
+            raise LabError(
+                f"kubectl {' '.join(arguments)}: exit code {done.code}: {done.stderr.decode()[-2000:].strip()}"
+            )
         return done
 
     def kubectl_argv(self, *arguments: str, kubeconfig: Path | None = None) -> list[str]:
         inside = ["ip", "netns", "exec", self.network.name] if self.network else []
-        return [*inside, str(self.programs["kubectl"]), "--kubeconfig", str(kubeconfig or self.admin_kubeconfig), *arguments]
+        return [
+            *inside,
+            str(self.programs["kubectl"]),
+            "--kubeconfig",
+            str(kubeconfig or self.admin_kubeconfig),
+            *arguments,
+        ]
 
     def environment(self) -> dict[str, str]:
         """What kubectl runs with: nothing of the user's configuration, a home of its own for its discovery cache."""
@@ -203,7 +212,11 @@ class ControlPlane:
             *("--node-ip", "127.0.0.1", "--node-name", "localhost", "--node-port", str(self.ports.streamlet)),
             *("--server-address", f"127.0.0.1:{self.ports.kwok}", *tls),
         )
-        node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}}}
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": NODE, "labels": {"kubernetes.io/hostname": NODE}},
+        }
         self.kubectl("create", "-f", "-", stdin=json.dumps(node).encode())
         kwok.until(self._node_ready, f"{NODE} is Ready", START_DEADLINE)
 
@@ -211,11 +224,15 @@ class ControlPlane:
         return self.kubectl("get", "--raw", "/readyz", "--request-timeout=5s", check=False).text == "ok"
 
     def _node_ready(self) -> bool:
-        done = self.kubectl("get", "node", NODE, "-o", "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}", check=False)
+        done = self.kubectl(
+            "get", "node", NODE, "-o", "jsonpath={.status.daemonEndpoints.kubeletEndpoint.Port}", check=False
+        )
         return done.text == str(self.ports.streamlet)
 
 
-def run(argv: Sequence[str], environment: Mapping[str, str], stdin: bytes = b"", deadline: float = KUBECTL_DEADLINE) -> Done:
+def run(
+    argv: Sequence[str], environment: Mapping[str, str], stdin: bytes = b"", deadline: float = KUBECTL_DEADLINE
+) -> Done:
     """A command to its end, or a LabError when it has none within the deadline."""
     try:
         done = subprocess.run(

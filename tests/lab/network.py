@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+from typing import Self
 
 from tests.lab.processes import LabError
 
@@ -82,7 +83,7 @@ class MemberNetwork:
         with contextlib.suppress(LabError):
             _run("ip", "netns", "del", self.name)
 
-    def __enter__(self) -> MemberNetwork:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

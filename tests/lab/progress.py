@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 PLAIN_INTERVAL = 20.0
@@ -18,8 +18,8 @@ SPINNER = "|/-\\"
 
 
 class Progress:
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream or sys.stderr, clock
         self._live = self._stream.isatty()
 
     def say(self, text: str) -> None:
@@ -28,7 +28,7 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, name: str, *, following: Sequence[str] = ()) -> Iterator[Step]:
-        step = Step(name, following, self._stream, live=self._live)
+        step = Step(name, following, self._stream, self._clock, live=self._live)
         try:
             yield step
         finally:
@@ -36,10 +36,12 @@ class Progress:
 
 
 class Step:
-    def __init__(self, name: str, following: Sequence[str], stream: TextIO, *, live: bool) -> None:
-        self._name, self._stream, self._live = name, stream, live
+    def __init__(
+        self, name: str, following: Sequence[str], stream: TextIO, clock: Callable[[], float], *, live: bool
+    ) -> None:
+        self._name, self._stream, self._clock, self._live = name, stream, clock, live
         self._next = f"; next: {', '.join(following)}" if following else ""
-        self._started = time.monotonic()
+        self._started = clock()
         self._told = self._started
         self._turn = 0
         if not live:
@@ -47,7 +49,7 @@ class Step:
 
     def now(self, doing: str) -> None:
         """Called often; writes only what is worth a line."""
-        now = time.monotonic()
+        now = self._clock()
         text = f"{self._name}  {self._elapsed()}  {doing}{self._next}"
         if self._live:
             self._turn += 1
@@ -68,7 +70,7 @@ class Step:
             self._stream.flush()
 
     def _elapsed(self) -> str:
-        seconds = int(time.monotonic() - self._started)
+        seconds = int(self._clock() - self._started)
         return f"{seconds // 60}:{seconds % 60:02d}"
 
     def _line(self, text: str) -> None:

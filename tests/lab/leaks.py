@@ -1,0 +1,78 @@
+"""What a test must not leave behind: tasks of its event loop, open descriptors, child processes.
+
+A plugin for pytest, active for every test. Things that wider fixtures own (a session's control plane) exist before the
+first snapshot and are not counted. What is merely on its way out gets `GRACE` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+GRACE = 2.0
+POLL = 0.02
+
+
+@pytest.fixture(autouse=True)
+def leaks_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves something behind. Set up before, torn down after all other fixtures of the test."""
+    before = descriptors() | children()
+    if inspect.iscoroutinefunction(inspect.unwrap(getattr(request.function, "hypothesis", request.function))):
+        request.getfixturevalue("leaks_no_task")
+        # the loop itself (its selector, its self-pipe) is closed after this fixture, by the runner's own
+        before |= descriptors()
+    yield
+    end = time.monotonic() + GRACE
+    while left := {key: what for key, what in (descriptors() | children()).items() if before.get(key) != what}:
+        gc.collect()
+        if time.monotonic() > end:
+            pytest.fail("the test leaves behind: " + ", ".join(f"{key} ({what})" for key, what in sorted(left.items())))
+        time.sleep(POLL)
+
+
+@pytest_asyncio.fixture
+async def leaks_no_task() -> AsyncIterator[None]:
+    """Runs on the loop of the test, around all of its other fixtures."""
+    yield
+    end = time.monotonic() + GRACE
+    while left := asyncio.all_tasks() - {asyncio.current_task()}:
+        if time.monotonic() > end:
+            names = ", ".join(sorted(f"{task.get_name()} ({task.get_coro()!r})" for task in left))
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=GRACE)
+            pytest.fail(f"the test leaves tasks behind: {names}")
+        await asyncio.sleep(POLL)
+
+
+def descriptors() -> dict[str, str]:
+    """Open descriptors of this process: number and what it is (`socket:[4711]`, `pipe:[42]`, a path)."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[f"descriptor {number}"] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the one that listed the folder
+            continue
+    return found
+
+
+def children() -> dict[str, str]:
+    """Child processes, ended but not waited for ones too: id and command line."""
+    found = {}
+    for listing in Path("/proc/self/task").glob("*/children"):
+        for pid in listing.read_text().split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except FileNotFoundError:
+                continue
+            if "multiprocessing.resource_tracker" not in command:  # Python's own, one a process, ends with it
+                found[f"process {pid}"] = command.strip()[:200] or "ended, not waited for"
+    return found

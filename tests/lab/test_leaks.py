@@ -1,0 +1,40 @@
+"""The leak check itself must be able to fail: each kind of leak, in a pytest run of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BAD = """
+import asyncio, socket, subprocess, time
+import pytest
+from tests.lab import leaks
+leaks.GRACE = 0.1
+kept = []
+
+def test_descriptor(): kept.append(open("/dev/null"))
+def test_child(): kept.append(subprocess.Popen(["sleep", "0.05"], stdin=subprocess.DEVNULL)); leaks.GRACE = 0.1
+@pytest.mark.asyncio
+async def test_task(): kept.append(asyncio.create_task(asyncio.sleep(30), name="forgotten"))
+@pytest.mark.asyncio
+async def test_socket_of_a_loop():
+    listener = socket.create_server(("127.0.0.1", 0)); kept.append(listener)
+@pytest.mark.asyncio
+async def test_clean_loop():
+    server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0); server.close(); await server.wait_closed()
+    task = asyncio.create_task(asyncio.sleep(0.02))
+def test_clean(): open("/dev/null").close()
+"""
+
+
+def test_each_kind_of_leak_fails_its_own_test_and_names_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makepyfile(BAD)
+    result = pytester.runpytest_subprocess("-p", "tests.lab.leaks", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=6, errors=4)
+    for line in ("*descriptor * (/dev/null)*", "*process * (ended, not waited for)*", "*forgotten*", "*(socket:*"):
+        result.stdout.fnmatch_lines([line])
