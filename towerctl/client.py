@@ -1,0 +1,175 @@
+"""The admin API over its Unix socket: one connection a call, a deadline on each, answers bounded.
+
+Only the standard library, since every Tab in a shell starts a process that comes through here. Each way in which the
+server may not answer has its own sentence: no socket, a socket without a process, no permission, silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import os
+import pwd
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from towerctl.errors import AdminRefused, ServerUnreachable
+
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
+MAX_LINE_BYTES: Final = 4 * 1024 * 1024
+API_HOST: Final = "localhost"
+"""The Host that the admin API answers to; others are refused there, so that no web page can be aimed at it."""
+
+Object = dict[str, Any]
+
+
+def path_of(*parts: str) -> str:
+    """A path below /v1 from parts that may hold any character."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float | None) -> None:
+        super().__init__(API_HOST, timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class AdminClient:
+    """Calls of the admin API; each raises `ServerUnreachable` or `AdminRefused`."""
+
+    def __init__(self, path: str, *, timeout: float) -> None:
+        self.path = path
+        self.timeout = timeout
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> Object:
+        return self._call("GET", path, query=query)
+
+    def post(self, path: str, body: Object | None = None, *, timeout: float | None = None) -> Object:
+        return self._call("POST", path, body={} if body is None else body, timeout=timeout)
+
+    def delete(self, path: str) -> Object:
+        return self._call("DELETE", path)
+
+    def watch(self, path: str, query: Mapping[str, str]) -> Iterator[Object]:
+        """Objects as the server sends them, one JSON object a line; ends when the server ends it. No deadline."""
+        with self._answer("GET", path, query=query, body=None, timeout=self.timeout) as (connection, response):
+            if connection.sock is not None:
+                connection.sock.settimeout(None)  # between two changes there may lie days
+            while line := response.readline(MAX_LINE_BYTES):
+                if line.strip():
+                    yield _parse(line, self.path)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Object | None = None,
+        timeout: float | None = None,
+    ) -> Object:
+        deadline = self.timeout if timeout is None else timeout
+        with self._answer(method, path, query=query, body=body, timeout=deadline) as (_, response):
+            data = response.read(MAX_ANSWER_BYTES + 1)
+        if len(data) > MAX_ANSWER_BYTES:
+            raise ServerUnreachable(f"the answer from {self.path} is larger than {MAX_ANSWER_BYTES >> 20} MiB")
+        return _parse(data, self.path) if data.strip() else {}
+
+    @contextlib.contextmanager
+    def _answer(
+        self, method: str, path: str, *, query: Mapping[str, str] | None, body: Object | None, timeout: float
+    ) -> Iterator[tuple[_UnixConnection, http.client.HTTPResponse]]:
+        connection = _UnixConnection(self.path, timeout)
+        payload = None if body is None else json.dumps(body).encode()
+        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if payload is not None else {})
+        try:
+            connection.request(method, path + (f"?{urlencode(query)}" if query else ""), payload, headers)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise _refusal(response, self.path)
+            yield connection, response
+        except (OSError, http.client.HTTPException) as error:
+            raise unreachable(error, self.path, timeout) from error
+        finally:
+            connection.close()
+
+
+def _parse(data: bytes, path: str) -> Object:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ServerUnreachable(
+            f"what answers at {path} is not the admin API of a tower server", mend="check --socket (TOWER_ADMIN_SOCKET)"
+        )
+    return parsed
+
+
+def _refusal(response: http.client.HTTPResponse, path: str) -> AdminRefused:
+    data = response.read(MAX_LINE_BYTES)
+    try:
+        error = json.loads(data)
+    except (ValueError, RecursionError):
+        error = None
+    if not isinstance(error, dict) or not error.get("message"):
+        return AdminRefused(response.status, "", f"{path} answered {response.status} {response.reason}", "")
+    return AdminRefused(
+        response.status, str(error.get("code", "")), str(error["message"]), str(error.get("mend", "") or "")
+    )
+
+
+def unreachable(error: Exception, path: str, timeout: float) -> ServerUnreachable:
+    """The sentence for why nothing answered at `path`."""
+    start = "start it with `tower-server run` (or `systemctl start tower-server`), or name its socket with --socket"
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, TimeoutError):
+        return ServerUnreachable(
+            f"the tower server at {path} did not answer within {timeout:g}s",
+            mend="look at its log; raise --timeout if it is only busy",
+        )
+    if isinstance(error, PermissionError):
+        return ServerUnreachable(
+            f"you may not open {path}{_owner(path)}", mend="run this as the user who owns it (sudo)"
+        )
+    if code in (errno.ENOENT, errno.ENOTDIR):
+        return ServerUnreachable(f"no tower server runs here: {path} does not exist", mend=start)
+    if code == errno.ECONNREFUSED:
+        if not _is_socket(path):
+            return ServerUnreachable(f"{path} is not a socket", mend="name the server's admin socket with --socket")
+        return ServerUnreachable(f"no tower server runs here: nobody listens at {path} any more", mend=start)
+    if isinstance(error, OSError) and "too long" in str(error):
+        return ServerUnreachable(
+            f"the socket path of {len(path)} characters is longer than the kernel takes (107): {path}",
+            mend="configure a shorter `admin_socket` in the server, or reach it through a shorter symbolic link",
+        )
+    if isinstance(error, http.client.HTTPException):
+        return ServerUnreachable(
+            f"what answers at {path} broke off or does not speak HTTP ({type(error).__name__})",
+            mend="check --socket; look at the server's log",
+        )
+    return ServerUnreachable(f"the tower server at {path} cannot be asked: {error}")
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _owner(path: str) -> str:
+    try:
+        return f" (it belongs to {pwd.getpwuid(os.stat(path).st_uid).pw_name})"
+    except (OSError, KeyError):
+        return ""

@@ -1,0 +1,66 @@
+"""`explain`: the table of faults, offline, because it is read when nothing else works."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import asdict
+
+import click
+from click.shell_completion import CompletionItem
+
+from daemon.faults import FAULTS, Fault, TowerError
+from towerctl.lazy import Command
+from towerctl.output import output_option, print_document
+from towerctl.table import format_row, widths_of
+
+
+class _Code(click.ParamType):
+    name = "code"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [
+            CompletionItem(code, help=entry.title)
+            for code, entry in FAULTS.items()
+            if code.startswith(incomplete.upper())
+        ]
+
+
+@click.command(cls=Command)
+@click.argument("code", required=False, type=_Code())
+@output_option("table", "json", "yaml")
+def explain(code: str | None, output: str) -> None:
+    """Say what CODE means, what causes it and how to mend it; without CODE list all of them. Needs no server."""
+    if code is None:
+        _list(output)
+        return
+    entry = _find(code)
+    if output != "table":
+        print_document(asdict(entry), output)
+        return
+    click.echo(f"{entry.code}: {entry.title}")
+    for word, text in (("Meaning", entry.meaning), ("Cause", entry.cause), ("Mend", entry.mend)):
+        click.echo(f"{word}:".ljust(10) + text)
+    click.echo(f"HTTP:     {entry.http_status}   Reason: {entry.reason}")
+
+
+def _list(output: str) -> None:
+    if output != "table":
+        print_document([asdict(entry) for entry in FAULTS.values()], output)
+        return
+    rows = [["CODE", "REASON", "TITLE"], *([entry.code, entry.reason, entry.title] for entry in FAULTS.values())]
+    widths = widths_of(rows)
+    for row in rows:
+        click.echo(format_row(row, widths))
+
+
+def _find(code: str) -> Fault:
+    """The entry of `TWR201`, `twr201` or `201`."""
+    wanted = code.strip().upper()
+    if re.fullmatch(r"[0-9]{3}", wanted):
+        wanted = f"TWR{wanted}"
+    if wanted in FAULTS:
+        return FAULTS[wanted]
+    close = difflib.get_close_matches(wanted, FAULTS, n=3, cutoff=0.8)
+    hint = f"did you mean {', '.join(close)}? " if close else ""
+    raise TowerError("TWR609", f"there is no fault code {code[:40]!r}", mend=f"{hint}{FAULTS['TWR609'].mend}")

@@ -1,0 +1,29 @@
+"""What a command knows besides its own arguments: where the server is, and how long to wait for it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protocol import defaults
+
+if TYPE_CHECKING:
+    from towerctl.client import AdminClient
+
+
+def _socket() -> str:
+    return os.environ.get("TOWER_ADMIN_SOCKET") or defaults.ADMIN_SOCKET
+
+
+@dataclass(slots=True)
+class Ctl:
+    """The object of the click context; the global options write it."""
+
+    socket: str = field(default_factory=_socket)
+    timeout: float = defaults.ADMIN_DEADLINE
+
+    def client(self, *, timeout: float | None = None) -> AdminClient:
+        from towerctl.client import AdminClient
+
+        return AdminClient(self.socket, timeout=self.timeout if timeout is None else timeout)

@@ -1,0 +1,97 @@
+"""click groups whose commands are imported when they are used, and the options that every command takes.
+
+Help and completion read only the table of names and one-liners, so that neither pays for what it does not run.
+`--socket` and `--timeout` are taken anywhere on the line, as kubectl takes its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from towerctl.context import Ctl
+from towerctl.types import Duration
+from towerctl.words import PROGRAM
+
+CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is not None:
+        setattr(ctx.ensure_object(Ctl), str(param.name), value)
+
+
+def global_options() -> list[click.Parameter]:
+    """What may stand before or after the verb; the last one said wins."""
+    return [
+        click.Option(
+            ["--socket"],
+            metavar="PATH",
+            expose_value=False,
+            is_eager=True,
+            callback=_remember,
+            help="Admin socket of the tower server (TOWER_ADMIN_SOCKET).",
+        ),
+        click.Option(
+            ["--timeout"],
+            type=Duration(minimum=0.05),
+            expose_value=False,
+            is_eager=True,
+            callback=_remember,
+            help="How long to wait for an answer of the server, such as 10s.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the global options too, and says `kubectl tower` where it was called so."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = CONTEXT_SETTINGS | (kwargs.get("context_settings") or {})
+        super().__init__(*args, **kwargs)
+        self.params.extend(global_options())
+        if self.help:
+            self.help = self.help.replace("towerctl", PROGRAM)
+        self.epilog = self.epilog.replace("towerctl", PROGRAM) if self.epilog else None
+
+
+class LazyGroup(click.Group):
+    """`table` maps a verb to (module:attribute, what it does in one line)."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        kwargs["context_settings"] = CONTEXT_SETTINGS | (kwargs.get("context_settings") or {})
+        super().__init__(*args, **kwargs)
+        self.params.extend(global_options())
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self.table.get(cmd_name)
+        if entry is None:
+            return None
+        module, _, attribute = entry[0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise click.NoSuchCommand(args[0], possibilities=list(self.table), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=line) for name, (_, line) in self.table.items() if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)

@@ -1,0 +1,50 @@
+"""The entry point of `towerctl` and `kubectl-tower`: runs a command and turns what ended it into an exit code.
+
+Every failure is one sentence with its code and its mend on standard error; a traceback means a defect in this program.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
+from towerctl.root import cli
+from towerctl.words import PROGRAM
+
+
+def main() -> NoReturn:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Runs one command line; returns its exit code."""
+    try:
+        result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var="_TOWERCTL_COMPLETE")
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("", err=True)
+        return 128 + signal.SIGINT
+    except TowerError as error:
+        click.echo(sentence(error), err=True)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return result if isinstance(result, int) else 0
+
+
+def sentence(error: TowerError) -> str:
+    """`error: what, where, why`, then what to do, then where to read more."""
+    lines = [f"error: {error.message}"]
+    if error.mend:
+        lines.append(f"  mend: {error.mend}")
+    if error.code not in ("", "TWR601"):
+        lines.append(f"  code: {error.code} (`{PROGRAM} explain {error.code}`)")
+    return "\n".join(lines)

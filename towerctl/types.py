@@ -1,0 +1,91 @@
+"""Kinds of arguments. Each refuses what is wrong with the text and what would be right, before the server is asked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from protocol import defaults
+from towerctl.context import Ctl
+
+LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_USER: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?")
+
+
+class Duration(click.ParamType):
+    """Seconds, written as 90s, 5m, 24h, 1h30m or 7d."""
+
+    name = "duration"
+
+    def __init__(self, *, minimum: float = 0.0, maximum: float | None = None) -> None:
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from daemon.units import format_duration, parse_duration
+
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        if seconds < self.minimum:
+            self.fail(f"{value!r} is less than {format_duration(self.minimum)}", param, ctx)
+        if self.maximum is not None and seconds > self.maximum:
+            self.fail(f"{value!r} is more than {format_duration(self.maximum)}", param, ctx)
+        return seconds
+
+
+class Name(click.ParamType):
+    """A DNS label: what clusters, agents and services are named by."""
+
+    def __init__(self, what: str = "cluster") -> None:
+        self.name = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not LABEL.fullmatch(text):
+            self.fail(
+                f"{text[:80]!r} cannot be the name of a {self.name}: use 1 to 63 lower-case letters, digits and "
+                f"hyphens, with a letter or digit at both ends",
+                param,
+                ctx,
+            )
+        return text
+
+
+class Cluster(Name):
+    """The name of a cluster that exists; completed from the server, which gets a fraction of a second to answer."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in names_of(ctx, "clusters") if name.startswith(incomplete)]
+
+
+class User(click.ParamType):
+    """A caller's name, as it stands in a certificate and in an HTTP header."""
+
+    name = "user"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not _USER.fullmatch(text):
+            self.fail(
+                f"{text[:80]!r} cannot be a caller's name: use 1 to 64 printable ASCII characters, no space at either end",
+                param,
+                ctx,
+            )
+        return text
+
+
+def names_of(ctx: click.Context, kind: str) -> list[str]:
+    """The names of what the server holds, for completion only: no server means no names and no noise."""
+    from daemon.faults import TowerError
+
+    ctl = ctx.find_object(Ctl) or Ctl()
+    try:
+        items = ctl.client(timeout=defaults.COMPLETION_DEADLINE).get(f"/v1/{kind}").get("items", [])
+    except TowerError:
+        return []
+    return [str(item.get("name", "")) for item in items if isinstance(item, dict)]
