@@ -71,7 +71,7 @@ async def fetch(
 
 
 def _head(target: DialTarget, method: str, path: str, headers: Sequence[Header], length: int) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {target.authority}", "Connection: close", "Accept: application/json"]
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {target.authority}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers]
     if length or method not in {"GET", "HEAD", "DELETE"}:
         lines.append(f"Content-Length: {length}")

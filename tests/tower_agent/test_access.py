@@ -1,0 +1,121 @@
+"""Two TLS contexts that never mix, and a token that follows its rotation."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from daemon.faults import TowerError
+from protocol.aio.proxydial import DialTarget
+from tests.tower_agent.backend import Pki, backend, write_kubeconfig
+from tower_agent import access as access_module
+from tower_agent.access import Access, in_cluster
+from tower_agent.http import fetch
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.asyncio
+async def test_only_the_own_context_presents_the_certificate(tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+    user = {"client-certificate-data": encoded(pki.client_pem), "client-key-data": encoded(pki.client_key)}
+    async with backend(lambda request: (200, {"client": request.client}), pki.server) as served:
+        file = write_kubeconfig(tmp_path / "config", f"https://127.0.0.1:{served.port}/base", pki.ca_pem, user)
+        access = Access.find(file)
+        own = await fetch(access.target(access.own_context()), "GET", "/")
+        bare = await fetch(access.target(access.bare_context()), "GET", "/")
+    assert own.json() == {"client": "tower-agent"}
+    assert bare.json() == {"client": None}
+    assert access.base_path == "/base"
+    assert access.address == f"127.0.0.1:{served.port}"
+
+
+def test_a_key_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    first, second = Pki(tmp_path, "One"), Pki(tmp_path, "Two")
+    user = {"client-certificate-data": encoded(first.client_pem), "client-key-data": encoded(second.client_key)}
+    access = Access.find(write_kubeconfig(tmp_path / "config", "https://m", first.ca_pem, user))
+    with pytest.raises(TowerError, match="do not fit each other"):
+        access.own_context()
+
+
+def test_the_service_account_token_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ca.crt").write_bytes(Pki(tmp_path).ca_pem)
+    (tmp_path / "token").write_text("first\n")
+    environ = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
+    access = Access(in_cluster(environ, tmp_path))
+    assert access.address == "[fd00::1]:6443"
+    assert access.token() == "first"
+    (tmp_path / "token").write_text("second\n")
+    assert access.token() == "first"
+    monkeypatch.setattr(access, "_stale_at", 0.0)
+    assert access.token() == "second"
+    (tmp_path / "token").unlink()
+    monkeypatch.setattr(access, "_stale_at", 0.0)
+    assert access.token() == "second"
+
+
+def test_outside_a_cluster_the_mend_is_a_kubeconfig(tmp_path: Path) -> None:
+    with pytest.raises(TowerError) as caught:
+        in_cluster({}, tmp_path)
+    assert "KUBERNETES_SERVICE_HOST is not set" in caught.value.message
+    assert "--kubeconfig" in caught.value.mend
+    with pytest.raises(TowerError, match="no ServiceAccount mounted"):
+        in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path / "none")
+
+
+def test_a_plain_apiserver_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match="not an https:// address"):
+        Access.find(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:8080", b"CA", {}))
+
+
+def plugin_user(script: str) -> dict[str, object]:
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": sys.executable,
+            "args": ["-c", script],
+        }
+    }
+
+
+@pytest.mark.asyncio
+async def test_an_exec_plugin_gives_the_token_once(tmp_path: Path) -> None:
+    counter = tmp_path / "calls"
+    credential = {"status": {"token": "from-plugin", "expirationTimestamp": "2999-01-01T00:00:00Z"}}
+    script = f"open({str(counter)!r}, 'a').write('x'); print({json.dumps(json.dumps(credential))})"
+    access = Access.find(write_kubeconfig(tmp_path / "config", "https://m", Pki(tmp_path).ca_pem, plugin_user(script)))
+    assert await access.fresh_token() == "from-plugin"
+    assert await access.fresh_token() == "from-plugin"
+    assert counter.read_text() == "x"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("import sys; sys.exit('no session')", "ended with code 1: no session"),
+        ("print('{}')", "printed no token"),
+        ("import time; time.sleep(60)", "did not end in"),
+    ],
+)
+async def test_a_failing_plugin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+) -> None:
+    monkeypatch.setattr(access_module, "PLUGIN_DEADLINE", 1.0)
+    access = Access.find(write_kubeconfig(tmp_path / "config", "https://m", Pki(tmp_path).ca_pem, plugin_user(script)))
+    with pytest.raises(TowerError, match=told) as caught:
+        await access.fresh_token()
+    assert caught.value.code == "TWR309"
+
+
+def test_targets_ignore_the_proxies_of_the_environment(tmp_path: Path) -> None:
+    access = Access.find(write_kubeconfig(tmp_path / "config", "https://m", Pki(tmp_path).ca_pem, {}))
+    target = access.target(access.bare_context())
+    assert isinstance(target, DialTarget)
+    assert target.route({"HTTPS_PROXY": "http://proxy:3128"}) is None

@@ -1,0 +1,79 @@
+"""The agent's own requests: one bounded answer, or a hop that says what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protocol.aio.hops import DialError
+from protocol.aio.proxydial import DialTarget
+from tests.tower_agent.backend import backend
+from tower_agent.http import fetch
+
+
+@pytest.mark.asyncio
+async def test_an_answer_is_read_whole() -> None:
+    async with backend(lambda request: (201, {"got": request.json()}), None) as served:
+        target = DialTarget(host="127.0.0.1", port=served.port, ssl_context=None)
+        answer = await fetch(target, "POST", "/things?x=1", body=b'{"a": 1}', headers=[("X-Test", "yes")])
+    assert (answer.status, answer.json()) == (201, {"got": {"a": 1}})
+    assert served.requests[0].path == "/things?x=1"
+    assert served.requests[0].headers["x-test"] == "yes"
+    assert served.requests[0].headers["host"] == f"127.0.0.1:{served.port}"
+
+
+async def answered_with(raw: bytes, *, method: str = "GET", limit: int = 4096) -> object:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        target = DialTarget(host="127.0.0.1", port=server.sockets[0].getsockname()[1], ssl_context=None)
+        return await fetch(target, method, "/", limit=limit, deadline=2)
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("raw", "method", "body"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "GET", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "GET", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", "GET", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD", b""),
+    ],
+)
+async def test_every_framing_is_understood(raw: bytes, method: str, body: bytes) -> None:
+    answer = await answered_with(raw, method=method)
+    assert answer.body == body  # type: ignore[attr-defined]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n", "did not answer in HTTP/1.1"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshort", "before its answer was complete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000, "more than 4096 bytes"),
+        (b"", "before its answer was complete"),
+    ],
+)
+async def test_an_unusable_answer_names_its_reason(raw: bytes, told: str) -> None:
+    with pytest.raises(DialError) as caught:
+        await answered_with(raw)
+    assert caught.value.hop == "http"
+    assert told in caught.value.text
+
+
+@pytest.mark.asyncio
+async def test_a_header_cannot_be_split() -> None:
+    async with backend(lambda _request: (200, {}), None) as served:
+        target = DialTarget(host="127.0.0.1", port=served.port, ssl_context=None)
+        with pytest.raises(ValueError, match="line break"):
+            await fetch(target, "GET", "/", headers=[("X", "a\r\nY: b")])

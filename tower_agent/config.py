@@ -1,0 +1,148 @@
+"""What the agent's configuration file, environment and flags may say.
+
+Most members need none of it: an agent serves every host that it was joined to, with an identity each in the state
+directory. `hosts` changes something for one of them, or names a host whose identity lies in a Secret.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from certs.names import is_label
+from daemon.config import Section
+from daemon.log import Format, Level
+from protocol import defaults
+
+KUBERNETES = "kubernetes"
+KUBESPHERE = "kubesphere"
+Mode = Literal["gateway", "passthrough"]
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`host:port` (`[v6]:port`) as a pair; raises ValueError."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if (
+        not bare
+        or not (port.isascii() and port.isdigit())
+        or not 0 < int(port) < 65536
+        or (":" in bare) != (host != bare)
+    ):
+        raise ValueError(f"must be HOST:PORT such as grafana.monitoring:3000, not {text!r}")
+    return bare, int(port)
+
+
+class Service(Section):
+    """A destination that the member's owner offers to the hosts."""
+
+    address: str | None = None
+    """host:port as the agent dials it; not for `kubernetes`, whose address comes from the agent's access."""
+    mode: Mode = "gateway"
+    """`kubernetes` only: `gateway` authenticates every request here; `passthrough` relays TCP to the apiserver."""
+
+    @field_validator("address")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+
+def _short_service(value: Any) -> Any:
+    return {"address": value} if isinstance(value, str) else value
+
+
+class Log(Section):
+    """Where the log goes is standard error; this is how much and in which form."""
+
+    level: Level = "info"
+    format: Format = "auto"
+
+
+class Host(Section):
+    """What differs for one host. What is left out is as for all hosts."""
+
+    name: str
+    """The host's name, as `tower-agent join` printed it."""
+    url: str | None = None
+    """The server's address, where it is no longer the one that the token carried."""
+    ca_file: Path | None = None
+    proxy: str | None = None
+    policy_file: Path | None = None
+    identity_secret: str | None = None
+    raw_services_over_foreign_tls: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _a_label(cls, value: str) -> str:
+        if not is_label(value):
+            raise ValueError("a host's name is a DNS label")
+        return value
+
+
+class AgentConfig(Section):
+    """The agent's configuration."""
+
+    state_dir: Path = Path(defaults.AGENT_STATE_DIR)
+    """Holds the identities (0600), one folder a host, and the revocation list last seen."""
+    kubeconfig: Path | None = None
+    """The member's kubeconfig; without one the pod's ServiceAccount is used."""
+    context: str | None = None
+    health_address: str = defaults.AGENT_HEALTH_ADDRESS
+    ca_file: Path | None = None
+    """Further authorities (PEM) for the link's TLS and https:// proxies, beside the tower's own and the system's."""
+    proxy: str | None = None
+    """http(s)://user:password@host:port on the way to every host; HTTPS_PROXY and NO_PROXY are used without it."""
+    proxy_from_environment: bool = True
+    insecure_transport: bool = False
+    """Allows ws:// addresses: the link without TLS."""
+    raw_services_over_foreign_tls: bool = False
+    """Allows raw services where the link's TLS ends before the tower: whoever ends it can read and change them."""
+    identity_secret: str | None = None
+    """NAMESPACE/NAME of the Secret that keeps the identity, in place of the state directory."""
+    token_file: Path | None = None
+    """An enrolment token: used at start when there is no identity yet."""
+    policy_file: Path | None = None
+    """Who may be impersonated; see `tower-agent policy`."""
+    services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
+    hosts: list[Host] = Field(default_factory=list)
+    log: Log = Log()
+
+    @field_validator("health_address")
+    @classmethod
+    def _listens(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("services")
+    @classmethod
+    def _declared(cls, services: dict[str, Service]) -> dict[str, Service]:
+        for name, service in services.items():
+            if not is_label(name):
+                raise ValueError(f"a service's name is a DNS label, not {name!r}")
+            if name == KUBERNETES and service.address is not None:
+                raise ValueError("the address of kubernetes comes from the kubeconfig or the ServiceAccount")
+            if name != KUBERNETES and (service.address is None or service.mode != "gateway"):
+                raise ValueError(f"the service {name} needs an address (host:port) and nothing else")
+        return services
+
+    @model_validator(mode="after")
+    def _one_entry_a_host(self) -> AgentConfig:
+        names = [host.name for host in self.hosts]
+        if len(set(names)) != len(names):
+            raise ValueError("`hosts` names a host twice")
+        for secret in (self.identity_secret, *(host.identity_secret for host in self.hosts)):
+            if secret is not None:
+                split_secret(secret)
+        return self
+
+
+def split_secret(text: str) -> tuple[str, str]:
+    """`namespace/name` of a Secret as a pair; raises ValueError."""
+    namespace, slash, name = text.partition("/")
+    if not slash or not is_label(namespace) or not all(map(is_label, name.split("."))):
+        raise ValueError(f"a Secret is named NAMESPACE/NAME, not {text!r}")
+    return namespace, name
