@@ -16,9 +16,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import uvloop
 
 GRACE = 2.0
 POLL = 0.02
+
+
+def pytest_configure() -> None:
+    uvloop.new_event_loop().close()  # libuv's first loop opens a pipe that lives as long as the process
 
 
 @pytest.fixture(autouse=True)
