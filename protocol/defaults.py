@@ -81,3 +81,9 @@ READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
 CONTROL_BACKLOG: Final = 8192  # control frames waiting for a peer that does not read, above which the tunnel is closed
+
+# Admission at the tunnel port: token buckets, refilled per second. A storm of agents comes back within their back-off.
+HANDSHAKE_RATE: Final = 100.0
+HANDSHAKE_BURST: Final = 200
+ENROLMENT_RATE: Final = 20.0
+ENROLMENT_BURST: Final = 200
