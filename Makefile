@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv check test test-fast demo bench clean
+.PHONY: help venv check assets test test-fast demo bench clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 venv: $(STAMP) ## a virtual environment with everything in it
 $(STAMP): pyproject.toml
+	@$(PYTHON) -m tests.lab.debian python3-venv
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
@@ -27,7 +28,15 @@ test-fast: $(STAMP) ## rings 1 and 2 without floods and leak loops; under a minu
 	$(BIN)/pytest -m "not slow and not cluster" -q
 
 test: $(STAMP) check ## everything, all rings, from nothing
+	@$(BIN)/python -m tests.lab.debian iproute2 nftables
+	@$(BIN)/python -m tests.lab.assets >/dev/null
 	$(BIN)/pytest
+
+assets: $(STAMP) ## a real control plane, built once from Go modules and kept in .cache
+	@$(BIN)/python -m tests.lab.assets
+
+demo: $(STAMP) ## kubectl through the tunnel to a member that nobody can dial [ONCE=1] [MEMBER_KUBECONFIG=FILE]
+	@$(BIN)/python -m tests.lab.demo
 
 clean: ## what make made, the cached control plane apart
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
