@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import click
+
 from protocol import defaults
 
 if TYPE_CHECKING:
@@ -27,3 +29,7 @@ class Ctl:
         from towerctl.client import AdminClient
 
         return AdminClient(self.socket, timeout=self.timeout if timeout is None else timeout)
+
+
+pass_ctl = click.make_pass_decorator(Ctl, ensure=True)
+"""Hands a command its `Ctl`, whether or not a global option made it."""

@@ -1,7 +1,7 @@
 """Everything that goes to standard output: one object or many, as a table, JSON, YAML or names.
 
-The exit code never depends on the format. JSON and YAML are the admin API's own objects, untouched, so that a script and
-`curl` see the same. Diagnostics go to standard error through `say`.
+The exit code never depends on the format. JSON and YAML are the admin API's own objects, untouched, so that a script
+and `curl` see the same. Diagnostics go to standard error through `say`.
 """
 
 from __future__ import annotations

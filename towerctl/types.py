@@ -15,7 +15,7 @@ LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?")
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """Seconds, written as 90s, 5m, 24h, 1h30m or 7d."""
 
     name = "duration"
@@ -38,7 +38,7 @@ class Duration(click.ParamType):
         return seconds
 
 
-class Name(click.ParamType):
+class Name(click.ParamType[str]):
     """A DNS label: what clusters, agents and services are named by."""
 
     def __init__(self, what: str = "cluster") -> None:
@@ -63,7 +63,7 @@ class Cluster(Name):
         return [CompletionItem(name) for name in names_of(ctx, "clusters") if name.startswith(incomplete)]
 
 
-class User(click.ParamType):
+class User(click.ParamType[str]):
     """A caller's name, as it stands in a certificate and in an HTTP header."""
 
     name = "user"
@@ -72,7 +72,8 @@ class User(click.ParamType):
         text = str(value)
         if not _USER.fullmatch(text):
             self.fail(
-                f"{text[:80]!r} cannot be a caller's name: use 1 to 64 printable ASCII characters, no space at either end",
+                f"{text[:80]!r} cannot be a caller's name: use 1 to 64 printable ASCII characters, "
+                "no space at either end",
                 param,
                 ctx,
             )

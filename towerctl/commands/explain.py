@@ -15,7 +15,7 @@ from towerctl.output import output_option, print_document
 from towerctl.table import format_row, widths_of
 
 
-class _Code(click.ParamType):
+class _Code(click.ParamType[str]):
     name = "code"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
