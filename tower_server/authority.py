@@ -1,0 +1,47 @@
+"""The tower CA in the store: made at the first start, read at every other.
+
+One record holds it. Of two servers that start at once on an empty store one wins the creation and the other takes what
+it finds. The host's name is fixed with the CA: every certificate carries it, so a configured name that differs from
+the stored one is refused rather than followed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from certs.ca import Authority
+from certs.errors import AuthorityError
+from daemon.faults import TowerError
+from tower_server.store.base import Conflict, Kind, NotFound, Store
+
+RECORD: Final = "authority"
+
+
+async def load_or_create(store: Store, *, host: str, fallback_host: str, at: float) -> tuple[Authority, bool]:
+    """The authority, and whether it was made now. `host` is the configured name, empty for none."""
+    try:
+        record = await store.get(Kind.SECRET, RECORD)
+        made = False
+    except NotFound:
+        new = Authority.create(host or fallback_host, at=at)
+        try:
+            record = await store.create(Kind.SECRET, RECORD, {"pem": new.to_pem().decode()})
+            made = True
+        except Conflict:
+            record = await store.get(Kind.SECRET, RECORD)
+            made = False
+    try:
+        authority = Authority.from_pem(str(record.data["pem"]).encode())
+    except (AuthorityError, KeyError) as error:
+        raise TowerError(
+            "TWR501",
+            f"the tower CA in the store cannot be used: {error}",
+            mend="restore the state directory from a copy: every certificate of this tower ends at that CA",
+        ) from error
+    if host and authority.host != host:
+        raise TowerError(
+            "TWR501",
+            f"the tower CA in the store is that of host {authority.host!r}, and the configuration says host: {host!r}",
+            mend=f"set `host: {authority.host}`, or start with another state_dir (its agents join anew)",
+        )
+    return authority, made

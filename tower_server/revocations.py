@@ -1,0 +1,137 @@
+"""The host's revocation list: kept in one record, so that its number and its content never part.
+
+The number rises with every change and never falls, a restore from a backup apart (the list's own text says what to do
+then). Whoever must act at once (live tunnels, control streams) subscribes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from certs.ca import Authority
+from certs.errors import ListRefused
+from certs.peers import rfc3339
+from certs.revocation import ALL_AGENTS, RevocationList
+from daemon.faults import TowerError
+from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
+
+RECORD: Final = "list"
+ATTEMPTS: Final = 16  # writers of one record that meet; each time somebody gets on
+Change = Callable[[RevocationList], RevocationList]
+
+
+class Revocations:
+    """Make it with `await Revocations.load(...)`."""
+
+    def __init__(self, store: Store, authority: Authority, current: RevocationList, version: Version | None) -> None:
+        self._store = store
+        self._authority = authority
+        self._version = version
+        self._writing = asyncio.Lock()
+        self._observers: list[Callable[[], None]] = []
+        self.current = current
+        self.signed = b""
+        """What agents are sent."""
+        self._sign()
+
+    @classmethod
+    async def load(cls, store: Store, authority: Authority, *, at: float) -> Revocations:
+        empty = RevocationList(number=0, host=authority.host, issued_at=at)
+        try:
+            record = await store.get(Kind.REVOCATION, RECORD)
+        except NotFound:
+            return cls(store, authority, empty, None)
+        return cls(store, authority, _read(record.data, authority.host), record.version)
+
+    def subscribe(self, observer: Callable[[], None]) -> None:
+        """`observer` is called after every change."""
+        self._observers.append(observer)
+
+    async def revoke_agent(self, cluster: str, agent: str, *, at: float) -> None:
+        await self._change(lambda held: replace(held, agents={**held.agents, (cluster, agent): at}), at)
+
+    async def revoke_cluster(self, cluster: str, *, at: float) -> None:
+        """All agents that the cluster has had until now."""
+        await self.revoke_agent(cluster, ALL_AGENTS, at=at)
+
+    async def revoke_user(self, user: str, *, at: float) -> None:
+        await self._change(lambda held: replace(held, users={**held.users, user: at}), at)
+
+    async def revoke_serial(self, serial: int, *, expires: float, at: float) -> None:
+        await self._change(lambda held: replace(held, serials={**held.serials, serial: expires}), at)
+
+    async def _change(self, change: Change, at: float) -> None:
+        async with self._writing:
+            for _ in range(ATTEMPTS):
+                changed = change(self.current.pruned(at))
+                changed = replace(changed, number=self.current.number + 1, issued_at=at)
+                self._check(changed)
+                try:
+                    await self._write(changed)
+                except Conflict:  # another server process wrote it
+                    await self._reload()
+                    continue
+                break
+            else:
+                raise TowerError("TWR108", "the revocation list is changed by others all the time")
+        self._sign()
+        for observer in self._observers:
+            observer()
+
+    async def _write(self, changed: RevocationList) -> None:
+        data = _written(changed)
+        if self._version is None:
+            record = await self._store.create(Kind.REVOCATION, RECORD, data)
+        else:
+            record = await self._store.update(Kind.REVOCATION, RECORD, data, expect=self._version)
+        self._version, self.current = record.version, changed
+
+    async def _reload(self) -> None:
+        record = await self._store.get(Kind.REVOCATION, RECORD)
+        self._version, self.current = record.version, _read(record.data, self._authority.host)
+
+    def _check(self, changed: RevocationList) -> None:
+        """Refuses what agents would not take, before it is stored."""
+        try:
+            changed.for_members().sign(self._authority.revocation_signer())
+        except ListRefused as error:
+            raise TowerError("TWR506", error.text, mend=error.mend) from error
+
+    def _sign(self) -> None:
+        self.signed = self.current.for_members().sign(self._authority.revocation_signer())
+
+    def items(self) -> list[dict[str, Any]]:
+        """For people: what is revoked, one entry each."""
+        held = self.current
+        return [
+            *({"type": "agent", "name": f"{c}/{a}", "at": rfc3339(at)} for (c, a), at in sorted(held.agents.items())),
+            *({"type": "caller", "name": user, "at": rfc3339(at)} for user, at in sorted(held.users.items())),
+            *(
+                {"type": "certificate", "name": f"{s:x}", "until": rfc3339(end)}
+                for s, end in sorted(held.serials.items())
+            ),
+        ]
+
+
+def _written(held: RevocationList) -> dict[str, Any]:
+    return {
+        "number": held.number,
+        "issued_at": held.issued_at,
+        "serials": [[f"{serial:x}", end] for serial, end in held.serials.items()],
+        "agents": [[*agent, at] for agent, at in held.agents.items()],
+        "users": [[user, at] for user, at in held.users.items()],
+    }
+
+
+def _read(data: Any, host: str) -> RevocationList:
+    return RevocationList(
+        number=int(data["number"]),
+        host=host,
+        issued_at=float(data["issued_at"]),
+        serials={int(serial, 16): float(end) for serial, end in data["serials"]},
+        agents={(cluster, agent): float(at) for cluster, agent, at in data["agents"]},
+        users={str(user): float(at) for user, at in data["users"]},
+    )
