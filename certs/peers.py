@@ -68,6 +68,7 @@ class ServingIdentity:
     host: str
     cluster: str
     validity: Validity
+    public_key: PublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,10 @@ class AgentIdentity:
     @property
     def not_after(self) -> float:
         return self.validity.not_after
+
+    def expired(self, at: float) -> bool:
+        """True for an identity that may only renew."""
+        return at > self.validity.not_after
 
     def check(self, at: float, revocations: RevocationList | None, *, allow_expired_for: float = 0.0) -> None:
         """Raises Untrusted when it is no longer good; `allow_expired_for` RENEWAL_GRACE where it may only renew."""

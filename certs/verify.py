@@ -62,8 +62,11 @@ class TrustBundle:
     @classmethod
     def from_certificates(cls, certificates: Sequence[x509.Certificate]) -> TrustBundle:
         """AuthorityError unless there is one root and every other certificate is an issuer under it."""
-        root, host = _find_root(certificates)
-        issuers = tuple(_check_issuer(each, root, host) for each in certificates if each is not root)
+        try:
+            root, host = _find_root(certificates)
+            issuers = tuple(_check_issuer(each, root, host) for each in certificates if each is not root)
+        except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:  # parsed lazily, field by field
+            raise AuthorityError(f"a certificate of the trust bundle cannot be read ({exc})") from exc
         return cls(host=host, root=root, issuers=issuers)
 
     @classmethod
@@ -107,7 +110,7 @@ class TrustBundle:
         leaf = self._verify(chain, AGENT_SERVING)
         assert isinstance(leaf.role, ServingRole)
         leaf.validity.check_time(at, noun=AGENT_SERVING.noun)
-        return ServingIdentity(self.host, leaf.role.cluster, leaf.validity)
+        return ServingIdentity(self.host, leaf.role.cluster, leaf.validity, _p256(leaf.certificate))
 
     def verify_agent(
         self,
@@ -247,7 +250,6 @@ def _check_issuer(certificate: x509.Certificate, root: x509.Certificate, host: s
 
 
 def _may_sign(certificate: x509.Certificate) -> bool:
-    public_key = certificate.public_key()
     try:
         extensions = certificate.extensions
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -255,7 +257,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return False
-    return constraints.ca and usage.key_cert_sign and isinstance(public_key, ec.EllipticCurvePublicKey)
+    return constraints.ca and usage.key_cert_sign and isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
 
 
 def _role_of(certificate: x509.Certificate) -> Role | None:
