@@ -53,7 +53,7 @@ async def fetch(
     on_hop: OnHop | None = None,
 ) -> Answer:
     """Ask once. Raises DialError (hop http for an answer that cannot be used or does not come in time)."""
-    transport: asyncio.Transport | None = None
+    transport, exchange = None, None
     try:
         async with asyncio.timeout(deadline):
             transport, exchange = await open_connection(target, lambda: _Exchange(method, limit), on_hop=on_hop)
@@ -66,7 +66,8 @@ async def fetch(
     except _BadAnswer as error:
         raise DialError("http", f"{target.authority} {error} ({method} {path})") from error
     finally:
-        if transport is not None:
+        if exchange is not None and transport is not None:
+            exchange.answer.cancel()
             transport.abort()
 
 

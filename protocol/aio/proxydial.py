@@ -107,14 +107,10 @@ async def open_connection(
     else:
         transport = await _through_proxy(proxy, target, note)
         if target.ssl_context is None:
-            final = protocol_factory()
-            transport.set_protocol(final)
-            final.connection_made(transport)
-            return transport, final
-    final = protocol_factory()
+            return transport, _attach(transport, protocol_factory)
     started = time.monotonic()
     try:
-        secured = await _start_tls(transport, final, target.ssl_context, target)
+        secured = await _start_tls(transport, target.ssl_context, target)
     except ssl.SSLCertVerificationError as error:
         ends_at = await _chain_end(target, proxy)
         raise DialError("tls", _untrusted(error, target, ends_at), peer_ca=ends_at) from error
@@ -124,8 +120,7 @@ async def open_connection(
         transport.abort()
         raise
     note(Hop("tls", _tls_evidence(secured), time.monotonic() - started))
-    final.connection_made(secured)
-    return secured, final
+    return secured, _attach(secured, protocol_factory)
 
 
 def certificate_chain(transport: asyncio.BaseTransport) -> list[bytes]:
@@ -146,8 +141,16 @@ def certificate_chain(transport: asyncio.BaseTransport) -> list[bytes]:
     return [leaf] if leaf else []
 
 
+def _attach(transport: asyncio.Transport, factory: Callable[[], P]) -> P:
+    """The protocol is made once the way is walked, so that a broken one never hears of a connection it did not have."""
+    protocol = factory()
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    return protocol
+
+
 class _Idle(asyncio.Protocol):
-    """Holds a fresh transport until TLS takes it over."""
+    """Holds a transport while the way is walked. The far end does not speak first, so there is nothing to keep."""
 
 
 async def _adopt(sock: socket.socket, factory: Callable[[], P]) -> tuple[asyncio.Transport, P]:
@@ -264,12 +267,10 @@ class _ConnectExchange(asyncio.Protocol):
 # --- tls
 
 
-async def _start_tls(
-    transport: asyncio.Transport, protocol: asyncio.BaseProtocol, context: ssl.SSLContext, target: DialTarget
-) -> asyncio.Transport:
+async def _start_tls(transport: asyncio.Transport, context: ssl.SSLContext, target: DialTarget) -> asyncio.Transport:
     secured = await asyncio.get_running_loop().start_tls(
         transport,
-        protocol,
+        _Idle(),
         context,
         server_hostname=target.server_hostname or target.host,
         ssl_handshake_timeout=target.deadline,
@@ -291,7 +292,7 @@ async def _chain_end(target: DialTarget, proxy: Proxy | None) -> str | None:
                 transport, _ = await _adopt(sock, _Idle)
             else:
                 transport = await _through_proxy(proxy, target, unnoted)
-            transport = await _start_tls(transport, _Idle(), curious, target)
+            transport = await _start_tls(transport, curious, target)
             return chain_end(certificate_chain(transport))
     except (DialError, OSError, TimeoutError):
         return None

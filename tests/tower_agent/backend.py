@@ -91,7 +91,7 @@ class Backend:
 
 @asynccontextmanager
 async def backend(respond: Respond, context: ssl.SSLContext | None) -> AsyncIterator[Backend]:
-    """Serve `respond` on loopback; an answer of bytes is sent raw, anything else as JSON."""
+    """Serve `respond` on loopback; bytes are sent as they are, anything else as JSON, None never."""
     served = Backend(respond=respond)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -117,6 +117,9 @@ async def backend(respond: Respond, context: ssl.SSLContext | None) -> AsyncIter
         request = Request(method, path, headers, body, client)
         served.requests.append(request)
         status, content = served.respond(request)
+        if content is None:
+            await reader.read()  # silence, until the agent hangs up
+            return
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
         await writer.drain()
