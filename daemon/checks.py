@@ -110,15 +110,15 @@ class Report:
         return EXIT_COULD_NOT_CHECK if self.counts["unknown"] or not self.items else 0
 
     def document(self) -> dict[str, Any]:
-        """The JSON form: `{apiVersion, kind: Check, seconds, checks: [...]}`; keys are only ever added."""
-        checks = [{key: _listed(value) for key, value in asdict(item).items()} for item in self.items]
-        return {"apiVersion": "tower/v1", "kind": "Check", "seconds": round(self.seconds, 3), "checks": checks}
+        """The JSON form: `{apiVersion, kind: CheckList, seconds, items: [...]}`; keys are only ever added."""
+        items = [{key: _listed(value) for key, value in asdict(item).items()} for item in self.items]
+        return {"apiVersion": "tower/v1", "kind": "CheckList", "seconds": round(self.seconds, 3), "items": items}
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Report:
         """From the JSON form; keys that are not known are left out. Raises TowerError TWR611."""
         try:
-            items = tuple(_item(entry) for entry in document["checks"])
+            items = tuple(_item(entry) for entry in document["items"])
             return cls(items, float(document.get("seconds", 0.0)))
         except (KeyError, TypeError, ValueError) as exc:
             raise TowerError("TWR611", f"the report of checks cannot be read: {exc!r}") from exc
