@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
-from towerctl.root import cli
+from towerctl.root import COMPLETE_VARIABLE, cli
 from towerctl.words import PROGRAM
 
 
@@ -24,7 +24,7 @@ def main() -> NoReturn:
 def run(args: list[str]) -> int:
     """Runs one command line; returns its exit code."""
     try:
-        result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var="_TOWERCTL_COMPLETE")
+        result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
     except click.ClickException as error:
         error.show()
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED

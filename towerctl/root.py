@@ -7,6 +7,7 @@ from typing import Final
 from towerctl.lazy import LazyGroup
 from towerctl.words import PROGRAM
 
+COMPLETE_VARIABLE: Final = "_TOWERCTL_COMPLETE"
 TABLE: Final = {
     "add": ("towerctl.commands.add:add", "Add a cluster and print the one command that joins it."),
     "get": ("towerctl.commands.get:get", "List clusters, tunnels, streams, agents or tokens."),

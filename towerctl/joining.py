@@ -1,0 +1,21 @@
+"""Printing an enrolment: the one command on standard output, everything said about it on standard error."""
+
+from __future__ import annotations
+
+import click
+
+from towerctl import times
+from towerctl.output import Object, print_document, say
+
+
+def print_join(join: Object, *, output: str, document: Object) -> None:
+    """The join command alone as a table; JSON and YAML print the whole answer, secret included: it is shown once."""
+    if output in ("json", "yaml"):
+        print_document(document, output)
+    elif output == "name":
+        click.echo(f"token/{join.get('id')}")
+    else:
+        uses = join.get("uses") or 1
+        often = "once" if uses == 1 else f"{uses} times"
+        say(f"Run this in the member within {times.until(join.get('expires'))} ({often}; it is not shown again):")
+        click.echo(join.get("command"))
