@@ -1,0 +1,79 @@
+"""`check`: the server's graph of checks. Only root causes are printed as failures; what needs them is skipped.
+
+Exit code, in every format: 0 fine (warnings too), 1 something failed, 3 it could not be checked.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from daemon.faults import EXIT_COULD_NOT_CHECK
+from towerctl.client import AdminClient
+from towerctl.context import Ctl, pass_ctl
+from towerctl.errors import ServerUnreachable
+from towerctl.lazy import Command
+from towerctl.output import Object, output_option, print_document, say
+from towerctl.types import Cluster, Duration
+from towerctl.words import PROGRAM
+
+if TYPE_CHECKING:
+    from daemon.checks import Report
+
+DEADLINE: Final = 60.0  # a hundred clusters, each with checks that may take their whole deadline
+AGAIN: Final = 1.0
+
+
+@click.command(cls=Command)
+@click.argument("cluster", required=False, type=Cluster())
+@click.option("--wait", type=Duration(), metavar="DURATION", help="Check again until nothing fails, such as 2m.")
+@click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
+@output_option("table", "json", "yaml")
+@pass_ctl
+def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on_warning: bool, output: str) -> int:
+    """Check the server and all clusters, or the server and CLUSTER."""
+    from daemon.checks import Report
+
+    client = ctl.client(timeout=max(ctl.timeout, DEADLINE))
+    try:
+        document = _measure(client, cluster)
+        report = Report.of(document)
+        if wait is not None and report.exit_code(fail_on_warning=fail_on_warning):
+            document, report = _again(client, cluster, wait, fail_on_warning)
+    except ServerUnreachable as error:
+        error.exit_code = EXIT_COULD_NOT_CHECK
+        raise
+    if output == "table":
+        from daemon.checkview import by_category
+        from towerctl.table import paint
+
+        click.echo(by_category(report, paint=paint, command=PROGRAM), nl=False)
+    else:
+        print_document(document, output)
+    return report.exit_code(fail_on_warning=fail_on_warning)
+
+
+def _measure(client: AdminClient, cluster: str | None) -> Object:
+    from towerctl.lookup import suggesting
+
+    if cluster is None:
+        return client.get("/v1/check")
+    with suggesting(client, cluster):
+        return client.get("/v1/check", {"cluster": cluster})
+
+
+def _again(client: AdminClient, cluster: str | None, wait: float, fail_on_warning: bool) -> tuple[Object, Report]:
+    from daemon.checks import Report
+    from daemon.units import format_duration
+
+    say(f"Something failed; checking again for up to {format_duration(wait)} ...")
+    end = time.monotonic() + wait
+    while True:
+        document = _measure(client, cluster)
+        report = Report.of(document)
+        left = end - time.monotonic()
+        if left <= 0 or not report.exit_code(fail_on_warning=fail_on_warning):
+            return document, report
+        time.sleep(min(AGAIN, left))
