@@ -58,6 +58,12 @@ HOLD: Final = 2.0
 HOLD_WAITERS: Final = 256
 RETURN_WINDOW: Final = 40.0  # how long after its last tunnel a cluster is worth holding a caller for
 
+# Connections that the gateway holds.
+UPSTREAM_IDLE: Final = 60.0  # of a kept connection to the apiserver, which itself closes idle ones after 90 s
+CALLER_IDLE: Final = 900.0  # between two requests of one caller's connection
+LINGER: Final = 2.0  # what a caller still sends is read that long after a last answer, so that a reset does not eat it
+GATEWAY_TICK: Final = 0.5  # how often deadlines, idle limits and expired certificates are looked at
+
 # Sizes.
 MAX_HEAD_BYTES: Final = 64 * KIB
 MAX_HEADER_FIELDS: Final = 200
@@ -80,6 +86,8 @@ READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 # Counts.
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
+MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are
+UPSTREAM_IDLE_CONNECTIONS: Final = 128  # kept connections to the apiserver, of each of the two pools
 CONTROL_BACKLOG: Final = 8192  # control frames waiting for a peer that does not read, above which the tunnel is closed
 
 # Admission at the tunnel port: token buckets, refilled per second. A storm of agents comes back within their back-off.

@@ -1,0 +1,219 @@
+"""The agent's way to a tunnel: the hops below (`proxydial`), the WebSocket upgrade, the handshake.
+
+Every failure is a DialError that names the hop. Each step has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Final, cast
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from protocol import events
+from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
+from protocol.aio.link import Link
+from protocol.aio.proxydial import DialTarget, open_connection
+from protocol.aio.stream import IncomingStream
+from protocol.aio.tunnel import Closed, Tunnel
+from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
+from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES, MAX_HEAD_BYTES
+from protocol.errors import HandshakeRejected, RemoteProtocolError
+from protocol.flow import Budget, Limits
+from protocol.frames import FrameDecoder
+from protocol.handshake import AgentHandshake, Welcome, parse_reject, reject
+from protocol.session import Session
+
+FEATURES: Final = frozenset({FEATURE_ACK})
+EVIDENCE_BYTES: Final = 200  # of an unwanted answer's body, for the error
+
+
+async def dial(
+    target: DialTarget,
+    *,
+    handshake: AgentHandshake,
+    instance: str,
+    budget: Budget,
+    on_stream: Callable[[IncomingStream], None],
+    limits: Limits | None = None,
+    on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None,
+    on_closed: Callable[[Tunnel, Closed], None] | None = None,
+    on_hop: OnHop | None = None,
+    deadline: float = HANDSHAKE_DEADLINE,
+) -> Tunnel:
+    """Dial a tower server and open a tunnel.
+
+    Args:
+        handshake: a fresh one (its nonce is used once).
+        instance: this process, as the server lists it.
+        deadline: seconds for the upgrade and the handshake together, after the connection stands.
+
+    Raises:
+        DialError: `hop` says where, `code` is the HTTP status or wire code, `retry_after` what the server asked for.
+    """
+    note = on_hop or unnoted
+    loop = asyncio.get_running_loop()
+
+    def take_over(link: Link, welcome: Welcome) -> Tunnel:
+        session = Session(
+            opens_odd=False,
+            accepts=True,
+            limits=limits or Limits(),
+            budget=budget,
+            now=monotonic(),
+            features=welcome.features,
+        )
+        return Tunnel(
+            session=session,
+            link=link,
+            tunnel_id=welcome.tunnel,
+            peer=handshake.server,
+            instance=instance,
+            remote=target.authority,
+            renew_only=welcome.renew_only,
+            on_stream=on_stream,
+            on_going_away=on_going_away,
+            on_closed=on_closed,
+        )
+
+    _transport, client = await open_connection(target, lambda: _ClientLink(target, handshake, take_over), on_hop=on_hop)
+    started = loop.time()
+    try:
+        async with asyncio.timeout(deadline):
+            tunnel = await client.opened
+    except TimeoutError as error:
+        hop = client.hop
+        client.abort("the handshake took too long")
+        raise DialError(hop, f"{target.authority} did not complete the {_STEP[hop]} within {deadline:g} s") from error
+    except BaseException:
+        client.abort("the handshake failed")
+        raise
+    note(Hop("handshake", f"server {client.server_name}, tunnel {tunnel.id}", loop.time() - started))
+    return tunnel
+
+
+_STEP: Final = {"http": "WebSocket upgrade", "handshake": "handshake"}
+
+
+class _ClientLink(Link):
+    """A link that first asks for the upgrade and then runs the agent's handshake."""
+
+    def __init__(
+        self, target: DialTarget, handshake: AgentHandshake, take_over: Callable[[Link, Welcome], Tunnel]
+    ) -> None:
+        super().__init__(client=True, private=target.ssl_context is not None, owner=self)
+        scheme = "ws" if target.ssl_context is None else "wss"
+        uri = parse_uri(f"{scheme}://{target.authority}{target.path}")
+        self._upgrade: ClientProtocol | None = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)])
+        self._handshake = handshake
+        self._take_over = take_over
+        self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
+        self._challenged = False
+        self._received = 0
+        self.hop: HopName = "http"
+        self.opened: asyncio.Future[Tunnel] = self._loop.create_future()
+
+    @property
+    def server_name(self) -> str:
+        """Who the server proved to be."""
+        return str(getattr(self._handshake.server, "name", "") or "proven")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self._upgrade is not None
+        self._upgrade.send_request(self._upgrade.connect())
+        cast("asyncio.Transport", transport).write(b"".join(self._upgrade.data_to_send()))
+
+    def received(self, data: memoryview) -> None:
+        if self._upgrade is None:
+            super().received(data)
+            return
+        self._received += len(data)
+        self._upgrade.receive_data(bytes(data))
+        failure = self._upgrade.handshake_exc
+        if failure is None and self._received > MAX_HEAD_BYTES:
+            self._fail(DialError("http", f"an answer of more than {MAX_HEAD_BYTES} bytes to the upgrade"))
+        elif failure is not None:
+            self._fail(_refused_upgrade(failure))
+        elif self._upgrade.events_received():
+            if self._upgrade.subprotocol != SUBPROTOCOL:
+                offered = self._upgrade.subprotocol or "none"
+                self._fail(DialError("subprotocol", f"the server speaks {offered}, expected {SUBPROTOCOL}"))
+                return
+            self._upgrade = None
+            self.hop = "handshake"
+            self.write([self._handshake.hello()])
+
+    def eof_received(self) -> bool:
+        if self._upgrade is not None and not self.opened.done():
+            self._upgrade.receive_eof()
+            failure = self._upgrade.handshake_exc
+            self._fail(_refused_upgrade(failure) if failure else DialError("http", "the server closed the connection"))
+        return super().eof_received()
+
+    # ---- the owner's side while the handshake runs ---------------------------------------------------------------
+
+    def link_received(self, data: memoryview) -> None:
+        try:
+            for kind, _flags, _stream, payload in self._frames.feed(data):
+                self._step(kind, bytes(payload))
+                if self.owner is not self:
+                    # What follows WELCOME is the tunnel's already.
+                    if rest := data[self._frames.taken :]:
+                        self.owner.link_received(rest)
+                    return
+        except HandshakeRejected as error:
+            if not error.by_peer:
+                self.write([reject(error.code, error.text)])
+            who = "the server refused: " if error.by_peer else ""
+            failure = DialError("handshake", who + error.text, code=int(error.code), retry_after=error.retry_after)
+            self._fail(failure)
+        except RemoteProtocolError as error:
+            self._fail(DialError("handshake", str(error), code=int(error.code)))
+
+    def _step(self, kind: int, payload: bytes) -> None:
+        if kind == FrameType.REJECT:
+            raise parse_reject(payload)
+        if not self._challenged:
+            if kind != FrameType.CHALLENGE:
+                raise HandshakeRejected(Code.PROTOCOL, f"a frame of type {kind} in place of CHALLENGE")
+            self._challenged = True
+            self.write([self._handshake.challenged(payload)])
+            return
+        welcome = self._handshake.answered(kind, payload)
+        if self.opened.done():
+            raise HandshakeRejected(Code.CANCELLED, "nobody waits for the tunnel any more")
+        self.opened.set_result(self._take_over(self, welcome))
+
+    def link_writable(self) -> None:
+        """Nothing waits during the handshake."""
+
+    def link_lost(self, reason: str) -> None:
+        self._fail(DialError(self.hop, reason))
+
+    def _fail(self, error: DialError) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(error)
+            # The awaiting side may have timed out already; the error is then nobody's.
+            self.opened.exception()
+            self.close(error.text)
+
+
+def _refused_upgrade(failure: Exception) -> DialError:
+    if isinstance(failure, InvalidStatus):
+        response = failure.response
+        body = bytes(response.body or b"")[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
+        retry = response.headers.get("Retry-After", "")
+        return DialError(
+            "http",
+            f"the server answered {response.status_code} {response.reason_phrase} to the upgrade"
+            + (f": {body}" if body.isprintable() and body else ""),
+            code=response.status_code,
+            retry_after=float(retry) if retry.isdecimal() and len(retry) < 6 else None,
+        )
+    return DialError("http", f"no WebSocket there: {failure}")

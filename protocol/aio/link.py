@@ -1,0 +1,163 @@
+"""A link: the WebSocket that carries a tunnel now, once its opening handshake is done.
+
+It moves bytes between a transport and its owner (the handshake first, then the tunnel) and keeps the WebSocket's own
+rules: pings answered, close answered, masks. Reading goes through the loop's shared buffer; everything the owner writes
+in one turn leaves in one message and one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from websockets.speedups import apply_mask
+
+from protocol.aio.buffers import shared_buffer
+from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, WebSocketError, frame, header
+from protocol.defaults import KIB
+from protocol.scheduler import Buffer
+
+WRITE_HIGH: Final = 64 * KIB  # of the transport's own buffer: what is beyond the scheduler's sight
+WRITE_LOW: Final = 16 * KIB
+NOTSENT_LOWAT: Final = 64 * KIB
+_TCP_NOTSENT_LOWAT: Final = 25  # Linux; socket has no name for it
+
+
+class LinkOwner(Protocol):
+    """Who gets a link's bytes and its end."""
+
+    def link_received(self, data: memoryview) -> None:
+        """Bytes of binary messages, borrowed until return."""
+
+    def link_writable(self) -> None:
+        """The transport has room again."""
+
+    def link_lost(self, reason: str) -> None:
+        """The link is gone; `reason` is for people. Called once."""
+
+
+class Link(asyncio.BufferedProtocol):
+    """The WebSocket frames of one connection.
+
+    Args:
+        client: True at the end that dialled: it masks and expects no masks.
+        private: whether the connection is TLS. Masking keeps chosen bytes of a browser's script off the wire between
+            plain-text intermediaries (RFC 6455 §10.3); inside TLS there are none, so the key is zero there and no byte
+            is touched.
+    """
+
+    def __init__(self, *, client: bool, private: bool, owner: LinkOwner) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._buffer = shared_buffer(self._loop)
+        self._decoder = WebSocketDecoder(expect_mask=not client)
+        self._client = client
+        self._private = private
+        self._transport: asyncio.Transport | None = None
+        self.owner = owner
+        self.writable = True
+        self.closing = False
+
+    # ---- asyncio's side -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over an established connection."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        tune(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """asyncio.BufferedProtocol."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """asyncio.BufferedProtocol."""
+        self.received(self._buffer[:nbytes])
+
+    def received(self, data: memoryview) -> None:
+        """Bytes off the wire."""
+        try:
+            for op, payload in self._decoder.feed(data):
+                if self.closing:
+                    return
+                if op is Op.BINARY:
+                    self.owner.link_received(payload)
+                elif op is Op.PING:
+                    self._write_control(Op.PONG, bytes(payload))
+                elif op is Op.CLOSE:
+                    self._write_control(Op.CLOSE, bytes(payload[:2]))
+                    self.close("the peer closed the WebSocket")
+        except WebSocketError as error:
+            self._write_control(Op.CLOSE, error.code.to_bytes(2, "big"))
+            self.close(f"the peer broke the WebSocket protocol: {error}")
+
+    def eof_received(self) -> bool:
+        """A WebSocket does not half-close."""
+        self.close("the peer closed the connection")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's last word."""
+        self._transport = None
+        self._end("the connection was closed" if exc is None else f"the connection broke: {exc}")
+
+    def pause_writing(self) -> None:
+        """asyncio's flow control."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """asyncio's flow control."""
+        self.writable = True
+        if not self.closing:
+            self.owner.link_writable()
+
+    # ---- the owner's side ---------------------------------------------------------------------------------------
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """One binary message holding `buffers`, in one write."""
+        if self._transport is None or self.closing:
+            return
+        length = sum(map(len, buffers))
+        if not self._client:
+            self._transport.write(b"".join((header(Op.BINARY, length, None), *buffers)))
+        elif self._private:
+            self._transport.write(b"".join((header(Op.BINARY, length, NO_MASK), *buffers)))
+        else:
+            key = secrets.token_bytes(4)
+            self._transport.write(header(Op.BINARY, length, key) + apply_mask(b"".join(buffers), key))
+
+    def close(self, reason: str) -> None:
+        """Flush and close; the owner hears `link_lost` with `reason`. Idempotent."""
+        if self._transport is not None and not self.closing:
+            self._transport.close()
+        self._end(reason)
+
+    def abort(self, reason: str) -> None:
+        """Close without flushing. Idempotent."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        if not self.closing:
+            self.closing = True
+            self.owner.link_lost(reason)
+
+    def _write_control(self, op: Op, payload: bytes) -> None:
+        if (
+            self._transport is not None
+            and not self.closing
+            and self._transport.get_write_buffer_size() < 2 * WRITE_HIGH
+        ):
+            self._transport.write(frame(op, payload, secrets.token_bytes(4) if self._client else None))
+
+
+def tune(transport: asyncio.BaseTransport) -> None:
+    """Keep unsent bytes out of the kernel, where no scheduler sees them. Best effort: an odd socket may refuse."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)

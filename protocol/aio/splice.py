@@ -1,0 +1,133 @@
+"""Relay bytes between two transports, both ways, with back-pressure and half-close.
+
+For streams that nobody looks into: passthrough, declared services, forwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from protocol.aio.buffers import shared_buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What a splice moved. `error` is why it ended, None when both ends finished."""
+
+    forward: int  # from the first end to the second
+    backward: int
+    error: Exception | None
+
+
+class SpliceEnd(asyncio.BufferedProtocol):
+    """One end of a splice: attach it to any transport, give it its `peer`, and it relays.
+
+    Works under transports that deliver borrowed memoryviews (streams) and those that fill a buffer (sockets). What
+    arrives before the peer stands is held up by pausing the reader.
+    """
+
+    def __init__(self, on_lost: Callable[[SpliceEnd, Exception | None], None]) -> None:
+        self._buffer = shared_buffer(asyncio.get_running_loop())
+        self._on_lost = on_lost
+        self._early: list[bytes] = []
+        self._early_eof = False
+        self.transport: asyncio.Transport | None = None
+        self.peer: SpliceEnd | None = None
+        self.received = 0
+
+    def join(self, peer: SpliceEnd) -> None:
+        """Start to relay what this end receives to `peer`, whose transport stands."""
+        self.peer = peer
+        assert peer.transport is not None
+        early, self._early = self._early, []
+        for data in early:
+            peer.transport.write(data)
+        if self._early_eof:
+            self.eof_received()
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if self.peer is None or self.peer.transport is None:
+            self.transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._buffer[:nbytes])
+
+    def data_received(self, data: memoryview) -> None:
+        """Borrowed bytes, as stream transports deliver them."""
+        self.received += len(data)
+        if self.peer is None or self.peer.transport is None:
+            self._early.append(bytes(data))
+            return
+        self.peer.transport.write(bytes(data))
+
+    def eof_received(self) -> bool:
+        if self.peer is None or self.peer.transport is None:
+            self._early_eof = True
+        elif self.peer.transport.can_write_eof():
+            self.peer.transport.write_eof()
+        else:
+            self.peer.transport.close()
+        return True
+
+    def pause_writing(self) -> None:
+        if self.peer is not None and self.peer.transport is not None:
+            self.peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.peer is not None and self.peer.transport is not None:
+            self.peer.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._on_lost(self, exc)
+
+
+class Splice:
+    """Two joined ends. `done` is set when both transports are gone.
+
+    Attach `first` and `second` to transports in either order, then call `start`.
+    """
+
+    def __init__(self, on_done: Callable[[Transferred], None] | None = None) -> None:
+        self.first = SpliceEnd(self._lost)
+        self.second = SpliceEnd(self._lost)
+        self.done: asyncio.Future[Transferred] = asyncio.get_running_loop().create_future()
+        self._on_done = on_done
+        self._error: Exception | None = None
+        self._left = 2
+        self._finished = {self.first: False, self.second: False}
+
+    def start(self) -> None:
+        """Both transports stand: relay."""
+        if self.first.transport is not None and self.second.transport is not None:
+            self.first.join(self.second)
+            self.second.join(self.first)
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Drop both ends."""
+        self._error = self._error or error
+        for end in (self.first, self.second):
+            if end.transport is not None:
+                end.transport.abort()
+
+    def _lost(self, end: SpliceEnd, error: Exception | None) -> None:
+        self._left -= 1
+        self._error = self._error or error
+        other = self.second if end is self.first else self.first
+        if other.transport is not None:
+            # An orderly end flushes what was relayed; a broken one must not look orderly to the other side.
+            other.transport.close() if error is None else other.transport.abort()
+        if self._left == 0 and not self.done.done():
+            result = Transferred(self.first.received, self.second.received, self._error)
+            self.done.set_result(result)
+            if self._on_done is not None:
+                self._on_done(result)

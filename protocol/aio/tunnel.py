@@ -1,0 +1,493 @@
+"""A tunnel: one session, the link that carries it, and its streams as transports.
+
+The tunnel moves bytes and time into the session and events out of it, and holds no rule of the protocol. All callbacks
+run on the loop's thread; a protocol that raises loses its own stream only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+from protocol import events
+from protocol.aio.link import Link
+from protocol.aio.stream import IncomingStream, StreamTransport
+from protocol.constants import CONTROL_SERVICE, Code
+from protocol.defaults import DIAL_DEADLINE, KIB
+from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
+from protocol.session import Session
+
+log = logging.getLogger(__name__)
+
+WRITE_CHUNK: Final = 256 * KIB  # asked of the session at a time
+TIMER_SLACK: Final = 0.005
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """How a tunnel ended; `at` is the monotonic clock."""
+
+    code: Code
+    text: str
+    by_peer: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """One live stream, for listings."""
+
+    id: int
+    service: str
+    caller: str
+    connection_id: str
+    opened_at: float
+    bytes_in: int
+    bytes_out: int
+
+
+class Tunnel:
+    """One authenticated tunnel. Made by `protocol.aio.dial.dial` and `protocol.aio.listener.TunnelListener`.
+
+    Attributes:
+        id: names the tunnel in logs and listings.
+        peer: the verified identity of the other end.
+        opened_at: the monotonic clock, seconds (a loop's own clock may stand still within a turn).
+        on_stream: called for each stream that the peer asks for; it answers with `accept` or `refuse`.
+        on_going_away: called once when the peer starts to drain.
+        on_closed: called once at the end.
+    """
+
+    dialect: Final = "tower.v1"
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        link: Link,
+        tunnel_id: str,
+        peer: Any,
+        instance: str,
+        remote: str,
+        software: str = "",
+        renew_only: bool = False,
+        on_stream: Callable[[IncomingStream], None] | None = None,
+        on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None,
+        on_closed: Callable[[Tunnel, Closed], None] | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.session = session
+        self.id = tunnel_id
+        self.peer = peer
+        self.instance = instance
+        self.remote = remote
+        self.software = software
+        self.renew_only = renew_only
+        self.opened_at = monotonic()
+        self.closed: Closed | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.data: dict[str, Any] = {}  # the owner's notes about this tunnel
+        self.on_stream = on_stream
+        self.on_going_away = on_going_away
+        self.on_closed = on_closed
+        self._link = link
+        self._streams: dict[int, StreamTransport] = {}
+        self._closing: set[int] = set()  # streams that are dropped once their queue has left
+        self._pings: dict[int, asyncio.Future[float]] = {}
+        self._waiters: list[asyncio.Future[Closed]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._flush_scheduled = False
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
+            events.DataReceived: self._on_data,
+            events.WritableAgain: self._on_writable,
+            events.StreamAccepted: self._on_accepted,
+            events.StreamFinished: self._on_finished,
+            events.StreamClosed: self._on_closed,
+            events.StreamOpened: self._on_opened,
+            events.StreamRefused: self._on_refused,
+            events.StreamReset: self._on_reset,
+            events.RoundTrip: self._on_round_trip,
+            events.GoingAway: self._on_going_away,
+            events.TunnelLost: self._on_lost,
+        }
+        link.owner = self
+        self._arm()
+        self._schedule_flush()
+
+    # ---- what owners ask and want -------------------------------------------------------------------------------
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What both ends agreed on."""
+        return self.session.features
+
+    @property
+    def rtt(self) -> float | None:
+        """The least of the last measured round trips, seconds."""
+        return self.session.rtt
+
+    @property
+    def stream_count(self) -> int:
+        """Live streams."""
+        return self.session.stream_count
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new streams go here."""
+        return self.session.draining or self.session.peer_draining
+
+    def streams(self) -> list[StreamInfo]:
+        """The live streams, oldest first."""
+        return [
+            StreamInfo(
+                stream.id,
+                stream.get_extra_info("service"),
+                stream.get_extra_info("caller"),
+                stream.get_extra_info("connection_id"),
+                stream.opened_at,
+                stream.bytes_in,
+                stream.bytes_out,
+            )
+            for stream in self._streams.values()
+        ]
+
+    def start_open(
+        self, service: str, protocol: asyncio.BaseProtocol, *, caller: str = "", connection_id: str = ""
+    ) -> StreamTransport:
+        """Open a stream without waiting: data may be written at once (the first 16 KiB leave before the answer).
+
+        The protocol hears `connection_made` now, `stream_accepted` (if it has such a method) when the peer agrees, and
+        `connection_lost(StreamRefused)` when it does not.
+
+        Raises:
+            StreamRefused: the tunnel takes no new stream (draining, full, over); nothing was sent.
+        """
+        try:
+            stream_id = self.session.open(service, monotonic(), caller=caller, connection_id=connection_id)
+        except LocalProtocolError as error:
+            raise StreamRefused(error.code, error.text) from error
+        transport = self._add(stream_id, protocol, service, caller, connection_id)
+        self._schedule_flush()
+        self._arm()
+        protocol.connection_made(transport)
+        return transport
+
+    async def open(
+        self,
+        service: str,
+        protocol: asyncio.BaseProtocol,
+        *,
+        caller: str = "",
+        connection_id: str = "",
+        deadline: float = DIAL_DEADLINE,
+    ) -> StreamTransport:
+        """Open a stream and wait for the peer's answer.
+
+        Raises:
+            StreamRefused: the peer refused, or the tunnel takes no new stream. TunnelLost: the tunnel ended.
+            TimeoutError: no answer within `deadline` seconds; the open is cancelled.
+        """
+        answer: asyncio.Future[None] = self.loop.create_future()
+        transport = self.start_open(service, _Answered(protocol, answer), caller=caller, connection_id=connection_id)
+        try:
+            async with asyncio.timeout(deadline):
+                await answer
+        except BaseException:
+            transport.reset(Code.CANCELLED, "the caller no longer waits")
+            raise
+        return transport
+
+    async def ping(self, deadline: float = DIAL_DEADLINE) -> float:
+        """One round trip through the tunnel, in seconds. TimeoutError, TunnelLost."""
+        if self.closed is not None:
+            raise TunnelLost(self.closed.code, self.closed.text)
+        token = self.session.ping(monotonic())
+        future: asyncio.Future[float] = self.loop.create_future()
+        self._pings[token] = future
+        self._schedule_flush()
+        try:
+            async with asyncio.timeout(deadline):
+                return await future
+        finally:
+            self._pings.pop(token, None)
+
+    def drain(self, code: Code, text: str, *, deadline: float, retry_after: float) -> None:
+        """Ask the peer to move elsewhere; new streams are refused from now on."""
+        self.session.go_away(code, text, deadline=deadline, retry_after=retry_after)
+        self._schedule_flush()
+
+    def close(self, code: Code, text: str) -> None:
+        """Tell the peer why and end the tunnel; every stream ends with TunnelLost. Idempotent."""
+        if self.session.lost is None:
+            self.session.close(code, text)
+            self._finish()
+
+    async def wait_closed(self) -> Closed:
+        """Wait for the end."""
+        if self.closed is not None:
+            return self.closed
+        future: asyncio.Future[Closed] = self.loop.create_future()
+        self._waiters.append(future)
+        return await future
+
+    # ---- what streams call --------------------------------------------------------------------------------------
+
+    def stream_write(self, stream: int, data: bytes) -> bool:
+        """False when the writer should pause."""
+        try:
+            room = self.session.send(stream, data)
+        except LocalProtocolError:
+            return True  # the stream has just ended; its protocol hears it from the loop
+        self._schedule_flush()
+        return room
+
+    def stream_finish(self, stream: int) -> None:
+        """Half-close."""
+        self.session.finish(stream)
+        self._schedule_flush()
+
+    def stream_close(self, stream: int) -> None:
+        """Flush, then drop."""
+        self.session.finish(stream)
+        self._closing.add(stream)
+        self._schedule_flush()
+
+    def stream_reset(self, stream: int, code: Code, text: str) -> None:
+        """Drop at once."""
+        self.session.reset(stream, code, text)
+        self._schedule_flush()
+
+    def stream_accept(self, stream: int) -> None:
+        """Answer OPEN."""
+        self.session.accept(stream)
+        self._schedule_flush()
+
+    def stream_refuse(self, stream: int, code: Code, text: str) -> None:
+        """Answer OPEN."""
+        self.session.refuse(stream, code, text)
+        self._schedule_flush()
+
+    def consumed(self, stream: int, size: int) -> None:
+        """Held bytes were passed on."""
+        self.session.consume(stream, size, monotonic())
+        self._schedule_flush()
+
+    def forget(self, stream: int) -> None:
+        """A transport has ended."""
+        self._streams.pop(stream, None)
+        self._closing.discard(stream)
+
+    # ---- what the link calls ------------------------------------------------------------------------------------
+
+    def link_received(self, data: memoryview) -> None:
+        """Bytes from the peer."""
+        self.bytes_in += len(data)
+        try:
+            happened = self.session.receive(data, monotonic())
+        except RemoteProtocolError as error:
+            log.warning("tunnel %s from %s: the peer broke the protocol: %s", self.id, self.remote, error)
+            self._finish()
+            return
+        for event in happened:
+            self._handlers[type(event)](event)
+        if self.session.wants_to_send:
+            self._schedule_flush()
+        self._arm()
+
+    def link_writable(self) -> None:
+        """Room on the link."""
+        self._flush()
+
+    def link_lost(self, reason: str) -> None:
+        """The link is gone, and without resume the tunnel with it."""
+        self.session.lose(Code.TUNNEL_LOST, reason)
+        self._dispatch(self.session.take_events())
+
+    # ---- events -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, happened: list[events.Event]) -> None:
+        for event in happened:
+            self._handlers[type(event)](event)
+
+    def _on_data(self, event: events.DataReceived) -> None:
+        stream = self._streams.get(event.stream)
+        size = len(event.data)
+        if stream is not None:
+            try:
+                size = stream.receive(event.data)
+            except Exception as error:
+                self._protocol_failed(stream, error)
+                return
+        if size:
+            self.session.consume(event.stream, size, monotonic())
+
+    def _on_writable(self, event: events.WritableAgain) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            self._guard(stream, stream.writable_again)
+
+    def _on_accepted(self, event: events.StreamAccepted) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            self._guard(stream, stream.accepted)
+
+    def _on_finished(self, event: events.StreamFinished) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            self._guard(stream, stream.receive_eof)
+
+    def _on_closed(self, event: events.StreamClosed) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            stream.lose(None)
+
+    def _on_refused(self, event: events.StreamRefused) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            stream.lose(StreamRefused(event.code, event.text))
+
+    def _on_reset(self, event: events.StreamReset) -> None:
+        if (stream := self._streams.get(event.stream)) is not None:
+            stream.lose(None if event.code is Code.NONE else StreamReset(event.code, event.text))
+
+    def _on_opened(self, event: events.StreamOpened) -> None:
+        transport = self._add(event.stream, None, event.service, event.caller, event.connection_id)
+        incoming = IncomingStream(self, transport, event.service, event.caller, event.connection_id)
+        if self.on_stream is None:
+            incoming.refuse(Code.UNKNOWN_SERVICE, f"no service {event.service!r} here")
+            return
+        on_stream = self.on_stream
+        self._guard(transport, lambda: on_stream(incoming))
+
+    def _on_round_trip(self, event: events.RoundTrip) -> None:
+        future = self._pings.pop(event.token, None)
+        if future is not None and not future.done():
+            future.set_result(event.seconds)
+
+    def _on_going_away(self, event: events.GoingAway) -> None:
+        if self.on_going_away is not None:
+            self.on_going_away(self, event)
+
+    def _on_lost(self, event: events.TunnelLost) -> None:
+        self.closed = Closed(event.code, event.text, event.by_peer, monotonic())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for stream in list(self._streams.values()):
+            stream.lose(TunnelLost(event.code, event.text))
+        for ping in self._pings.values():
+            if not ping.done():
+                ping.set_exception(TunnelLost(event.code, event.text))
+        self._pings.clear()
+        self._link.close(event.text)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(self.closed)
+        if self.on_closed is not None:
+            self.on_closed(self, self.closed)
+
+    # ---- small parts --------------------------------------------------------------------------------------------
+
+    def _add(
+        self, stream: int, protocol: asyncio.BaseProtocol | None, service: str, caller: str, connection_id: str
+    ) -> StreamTransport:
+        info = {"service": service, "caller": caller, "connection_id": connection_id, "tunnel": self}
+        transport = self._streams[stream] = StreamTransport(self, stream, protocol, info)
+        return transport
+
+    def _guard(self, stream: StreamTransport, call: Callable[[], None]) -> None:
+        """Run a protocol's callback: the boundary at which its failure ends its own stream only."""
+        try:
+            call()
+        except Exception as error:
+            self._protocol_failed(stream, error)
+
+    def _protocol_failed(self, stream: StreamTransport, error: Exception) -> None:
+        service = stream.get_extra_info("service")
+        log.error("tunnel %s stream %d (%s): the protocol failed", self.id, stream.id, service, exc_info=error)
+        if service == CONTROL_SERVICE and isinstance(error, RemoteProtocolError):
+            self.close(error.code, error.text)
+        else:
+            stream.reset(Code.INTERNAL, "internal error; the log of this end says more")
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.loop.call_soon(self._scheduled_flush)
+
+    def _scheduled_flush(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        session, link = self.session, self._link
+        while link.writable and session.wants_to_send:
+            buffers = session.data_to_send(monotonic(), WRITE_CHUNK)
+            if not buffers:
+                break
+            self.bytes_out += sum(map(len, buffers))
+            link.write(buffers)
+        self._dispatch(session.take_events())
+        if self._closing:
+            self._drop_flushed()
+
+    def _drop_flushed(self) -> None:
+        for stream_id in list(self._closing):
+            if self.session.flushed(stream_id):
+                self.session.reset(stream_id, Code.NONE, "closed")
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.lose(None)
+                self._closing.discard(stream_id)
+                self._schedule_flush()
+
+    def _finish(self) -> None:
+        """The session is over: send what it still has to say and let go."""
+        buffers = self.session.data_to_send(monotonic(), WRITE_CHUNK)
+        if buffers:
+            self._link.write(buffers)
+        self._dispatch(self.session.take_events())
+
+    def _arm(self) -> None:
+        due = self.session.deadline()
+        if due is None or (self._timer is not None and self._due <= due + TIMER_SLACK):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(max(0.0, due - monotonic()), self._tick)
+        self._due = due
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._dispatch(self.session.tick(monotonic()))
+        if self.session.wants_to_send:
+            self._schedule_flush()
+        self._arm()
+
+
+class _Answered(asyncio.Protocol):
+    """Stands before a protocol until the peer has answered, then hands the stream over."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol, answer: asyncio.Future[None]) -> None:
+        self._protocol = protocol
+        self._answer = answer
+        self._transport: StreamTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, StreamTransport)
+        self._transport = transport
+
+    def stream_accepted(self) -> None:
+        assert self._transport is not None
+        self._transport.set_protocol(self._protocol)
+        self._protocol.connection_made(self._transport)
+        if not self._answer.done():
+            self._answer.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(exc or StreamRefused(Code.CANCELLED, "the open was cancelled"))

@@ -1,0 +1,164 @@
+"""WebSocket data framing (RFC 6455 §5) for links: binary messages in, binary messages out.
+
+The opening handshake is the `websockets` library's. After it a link moves bulk data, for which that library copies each
+payload four times; here payload pieces are handed on as they arrive, borrowed, in whatever sizes they come.
+Extensions are never negotiated, text is refused, control frames are bounded by the RFC's 125 bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final
+
+from websockets.speedups import apply_mask
+
+MAX_MESSAGE_FRAME: Final = 16 * 1024 * 1024  # of one WebSocket frame; ours stay far below
+NO_MASK: Final = b"\0\0\0\0"
+_U16: Final = struct.Struct("!BBH")
+_U64: Final = struct.Struct("!BBQ")
+
+
+class Op(IntEnum):
+    """Opcodes."""
+
+    CONTINUATION = 0
+    TEXT = 1
+    BINARY = 2
+    CLOSE = 8
+    PING = 9
+    PONG = 10
+
+
+class WebSocketError(Exception):
+    """The peer broke RFC 6455; `code` is the status to close with."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def header(op: Op, length: int, mask: bytes | None) -> bytes:
+    """The header of an unfragmented frame; `mask` is the key of a client's frame."""
+    first, bit = 0x80 | op, 0 if mask is None else 0x80
+    if length < 126:
+        head = bytes((first, bit | length))
+    elif length < 65536:
+        head = _U16.pack(first, bit | 126, length)
+    else:
+        head = _U64.pack(first, bit | 127, length)
+    return head if mask is None else head + mask
+
+
+def frame(op: Op, payload: bytes, mask: bytes | None) -> bytes:
+    """A whole small frame, payload masked."""
+    return header(op, len(payload), mask) + (payload if mask is None else apply_mask(payload, mask))
+
+
+class WebSocketDecoder:
+    """Finds payloads in bytes of any cut.
+
+    Yields (opcode, payload): pieces of binary messages as BINARY, control frames whole. Payloads are borrowed until the
+    next one is asked for.
+    """
+
+    __slots__ = ("_control", "_expect_mask", "_in_message", "_left", "_mask", "_op", "_partial")
+
+    def __init__(self, *, expect_mask: bool) -> None:
+        self._expect_mask = expect_mask
+        self._partial = bytearray()  # an incomplete header
+        self._control = bytearray()  # an incomplete control payload
+        self._left = 0  # payload bytes still to come of the current frame
+        self._mask = NO_MASK
+        self._op: Op = Op.BINARY
+        self._in_message = False
+
+    def feed(self, data: memoryview) -> Iterator[tuple[Op, memoryview]]:
+        """Yield what `data` holds. WebSocketError when the peer breaks a rule."""
+        while data:
+            if not self._left:
+                data = self._header(data)
+                if not self._left and not self._empty_control():
+                    continue
+            piece, data = data[: self._left], data[self._left :]
+            self._left -= len(piece)
+            if self._mask != NO_MASK and piece:
+                masked = apply_mask(piece, self._mask)
+                turn = len(piece) % 4
+                self._mask = self._mask[turn:] + self._mask[:turn]
+                piece = memoryview(masked)
+            if self._op is Op.BINARY:
+                yield Op.BINARY, piece
+                continue
+            self._control += piece
+            if not self._left:
+                whole, self._control = bytes(self._control), bytearray()
+                op, self._op = self._op, Op.BINARY
+                yield op, memoryview(whole)
+
+    def _empty_control(self) -> bool:
+        """Whether a control frame without payload has just been announced."""
+        return self._op is not Op.BINARY and not self._partial
+
+    def _header(self, data: memoryview) -> memoryview:
+        """Read a header off `data`; what follows it. Sets `_left` once the header is whole."""
+        if self._partial:
+            had = len(self._partial)
+            self._partial += data[: 14 - had]
+            parsed = self._parse(memoryview(bytes(self._partial)))
+            if parsed is None:
+                return data[14 - had :]
+            self._partial = bytearray()
+            return data[parsed - had :]
+        parsed = self._parse(data)
+        if parsed is None:
+            self._partial += data
+            return data[len(data) :]
+        return data[parsed:]
+
+    def _parse(self, data: memoryview) -> int | None:
+        """Take a header at the start of `data`; its size, None while it is incomplete."""
+        if len(data) < 2:
+            return None
+        first, second = data[0], data[1]
+        self._check(first, second)
+        length, size = second & 0x7F, 2
+        if length == 126:
+            size = 4
+        elif length == 127:
+            size = 10
+        masked = size
+        if second & 0x80:
+            size += 4
+        if len(data) < size:
+            return None
+        if length == 126:
+            length = _U16.unpack_from(data)[2]
+        elif length == 127:
+            length = _U64.unpack_from(data)[2]
+        if length > MAX_MESSAGE_FRAME:
+            raise WebSocketError(1009, f"a frame of {length} bytes, at most {MAX_MESSAGE_FRAME} are taken")
+        self._mask = bytes(data[masked:size]) if second & 0x80 else NO_MASK
+        op = Op(first & 0x0F)
+        self._op = Op.BINARY if op is Op.CONTINUATION else op
+        if op < Op.CLOSE:
+            self._in_message = not first & 0x80
+        self._left = length
+        return size
+
+    def _check(self, first: int, second: int) -> None:
+        op, final = first & 0x0F, bool(first & 0x80)
+        if first & 0x70:
+            raise WebSocketError(1002, "reserved bits set, though no extension was agreed")
+        if bool(second & 0x80) is not self._expect_mask:
+            raise WebSocketError(1002, "a client's frame without mask" if self._expect_mask else "a masked frame")
+        if op >= Op.CLOSE:
+            if op > Op.PONG or not final or second & 0x7F > 125:
+                raise WebSocketError(1002, f"a malformed control frame (opcode {op})")
+        elif op == Op.TEXT:
+            raise WebSocketError(1003, "a text message; this subprotocol is binary")
+        elif op > Op.BINARY:
+            raise WebSocketError(1002, f"unknown opcode {op}")
+        elif (op == Op.CONTINUATION) is not self._in_message:
+            raise WebSocketError(1002, "a continuation out of place, or a message inside another")

@@ -1,0 +1,132 @@
+"""Credit: how many bytes a peer may send on a stream, and the memory budgets behind it.
+
+A grant is an absolute offset and is never taken back. Each stream reserves a small share when it opens; all above is
+borrowed from the tunnel's budget and the process', only while its reader reads, and is not renewed under pressure.
+The window doubles while the reader consumes a window in less than about two round trips (the same signal that QUIC
+implementations use), so that neither a long path nor a fast reader is limited by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import defaults
+
+PRESSURE: Final = 0.75  # of a budget in use: above it, borrowed windows shrink as they are consumed
+GROW_WITHIN_ROUND_TRIPS: Final = 2.0
+ASSUMED_RTT: Final = 0.1  # until a PING has measured it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one session, in bytes, counts and seconds."""
+
+    initial_credit: int = defaults.INITIAL_CREDIT
+    reserved_credit: int = defaults.RESERVED_CREDIT
+    max_credit: int = defaults.MAX_CREDIT
+    tunnel_budget: int = defaults.TUNNEL_BUDGET
+    max_streams: int = defaults.MAX_STREAMS
+    open_backlog: int = defaults.OPEN_BACKLOG
+    open_deadline: float = defaults.OPEN_DEADLINE
+    ping_interval: float = defaults.PING_INTERVAL
+    dead_after: float = defaults.DEAD_AFTER
+    send_high: int = defaults.SEND_HIGH
+    send_low: int = defaults.SEND_LOW
+    control_backlog: int = defaults.CONTROL_BACKLOG
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reserved_credit <= self.initial_credit <= self.max_credit:
+            raise ValueError("credit limits must be 0 < reserved <= initial <= max")
+        if not 0 < self.ping_interval < self.dead_after:
+            raise ValueError("ping_interval must be positive and below dead_after")
+
+
+class Budget:
+    """A bound on bytes, optionally inside a larger one (a tunnel's inside the process')."""
+
+    __slots__ = ("limit", "parent", "used")
+
+    def __init__(self, limit: int, parent: Budget | None = None) -> None:
+        self.limit = limit
+        self.parent = parent
+        self.used = 0
+
+    @property
+    def free(self) -> int:
+        """What can still be taken, here and above."""
+        mine = self.limit - self.used
+        return max(0, mine if self.parent is None else min(mine, self.parent.free))
+
+    @property
+    def pressed(self) -> bool:
+        """Whether borrowers should shrink."""
+        return self.used > PRESSURE * self.limit or (self.parent is not None and self.parent.pressed)
+
+    def take(self, size: int) -> bool:
+        """Take `size` bytes if they are free, all or nothing."""
+        if size > self.free:
+            return False
+        self.charge(size)
+        return True
+
+    def charge(self, size: int) -> None:
+        """Account for bytes that exist already; may pass the limit, which presses the borrowers."""
+        budget: Budget | None = self
+        while budget is not None:
+            budget.used += size
+            budget = budget.parent
+
+    def give(self, size: int) -> None:
+        """Return bytes."""
+        self.charge(-size)
+
+
+class ReceiveCredit:
+    """What the peer may send on one stream, as this end grants it.
+
+    Invariant: `granted - consumed <= window`, and `window` bytes are charged to the budget until `release`.
+    """
+
+    __slots__ = ("_budget", "_limits", "_renewed_at", "consumed", "granted", "window")
+
+    def __init__(self, budget: Budget, limits: Limits) -> None:
+        """Takes the reserved share, which the caller has checked to be free, and more as far as the budget allows."""
+        budget.charge(limits.reserved_credit)
+        extra = min(limits.initial_credit - limits.reserved_credit, 0 if budget.pressed else budget.free)
+        budget.charge(extra)
+        self._budget = budget
+        self._limits = limits
+        self._renewed_at = float("-inf")
+        self.window = limits.reserved_credit + extra
+        self.granted = self.window
+        self.consumed = 0
+
+    def consume(self, size: int, now: float, rtt: float | None) -> int | None:
+        """Account for `size` bytes passed on; the new absolute grant when one should be announced."""
+        self.consumed += size
+        outstanding = self.granted - self.consumed
+        if outstanding > self.window // 2:
+            return None
+        self._resize(outstanding, now, ASSUMED_RTT if rtt is None else rtt)
+        self._renewed_at = now
+        if self.consumed + self.window <= self.granted:
+            return None
+        self.granted = self.consumed + self.window
+        return self.granted
+
+    def _resize(self, outstanding: int, now: float, rtt: float) -> None:
+        if self._budget.pressed:
+            size = max(self._limits.reserved_credit, self.window // 2, outstanding)
+            self._budget.give(self.window - size)
+            self.window = size
+        elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * rtt:
+            more = min(self.window, self._limits.max_credit - self.window, self._budget.free)
+            if more > 0:
+                self._budget.charge(more)
+                self.window += more
+
+    def release(self) -> None:
+        """Return the whole share; the stream is gone."""
+        self._budget.give(self.window)
+        self.window = 0

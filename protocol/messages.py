@@ -1,0 +1,52 @@
+"""Lines of JSON on the control stream: a bounded splitter and an encoder.
+
+The server opens the stream `tower.control` after WELCOME; both ends write objects, one a line, each with a `type`.
+An unknown type is skipped, so that either end may be newer.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from protocol.constants import Code
+from protocol.defaults import MAX_CONTROL_LINE_BYTES
+from protocol.errors import RemoteProtocolError
+
+Message = dict[str, Any]
+
+
+def encode_message(kind: str, **fields: object) -> bytes:
+    """One line. ValueError when it would pass the bound that every receiver sets."""
+    line = json.dumps({"type": kind, **fields}, separators=(",", ":")).encode() + b"\n"
+    if len(line) > MAX_CONTROL_LINE_BYTES:
+        raise ValueError(f"a control message {kind!r} of {len(line)} bytes, at most {MAX_CONTROL_LINE_BYTES}")
+    return line
+
+
+class MessageReader:
+    """Splits bytes into messages; keeps at most one unfinished line."""
+
+    __slots__ = ("_partial",)
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+
+    def feed(self, data: bytes | memoryview) -> list[Message]:
+        """The messages that `data` completes. RemoteProtocolError for a line that is too long or no JSON object."""
+        self._partial += data
+        *lines, rest = bytes(self._partial).split(b"\n")
+        self._partial = bytearray(rest)
+        if max(map(len, (*lines, rest))) > MAX_CONTROL_LINE_BYTES:
+            raise RemoteProtocolError(Code.TOO_LARGE, f"a control line above {MAX_CONTROL_LINE_BYTES} bytes")
+        return [self._parse(line) for line in lines if line]
+
+    @staticmethod
+    def _parse(line: bytes) -> Message:
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not JSON") from error
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not an object with a type")
+        return message

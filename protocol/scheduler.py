@@ -1,0 +1,117 @@
+"""What leaves next: control frames first, then data by deficit round robin over the streams that may send.
+
+Frames are chosen when the link asks for bytes, never earlier, so that a small answer does not wait behind bulk that was
+queued before it. With others waiting on a slow link a DATA frame carries at most what the link moves in 50 ms.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from protocol.constants import HEADER, FrameType
+from protocol.defaults import KIB, MAX_FRAME_PAYLOAD
+from protocol.streams import Stream
+
+QUANTUM: Final = 64 * KIB
+FRAME_SECONDS: Final = 0.05
+MIN_FRAME: Final = 2 * KIB
+RATE_GAIN: Final = 0.25  # weight of a new sample in the link's rate
+
+Buffer = bytes | memoryview
+
+
+class Scheduler:
+    """The streams that have something to send and may, in their order, and the link's measured rate."""
+
+    __slots__ = ("_backlogged_since", "_moved", "_ready", "rate")
+
+    def __init__(self) -> None:
+        self._ready: deque[Stream] = deque()
+        self._backlogged_since: float | None = None
+        self._moved = 0
+        self.rate: float | None = None  # bytes a second, measured while the link was the bottleneck
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def schedule(self, stream: Stream) -> None:
+        """Give `stream` a turn if it can send and has none yet."""
+        if not stream.scheduled and stream.sendable:
+            stream.scheduled = True
+            self._ready.append(stream)
+
+    def remove(self, stream: Stream) -> None:
+        """Forget a stream that was reset."""
+        if stream.scheduled:
+            stream.scheduled = False
+            self._ready.remove(stream)
+
+    def fill(self, out: list[Buffer], limit: int, now: float) -> list[Stream]:
+        """Append about `limit` bytes of frames to `out`; the streams that sent, one entry for each frame.
+
+        The last frame may pass the limit by a header.
+        """
+        self._measure(now)
+        touched: list[Stream] = []
+        ready, room = self._ready, limit
+        while ready and room > 0:
+            stream = ready[0]
+            if stream.deficit <= 0:
+                stream.deficit += QUANTUM
+            largest = self._frame_limit(len(ready))
+            while room > 0 and stream.deficit > 0 and stream.sendable:
+                size = self._frame(stream, out, min(largest, room))
+                stream.deficit -= size
+                room -= size
+                touched.append(stream)
+            if not stream.sendable:
+                ready.popleft()
+                stream.scheduled = False
+                stream.deficit = 0
+            elif stream.deficit <= 0:
+                ready.rotate(-1)
+        self._moved += limit - room
+        if ready and self._backlogged_since is None:
+            self._backlogged_since, self._moved = now, 0
+        elif not ready:
+            self._backlogged_since = None
+        return touched
+
+    def _measure(self, now: float) -> None:
+        since = self._backlogged_since
+        if since is None or now - since < FRAME_SECONDS:
+            return
+        sample = self._moved / (now - since)
+        self.rate = sample if self.rate is None else self.rate + RATE_GAIN * (sample - self.rate)
+        self._backlogged_since, self._moved = now, 0
+
+    def _frame_limit(self, waiting: int) -> int:
+        if waiting == 1 or self.rate is None:
+            return MAX_FRAME_PAYLOAD
+        return max(MIN_FRAME, min(MAX_FRAME_PAYLOAD, int(self.rate * FRAME_SECONDS)))
+
+    @staticmethod
+    def _frame(stream: Stream, out: list[Buffer], largest: int) -> int:
+        """Append one frame of `stream`; the bytes of payload that it carries (1 for FIN, which is not free either)."""
+        if not stream.queued:
+            stream.fin_queued = False
+            out.append(HEADER.pack(FrameType.FIN, 0, 0, stream.id, 0))
+            return 1
+        size = min(stream.queued, stream.send_limit - stream.sent, largest)
+        out.append(HEADER.pack(FrameType.DATA, 0, 0, stream.id, size))
+        left, queue = size, stream.queue
+        while left:
+            head = queue[0]
+            if len(head) <= left:
+                out.append(head)
+                left -= len(head)
+                queue.popleft()
+            else:
+                view = memoryview(head)
+                out.append(view[:left])
+                queue[0] = view[left:]
+                left = 0
+        stream.queued -= size
+        stream.sent += size
+        return size
