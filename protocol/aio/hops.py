@@ -38,11 +38,15 @@ class DialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One hop that was passed, with what was seen there; `seconds` is how long it took."""
+    """One hop that was passed, with what was seen there.
+
+    `seconds` is how long it took; `chain` what the far end of a TLS hop showed (DER, leaf first).
+    """
 
     name: HopName
     evidence: str
     seconds: float
+    chain: tuple[bytes, ...] = ()
 
 
 OnHop = Callable[[Hop], None]

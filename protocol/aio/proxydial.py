@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -119,7 +119,8 @@ async def open_connection(
     except BaseException:
         transport.abort()
         raise
-    note(Hop("tls", _tls_evidence(secured), time.monotonic() - started))
+    chain = tuple(certificate_chain(secured))
+    note(Hop("tls", _tls_evidence(secured, chain), time.monotonic() - started, chain))
     return secured, _attach(secured, protocol_factory)
 
 
@@ -301,7 +302,7 @@ async def _chain_end(target: DialTarget, proxy: Proxy | None) -> str | None:
             transport.abort()
 
 
-def chain_end(sent: list[bytes]) -> str | None:
+def chain_end(sent: Sequence[bytes]) -> str | None:
     """The name of the authority at which a chain ends: its last certificate's issuer."""
     if not sent:
         return None
@@ -332,6 +333,6 @@ def _tls_failure(error: Exception, authority: str, deadline: float) -> str:
     return f"{authority} closed the connection in the TLS handshake ({reason(error)})"
 
 
-def _tls_evidence(transport: asyncio.BaseTransport) -> str:
+def _tls_evidence(transport: asyncio.BaseTransport, chain: Sequence[bytes]) -> str:
     end = transport.get_extra_info("ssl_object")
-    return f"{end.version()}, chain ends at {chain_end(certificate_chain(transport)) or 'an unnamed authority'!r}"
+    return f"{end.version()}, chain ends at {chain_end(chain) or 'an unnamed authority'!r}"
