@@ -79,7 +79,7 @@ class WebSocketDecoder:
         while data:
             if not self._left:
                 data = self._header(data)
-                if not self._left and not self._empty_control():
+                if self._nothing_yet():
                     continue
             piece, data = data[: self._left], data[self._left :]
             self._left -= len(piece)
@@ -97,9 +97,9 @@ class WebSocketDecoder:
                 op, self._op = self._op, Op.BINARY
                 yield op, memoryview(whole)
 
-    def _empty_control(self) -> bool:
-        """Whether a control frame without payload has just been announced."""
-        return self._op is not Op.BINARY and not self._partial
+    def _nothing_yet(self) -> bool:
+        """Whether there is no payload to hand on: no whole header, or an empty piece of a message."""
+        return not self._left and (bool(self._partial) or self._op is Op.BINARY)
 
     def _header(self, data: memoryview) -> memoryview:
         """Read a header off `data`; what follows it. Sets `_left` once the header is whole."""
