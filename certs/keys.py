@@ -30,6 +30,7 @@ Signer = Callable[[bytes], bytes]
 
 MAX_CSR_BYTES: Final = 8 * 1024  # a P-256 request with a few names has some 500 bytes
 MAX_SIGNATURE_BYTES: Final = 80  # a DER ECDSA signature on P-256 has at most 72
+UNREADABLE: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)  # what foreign bytes can raise
 _ALGORITHM: Final = ec.ECDSA(SHA256())
 _MAKE_A_KEY: Final = "make one by `openssl ecparam -name prime256v1 -genkey -noout`"
 
@@ -47,7 +48,7 @@ def key_from_pem(pem: bytes, *, what: str) -> PrivateKey:
     """The P-256 key in `pem`; AuthorityError names `what` it was read for."""
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise AuthorityError(f"the private key of {what} cannot be read ({exc})") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise AuthorityError(f"the private key of {what} is not an ECDSA key on P-256")
@@ -91,7 +92,7 @@ def public_key_from_csr(csr: bytes) -> PublicKey:
         request = x509.load_pem_x509_csr(csr) if pem else x509.load_der_x509_csr(csr)
         key = request.public_key()
         valid = isinstance(key, ec.EllipticCurvePublicKey) and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as exc:
+    except (*UNREADABLE, InvalidSignature) as exc:
         raise IssueRefused(f"the CSR cannot be read ({exc})", "send one PKCS#10 request, PEM or DER") from exc
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise IssueRefused(f"the CSR holds a key of another kind ({type(key).__name__}) than ECDSA P-256", _MAKE_A_KEY)

@@ -31,6 +31,11 @@ class Validity:
     def issued_at(self) -> float:
         return self.not_before + defaults.CERTIFICATE_BACKDATE
 
+    @property
+    def renew_at(self) -> float:
+        """From when on its holder should ask for the next one."""
+        return self.issued_at + (self.not_after - self.issued_at) * defaults.RENEW_AT
+
     def check_time(self, at: float, *, noun: str, grace: float = 0.0, caller: bool = False) -> None:
         if at < self.not_before:
             raise Untrusted(

@@ -112,6 +112,15 @@ def verify_list(encoded: bytes, *, issuers: tuple[PublicKey, ...], host: str) ->
     return parsed
 
 
+def list_number(encoded: bytes) -> int:
+    """The number in a list that was verified before; -1 for what is not a list."""
+    try:
+        number = codec.decode(encoded.partition(b".")[2], limit=defaults.MAX_REVOCATION_BYTES, what=_WHAT).get("number")
+    except MessageError:
+        return -1
+    return number if isinstance(number, int) else -1
+
+
 def newer(held: RevocationList | None, offered: RevocationList) -> RevocationList:
     """`offered`, when it may replace `held`: a higher number, or the same list once more."""
     if held is None or offered.number > held.number:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import codec
 from certs.errors import AuthorityError, FingerprintMismatch, MessageError, SealError, Untrusted
-from certs.keys import MAX_SIGNATURE_BYTES, Signer, verify_signature
+from certs.keys import MAX_SIGNATURE_BYTES, UNREADABLE, Signer, verify_signature
 from certs.peers import ServerIdentity
 from certs.verify import TrustBundle, fingerprint
 from protocol import defaults
@@ -159,5 +159,5 @@ def _read_chain(message: codec.Object) -> list[x509.Certificate]:
         raise MessageError(f"{_WHAT}: 'chain' must be a list of one to four PEM texts")
     try:
         return [x509.load_pem_x509_certificate(each.encode()) for each in chain]
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise MessageError(f"{_WHAT}: a certificate of the chain cannot be read ({exc})") from exc

@@ -15,20 +15,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from certs.errors import AuthorityError, Reason, Untrusted
 from certs.issuers import AGENT_SERVING, AGENTS, CLIENTS, ISSUERS, TOWER_SERVERS, Issuer, leaf_key_usage
-from certs.keys import PublicKey
+from certs.keys import UNREADABLE, PublicKey
 from certs.names import AgentRole, ClientRole, IssuerRole, Role, RootRole, ServerRole, ServingRole, is_user, parse_role
 from certs.peers import AgentIdentity, ClientIdentity, ServerIdentity, ServingIdentity, Validity
 from certs.revocation import RevocationList
 
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 MAX_BUNDLE_BYTES: Final = 64 * 1024
+_UNFIT: Final = (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _KNOWN_EXTENSIONS: Final = frozenset(
     {
         ExtensionOID.BASIC_CONSTRAINTS,
@@ -65,7 +66,7 @@ class TrustBundle:
         try:
             root, host = _find_root(certificates)
             issuers = tuple(_check_issuer(each, root, host) for each in certificates if each is not root)
-        except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:  # parsed lazily, field by field
+        except UNREADABLE as exc:  # parsed lazily, field by field
             raise AuthorityError(f"a certificate of the trust bundle cannot be read ({exc})") from exc
         return cls(host=host, root=root, issuers=issuers)
 
@@ -75,7 +76,7 @@ class TrustBundle:
             raise AuthorityError(f"the trust bundle has {len(pem)} bytes, more than the {MAX_BUNDLE_BYTES} allowed")
         try:
             certificates = x509.load_pem_x509_certificates(pem)
-        except ValueError as exc:
+        except UNREADABLE as exc:
             raise AuthorityError(f"the trust bundle cannot be read ({exc})", "restore or fetch it again") from exc
         return cls.from_certificates(certificates)
 
@@ -107,9 +108,14 @@ class TrustBundle:
         return identity
 
     def verify_serving(self, chain: Sequence[bytes], at: float) -> ServingIdentity:
+        identity = self.identify_serving(chain)
+        identity.validity.check_time(at, noun=AGENT_SERVING.noun)
+        return identity
+
+    def identify_serving(self, chain: Sequence[bytes]) -> ServingIdentity:
+        """Whose certificate it is, whatever the time is."""
         leaf = self._verify(chain, AGENT_SERVING)
         assert isinstance(leaf.role, ServingRole)
-        leaf.validity.check_time(at, noun=AGENT_SERVING.noun)
         return ServingIdentity(self.host, leaf.role.cluster, leaf.validity, _p256(leaf.certificate))
 
     def verify_agent(
@@ -120,12 +126,16 @@ class TrustBundle:
         allow_expired_for: float = 0.0,
         revocations: RevocationList | None = None,
     ) -> AgentIdentity:
+        identity = self.identify_agent(chain)
+        identity.check(at, revocations, allow_expired_for=allow_expired_for)
+        return identity
+
+    def identify_agent(self, chain: Sequence[bytes]) -> AgentIdentity:
+        """Whose certificate it is, whatever the time is and without revocations: to read one's own, not a peer's."""
         leaf = self._verify(chain, AGENTS)
         role = leaf.role
         assert isinstance(role, AgentRole)
-        identity = AgentIdentity(self.host, role.cluster, role.agent, leaf.validity, _p256(leaf.certificate))
-        identity.check(at, revocations, allow_expired_for=allow_expired_for)
-        return identity
+        return AgentIdentity(self.host, role.cluster, role.agent, leaf.validity, _p256(leaf.certificate))
 
     def verify_client(
         self, chain: Sequence[bytes], at: float, *, revocations: RevocationList | None = None
@@ -160,7 +170,7 @@ class TrustBundle:
     def _signed_by(self, certificate: x509.Certificate) -> Issuer | None:
         try:
             authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        except _UNFIT:
             return None
         issuer, above = self._by_key_id.get(authority.key_identifier or b"", (None, None))
         return issuer if above is not None and _is_signed_by(certificate, above) else None
@@ -178,14 +188,14 @@ def _load(chain: Sequence[bytes], *, caller: bool) -> x509.Certificate:
         raise Untrusted(Reason.MALFORMED, f"the certificate has {len(chain[0])} bytes", caller=caller)
     try:
         return x509.load_der_x509_certificate(chain[0])
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise Untrusted(Reason.MALFORMED, f"the certificate cannot be read ({exc})", caller=caller) from exc
 
 
 def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -201,7 +211,7 @@ def _check_leaf(certificate: x509.Certificate, wanted: Issuer, host: str) -> _Le
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         unknown = [each.oid.dotted_string for each in extensions if each.critical and each.oid not in _KNOWN_EXTENSIONS]
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError) as exc:
+    except _UNFIT as exc:
         raise Untrusted(Reason.MALFORMED, f"the certificate lacks what a tower writes ({exc})", caller=caller) from exc
     if constraints.ca or usage != leaf_key_usage() or unknown:
         raise Untrusted(Reason.MALFORMED, "the certificate is not one that a tower makes for a peer", caller=caller)
@@ -255,7 +265,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
         constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = extensions.get_extension_for_class(x509.KeyUsage).value
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except _UNFIT:
         return False
     return constraints.ca and usage.key_cert_sign and isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
 
@@ -263,7 +273,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
 def _role_of(certificate: x509.Certificate) -> Role | None:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
+    except _UNFIT:
         return None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return parse_role(uris[0]) if len(uris) == 1 else None
@@ -285,5 +295,5 @@ def load_chain(pem: bytes | Iterable[bytes]) -> tuple[bytes, ...]:
     joined = pem if isinstance(pem, bytes) else b"".join(pem)
     try:
         return tuple(each.public_bytes(Encoding.DER) for each in x509.load_pem_x509_certificates(joined))
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise AuthorityError(f"a certificate chain cannot be read ({exc})") from exc

@@ -1,0 +1,96 @@
+"""TLS contexts of every end, so that versions, tickets, ALPN and trust are decided in one place.
+
+Private keys reach OpenSSL through an anonymous file in memory, never through one that a name leads to. All contexts
+take TLS 1.2 and newer and offer `http/1.1` only. Servers give no tickets: every connection proves itself anew.
+
+The callers' context accepts any certificate that ends at the host's root, whatever its issuer or time, and leaves it to
+`TrustBundle.verify_client` to refuse it by a 401 that says why; only what this host never issued ends in an alert.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from typing import Final
+
+from certs.errors import AuthorityError
+from certs.verify import TrustBundle
+
+ALPN: Final = ("http/1.1",)
+NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
+
+
+def load_pair(context: ssl.SSLContext, *, chain_pem: bytes, key_pem: bytes) -> None:
+    """Use this certificate and key from the next handshake on; connections that are open keep the old one."""
+    descriptor = os.memfd_create("tower-key", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o600)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(key_pem.rstrip() + b"\n" + chain_pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")  # never asks on a terminal
+    except ssl.SSLError as exc:
+        raise AuthorityError(
+            f"a certificate and its key cannot be used ({exc.reason or exc})",
+            "give the PEM of both, of one pair",
+        ) from exc
+    finally:
+        os.close(descriptor)
+
+
+def server_context(*, chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """For the tunnel port, and for the server's own answers on a cluster's port: asks for no client certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context)
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.num_tickets = 0
+    load_pair(context, chain_pem=chain_pem, key_pem=key_pem)
+    return context
+
+
+def callers_context(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
+    """For callers of a cluster: a client certificate is welcome, and must end at this host's root."""
+    context = server_context(chain_pem=chain_pem, key_pem=key_pem)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.verify_flags |= NO_CHECK_TIME
+    context.load_verify_locations(cadata=bundle.to_pem().decode())
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTrust:
+    """Which authorities a client accepts: the system's, those of a file, those given as PEM; more than one adds up."""
+
+    system: bool = False
+    ca_file: str | None = None
+    ca_pem: bytes | None = None
+
+
+def client_context(trust: ClientTrust, *, alpn: tuple[str, ...] = ALPN) -> ssl.SSLContext:
+    """For dialling out: the name is always checked. AuthorityError when there is nothing to trust, or it is no PEM."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context, alpn)
+    if not (trust.system or trust.ca_file or trust.ca_pem):
+        raise AuthorityError(
+            "no certificate authority is trusted for this connection", "name a CA file, or the system's"
+        )
+    if trust.system:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    try:
+        if trust.ca_pem:
+            context.load_verify_locations(cadata=trust.ca_pem.decode())
+        if trust.ca_file:
+            context.load_verify_locations(cafile=trust.ca_file)
+    except (OSError, ValueError) as exc:  # SSLError is an OSError
+        what = trust.ca_file or "the CA that was given"
+        raise AuthorityError(
+            f"{what} cannot be read as a bundle of CA certificates ({exc})", "give PEM certificates"
+        ) from exc
+    return context
+
+
+def _harden(context: ssl.SSLContext, alpn: tuple[str, ...] = ALPN) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
