@@ -96,7 +96,7 @@ class AdminClient:
             connection.request(method, path + (f"?{urlencode(query)}" if query else ""), payload, headers)
             response = connection.getresponse()
             if response.status >= 400:
-                raise _refusal(response, self.path)
+                raise refusal_of(response.status, response.reason, response.read(MAX_LINE_BYTES), self.path)
             yield connection, response
         except (OSError, http.client.HTTPException) as error:
             raise unreachable(error, self.path, timeout) from error
@@ -116,17 +116,15 @@ def _parse(data: bytes, path: str) -> Object:
     return parsed
 
 
-def _refusal(response: http.client.HTTPResponse, path: str) -> AdminRefused:
-    data = response.read(MAX_LINE_BYTES)
+def refusal_of(status: int, reason: str, data: bytes, path: str) -> AdminRefused:
+    """The error that the admin API answered with; whatever else answered is named as such."""
     try:
         error = json.loads(data)
     except (ValueError, RecursionError):
         error = None
     if not isinstance(error, dict) or not error.get("message"):
-        return AdminRefused(response.status, "", f"{path} answered {response.status} {response.reason}", "")
-    return AdminRefused(
-        response.status, str(error.get("code", "")), str(error["message"]), str(error.get("mend", "") or "")
-    )
+        return AdminRefused(status, "", f"{path} answered {status} {reason}", "")
+    return AdminRefused(status, str(error.get("code", "")), str(error["message"]), str(error.get("mend", "") or ""))
 
 
 def unreachable(error: Exception, path: str, timeout: float) -> ServerUnreachable:
