@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from daemon.faults import TowerError
 from protocol.aio.proxydial import DialTarget
 from tower_agent.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
+from tower_agent.pemfile import in_memory
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
@@ -35,10 +36,13 @@ class Access:
         parts = urlsplit(config.server)
         if parts.scheme != "https" or not parts.hostname:
             raise TowerError("TWR309", f"{config.source}: the server {config.server!r} is not an https:// address")
+        if parts.path.rstrip("/"):
+            raise TowerError(
+                "TWR309", f"{config.source}: the server {config.server!r} has a path, which is not supported"
+            )
         self.source = config.source
         self.host: str = parts.hostname
         self.port: int = parts.port or 443
-        self.base_path = parts.path.rstrip("/")
         self.server_name = config.server_name
         self._config = config
         self._token: str | None = config.token
@@ -74,25 +78,21 @@ class Access:
         context = self.bare_context()
         config = self._config
         if config.certificate_pem is not None and config.key_pem is not None:
-            # A file in memory: OpenSSL reads keys from files only, and this key must not touch a disk again.
-            with os.fdopen(os.memfd_create("tower-agent"), "wb") as file:
-                file.write(config.key_pem + b"\n" + config.certificate_pem)
-                file.flush()
+            with in_memory(config.key_pem + b"\n" + config.certificate_pem) as path:
                 try:
-                    context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+                    context.load_cert_chain(path)
                 except ssl.SSLError as error:
                     text = f"{self.source}: the client certificate and its key do not fit each other"
                     raise TowerError("TWR309", text) from error
         return context
 
     def target(self, context: ssl.SSLContext) -> DialTarget:
-        """Where and how to dial; proxies only where the kubeconfig names one."""
+        """Where and how to dial: directly, whatever proxy the environment names for the way out of the member."""
         return DialTarget(
             host=self.host,
             port=self.port,
             ssl_context=context,
             server_hostname=self.server_name,
-            proxy=self._config.proxy,
             proxy_env=False,
             expected_ca="the authority named by the agent's access",
         )
@@ -147,7 +147,6 @@ def in_cluster(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Ku
         server=f"https://{bracketed}:{port}",
         ca_pem=ca,
         server_name=None,
-        proxy=None,
         certificate_pem=None,
         key_pem=None,
         token=None,

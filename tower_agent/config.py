@@ -71,9 +71,8 @@ class Host(Section):
     """The server's address, where it is no longer the one that the token carried."""
     ca_file: Path | None = None
     proxy: str | None = None
-    policy_file: Path | None = None
     identity_secret: str | None = None
-    raw_services_over_foreign_tls: bool = False
+    raw_services_over_foreign_tls: bool | None = None
 
     @field_validator("name")
     @classmethod
@@ -106,7 +105,7 @@ class AgentConfig(Section):
     token_file: Path | None = None
     """An enrolment token: used at start when there is no identity yet."""
     policy_file: Path | None = None
-    """Who may be impersonated; see `tower-agent policy`."""
+    """Whom each host may act as, see `tower-agent policy`; without it, what the manifest of a new member allows."""
     services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
     hosts: list[Host] = Field(default_factory=list)
     log: Log = Log()

@@ -1,9 +1,10 @@
-"""From a hop that broke to the fault that people look up."""
+"""From what broke in another room to the fault that people look up."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from certs.errors import CertsError
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError, HopName
 
@@ -22,3 +23,8 @@ def dial_fault(error: DialError) -> TowerError:
     """The fault of a broken way out; the hop stands at the head of the message."""
     code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]
     return TowerError(code, str(error), retry_after=error.retry_after)
+
+
+def certs_fault(error: CertsError) -> TowerError:
+    """The fault of a certificate, token or identity that cannot be used."""
+    return TowerError(error.fault, error.text, mend=error.mend or None)

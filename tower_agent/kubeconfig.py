@@ -35,7 +35,6 @@ class Kubeconfig:
     server: str
     ca_pem: bytes | None
     server_name: str | None
-    proxy: str | None
     certificate_pem: bytes | None
     key_pem: bytes | None
     token: str | None
@@ -68,7 +67,6 @@ def read_kubeconfig(path: Path, context: str | None = None) -> Kubeconfig:
         server=server,
         ca_pem=_data(path, folder, cluster, "certificate-authority"),
         server_name=_text(cluster, "tls-server-name"),
-        proxy=_text(cluster, "proxy-url"),
         certificate_pem=certificate,
         key_pem=key,
         token=_text(user, "token"),
@@ -93,6 +91,8 @@ def _entry(path: Path, document: dict[str, Any], section: str, key: str, name: s
 def _refuse_unsupported(path: Path, cluster: dict[str, Any], user: dict[str, Any]) -> None:
     if cluster.get("insecure-skip-tls-verify"):
         raise _unusable(path, "insecure-skip-tls-verify is not accepted; give certificate-authority instead")
+    if cluster.get("proxy-url"):
+        raise _unusable(path, "proxy-url is not supported: the agent must reach its apiserver directly")
     for key in ("username", "password", "auth-provider"):
         if user.get(key):
             raise _unusable(path, f"{key!r} is not supported; use a token, a client certificate or an exec plugin")

@@ -41,9 +41,7 @@ class MemberApi:
             headers.append(("Content-Type", "application/json"))
             data = json.dumps(body).encode()
         try:
-            answer = await fetch(
-                self._target, method, self.access.base_path + path, headers=headers, body=data, deadline=deadline
-            )
+            answer = await fetch(self._target, method, path, headers=headers, body=data, deadline=deadline)
         except DialError as error:
             raise apiserver_fault(error, self.access) from error
         if answer.status == 401:
@@ -56,14 +54,14 @@ class MemberApi:
         """As `call`, for an answer of 200 or 201 that is a JSON object; TWR305 for 403, TWR306 for anything else."""
         answer = await self.call(method, path, body, accept=accept)
         if answer.status == 403:
-            raise TowerError("TWR305", f"{self.access.address} answered 403 to {method} {path}: {_message(answer)}")
+            raise TowerError("TWR305", f"{self.access.address} answered 403 to {method} {path}: {message_of(answer)}")
         try:
             document = answer.json()
         except ValueError as error:
             raise TowerError("TWR306", f"{self.access.address} answered {method} {path} without JSON") from error
         if answer.status not in {200, 201} or not isinstance(document, dict):
             raise TowerError(
-                "TWR306", f"{self.access.address} answered {answer.status} to {method} {path}: {_message(answer)}"
+                "TWR306", f"{self.access.address} answered {answer.status} to {method} {path}: {message_of(answer)}"
             )
         return document
 
@@ -110,7 +108,8 @@ def apiserver_fault(error: DialError, access: Access) -> TowerError:
     return TowerError("TWR301", f"the apiserver at {access.address} cannot be reached: {error.text}")
 
 
-def _message(answer: Answer) -> str:
+def message_of(answer: Answer) -> str:
+    """What a Kubernetes Status says, or the beginning of whatever came in its place."""
     try:
         message = answer.json().get("message")
     except (ValueError, AttributeError):

@@ -26,13 +26,12 @@ async def test_only_the_own_context_presents_the_certificate(tmp_path: Path) -> 
     pki = Pki(tmp_path)
     user = {"client-certificate-data": encoded(pki.client_pem), "client-key-data": encoded(pki.client_key)}
     async with backend(lambda request: (200, {"client": request.client}), pki.server) as served:
-        file = write_kubeconfig(tmp_path / "config", f"https://127.0.0.1:{served.port}/base", pki.ca_pem, user)
+        file = write_kubeconfig(tmp_path / "config", f"https://127.0.0.1:{served.port}", pki.ca_pem, user)
         access = Access.find(file)
         own = await fetch(access.target(access.own_context()), "GET", "/")
         bare = await fetch(access.target(access.bare_context()), "GET", "/")
     assert own.json() == {"client": "tower-agent"}
     assert bare.json() == {"client": None}
-    assert access.base_path == "/base"
     assert access.address == f"127.0.0.1:{served.port}"
 
 
@@ -69,7 +68,9 @@ def test_outside_a_cluster_the_mend_is_a_kubeconfig(tmp_path: Path) -> None:
         in_cluster({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path / "none")
 
 
-def test_a_plain_apiserver_address_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_apiserver_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match="has a path"):
+        Access.find(write_kubeconfig(tmp_path / "config", "https://rancher/k8s/clusters/c-1", b"CA", {}))
     with pytest.raises(TowerError, match="not an https:// address"):
         Access.find(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:8080", b"CA", {}))
 
