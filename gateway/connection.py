@@ -1,0 +1,654 @@
+"""One caller's connection: requests one at a time, each forwarded, refused, or turned into a splice.
+
+It is the protocol above the caller's TLS, and while a request is under way the `Exchange` of one connection to the
+apiserver. Invariants:
+- A second request is read (up to one head's bytes), and not started before the first has ended. What follows an upgrade
+  request waits for the 101 and is dropped if none comes.
+- Both connections are reused only when request and answer ended exactly where their framing says.
+- An answer that is cut short is never ended cleanly towards the caller.
+- A request is sent a second time only if it is a GET, HEAD or OPTIONS without body or upgrade, on a kept connection
+  that died without a byte of answer.
+- A side that is slow stops the other side's reading; nothing is queued beyond one read and one head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.answer import SWITCHING, relayed_head, switching_head
+from gateway.audit import RequestRecord, verb_of
+from gateway.body import Scanner, UntilClose, scanner
+from gateway.caller import Caller, Refuse, forwarded_for
+from gateway.decide import Forward, Route, decide
+from gateway.errors import AnswerError, GatewayError, RequestError, UpstreamError
+from gateway.head import END, RequestHead, ResponseHead, find_head, parse_request, parse_response
+from gateway.status import fault_response, status_response
+from protocol import defaults
+
+if TYPE_CHECKING:
+    from gateway.proxy import Gateway
+    from gateway.upstream import Connection, Pool
+
+MAX_INTERIM_ANSWERS: Final = 16
+MAX_LOGGED_PATH: Final = 1024
+CALLER_LEFT: Final = 499  # in records only: the caller went away before there was an answer
+JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
+_FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
+_RETRIED: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
+
+class Phase(IntEnum):
+    HEAD = 0  # between requests, or part of a head is there
+    DIALING = 1
+    EXCHANGE = 2
+    SPLICED = 3
+    LINGERING = 4  # our last byte is sent; what the caller still sends is dropped
+    CLOSED = 5
+
+
+class CallerConnection:
+    """Made by `Gateway.serve`; ended by the caller, by a deadline, by revocation or by `Gateway.close`."""
+
+    __slots__ = (
+        "address",
+        "answered_at",
+        "bytes_in",
+        "bytes_out",
+        "caller",
+        "close_after",
+        "connection_id",
+        "deadline",
+        "dial",
+        "forward",
+        "forwarded",
+        "full",
+        "gateway",
+        "head",
+        "held",
+        "interim",
+        "loop",
+        "outbox",
+        "partial",
+        "paused",
+        "phase",
+        "pool",
+        "request_body",
+        "response",
+        "response_body",
+        "retryable",
+        "searched",
+        "sequence",
+        "started",
+        "stem",
+        "transport",
+        "upstream",
+        "upstream_ended",
+        "upstream_is_full",
+    )
+
+    def __init__(self, gateway: Gateway, caller_address: str, connection_id: str) -> None:
+        self.gateway = gateway
+        self.loop = gateway.loop
+        self.address = caller_address
+        self.connection_id = connection_id
+        self.forwarded = b""
+        self.caller = Caller()
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else can happen
+        self.phase = Phase.HEAD
+        self.stem = gateway.audit_stem()
+        self.sequence = 0
+        self.held = bytearray()  # bytes of heads to come
+        self.searched = 0
+        self.deadline = float("inf")
+        self.paused = False  # we do not read from the caller
+        self.full = False  # the caller does not read from us
+        self.upstream: Connection | None = None
+        self.dial: asyncio.Task[None] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget the request that ended."""
+        self.head: RequestHead | None = None
+        self.forward: Forward | None = None
+        self.pool: Pool | None = None
+        self.request_body: Scanner | None = None
+        self.response: ResponseHead | None = None
+        self.response_body: Scanner | None = None
+        self.outbox = b""
+        self.partial = b""
+        self.interim = 0
+        self.retryable = False
+        self.close_after = False
+        self.upstream_is_full = False
+        self.upstream_ended = False
+        self.started = 0.0
+        self.answered_at = 0.0
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    # -- the caller's side -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        if not self.address and (peer := transport.get_extra_info("peername")):
+            self.address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        self.forwarded = forwarded_for(self.address)
+        self.caller = self.gateway.caller_of(transport.get_extra_info("peercert_der") or [])
+        self.deadline = self.loop.time() + self.gateway.idle_limit
+        self.gateway.connections.add(self)
+
+    def data_received(self, data: memoryview) -> None:
+        phase = self.phase
+        if phase is Phase.HEAD:
+            self._head_bytes(data)
+        elif phase is Phase.SPLICED:
+            self.bytes_in += len(data)
+            assert self.upstream is not None
+            self.upstream.transport.write(data)
+        elif phase is Phase.LINGERING or phase is Phase.CLOSED:
+            return
+        elif self.request_body is not None:
+            self._request_bytes(data)
+        else:
+            self.held += data
+            self._steer_reading()
+
+    def eof_received(self) -> bool:
+        if self.phase is Phase.SPLICED and not self.upstream_ended:
+            assert self.upstream is not None
+            self.upstream.transport.write_eof()
+            return True
+        return False  # the transport closes; a request that is under way ends with it, as at the apiserver itself
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        phase, self.phase = self.phase, Phase.CLOSED
+        self.gateway.connections.discard(self)
+        if self.dial is not None:
+            self.dial.cancel()
+            self.dial = None
+        if phase in (Phase.DIALING, Phase.EXCHANGE, Phase.SPLICED):
+            self._record(self.response.status if self.response is not None else CALLER_LEFT)
+        self._drop_upstream()
+
+    def pause_writing(self) -> None:
+        self.full = True
+        if self.upstream is not None:
+            self.upstream.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self.upstream is not None:
+            self.upstream.transport.resume_reading()
+
+    def _steer_reading(self) -> None:
+        """Read from the caller only while what it sends has somewhere to go."""
+        stop = (
+            self.upstream_is_full
+            or len(self.held) > defaults.MAX_HEAD_BYTES
+            or (self.phase is Phase.DIALING and self.request_body is not None)
+        )
+        if stop is not self.paused:
+            self.paused = stop
+            if stop:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # -- a request ---------------------------------------------------------------------------------------------------
+
+    def _head_bytes(self, data: memoryview | bytes) -> None:
+        held = self.held
+        if held:
+            held += data
+            block: bytes | bytearray = held
+        else:
+            block = bytes(data)
+        try:
+            size = find_head(block, self.searched)
+        except RequestError as error:
+            self._refuse_malformed(error)
+            return
+        if not size:
+            if not held:
+                self.held = bytearray(block)
+                self.deadline = self.loop.time() + self.gateway.head_deadline
+            self.searched = len(block)
+            return
+        raw = bytes(block[:size])
+        self.searched = 0
+        if len(block) == size:
+            if held:
+                self.held = bytearray()
+            self._begin(raw, b"")
+        else:
+            rest = bytes(block[size:])
+            self.held = bytearray()
+            self._begin(raw, rest)
+
+    def _begin(self, raw: bytes, rest: bytes) -> None:
+        gateway = self.gateway
+        self.deadline = float("inf")
+        self.started = self.loop.time()
+        self.sequence += 1
+        self.bytes_in = len(raw)
+        try:
+            head = self.head = parse_request(raw)
+        except RequestError as error:
+            self._refuse_malformed(error)
+            return
+        caller = self.caller
+        try:
+            if caller.identity is not None:
+                caller = gateway.recheck_caller(caller)
+            authorization = gateway.own_authorization() if caller.identity is not None else b""
+        except UpstreamError as error:
+            self._fail(error)
+            return
+        route = Route(gateway.host, authorization, self.audit_id.encode(), self.forwarded)
+        verdict = decide(head, caller, gateway.policy, route)
+        if isinstance(verdict, Refuse):
+            self._refuse(verdict)
+            return
+        self.forward = verdict
+        self._forward(head, verdict, rest)
+
+    def _forward(self, head: RequestHead, verdict: Forward, rest: bytes) -> None:
+        out = verdict.head
+        self.request_body = scanner(head.framing, head.length, RequestError)
+        if self.request_body is None:
+            self.retryable = head.upgrade is None and head.method in _RETRIED
+        elif rest:
+            try:
+                piece, consumed = self.request_body.feed(rest)
+            except RequestError as error:
+                self._refuse_malformed(error)
+                return
+            out += piece
+            self.bytes_in += consumed
+            rest = rest[consumed:]
+            if self.request_body.done:
+                self.request_body = None
+        if rest:
+            self.held = bytearray(rest)
+        pool = self.pool = self.gateway.upstreams.pool(verdict.pool)
+        connection = pool.take()
+        self.outbox = out
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._dial_anew()
+
+    def _dial_anew(self) -> None:
+        self.phase = Phase.DIALING
+        self._steer_reading()
+        self.dial = self.gateway.spawn(self._dial(), name=f"dial {self.connection_id}")
+
+    async def _dial(self) -> None:
+        assert self.pool is not None
+        try:
+            connection = await self.pool.dial()
+        except UpstreamError as error:
+            self.dial = None
+            if self.phase is Phase.DIALING:
+                self._fail(error)
+            return
+        self.dial = None
+        if self.phase is Phase.DIALING:
+            self._send(connection)
+            self._steer_reading()
+        else:
+            self.pool.release(connection)
+
+    def _send(self, connection: Connection) -> None:
+        self.phase = Phase.EXCHANGE
+        self.upstream = connection
+        connection.exchange = self
+        if self.full:
+            connection.transport.pause_reading()
+        connection.transport.write(self.outbox)
+        if not self.retryable:
+            self.outbox = b""
+
+    def _request_bytes(self, data: memoryview | bytes) -> None:
+        body = self.request_body
+        assert body is not None
+        try:
+            piece, consumed = body.feed(data)
+        except RequestError as error:
+            self._refuse_malformed(error)
+            return
+        self.bytes_in += consumed
+        if self.upstream is not None:
+            self.upstream.transport.write(piece)
+        else:
+            self.outbox += piece
+        if body.done:
+            self.request_body = None
+        if consumed < len(data):
+            self.held += data[consumed:]
+            self._steer_reading()
+
+    # -- the apiserver's side ----------------------------------------------------------------------------------------
+
+    def upstream_data(self, data: memoryview) -> None:
+        if self.phase is Phase.SPLICED:
+            self.bytes_out += len(data)
+            self.transport.write(data)
+            return
+        try:
+            if self.response_body is not None:
+                self._answer_bytes(data)
+            else:
+                self._answer_head(data)
+        except AnswerError as error:
+            self._fail(error)
+
+    def _answer_head(self, data: memoryview) -> None:
+        """Look for a whole head, and for the one behind it where it is an interim one."""
+        self.retryable = False
+        while self.phase is Phase.EXCHANGE:
+            before = len(self.partial)
+            block = self.partial + bytes(data[:_FIRST_LOOK])
+            end = block.find(END, max(0, before - 3))
+            if end < 0 and len(data) > _FIRST_LOOK:
+                block = self.partial + bytes(data)
+                end = block.find(END, max(0, before - 3))
+            if end < 0 or end > defaults.MAX_HEAD_BYTES:
+                if len(block) > defaults.MAX_HEAD_BYTES:
+                    raise AnswerError(
+                        f"the head of the apiserver's answer is larger than {defaults.MAX_HEAD_BYTES} bytes"
+                    )
+                self.partial = block
+                return
+            self.partial = b""
+            assert self.head is not None
+            head = parse_response(block[: end + 4], to_head=self.head.method == b"HEAD")
+            data = data[end + 4 - before :]
+            if head.status >= 200 or head.status == SWITCHING:
+                self._answer(head, data)
+                return
+            self._relay_interim(head)
+            if not len(data):
+                return
+
+    def _relay_interim(self, head: ResponseHead) -> None:
+        self.interim += 1
+        if self.interim > MAX_INTERIM_ANSWERS:
+            raise AnswerError("the apiserver sends interim answers without end")
+        assert self.head is not None
+        if self.head.minor == 1:
+            self.transport.write(relayed_head(head, close=False))
+
+    def _answer(self, head: ResponseHead, rest: memoryview) -> None:
+        request = self.head
+        assert request is not None
+        self.answered_at = self.loop.time()
+        if head.status == SWITCHING:
+            self._splice(head, rest)
+            return
+        if request.upgrade is not None and head.status < 400:
+            raise AnswerError(f"the apiserver answered an upgrade with {head.status}, which is not relayed")
+        body = scanner(head.framing, head.length, AnswerError)
+        if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
+            raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")
+        unread = self.request_body is not None and request.expects_continue and not self.interim
+        self.close_after = (
+            not request.keep_alive
+            or request.upgrade is not None
+            or unread
+            or isinstance(body, UntilClose)
+            or self.gateway.draining
+        )
+        out = relayed_head(head, close=self.close_after)
+        self.response = head
+        self.response_body = body
+        if body is None:
+            self.transport.write(out)
+            self.bytes_out += len(out)
+            self._finish(clean=not len(rest))
+        elif len(rest) and len(rest) <= JOIN_BELOW:
+            self._answer_bytes(rest, out)
+        else:
+            self.transport.write(out)
+            self.bytes_out += len(out)
+            if len(rest):
+                self._answer_bytes(rest)
+
+    def _answer_bytes(self, data: memoryview, before: bytes = b"") -> None:
+        body = self.response_body
+        assert body is not None
+        try:
+            piece, consumed = body.feed(data)
+        except AnswerError:
+            if before:
+                self.transport.write(before)
+            raise
+        self.bytes_out += len(piece) + len(before)
+        self.transport.write(before + piece if before else piece)
+        if body.done:
+            self._finish(clean=consumed == len(data))
+
+    def _splice(self, head: ResponseHead, rest: memoryview) -> None:
+        request, upstream = self.head, self.upstream
+        assert request is not None
+        assert upstream is not None
+        if request.upgrade is None or head.upgrade is None:
+            raise AnswerError("the apiserver switched protocols without being asked to, or without saying to which")
+        self.phase = Phase.SPLICED
+        self.response = head
+        self.transport.write(switching_head(head))
+        if len(rest):
+            self.bytes_out += len(rest)
+            self.transport.write(rest)
+        if self.held:
+            self.bytes_in += len(self.held)
+            upstream.transport.write(bytes(self.held))
+            self.held = bytearray()
+        self._steer_reading()
+
+    def _finish(self, *, clean: bool) -> None:
+        """The answer is complete: give back or drop the connection, and go on or close."""
+        request, response, upstream, pool = self.head, self.response, self.upstream, self.pool
+        assert request is not None
+        assert response is not None
+        assert pool is not None
+        self._record(response.status)
+        whole = self.request_body is None
+        if upstream is not None:
+            self.upstream = None
+            if clean and whole and response.keep_alive and request.minor == 1:
+                if self.full:
+                    upstream.transport.resume_reading()
+                pool.release(upstream)
+            else:
+                pool.discard(upstream)
+        if self.close_after or not whole:
+            self._linger()
+            return
+        self._reset()
+        self._ready()
+
+    def _ready(self) -> None:
+        """Between two requests."""
+        self.phase = Phase.HEAD
+        self.deadline = self.loop.time() + self.gateway.idle_limit
+        if self.paused:
+            self._steer_reading()
+        if self.held:
+            self.loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        """A pipelined request, from a turn of its own so that one caller cannot keep the loop."""
+        if self.phase is Phase.HEAD and self.held:
+            held, self.held = bytes(self.held), bytearray()
+            self._head_bytes(held)
+            if self.paused:
+                self._steer_reading()
+
+    def upstream_eof(self) -> None:
+        upstream = self.upstream
+        assert upstream is not None
+        truncated = bool(upstream.transport.get_extra_info("tls_truncated"))
+        if self.phase is Phase.SPLICED and not truncated:
+            self.upstream_ended = True
+            self.transport.write_eof()
+        elif isinstance(self.response_body, UntilClose) and not truncated:
+            self._finish(clean=False)
+        else:
+            self._upstream_gone()
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        if self.phase is Phase.SPLICED and self.upstream_ended:
+            self.upstream = None
+            self.transport.close()
+        elif self.phase in (Phase.EXCHANGE, Phase.SPLICED):
+            self._upstream_gone()
+
+    def _upstream_gone(self) -> None:
+        upstream = self.upstream
+        self._drop_upstream()
+        if self.retryable and upstream is not None and upstream.served:
+            self.retryable = False  # once
+            self._dial_anew()
+        else:
+            self._fail(AnswerError("the apiserver closed the connection before its answer was complete"))
+
+    def upstream_full(self, full: bool) -> None:
+        self.upstream_is_full = full
+        self._steer_reading()
+
+    def _drop_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.pool.discard(upstream)
+
+    # -- ends --------------------------------------------------------------------------------------------------------
+
+    @property
+    def audit_id(self) -> str:
+        return f"{self.stem}{self.sequence:x}"
+
+    def _refuse(self, verdict: Refuse) -> None:
+        head = self.head
+        assert head is not None
+        bodiless = not head.length and scanner(head.framing, head.length, RequestError) is None
+        close = not (head.keep_alive and bodiless and head.upgrade is None) or self.gateway.draining
+        answer = status_response(
+            verdict.status,
+            verdict.message,
+            code=verdict.code,
+            reason=verdict.reason,
+            mend=verdict.mend,
+            head_only=head.method == b"HEAD",
+            close=close,
+            audit_id=self.audit_id,
+        )
+        self.transport.write(answer)
+        self.bytes_out += len(answer)
+        self._record(verdict.status, verdict.code)
+        if close:
+            self._linger()
+        else:
+            self._reset()
+            self._ready()
+
+    def _refuse_malformed(self, error: RequestError) -> None:
+        """What follows a malformed request cannot be told from its body: the connection ends."""
+        self._fail(error)
+
+    def _fail(self, error: GatewayError) -> None:
+        """Answer with the fault if an answer can still be given, else cut; the connection ends either way."""
+        self._drop_upstream()
+        if self.phase in (Phase.LINGERING, Phase.CLOSED):
+            return
+        if self.response is not None:
+            self._record(self.response.status, error.code)
+            self.phase = Phase.CLOSED
+            self.transport.abort()
+            return
+        retry = 1.0 if error.http_status == 429 else None
+        answer = fault_response(
+            error.fault,
+            error.message,
+            retry_after=retry,
+            head_only=self.head is not None and self.head.method == b"HEAD",
+            audit_id=self.audit_id,
+        )
+        self.transport.write(answer)
+        self.bytes_out += len(answer)
+        self._record(error.http_status, error.code)
+        self._linger()
+
+    def _linger(self) -> None:
+        self.phase = Phase.LINGERING
+        self.held = bytearray()
+        self.deadline = self.loop.time() + defaults.LINGER
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+        self.transport.write_eof()
+
+    def _record(self, code: int, fault: str = "") -> None:
+        head, now = self.head, self.loop.time()
+        self.gateway.observer.request(
+            RequestRecord(
+                self.audit_id,
+                self.connection_id,
+                self.address,
+                self._who(),
+                verb_of(head.method, head.target, upgrade=head.upgrade is not None) if head is not None else "other",
+                head.method.decode() if head is not None else "",
+                head.path[:MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
+                code,
+                fault,
+                self.bytes_in,
+                self.bytes_out,
+                now - self.started if self.started else 0.0,
+                self.answered_at - self.started if self.answered_at else 0.0,
+            )
+        )
+
+    def _who(self) -> str:
+        if self.forward is not None:
+            return self.forward.who
+        return self.caller.identity.user if self.caller.identity is not None else ""
+
+    def tick(self, now: float, wall: float) -> None:
+        """Look at the deadlines: the loop's time, and the wall's for the certificate."""
+        identity = self.caller.identity
+        if identity is not None and wall > identity.not_after:
+            self.recheck()
+        if now < self.deadline:
+            return
+        if self.phase is Phase.HEAD and self.held:
+            self._fail(RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408"))
+        elif self.phase in (Phase.HEAD, Phase.LINGERING):
+            self.transport.close()
+
+    def recheck(self) -> None:
+        """End what runs if the caller's certificate is no longer good."""
+        if self.caller.identity is None:
+            return
+        caller = self.gateway.recheck_caller(self.caller)
+        refused = caller.refused
+        if refused is None or self.phase in (Phase.LINGERING, Phase.CLOSED):
+            return
+        self.caller = caller
+        if self.phase is Phase.HEAD:
+            return  # the next request is told why
+        self.cut(refused.code, refused.message)
+
+    def cut(self, code: str, message: str) -> None:
+        """End the request that is under way: by an answer if none was begun, else by breaking it off."""
+        self._fail(GatewayError(code, message))
+
+    def drain(self) -> None:
+        """Close between requests; a request that runs is the last one."""
+        self.close_after = True
+        if self.phase is Phase.HEAD and not self.held:
+            self.transport.close()
+
+    def abort(self) -> None:
+        self.transport.abort()

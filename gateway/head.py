@@ -1,0 +1,251 @@
+"""Request and response heads: read in exactly one way, or refused.
+
+llhttp (through httptools) does the tokenising; around it stand the checks that it leaves out. Two servers that read
+one head differently are how requests are smuggled, so whatever is ambiguous is refused: bare LF or CR, control bytes,
+folded lines, a space before the colon, two lengths, a length with a transfer coding, codings other than `chunked`,
+HTTP/1.0 with a coding, more or fewer than one Host, targets in absolute or authority form.
+
+A head is bounded before it is parsed (`find_head`), and parsed once, whole. Field order, spelling and values are kept;
+optional white space around values is not.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+import httptools
+
+from gateway.errors import AnswerError, RequestError
+from gateway.fields import tokens
+from protocol.defaults import MAX_HEAD_BYTES, MAX_HEADER_FIELDS
+
+END: Final = b"\r\n\r\n"
+
+Field = tuple[bytes, bytes, bytes]  # lower-case name, name as sent, value without white space around it
+
+_REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~\-:\[\]%]*")
+_UPGRADE: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:/[A-Za-z0-9!#$%&'*+.^_`|~-]+)?")
+_ALLOWED_BYTES: Final = bytes(b for b in range(256) if b in b"\t\r\n" or (b >= 0x20 and b != 0x7F))
+_METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+# An upgrade to another HTTP would let the caller speak to the apiserver past the gateway.
+_NOT_RELAYED: Final = (b"h2c", b"h2", b"http", b"tls")
+_SPECIAL: Final = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect", b"proxy-connection"}
+)
+
+
+class Framing(IntEnum):
+    NONE = 0
+    LENGTH = 1
+    CHUNKED = 2
+    UNTIL_CLOSE = 3  # responses only
+
+
+# NamedTuples rather than frozen dataclasses: one of each is made per request, and they cost a fifth to make.
+class RequestHead(NamedTuple):
+    method: bytes
+    target: bytes
+    minor: int
+    fields: list[Field]
+    framing: Framing
+    length: int
+    keep_alive: bool
+    upgrade: bytes | None
+    """The protocol of a real upgrade request (`Connection: upgrade` and one `Upgrade` that we relay), as sent."""
+    expects_continue: bool
+    connection: tuple[bytes, ...]
+    """Lower-case names in `Connection`."""
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query, which may hold secrets."""
+        return self.target.split(b"?", 1)[0]
+
+
+class ResponseHead(NamedTuple):
+    status: int
+    reason: bytes
+    minor: int
+    fields: list[Field]
+    framing: Framing
+    length: int
+    keep_alive: bool
+    upgrade: bytes | None
+    connection: tuple[bytes, ...]
+
+
+def find_head(data: bytes | bytearray, searched: int = 0) -> int:
+    """The length of the head at the start of `data`, its empty line included; 0 when it is not complete yet.
+
+    `searched` bytes were looked at before. Raises RequestError when it can never become a head that we accept.
+    """
+    end = data.find(END, max(searched - 3, 0), MAX_HEAD_BYTES)
+    if end >= 0:
+        return end + 4
+    if len(data) >= MAX_HEAD_BYTES:
+        raise RequestError(f"the head of the request is larger than {MAX_HEAD_BYTES} bytes", "TWR410")
+    if data.count(b"\n", searched) != data.count(b"\r\n", max(searched - 1, 0)):
+        raise RequestError("a line of the request's head ends with LF alone")
+    return 0
+
+
+class _Collector:
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: list[Field] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), name, value.strip(b" \t")))
+
+
+def _check_bytes(raw: bytes) -> str | None:
+    if raw.translate(None, _ALLOWED_BYTES):
+        return "the head holds control bytes"
+    lines = raw.count(b"\r\n")
+    if raw.count(b"\n") != lines or raw.count(b"\r") != lines:
+        return "the head holds a CR or LF that does not end a line"
+    if lines > MAX_HEADER_FIELDS + 2:
+        return ""  # the caller of this function knows the status
+    return None
+
+
+def parse_request(raw: bytes) -> RequestHead:
+    """The head in `raw`, which is one whole head with its empty line and nothing else. Raises RequestError."""
+    wrong = _check_bytes(raw)
+    if wrong is not None:
+        if not wrong:
+            raise RequestError(f"the request has more than {MAX_HEADER_FIELDS} header fields", "TWR410")
+        raise RequestError(wrong)
+    line = _REQUEST_LINE.match(raw)
+    if line is None:
+        raise RequestError("the request line is not `METHOD target HTTP/1.1`")
+    method, target, minor_digit = line.groups()
+    collector = _Collector()
+    try:
+        httptools.HttpRequestParser(collector).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # raised at the end of every upgrade request's head
+    except httptools.HttpParserError as error:
+        raise RequestError(f"the head cannot be read: {error}") from None
+    minor = 1 if minor_digit == b"1" else 0
+    _check_target(method, target)
+    return _request_of(method, target, minor, collector.fields)
+
+
+def _check_target(method: bytes, target: bytes) -> None:
+    if method not in _METHODS:
+        raise RequestError(f"the method {method.decode()} is not relayed")
+    if target[:1] != b"/" and not (target == b"*" and method == b"OPTIONS"):
+        raise RequestError("the request target does not start with a slash; requests to a proxy are not served here")
+    if b"#" in target:
+        raise RequestError("the request target holds a fragment")
+
+
+def _request_of(method: bytes, target: bytes, minor: int, fields: list[Field]) -> RequestHead:
+    framing, length = Framing.NONE, 0
+    hosts = 0
+    keep_alive = minor == 1
+    upgrades: list[bytes] = []
+    expects = False
+    connection: tuple[bytes, ...] = ()
+    for lower, _, value in fields:
+        if lower not in _SPECIAL:
+            continue
+        if lower == b"host":
+            hosts += 1
+            if not _HOST.fullmatch(value):
+                raise RequestError("the Host field is not a host and port")
+        elif lower == b"connection":
+            connection += tuple(tokens(value))
+        elif lower == b"content-length":
+            length = _length(value, framing, RequestError)
+            framing = Framing.LENGTH
+        elif lower == b"transfer-encoding":
+            if framing is not Framing.NONE or value.lower() != b"chunked" or minor == 0:
+                raise RequestError(
+                    "Transfer-Encoding is not `chunked` alone, once, without Content-Length, in HTTP/1.1"
+                )
+            framing = Framing.CHUNKED
+        elif lower == b"upgrade":
+            upgrades.append(value)
+        elif lower == b"expect":
+            if value.lower() != b"100-continue":
+                raise RequestError("the Expect field asks for something other than 100-continue")
+            expects = minor == 1
+    if hosts > 1 or (hosts == 0 and minor == 1):
+        raise RequestError("the request does not have exactly one Host field")
+    if b"close" in connection:
+        keep_alive = False
+    upgrade = _upgrade_of(upgrades, connection) if upgrades and minor == 1 else None
+    if upgrade is not None and (length or framing is Framing.CHUNKED):
+        raise RequestError("an upgrade request carries a body")
+    return RequestHead(method, target, minor, fields, framing, length, keep_alive, upgrade, expects, connection)
+
+
+def _upgrade_of(upgrades: list[bytes], connection: tuple[bytes, ...]) -> bytes | None:
+    if b"upgrade" not in connection:
+        return None
+    if len(upgrades) > 1 or not _UPGRADE.fullmatch(upgrades[0]):
+        raise RequestError("the Upgrade field does not name exactly one protocol")
+    name = upgrades[0].lower().split(b"/")[0]
+    return None if name in _NOT_RELAYED else upgrades[0]
+
+
+def _length(value: bytes, framing: Framing, error: type[RequestError | AnswerError]) -> int:
+    if framing is not Framing.NONE:
+        raise error("the body has two lengths, or a length and a transfer coding")
+    if not _DIGITS.fullmatch(value):
+        raise error("Content-Length is not a plain number")
+    return int(value)
+
+
+def parse_response(raw: bytes, *, to_head: bool = False) -> ResponseHead:
+    """The head in `raw`, as an answer to HEAD or to another method. Raises AnswerError."""
+    wrong = _check_bytes(raw)
+    if wrong is not None:
+        raise AnswerError(wrong or f"the answer has more than {MAX_HEADER_FIELDS} header fields")
+    line = _STATUS_LINE.match(raw)
+    if line is None:
+        raise AnswerError("the answer does not begin with an HTTP/1 status line")
+    minor_digit, status_digits, reason = line.groups()
+    collector = _Collector()
+    try:
+        httptools.HttpResponseParser(collector).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise AnswerError(f"the head of the answer cannot be read: {error}") from None
+    minor = 1 if minor_digit == b"1" else 0
+    return _response_of(int(status_digits), reason or b"", minor, collector.fields, to_head=to_head)
+
+
+def _response_of(status: int, reason: bytes, minor: int, fields: list[Field], *, to_head: bool) -> ResponseHead:
+    framing, length = Framing.NONE, 0
+    upgrade: bytes | None = None
+    connection: tuple[bytes, ...] = ()
+    for lower, _, value in fields:
+        if lower not in _SPECIAL:
+            continue
+        if lower == b"content-length":
+            length = _length(value, framing, AnswerError)
+            framing = Framing.LENGTH
+        elif lower == b"transfer-encoding":
+            if framing is not Framing.NONE or value.lower() != b"chunked" or minor == 0:
+                raise AnswerError("the answer's Transfer-Encoding is not `chunked` alone, once, without Content-Length")
+            framing = Framing.CHUNKED
+        elif lower == b"connection":
+            connection += tuple(tokens(value))
+        elif lower == b"upgrade":
+            upgrade = value
+    keep_alive = minor == 1 and b"close" not in connection
+    if to_head or status < 200 or status in (204, 304):
+        framing, length = Framing.NONE, 0
+    elif framing is Framing.NONE:
+        framing, keep_alive = Framing.UNTIL_CLOSE, False
+    return ResponseHead(status, reason, minor, fields, framing, length, keep_alive, upgrade, connection)

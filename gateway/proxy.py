@@ -1,0 +1,172 @@
+"""The gateway of one host in front of one apiserver: it owns the callers' connections and the way to the apiserver.
+
+`serve` gives the protocol for one caller: put it on a stream of a tunnel (`IncomingStream.accept`) or, through
+`serve_socket`, on a listening socket. One ticker looks at all deadlines, so that a request costs no timer. Certificates
+are checked at every request, when one expires, and whenever `recheck` is called (a new revocation list).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from typing import Final
+
+from certs.errors import Untrusted
+from gateway.audit import NullObserver, Observer
+from gateway.caller import NO_CERTIFICATE, Caller, ClientIdentity
+from gateway.connection import CallerConnection
+from gateway.decide import refusal
+from gateway.errors import UpstreamError
+from gateway.policy import Policy
+from gateway.upstream import Upstreams
+from protocol import defaults
+from protocol.aio.tlspump import TlsError, TlsServerPump, TlsServerSocketPump
+
+
+class Gateway:
+    """Start with `start`, end with `close`; both on the loop that it serves.
+
+    `verify_client` takes a DER chain and returns who it is; `check_client` is the cheap check made at every request.
+    Both raise `certs.errors.Untrusted`. `policy` and `context` may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: ssl.SSLContext,
+        upstreams: Upstreams,
+        policy: Policy,
+        verify_client: Callable[[list[bytes]], ClientIdentity],
+        check_client: Callable[[ClientIdentity], None],
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.time,
+        idle_limit: float = defaults.CALLER_IDLE,
+        head_deadline: float = defaults.HEAD_DEADLINE,
+        handshake_deadline: float = defaults.HANDSHAKE_DEADLINE,
+    ) -> None:
+        self.context = context
+        self.upstreams: Final = upstreams
+        self.policy = policy
+        self.observer: Final[Observer] = observer or NullObserver()
+        self.idle_limit: Final = idle_limit
+        self.head_deadline: Final = head_deadline
+        self.connections: set[CallerConnection] = set()
+        self.draining = False
+        self.host: Final = upstreams.apiserver.authority
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._verify_client = verify_client
+        self._check_client = check_client
+        self._clock = clock
+        self._handshake_deadline = handshake_deadline
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to look at deadlines."""
+        if self._ticker is None and not self._closed:
+            self._ticker = self.loop.call_later(defaults.GATEWAY_TICK, self._tick)
+
+    def serve(self, *, caller_address: str = "", connection_id: str = "") -> TlsServerPump:
+        """The protocol for one caller on a transport that pushes, such as a stream of a tunnel."""
+        return TlsServerPump(
+            self.context,
+            lambda: CallerConnection(self, caller_address, connection_id),
+            handshake_deadline=self._handshake_deadline,
+            on_failure=lambda error: self._tls_failed(error, caller_address, connection_id),
+        )
+
+    def serve_socket(self) -> TlsServerSocketPump:
+        """The protocol for one caller on a socket of the loop; the address is the peer's."""
+        return TlsServerSocketPump(
+            self.context,
+            lambda: CallerConnection(self, "", ""),
+            handshake_deadline=self._handshake_deadline,
+            on_failure=lambda error: self._tls_failed(error, "", ""),
+        )
+
+    def recheck(self) -> None:
+        """Look at every caller's certificate again: a request that runs under a bad one is cut at once."""
+        for connection in list(self.connections):
+            connection.recheck()
+
+    def drain(self) -> None:
+        """Take no further requests on connections that are open; those that run go on."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.drain()
+
+    async def close(self) -> None:
+        """Break off everything. Idempotent."""
+        self._closed = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        for connection in list(self.connections):
+            connection.abort()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.upstreams.close()
+        await asyncio.sleep(0)  # transports say connection_lost in the next turn
+
+    # -- for the connections -----------------------------------------------------------------------------------------
+
+    def caller_of(self, chain: list[bytes]) -> Caller:
+        """What a connection showed. A certificate that is not accepted is answered at each request, not at TLS."""
+        if not chain:
+            return NO_CERTIFICATE
+        try:
+            return Caller(identity=self._verify_client(chain))
+        except Untrusted as error:
+            return _refused(error)
+
+    def recheck_caller(self, caller: Caller) -> Caller:
+        """The same caller, or a refused one if its certificate has expired or been revoked since."""
+        assert caller.identity is not None
+        try:
+            self._check_client(caller.identity)
+        except Untrusted as error:
+            return _refused(error)
+        return caller
+
+    def own_authorization(self) -> bytes:
+        """The agent's own Authorization value for the impersonation pool."""
+        read = self.upstreams.impersonation.authorization
+        if read is None:
+            return b""
+        try:
+            return read()
+        except OSError as error:
+            raise UpstreamError(
+                "TWR309", f"the agent's own credential cannot be read: {error.strerror or type(error).__name__}"
+            ) from error
+
+    def audit_stem(self) -> str:
+        """The unguessable part that the audit ids of one connection share."""
+        return os.urandom(12).hex() + "-"
+
+    def spawn(self, work: Coroutine[None, None, None], *, name: str) -> asyncio.Task[None]:
+        """A task that the gateway owns: cancelled and awaited by `close`."""
+        task = self.loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _tick(self) -> None:
+        now, wall = self.loop.time(), self._clock()
+        self._ticker = self.loop.call_later(defaults.GATEWAY_TICK, self._tick)
+        for connection in list(self.connections):
+            connection.tick(now, wall)
+        self.upstreams.expire(now)
+
+    def _tls_failed(self, error: TlsError, caller_address: str, connection_id: str) -> None:
+        self.observer.tls_failed(error.failure.value, str(error), caller_address, connection_id)
+
+
+def _refused(error: Untrusted) -> Caller:
+    return Caller(refused=refusal(error.fault, error.text, mend=error.mend or None))

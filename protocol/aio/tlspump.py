@@ -1,0 +1,485 @@
+"""TLS over any asyncio transport, as the server (a caller's TLS ends here) or as the client (towards an apiserver).
+
+Why not the loop's own TLS: it wants a socket where callers come as streams of a tunnel, cannot half-close, and gives
+every connection read buffers of its own. Here all connections of a loop share one for ciphertext and one for plaintext.
+
+The pump is the protocol of the raw transport below and the transport of the application protocol above. Invariants:
+- `data_received` hands the application a view that is valid until it returns; plaintext is never decrypted from inside
+  `resume_reading` (that would overwrite a view in use), always from a fresh callback.
+- Writes of one loop turn leave as one write of the raw transport. Large ones are encrypted at once, never copied.
+- While the application has paused reading, ciphertext waits undecrypted and the raw transport is paused: the wait is
+  bounded by what one read brings.
+- Nothing reaches the application before the handshake is done. It has one deadline; each failure is a `TlsFailure`.
+- A peer that ends without close_notify is reported as `tls_truncated`, since a cut must not pass for an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Any, Final, Protocol, cast
+from weakref import WeakKeyDictionary
+
+from protocol import defaults
+from protocol.aio.buffers import shared_buffer
+
+PLAIN_BUFFER_BYTES: Final = 64 * defaults.KIB
+ENCRYPT_AT_ONCE_BYTES: Final = (
+    8 * defaults.KIB
+)  # from here on a copy into the queue costs more than a record of its own
+FLUSH_AT_BYTES: Final = 256 * defaults.KIB  # ciphertext made within one loop turn before it is handed down
+PLAIN_HTTP_ANSWER: Final = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    b"Client sent an HTTP request to an HTTPS server.\n"
+)
+_HTTP_STARTS: Final = (b"GET ", b"HEAD", b"POST", b"PUT ", b"PATC", b"DELE", b"OPTI", b"CONN", b"PRI ")
+
+
+class TlsFailure(StrEnum):
+    """Why a handshake came to nothing; the label of a counter."""
+
+    PLAIN_HTTP = "plain_http"
+    GARBAGE = "garbage"
+    UNKNOWN_ISSUER = "unknown_issuer"
+    BAD_CERTIFICATE = "bad_certificate"
+    NO_COMMON_VERSION = "no_common_version"
+    REFUSED_BY_PEER = "refused_by_peer"
+    DEADLINE = "deadline"
+    CUT = "cut"
+    OTHER = "other"
+
+
+class TlsError(ConnectionError):
+    """The handshake failed, or the peer broke the record layer later on."""
+
+    def __init__(self, failure: TlsFailure, text: str) -> None:
+        super().__init__(text)
+        self.failure = failure
+
+
+class AppProtocol(Protocol):
+    """What stands above the pump: an asyncio.Protocol whose `data_received` takes a borrowed view."""
+
+    def connection_made(self, transport: Any, /) -> None: ...
+    def data_received(self, data: Any, /) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None, /) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+_plain_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
+
+
+def _plain_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """The loop's buffer for plaintext; the shared one holds the ciphertext that it is made from."""
+    found = _plain_buffers.get(loop)
+    if found is None:
+        found = _plain_buffers[loop] = memoryview(bytearray(PLAIN_BUFFER_BYTES))
+    return found
+
+
+class TlsPump(asyncio.Transport):
+    """Both ends; use `TlsServerPump`, or one of the `...SocketPump` classes on a socket of the loop."""
+
+    __slots__ = (
+        "__weakref__",
+        "_app",
+        "_cipher",
+        "_closing",
+        "_deadline",
+        "_eof_delivered",
+        "_established",
+        "_factory",
+        "_incoming",
+        "_loop",
+        "_lost",
+        "_lower",
+        "_on_failure",
+        "_outgoing",
+        "_peer_done",
+        "_plain",
+        "_pump_due",
+        "_queue",
+        "_reading",
+        "_ssl",
+        "_start",
+        "_timer",
+        "_truncated",
+        "_write_due",
+        "_write_shut",
+    )
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        app_protocol_factory: Callable[[], AppProtocol],
+        *,
+        server_side: bool = True,
+        server_hostname: str | None = None,
+        handshake_deadline: float = defaults.HANDSHAKE_DEADLINE,
+        on_failure: Callable[[TlsError], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._cipher = shared_buffer(self._loop)
+        self._plain = _plain_buffer(self._loop)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        self._factory = app_protocol_factory
+        self._on_failure = on_failure
+        self._deadline = handshake_deadline
+        self._app: AppProtocol | None = None
+        self._lower: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: list[bytes] = []
+        self._start = b"" if server_side else None
+        self._established = False
+        self._reading = True
+        self._closing = False
+        self._lost = False
+        self._write_shut = False
+        self._peer_done = False
+        self._eof_delivered = False
+        self._truncated = False
+        self._write_due = False
+        self._pump_due = False
+
+    # -- the protocol of the raw transport ---------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        self._lower = transport
+        self._timer = self._loop.call_later(self._deadline, self._too_slow)
+        self._handshake()
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._cipher
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(self._cipher[:nbytes])
+
+    def data_received(self, data: bytes | bytearray | memoryview) -> None:
+        self._incoming.write(data)
+        if self._established:
+            if self._reading:
+                self._pump()
+        elif not self._lost:
+            if self._start is not None and len(self._start) < 4:
+                self._start += bytes(data[: 4 - len(self._start)])
+            self._handshake()
+
+    def eof_received(self) -> bool:
+        if not self._established:
+            self._fail(TlsError(TlsFailure.CUT, "the peer closed the connection during the TLS handshake"))
+            return False
+        self._incoming.write_eof()
+        if self._reading:
+            self._pump()
+        return not self._closing
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = self._closing = True
+        self._stop_timer()
+        if not self._established and self._on_failure is not None:
+            report, self._on_failure = self._on_failure, None
+            report(TlsError(TlsFailure.CUT, "the connection was lost during the TLS handshake"))
+        app, self._app = self._app, None
+        self._queue.clear()
+        if app is not None:
+            app.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self._app is not None:
+            self._app.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._app is not None:
+            self._app.resume_writing()
+
+    # -- handshake ---------------------------------------------------------------------------------------------------
+
+    def _handshake(self) -> None:
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_outgoing()
+            return
+        except (ssl.SSLError, ssl.CertificateError) as error:
+            self._fail(self._explain(error))
+            return
+        self._established = True
+        self._on_failure = None
+        self._stop_timer()
+        self._send_outgoing()
+        app = self._app = self._factory()
+        app.connection_made(self)
+        # A pipelined first request came with the last flight.
+        if self._incoming.pending and self._reading and not self._closing:
+            self._pump()
+
+    def _explain(self, error: ssl.SSLError | ssl.CertificateError) -> TlsError:
+        if self._start is not None and self._start.startswith(_HTTP_STARTS):
+            return TlsError(TlsFailure.PLAIN_HTTP, "the peer sent plain HTTP to a TLS port")
+        reason = getattr(error, "reason", None) or ""
+        text = str(getattr(error, "verify_message", "") or error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            unknown = error.verify_code in (
+                2,
+                18,
+                19,
+                20,
+                21,
+                24,
+            )  # the codes of X509_verify_cert without a trusted issuer
+            failure = TlsFailure.UNKNOWN_ISSUER if unknown else TlsFailure.BAD_CERTIFICATE
+            return TlsError(failure, f"the peer's certificate was refused: {text}")
+        if "ALERT" in reason:
+            return TlsError(TlsFailure.REFUSED_BY_PEER, f"the peer refused the handshake: {reason.lower()}")
+        if self._start is not None and self._start[:1] != b"\x16":
+            return TlsError(TlsFailure.GARBAGE, "what the peer sent is not TLS")
+        if reason in {"UNSUPPORTED_PROTOCOL", "NO_SHARED_CIPHER", "VERSION_TOO_LOW", "NO_SHARED_GROUP"}:
+            return TlsError(TlsFailure.NO_COMMON_VERSION, f"no common TLS version or cipher: {reason.lower()}")
+        return TlsError(TlsFailure.OTHER, f"TLS handshake failed: {text}")
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        self._fail(TlsError(TlsFailure.DEADLINE, f"the TLS handshake was not done within {self._deadline:g} s"))
+
+    def _fail(self, error: TlsError) -> None:
+        """End a connection whose TLS is broken: the alert leaves, the reason is reported once."""
+        if self._lost or self._closing:
+            return
+        lower = self._lower
+        assert lower is not None
+        if error.failure is TlsFailure.PLAIN_HTTP:
+            self._outgoing.read()
+            lower.write(PLAIN_HTTP_ANSWER)
+        else:
+            self._send_outgoing()
+        self._closing = True
+        self._stop_timer()
+        if self._on_failure is not None:
+            report, self._on_failure = self._on_failure, None
+            report(error)
+        lower.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand up all that can be decrypted now, a shared buffer full at a time."""
+        tls, incoming, plain = self._ssl, self._incoming, self._plain
+        while self._reading and not self._lost:
+            filled = 0
+            more = False
+            try:
+                while True:
+                    count = cast("int", tls.read(PLAIN_BUFFER_BYTES - filled, plain[filled:] if filled else plain))
+                    if not count:
+                        self._peer_done = True
+                        break
+                    filled += count
+                    more = incoming.pending > 0 or tls.pending() > 0
+                    if not more and not incoming.eof:
+                        break
+                    if filled > PLAIN_BUFFER_BYTES - 16384:
+                        more = True
+                        break
+            except ssl.SSLWantReadError:
+                more = False
+            except ssl.SSLZeroReturnError:
+                self._peer_done = True
+            except ssl.SSLError as error:
+                # The end of the raw connection without close_notify: cut, or an old client that just hangs up.
+                self._peer_done = self._truncated = True
+                if "EOF" not in (error.reason or "") and not isinstance(error, ssl.SSLEOFError):
+                    self._send_outgoing()
+            if filled and self._app is not None:
+                self._app.data_received(plain[:filled])
+            if self._peer_done:
+                break
+            if not more:
+                break
+        if self._outgoing.pending and not self._write_due:
+            self._send_outgoing()
+        if self._peer_done and self._reading:
+            self._deliver_eof()
+
+    def _deliver_eof(self) -> None:
+        if self._eof_delivered or self._app is None:
+            return
+        self._eof_delivered = True
+        if not self._app.eof_received() or self._write_shut:
+            self.close()
+
+    def _pump_later(self) -> None:
+        self._pump_due = False
+        if self._reading and not self._lost:
+            if self._lower is not None:
+                self._lower.resume_reading()
+            self._pump()
+
+    # -- the transport of the application ----------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing or self._write_shut or not data:
+            return
+        if len(data) >= ENCRYPT_AT_ONCE_BYTES:
+            self._encrypt_queue()
+            self._encrypt(data)
+            if self._outgoing.pending >= FLUSH_AT_BYTES:
+                self._send_outgoing()
+        else:
+            self._queue.append(data if type(data) is bytes else bytes(data))
+        if not self._write_due:
+            self._write_due = True
+            self._loop.call_soon(self._flush)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def _encrypt_queue(self) -> None:
+        queue = self._queue
+        if queue:
+            data = queue[0] if len(queue) == 1 else b"".join(queue)
+            queue.clear()
+            self._encrypt(data)
+
+    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            self._ssl.write(data)
+        except ssl.SSLError as error:
+            self._abort_with(error)
+
+    def _flush(self) -> None:
+        self._write_due = False
+        if not self._lost:
+            self._encrypt_queue()
+            self._send_outgoing()
+
+    def _send_outgoing(self) -> None:
+        if self._outgoing.pending and self._lower is not None and not self._lost:
+            self._lower.write(self._outgoing.read())
+
+    def _abort_with(self, error: ssl.SSLError) -> None:
+        self._truncated = True
+        self._queue.clear()
+        if self._lower is not None and not self._lost:
+            self._lower.abort()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Send close_notify; the other direction stays open."""
+        if self._write_shut or self._closing:
+            return
+        self._encrypt_queue()
+        self._write_shut = True
+        try:
+            self._ssl.unwrap()
+        except ssl.SSLError:
+            pass  # WantRead: the peer's own close_notify is still to come; anything else is seen when reading
+        self._send_outgoing()
+        if self._eof_delivered:
+            self.close()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        if self._established:
+            self.write_eof()
+        if not self._closing:
+            self._closing = True
+            self._stop_timer()
+            if self._lower is not None:
+                self._lower.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        self._queue.clear()
+        if self._lower is not None and not self._lost:
+            self._lower.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            if self._lower is not None and not self._closing:
+                self._lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            if not self._pump_due and not self._closing:
+                self._pump_due = True
+                self._loop.call_soon(self._pump_later)
+
+    def get_write_buffer_size(self) -> int:
+        below = self._lower.get_write_buffer_size() if self._lower is not None else 0
+        return below + self._outgoing.pending + sum(map(len, self._queue))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert self._lower is not None
+        self._lower.set_write_buffer_limits(high, low)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._app = cast("AppProtocol", protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return cast("asyncio.BaseProtocol", self._app)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._ssl
+        if name == "peercert_der":
+            leaf = self._ssl.getpeercert(binary_form=True)
+            return [leaf] if leaf else []
+        if name == "tls_truncated":
+            return self._truncated
+        return self._lower.get_extra_info(name, default) if self._lower is not None else default
+
+
+class TlsServerPump(TlsPump, asyncio.Protocol):
+    """The server's end on a transport that pushes (`data_received`), such as a stream of a tunnel."""
+
+
+class TlsServerSocketPump(TlsPump, asyncio.BufferedProtocol):
+    """The server's end on a socket of the loop, reading into the loop's shared buffer."""
+
+
+class TlsClientSocketPump(TlsPump, asyncio.BufferedProtocol):
+    """The client's end on a socket of the loop."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        app_protocol_factory: Callable[[], AppProtocol],
+        *,
+        server_hostname: str,
+        handshake_deadline: float = defaults.DIAL_DEADLINE,
+        on_failure: Callable[[TlsError], None] | None = None,
+    ) -> None:
+        super().__init__(
+            context,
+            app_protocol_factory,
+            server_side=False,
+            server_hostname=server_hostname,
+            handshake_deadline=handshake_deadline,
+            on_failure=on_failure,
+        )
