@@ -277,7 +277,9 @@ def dotted(path: Key) -> str:
 
 def _nested(value: Any, path: Key) -> Any:
     """A value as plain data for printing, secrets replaced."""
-    if path and value not in (None, "") and (isinstance(value, SecretStr) or is_secret_name(str(path[-1]))):
+    if isinstance(value, SecretStr):
+        return REDACTED if value.get_secret_value() else ""
+    if path and value not in (None, "") and is_secret_name(str(path[-1])):
         return REDACTED
     if isinstance(value, BaseModel):
         return {name: _nested(getattr(value, name), (*path, name)) for name in type(value).model_fields}

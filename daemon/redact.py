@@ -19,13 +19,15 @@ _WORDS: Final = frozenset(
 _HARMLESS: Final = re.compile(r"(_|-|\b)(id|ids|file|path|name|names|fingerprint|expires|count|lifetime|uses)$")
 _TEXTS: Final = (
     re.compile(r"twr1\.[A-Za-z0-9_\-]{8,}"),
-    re.compile(r"(?i)\b(?:bearer|basic)\s+[A-Za-z0-9\-._~+/]{6,}=*"),
+    re.compile(r"\b(?:Bearer|BEARER|Basic|BASIC)\s+[A-Za-z0-9\-._~+/]{3,}=*"),
+    re.compile(r"\b(?:bearer|basic)\s+(?=\S*[0-9._~+/]|\S{16})[A-Za-z0-9\-._~+/]{6,}=*"),  # not "bearer tokens"
+    re.compile(r"(?i)(?<=authorization: )\S.*"),
     re.compile(r"base64url\.bearer\.authorization\.k8s\.io\.[A-Za-z0-9_\-]+"),
     re.compile(r"\beyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]*"),  # a JSON web token
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     re.compile(r"(?<=://)[^/@\s:]+:[^/@\s]+(?=@)"),  # user:password in a URL
 )
-_HINTS: Final = ("twr1.", "earer", "EARER", "asic", "ASIC", "eyJ", "PRIVATE KEY", "@")
+_HINTS: Final = ("twr1.", "earer", "EARER", "asic", "ASIC", "thorization: ", "THORIZATION: ", "eyJ", "PRIVATE KEY", "@")
 
 
 def is_secret_name(name: str) -> bool:

@@ -15,6 +15,9 @@ from daemon.faults import TowerError
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 Key = tuple[str | int, ...]
+_TAGS: Final = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
+}
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
@@ -56,6 +59,8 @@ def _value(
     if id(node) in seen:
         raise TowerError("TWR101", f"{source}:{line}: aliases (*name) are not read; write the value out")
     seen.add(id(node))
+    if node.tag not in _TAGS:
+        raise TowerError("TWR102", f"{source}:{line}: not YAML for a configuration: the tag {node.tag} is not read")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from daemon.units import format_age, format_bytes, format_duration, parse_duration, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("256KiB", 262144),
+        ("48Mi", 50331648),
+        ("1MB", 1_000_000),
+        ("1.5GiB", 1610612736),
+        ("0", 0),
+        (" 7 kb ", 7000),
+        (9, 9),
+    ],
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "KiB", "-1", "1 apple", "1e3", "1KiB2", -1, 1.5, True, None, [1]])
+def test_what_is_no_size_says_what_one_looks_like(text: object) -> None:
+    with pytest.raises(ValueError, match="a size is a"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("40s", 40), ("1h30m", 5400), ("200ms", 0.2), ("7d", 604800), ("0.5s", 0.5), (3, 3), ("15", 15), ("0", 0)],
+)
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 week", "1h 30", "h1", float("inf"), float("nan"), -2, True, None])
+def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
+    with pytest.raises(ValueError, match='such as "200ms"'):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (-3, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (192, "3m12s"),
+        (720, "12m"),
+        (3 * 3600 + 300, "3h5m"),
+        (20 * 3600, "20h"),
+        (2 * 86400 + 4 * 3600, "2d4h"),
+        (41 * 86400, "41d"),
+        (3 * 365 * 86400, "3y"),
+    ],
+)
+def test_ages_as_kubectl_prints_them(seconds: float | None, text: str) -> None:
+    assert format_age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.00085, "850us"), (0.0041, "4.1ms"), (0.031, "31ms"), (1.2, "1.2s"), (720, "12m")],
+)
+def test_measured_times(seconds: float | None, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "-"), (0, "0"), (512, "512"), (1126, "1.1Ki"), (48 << 20, "48Mi"), (2 << 30, "2.0Gi")]
+)
+def test_byte_counts(count: float | None, text: str) -> None:
+    assert format_bytes(count) == text

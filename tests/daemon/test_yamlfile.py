@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from daemon import yamlfile
+from daemon.faults import TowerError
+
+
+def test_values_come_with_their_lines() -> None:
+    values, lines = yamlfile.parse(b"a: 1\nb:\n  c: [x, y]\n  d:\n  - e: 2024-01-01\n", source="f")
+    assert values["a"] == 1
+    assert values["b"]["c"] == ["x", "y"]
+    assert lines[("a",)] == 1
+    assert lines[("b", "c")] == 3
+    assert lines[("b", "d", 0, "e")] == 5
+
+
+def test_an_empty_file_is_an_empty_mapping() -> None:
+    for data in (b"", b"# nothing\n", b"---\n", b"null\n"):
+        assert yamlfile.parse(data, source="f") == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "text"),
+    [
+        (b"a: 1\na: 2\n", "TWR101", "f:2: the key 'a' stands twice (first on line 1)"),
+        (b"a: &x 1\nb: *x\n", "TWR101", "aliases (*name) are not read"),
+        (b"a: &x [*x]\n", "TWR101", "aliases"),
+        (b"1: 2\n", "TWR101", "f:1: the key 1 is not a text"),
+        (b"a:\n\t- 1\n", "TWR102", "f:2:1: not YAML"),
+        (b"a: [1,\n", "TWR102", "f:2:1: not YAML"),
+        (b"- 1\n", "TWR102", "holds a list, but `key: value` lines are expected"),
+        (b"a: 1\n---\nb: 2\n", "TWR102", "not YAML"),
+        (b"a: !!python/object/apply:os.system [true]\n", "TWR102", "not YAML"),
+        (b"\xff\xfe\x00", "TWR102", "not YAML"),
+        (b"a: " + b"[" * 5000, "TWR102", "not YAML"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(data: bytes, code: str, text: str) -> None:
+    with pytest.raises(TowerError) as caught:
+        yamlfile.parse(data, source="f")
+    assert caught.value.code == code
+    assert text in caught.value.message
+
+
+def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match=r"TWR102: cannot read .*missing\.yaml: No such file or directory; mend: "):
+        yamlfile.read(tmp_path / "missing.yaml")
+    large = tmp_path / "large.yaml"
+    large.write_bytes(b"#" * (yamlfile.MAX_FILE_BYTES + 1))
+    with pytest.raises(TowerError, match=r"TWR102: .*larger than"):
+        yamlfile.read(large)
