@@ -73,7 +73,11 @@ def children() -> dict[str, str]:
     """Child processes, ended but not waited for ones too: id and command line."""
     found = {}
     for listing in Path("/proc/self/task").glob("*/children"):
-        for pid in listing.read_text().split():
+        try:
+            pids = listing.read_text().split()
+        except FileNotFoundError:  # a thread that has just ended
+            continue
+        for pid in pids:
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except FileNotFoundError:
