@@ -1,6 +1,6 @@
 """What the lab needs of Debian: installed by apt-get where that is allowed (root), said so; else the one line to run.
 
-`python3 -m tests.lab.debian PACKAGE ...` with the standard library alone: it runs before there is a virtual environment.
+`python3 -m tests.lab.debian PACKAGE ...`, of the standard library alone: it runs before there is a virtual environment.
 """
 
 from __future__ import annotations
