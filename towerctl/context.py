@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 
 def _socket() -> str:
-    return os.environ.get("TOWER_ADMIN_SOCKET") or defaults.ADMIN_SOCKET
+    """TOWER_ADMIN_SOCKET, else the socket of a server that runs as this (unprivileged) user, else the machine's."""
+    return os.environ.get("TOWER_ADMIN_SOCKET") or _own_socket() or defaults.ADMIN_SOCKET
+
+
+def _own_socket() -> str | None:
+    if os.geteuid() == 0:
+        return None
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    path = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or state, "tower", os.path.basename(defaults.ADMIN_SOCKET))
+    return path if os.path.exists(path) else None
 
 
 @dataclass(slots=True)

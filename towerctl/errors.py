@@ -31,3 +31,8 @@ class AdminRefused(TowerError):
 def usage(message: str, *, mend: str) -> TowerError:
     """The command line is wrong: exit code 2."""
     return TowerError("TWR601", message, mend=mend)
+
+
+def not_understood(what: str) -> TowerError:
+    """The server answered, but not as this version expects."""
+    return TowerError("TWR611", f"the server's answer is not understood: {what}")

@@ -1,34 +1,20 @@
-"""Writing files for the person who typed the command: whole or not at all, 0600 where secrets are in them."""
+"""Files that a person named on the command line: each failure says which file, why, and what to do."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 
+from certs.files import replace_file
 from daemon.faults import TowerError
 
 
 def write_private(path: Path, data: str, *, what: str) -> None:
     """Replaces `path` in one step, mode 0600. Raises `TowerError` (TWR104) naming `what` and the mend."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        replace_file(path, data.encode())
     except OSError as error:
-        raise _cannot_write(path, what, error) from error
-    try:
-        with os.fdopen(handle, "w") as file:  # mkstemp makes it 0600
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a directory")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, what, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        mend = "make the directory first" if isinstance(error, FileNotFoundError) else "name a file that you may write"
+        raise TowerError("TWR104", f"cannot write {what} to {path}: {error.strerror or error}", mend=mend) from error
 
 
 def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
@@ -45,8 +31,3 @@ def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise TowerError("TWR104", f"{what} {path} is not text", mend="name the right file") from error
-
-
-def _cannot_write(path: Path, what: str, error: OSError) -> TowerError:
-    mend = "make the directory first" if isinstance(error, FileNotFoundError) else "name a file that you may write"
-    return TowerError("TWR104", f"cannot write {what} to {path}: {error.strerror or error}", mend=mend)

@@ -42,3 +42,8 @@ def clock(value: Any) -> str:
     moment = dt.datetime.fromtimestamp(at, dt.UTC)
     today = moment.date() == dt.datetime.now(dt.UTC).date()
     return moment.strftime("%H:%M:%SZ" if today else "%Y-%m-%d %H:%M:%SZ")
+
+
+def rfc3339(at: float) -> str:
+    """Seconds since the epoch as the API writes them."""
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,7 +15,7 @@ import click
 from daemon.faults import TowerError
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
-from towerctl.errors import usage
+from towerctl.errors import not_understood, usage
 from towerctl.lazy import Command
 from towerctl.output import Object, say
 from towerctl.types import LABEL, Cluster, Duration, Name
@@ -141,7 +141,10 @@ def read_policy(path: Path, host: str) -> Policy:
 def _new_token(client: AdminClient, cluster: str, ttl: float | None) -> str:
     """A fresh token. Without a public URL of the server there is none to give, and the refusal says how to set it."""
     made: Object = client.post(path_of("clusters", cluster, "tokens"), {} if ttl is None else {"ttl": ttl})
-    return str(made["token"])
+    token = made.get("token")
+    if not isinstance(token, str):
+        raise not_understood("a token without its secret")
+    return token
 
 
 def _write(made: list[Object], file: Path | None, output: str) -> None:
