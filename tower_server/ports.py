@@ -8,14 +8,13 @@ cluster is gone (the server died between two writes) is taken back at the next s
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
-import socket
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from daemon.faults import TowerError
 from tower_server.records import KUBERNETES, KUBESPHERE, Claim, Cluster, claim_record_name
+from tower_server.sockets import HELD, listening_socket
 from tower_server.store.base import Conflict, Kind, NotFound, Store
 
 
@@ -113,19 +112,14 @@ class PortAllocator:
 
 def can_bind(address: str, port: int) -> bool:
     """Whether this process could listen there now."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As the listener does: without it a port with connections in TIME_WAIT would look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-            probe.listen(1)
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise TowerError(
-                "TWR103",
-                f"cluster ports cannot be listened on at {address}: {error.strerror or error}",
-                mend="set `ports.bind` to an address of this machine",
-            ) from error
+    try:
+        listening_socket(address, port, backlog=1).close()
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        raise TowerError(
+            "TWR103",
+            f"cluster ports cannot be listened on at {address}: {error.strerror or error}",
+            mend="set `ports.bind` to an address of this machine",
+        ) from error
     return True

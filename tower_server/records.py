@@ -77,8 +77,10 @@ class Enrolled:
     agent: str
     at: float
     serving_key: str
-    identity_chain: tuple[str, ...]
-    serving_chain: tuple[str, ...]
+    identity_chain: str
+    serving_chain: str
+    identity_expires: float
+    serving_expires: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +102,7 @@ class Token(_Stored):
     @classmethod
     def read(cls, record: Record) -> Self:
         data = dict(record.data)
-        data["keys"] = {
-            key: Enrolled(
-                **{
-                    **answer,
-                    "identity_chain": tuple(answer["identity_chain"]),
-                    "serving_chain": tuple(answer["serving_chain"]),
-                }
-            )
-            for key, answer in data.get("keys", {}).items()
-        }
+        data["keys"] = {key: Enrolled(**answer) for key, answer in data.get("keys", {}).items()}
         return super(Token, cls).read(Record(record.kind, record.name, record.version, data))
 
 

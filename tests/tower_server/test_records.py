@@ -16,7 +16,7 @@ TOKEN = Token(
     created=1.0,
     expires=2.0,
     uses=1,
-    keys={"aa": Enrolled("a1", 1.5, "bb", ("cert", "issuer"), ("serving",))},
+    keys={"aa": Enrolled("a1", 1.5, "bb", "chain", "serving", 8.0, 9.0)},
 )
 AGENT = Agent(
     name="a1", cluster="edge-1", uid="u1", key="aa", created=1.0, token="abc", identity_expires=9.0, serving_expires=9.0

@@ -1,0 +1,177 @@
+"""Who may be an agent: admission of handshakes, identities and their renewal, revocation of one.
+
+An identity is good while its certificate is (expired ones may only renew), its record stands, and neither is revoked. A
+record is made by enrolment only and goes with its cluster, so an identity of a deleted cluster opens nothing in a new
+one of the same name.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from certs.ca import Authority
+from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
+from certs.peers import AgentIdentity
+from daemon.faults import TowerError
+from protocol.aio.listener import Admission
+from protocol.constants import Code
+from protocol.errors import HandshakeRejected
+from protocol.handshake import Hello
+from tower_server.records import Agent, Cluster, agent_record_name
+from tower_server.revocations import Revocations
+from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
+from tower_server.tunnels import TunnelRegistry
+
+ATTEMPTS: Final = 8
+
+# How a refused handshake shows in a cluster's state: the fault behind a protocol code.
+REFUSALS: Final = {
+    Code.REVOKED: "TWR209",
+    Code.EXPIRED: "TWR502",
+    Code.UNTRUSTED: "TWR507",
+    Code.BAD_SIGNATURE: "TWR217",
+    Code.WRONG_CLUSTER: "TWR203",
+    Code.DELETED: "TWR203",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Papers:
+    """A new identity and serving certificate, as PEM chains."""
+
+    chain: str
+    serving_chain: str
+    identity_expires: float
+    serving_expires: float
+
+
+class Agents:
+    """The agents of all clusters."""
+
+    def __init__(self, store: Store, authority: Authority, revocations: Revocations, registry: TunnelRegistry) -> None:
+        self._store = store
+        self._authority = authority
+        self._revocations = revocations
+        self._registry = registry
+
+    # ---- handshakes ---------------------------------------------------------------------------------------------
+
+    async def authenticate(self, hello: Hello, identity: AgentIdentity, remote: str) -> Admission:
+        """The last word on an agent whose certificate and signature are good. HandshakeRejected refuses it."""
+        member = self._registry.members.get(identity.cluster)
+        if member is None:
+            raise HandshakeRejected(
+                Code.DELETED,
+                f"this tower has no cluster {identity.cluster}; if it was deleted by mistake, add it and join again",
+            )
+        try:
+            record = await self._store.get(Kind.AGENT, agent_record_name(identity.cluster, identity.agent))
+        except NotFound:
+            raise _refusal(identity, "is not one that this tower has enrolled") from None
+        agent = Agent.read(record)
+        if agent.uid != member.uid:
+            raise _refusal(identity, "belongs to a deleted cluster of the same name")
+        if agent.revoked is not None:
+            raise _refusal(identity, "was revoked")
+        return Admission(secrets.token_hex(6), renew_only=time.time() > identity.not_after)
+
+    def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
+        """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""
+        fault = REFUSALS.get(code)
+        member = self._registry.members.get(hello.cluster) if hello is not None else None
+        if fault is not None and member is not None and hello is not None:
+            member.refuse(hello.instance, remote, fault, text)
+
+    # ---- identities ---------------------------------------------------------------------------------------------
+
+    def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> Papers:
+        """Certificates for two keys. Every name in them is the server's decision."""
+        now = time.time()
+        identity = self._authority.issue_agent(cluster.name, agent, public_key=key, at=now)
+        serving = self._authority.issue_serving(cluster.name, cluster.serving_names, public_key=serving_key, at=now)
+        return Papers(identity.chain_pem.decode(), serving.chain_pem.decode(), identity.not_after, serving.not_after)
+
+    async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes) -> Papers:
+        """New papers for an agent that has proven the old ones in its handshake. CertsError, TowerError refuse."""
+        name = agent_record_name(identity.cluster, identity.agent)
+        key, serving_key = public_key_from_csr(csr), public_key_from_csr(serving_csr)
+        for _ in range(ATTEMPTS):
+            try:
+                record = await self._store.get(Kind.AGENT, name)
+                cluster = Cluster.read(await self._store.get(Kind.CLUSTER, identity.cluster))
+            except NotFound:
+                raise TowerError("TWR209", f"the agent {identity.agent} of {identity.cluster} is gone") from None
+            agent = Agent.read(record)
+            if agent.revoked is not None or agent.uid != cluster.uid:
+                raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked")
+            papers = self.issue(cluster, agent.name, key=key, serving_key=serving_key)
+            renewed = replace(
+                agent,
+                key=key_fingerprint(key),
+                renewed=time.time(),
+                identity_expires=papers.identity_expires,
+                serving_expires=papers.serving_expires,
+            )
+            try:
+                await self._store.update(Kind.AGENT, name, renewed.data(), expect=record.version)
+            except Conflict:
+                continue
+            return papers
+        raise TowerError("TWR108", f"the record of agent {identity.agent} of {identity.cluster} keeps changing")
+
+    async def enrol(self, agent: Agent) -> None:
+        """Writes the record of an agent that a token has let in; once more for one that is there is fine."""
+        for _ in range(ATTEMPTS):
+            try:
+                await self._store.create(Kind.AGENT, agent.record_name, agent.data())
+            except Conflict:
+                record = await self._store.get(Kind.AGENT, agent.record_name)
+                held = Agent.read(record)
+                if (held.uid, held.token, held.revoked) == (agent.uid, agent.token, None):
+                    return
+                try:
+                    await self._store.update(Kind.AGENT, agent.record_name, agent.data(), expect=record.version)
+                except Conflict:
+                    continue
+            return
+
+    # ---- revocation ---------------------------------------------------------------------------------------------
+
+    async def revoke(self, cluster: str, agent: str) -> Agent:
+        """Takes an identity back: record, list, live tunnels, in this order and before this returns."""
+        found = await self.update(cluster, agent, lambda held: replace(held, revoked=held.revoked or time.time()))
+        await self._revocations.revoke_agent(cluster, agent, at=time.time())
+        self._registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
+        return found
+
+    async def update(self, cluster: str, agent: str, change: Callable[[Agent], Agent]) -> Agent:
+        """Changes a record. TowerError TWR603 when there is none."""
+        name = agent_record_name(cluster, agent)
+        for _ in range(ATTEMPTS):
+            record = await self.find(cluster, agent)
+            changed = change(Agent.read(record))
+            try:
+                await self._store.update(Kind.AGENT, name, changed.data(), expect=record.version)
+            except Conflict:
+                continue
+            return changed
+        raise TowerError("TWR108", f"the record of agent {agent} of {cluster} keeps changing")
+
+    async def find(self, cluster: str, agent: str) -> Record:
+        try:
+            return await self._store.get(Kind.AGENT, agent_record_name(cluster, agent))
+        except NotFound:
+            raise TowerError("TWR603", f"cluster {cluster} has no agent {agent!r}") from None
+
+    async def list(self, cluster: str | None = None) -> list[Agent]:
+        prefix = f"{cluster}." if cluster is not None else ""
+        return [Agent.read(record) for record in (await self._store.list(Kind.AGENT, prefix=prefix)).items]
+
+
+def _refusal(identity: AgentIdentity, what: str) -> HandshakeRejected:
+    text = f"the agent {identity.agent} of cluster {identity.cluster} {what}; join again with a new token"
+    return HandshakeRejected(Code.REVOKED, text)

@@ -1,0 +1,80 @@
+"""Callers that wait a moment for a tunnel which was up a moment ago.
+
+The hold belongs to the outage, not to each caller: it ends `seconds` after the first caller began to wait, and whoever
+comes after that is answered at once until a tunnel has been there again. A kubectl that asks five times in a row is so
+held once, and ends within seconds; and a return is called likely only while the hold has not yet been in vain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from prometheus_client import Gauge
+
+from protocol import defaults
+
+
+class Hold:
+    """Of one cluster. Times are those of the loop."""
+
+    def __init__(self, *, seconds: float, waiters: int, gauge: Gauge, window: float = defaults.RETURN_WINDOW) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._seconds = seconds
+        self._most = waiters
+        self._window = window
+        self._gauge = gauge
+        self._lost_at: float | None = None
+        self._ends: float | None = None  # of this outage's hold; None before the first caller
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting: dict[object, Callable[[bool], None]] = {}
+
+    def lost(self) -> None:
+        """The last tunnel has ended (or the server has just started without one that it had)."""
+        self._lost_at = self._loop.time()
+        self._ends = None
+
+    def release(self) -> None:
+        """A tunnel is there: everyone goes on."""
+        self._lost_at = self._ends = None
+        self._end(True)
+
+    @property
+    def return_likely(self) -> bool:
+        """Whether it is worth a caller's while to try again in a second."""
+        now = self._loop.time()
+        within = self._lost_at is not None and now - self._lost_at < self._window
+        return within and (self._ends is None or now < self._ends)
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self._most
+
+    def wait(self, key: object, then: Callable[[bool], None]) -> bool:
+        """Calls `then(True)` when a tunnel is there, `then(False)` when the hold is over. False: there is no hold."""
+        if self._seconds <= 0 or not self.return_likely or self.full:
+            return False
+        if self._ends is None:
+            self._ends = self._loop.time() + self._seconds
+            self._timer = self._loop.call_later(self._seconds, self._end, False)
+        self._waiting[key] = then
+        self._gauge.set(len(self._waiting))
+        return True
+
+    def leave(self, key: object) -> None:
+        """A caller that waits no longer. One that did not wait is fine."""
+        if self._waiting.pop(key, None) is not None:
+            self._gauge.set(len(self._waiting))
+
+    def close(self) -> None:
+        """Ends every wait in vain."""
+        self._end(False)
+
+    def _end(self, found: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        self._gauge.set(0)
+        for then in waiting.values():
+            then(found)

@@ -1,0 +1,212 @@
+"""The ports that callers connect to: one listener for each service of each cluster.
+
+A port that cannot be bound is a condition of its cluster and is tried again until it can; the tunnel and the other
+ports go on meanwhile. Listeners may be inherited from systemd (named `port-6012`), so that a restart refuses nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from tower_server.answer import Answer, Answerer
+from tower_server.member import Member
+from tower_server.records import KUBERNETES
+from tower_server.relay import CallerConnection, ConnectionIds, connection_ids
+from tower_server.sockets import listening_socket
+
+BACKLOG: Final = 1024
+RETRY_EVERY: Final = 5.0  # seconds between attempts to bind a port that another process holds
+RETRY_AFTER: Final = 1.0  # told to callers while a return is likely
+
+log = get_logger(__name__)
+audit = get_logger("audit")
+
+
+class CallerPort:
+    """One listening port. `problem` says why it does not listen, None when it does."""
+
+    def __init__(self, owner: CallerPorts, member: Member, service: str, port: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.member = member
+        self.service = service
+        self.port = port
+        self.problem: TowerError | None = None
+        self.since = time.time()
+        self.answerer = owner.answerer
+        self.connections: set[CallerConnection] = set()
+        self._owner = owner
+        self._streams = member.metrics.streams(service)
+        self._server: asyncio.Server | None = None
+
+    @property
+    def listening(self) -> bool:
+        return self._server is not None
+
+    @property
+    def no_tunnel_answers(self) -> bool:
+        """Whether a caller without a tunnel gets more than the end of its connection."""
+        return self._owner.answers and self.service == KUBERNETES and not self.member.passthrough
+
+    async def listen(self, sock: socket.socket | None = None) -> bool:
+        """Binds, unless it does so already. A failure is kept in `problem`, never raised."""
+        if self._server is not None:
+            return True
+        try:
+            sock = sock or listening_socket(self._owner.bind, self.port, backlog=BACKLOG)
+            self._server = await self.loop.create_server(self._connection, sock=sock)
+        except OSError as error:
+            if self.problem is None:
+                self.since = time.time()
+            self.problem = TowerError(
+                "TWR110",
+                f"port {self.port} of cluster {self.member.name} ({self.service}) cannot be listened on: "
+                f"{error.strerror or error}",
+            )
+            return False
+        self.problem = None
+        self.since = time.time()
+        return True
+
+    def _connection(self) -> CallerConnection:
+        return CallerConnection(self, self._owner.ids.next())
+
+    def no_tunnel(self) -> Answer:
+        """What a caller is told that finds no tunnel."""
+        member, hold = self.member, self.member.hold
+        verdict = member.verdict
+        if member.serving:
+            cause = "its tunnels take no new streams just now"
+        elif hold.full:
+            cause = f"{verdict.cause}; too many callers wait for it already"
+        else:
+            cause = verdict.cause
+        return Answer(
+            verdict.code if verdict.code.startswith("TWR2") else "TWR201",
+            f"cluster {member.name} cannot be reached: {cause}",
+            retry_after=RETRY_AFTER if hold.return_likely or member.serving else None,
+        )
+
+    # ---- what connections call ----------------------------------------------------------------------------------
+
+    def entered(self, connection: CallerConnection) -> None:
+        self.connections.add(connection)
+
+    def count(self, result: str) -> None:
+        """Counts how an open ended."""
+        self.member.metrics.opens[result].inc()
+
+    def accepted(self, connection: CallerConnection) -> None:
+        self.count("ok")
+        self._streams.inc()
+        self._owner.open_duration(self.loop.time() - connection.opened_at)
+
+    def stream_ended(self, connection: CallerConnection) -> None:
+        self._streams.dec()
+        self.sample(connection)
+
+    def left(self, connection: CallerConnection) -> None:
+        """The connection is over: its one audit line."""
+        if connection not in self.connections:
+            return
+        self.connections.discard(connection)
+        stream = connection.stream
+        audit.info(
+            "connection",
+            connection=connection.id,
+            caller=connection.caller,
+            cluster=self.member.name,
+            service=self.service,
+            bytes_up=stream.bytes_out if stream is not None else 0,
+            bytes_down=stream.bytes_in if stream is not None else 0,
+            seconds=round(self.loop.time() - connection.opened_at, 4),
+            outcome=connection.outcome,
+            **({"code": connection.code} if connection.code else {}),
+        )
+
+    def sample(self, connection: CallerConnection) -> None:
+        """Adds what a connection has moved since the last time to the counters."""
+        stream = connection.stream
+        if stream is None:
+            return
+        up, down = stream.bytes_out, stream.bytes_in
+        self.member.metrics.to_member.inc(up - connection.moved_out)
+        self.member.metrics.from_member.inc(down - connection.moved_in)
+        connection.moved_out, connection.moved_in = up, down
+
+    def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def close(self, why: str) -> None:
+        """Stops listening and ends every connection."""
+        self.stop_listening()
+        for connection in list(self.connections):
+            connection.abort(why)
+
+
+class CallerPorts:
+    """All of them. `run` must be running for ports that could not be bound to be tried again."""
+
+    def __init__(
+        self,
+        *,
+        bind: str,
+        answerer: Answerer,
+        answers: bool,
+        open_duration: Any,
+        inherited: Mapping[str, list[socket.socket]] | None = None,
+    ) -> None:
+        self.bind = bind
+        self.answerer = answerer
+        self.answers = answers
+        self.ids: ConnectionIds = connection_ids()
+        self.open_duration = open_duration
+        self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
+        self._ports: dict[tuple[str, str], CallerPort] = {}
+
+    def __iter__(self) -> Any:
+        return iter(list(self._ports.values()))
+
+    def of(self, cluster: str) -> list[CallerPort]:
+        return [port for (name, _), port in self._ports.items() if name == cluster]
+
+    async def add(self, member: Member, service: str, port: int) -> CallerPort:
+        """Listens for a service of a cluster; what went wrong is in the port's `problem`."""
+        made = self._ports[member.name, service] = CallerPort(self, member, service, port)
+        given = self._inherited.pop(f"port-{port}", None)
+        if not await made.listen(given[0] if given else None):
+            assert made.problem is not None
+            log.warning("port-unavailable", cluster=member.name, port=port, text=made.problem.message)
+        return made
+
+    def remove(self, cluster: str) -> None:
+        """Ends the ports of a cluster that is deleted."""
+        for port in self.of(cluster):
+            del self._ports[cluster, port.service]
+            port.close("the cluster was deleted")
+
+    async def run(self) -> None:
+        """Tries the ports that do not listen, and samples the counters, until cancelled."""
+        while True:
+            await asyncio.sleep(RETRY_EVERY)
+            for port in self:
+                if not port.listening and await port.listen():
+                    log.info("port-listening", cluster=port.member.name, port=port.port)
+                    port.member.judge()
+                for connection in list(port.connections):
+                    port.sample(connection)
+
+    def stop_listening(self) -> None:
+        for port in self:
+            port.stop_listening()
+
+    def close(self, why: str) -> None:
+        for port in self:
+            port.close(why)

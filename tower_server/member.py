@@ -1,0 +1,225 @@
+"""One cluster as the server sees it now: its tunnels, their history, the last probe, the agent's last report.
+
+Everything here is in memory; what must survive a restart is on the cluster's record. `changed` is called whenever the
+verdict may be another one, so that watchers, conditions and metrics follow without polling.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from daemon.metrics import ClusterMetrics
+from protocol.aio.tunnel import Closed, Tunnel
+from protocol.constants import Code
+from tower_server.hold import Hold
+from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
+
+HISTORY: Final = 20
+EXPECTED_AFTER: Final = 60.0  # seconds that a number of tunnels must last before it is what is expected
+SEEN_FOR: Final = 86400.0  # how long the most tunnels seen stay what is expected
+FAREWELLS: Final = frozenset(
+    {Code.SHUTDOWN, Code.NONE, Code.DRAINING}
+)  # an agent that ends its tunnel like this meant it
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of the history. `code` is a protocol code's name for closes, a fault for refusals."""
+
+    at: float
+    event: Literal["opened", "closed", "refused"]
+    agent: str
+    remote: str
+    code: str = ""
+    text: str = ""
+
+
+class Member:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        uid: str,
+        *,
+        connected: float | None,
+        expected: int | None,
+        metrics: ClusterMetrics,
+        hold: Hold,
+        changed: Callable[[Member], None],
+    ) -> None:
+        self.name = name
+        self.uid = uid
+        self.connected = connected
+        self.metrics = metrics
+        self.hold = hold
+        self.tunnels: list[Tunnel] = []
+        self.history: deque[Entry] = deque(maxlen=HISTORY)
+        self.last_close: Ended | None = None
+        self.refused: Ended | None = None
+        self.probe: ProbeResult | None = None
+        self.last_ok: float | None = None
+        self.failures = 0
+        self.report: Mapping[str, Any] = {}
+        self.reported_at: float | None = None
+        self.verdict = Verdict("NeverConnected", "Unknown")
+        self.since = time.time()
+        self._configured = expected
+        self._peak = 0
+        self._peak_at = 0.0
+        self._count_since = time.time()
+        self._changed = changed
+        self.judge()
+
+    # ---- tunnels ------------------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> list[Tunnel]:
+        """The tunnels that new streams may go to."""
+        return [tunnel for tunnel in self.tunnels if not tunnel.draining and not tunnel.renew_only]
+
+    def pick(self) -> Tunnel | None:
+        """The least loaded healthy tunnel. One whose own probe failed is taken only when there is no other."""
+        best: Tunnel | None = None
+        load = (2, 0)
+        for tunnel in self.tunnels:
+            if tunnel.closed is None and not tunnel.draining and not tunnel.renew_only:
+                mine = (1 if tunnel.data.get("failing") else 0, tunnel.stream_count)
+                if best is None or mine < load:
+                    best, load = tunnel, mine
+        return best
+
+    def add(self, tunnel: Tunnel) -> None:
+        """A tunnel has opened (after WELCOME)."""
+        now = time.time()
+        self.tunnels.append(tunnel)
+        self.history.appendleft(Entry(now, "opened", tunnel.peer.agent, tunnel.remote))
+        if not tunnel.renew_only:
+            self.connected = now
+            self.refused = None
+            self.probe = None if len(self.serving) == 1 else self.probe
+            self.hold.release()
+        self._counted()
+        self.judge()
+
+    def remove(self, tunnel: Tunnel, closed: Closed) -> None:
+        """A tunnel has ended."""
+        if tunnel not in self.tunnels:
+            return
+        now = time.time()
+        self.tunnels.remove(tunnel)
+        self.history.appendleft(Entry(now, "closed", tunnel.peer.agent, tunnel.remote, closed.code.name, closed.text))
+        if not tunnel.renew_only:
+            self.connected = now
+            self.last_close = Ended(now, closed.code.name, closed.text or closed.code.name.lower().replace("_", " "))
+            if not self.serving:
+                self.hold.lost()
+        if closed.by_peer and closed.code in FAREWELLS:
+            self._peak, self._peak_at = len(self.serving), now
+        self.metrics.closed(closed.code.name)
+        self._counted()
+        self.judge()
+
+    def refuse(self, agent: str, remote: str, code: str, text: str) -> None:
+        """A handshake of this cluster was refused after its identity was known."""
+        now = time.time()
+        last = self.history[0] if self.history else None
+        if last is None or (last.event, last.agent, last.code) != ("refused", agent, code):
+            self.history.appendleft(Entry(now, "refused", agent, remote, code, text))
+        self.refused = Ended(now, code, text)
+        self.judge()
+
+    @property
+    def expected(self) -> int:
+        """How many tunnels there should be: as configured, else the most that were seen for a while in the last day."""
+        if self._configured is not None:
+            return self._configured
+        return max(1, self._peak) if self.connected is not None else 1
+
+    def _counted(self) -> None:
+        self._count_since = time.time()
+        self.metrics.tunnels.set(len(self.tunnels))
+
+    def tick(self) -> None:
+        """Now and then: what only time changes."""
+        now, count = time.time(), len(self.serving)
+        if now - self._peak_at > SEEN_FOR:
+            self._peak, self._peak_at = count, now
+        if count > self._peak and now - self._count_since >= EXPECTED_AFTER:
+            self._peak, self._peak_at = count, now
+        elif count == self._peak:
+            self._peak_at = now
+        self.judge()
+
+    # ---- what is known of the far end ---------------------------------------------------------------------------
+
+    def probed(self, result: ProbeResult) -> None:
+        self.probe = result
+        if result.ok:
+            self.last_ok, self.failures = result.at, 0
+            self.metrics.probe_ok.inc()
+        else:
+            self.failures += 1
+            self.metrics.probe_failed.inc()
+        self.judge()
+
+    def reported(self, report: Mapping[str, Any]) -> None:
+        """The agent's heartbeat."""
+        self.report, self.reported_at = report, time.time()
+        self.judge()
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether the member's agent relays callers to its apiserver untouched."""
+        services = self.report.get("services")
+        entry = services.get("kubernetes") if isinstance(services, Mapping) else None
+        return isinstance(entry, Mapping) and entry.get("mode") == "passthrough"
+
+    @property
+    def rtt(self) -> float | None:
+        """Of the best tunnel."""
+        measured = [tunnel.rtt for tunnel in self.serving if tunnel.rtt is not None]
+        return min(measured, default=None)
+
+    # ---- the verdict --------------------------------------------------------------------------------------------
+
+    def judge(self) -> None:
+        """Looks at the facts anew and tells whoever follows when the verdict is another one."""
+        verdict = judge(self._facts())
+        before, self.verdict = self.verdict, verdict
+        if verdict.state != before.state or verdict.ready != before.ready:
+            self.since = time.time()
+        self.metrics.state(verdict.state, ready=verdict.ready == "True", at=self.since)
+        self.metrics.expected.set(self.expected)
+        if self.rtt is not None:
+            self.metrics.rtt.set(self.rtt)
+        if verdict != before:
+            self._changed(self)
+
+    def _facts(self) -> Facts:
+        probe = self.report.get("probe")
+        probe = probe if isinstance(probe, Mapping) else {}
+        policy = self.report.get("policy")
+        drift = policy.get("drift") if isinstance(policy, Mapping) else None
+        return Facts(
+            now=time.time(),
+            tunnels=len(self.serving),
+            expected=self.expected,
+            connected=self.connected,
+            last_close=self.last_close,
+            refused=self.refused,
+            probe=self.probe,
+            last_ok=self.last_ok,
+            failures=self.failures,
+            report_code=_text(probe.get("code")) if probe.get("ready") is False else "",
+            report_text=_text(probe.get("text")),
+            drift=_text(drift),
+        )
+
+
+def _text(value: object) -> str:
+    return value[:300] if isinstance(value, str) else ""

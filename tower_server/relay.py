@@ -1,0 +1,327 @@
+"""One caller's connection: bytes between its TCP transport and a stream of a tunnel, nothing looked into.
+
+A connection goes through: waiting (held until a tunnel is there) -> opening -> relaying, or it ends in an answer of the
+server's own. Until the peer accepts the stream, what the caller sends is kept, at most `EARLY_BYTES` of it: another
+tunnel may need it, or the server's own TLS, should the open be refused. No task and no buffer per connection: the
+loop's one read buffer in, transports' own queues out, each side's back-pressure pausing the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, cast
+
+from protocol import defaults
+from protocol.aio.buffers import shared_buffer
+from protocol.aio.stream import StreamTransport
+from protocol.aio.tlspump import TlsError
+from protocol.constants import Code
+from protocol.errors import ProtocolError, StreamRefused, TunnelLost
+from tower_server.answer import Answer
+
+if TYPE_CHECKING:
+    from tower_server.listeners import CallerPort
+
+EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
+WRITE_HIGH: Final = 256 * defaults.KIB
+MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
+
+# What a refused open means for the caller: the fault, and the result under which it is counted.
+REFUSALS: Final[dict[Code, tuple[str, str]]] = {
+    Code.DIAL_FAILED: ("TWR301", "refused"),
+    Code.DIAL_TIMEOUT: ("TWR303", "timeout"),
+    Code.UNKNOWN_SERVICE: ("TWR226", "refused"),
+    Code.FORBIDDEN: ("TWR227", "refused"),
+    Code.BUDGET: ("TWR412", "limit"),
+    Code.TOO_MANY: ("TWR411", "limit"),
+}
+_ELSEWHERE: Final = frozenset({Code.DRAINING, Code.TUNNEL_LOST, Code.SHUTDOWN, Code.REPLACED, Code.DEAD_PEER})
+
+
+class CallerConnection(asyncio.BufferedProtocol):
+    """Made by a CallerPort for each connection that it accepts."""
+
+    __slots__ = (
+        "_attempts",
+        "_early",
+        "_early_eof",
+        "_loop",
+        "_port",
+        "_stream_full",
+        "_transport",
+        "_view",
+        "caller",
+        "code",
+        "id",
+        "moved_in",
+        "moved_out",
+        "opened_at",
+        "outcome",
+        "stream",
+    )
+
+    def __init__(self, port: CallerPort, connection_id: str) -> None:
+        self._port = port
+        self._loop = port.loop
+        self._view = shared_buffer(port.loop)
+        self._transport: asyncio.Transport | None = None
+        self._early: bytearray | None = bytearray()
+        self._early_eof = False
+        self._stream_full = False
+        self._attempts = 0
+        self.id = connection_id
+        self.caller = ""
+        self.stream: StreamTransport | None = None
+        self.opened_at = self._loop.time()
+        self.outcome = ""
+        self.code = ""
+        self.moved_in = 0  # bytes that the metrics know of already
+        self.moved_out = 0
+
+    # ---- the caller's side --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        self.caller = address_text(transport.get_extra_info("peername"))
+        self._port.entered(self)
+        self._begin()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._early is None:
+            return self._view
+        return self._view[: max(1, EARLY_BYTES - len(self._early))]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._view[:nbytes])
+        if self._early is not None:
+            self._early += data
+            if len(self._early) >= EARLY_BYTES:
+                self._steer_reading()
+        if self.stream is not None:
+            self.stream.write(data)
+
+    def eof_received(self) -> bool:
+        if self.stream is not None:
+            self._early_eof = True
+            self.stream.write_eof()
+            return True
+        return False  # it waits for nothing any more
+
+    def pause_writing(self) -> None:
+        if self.stream is not None:
+            self.stream.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.stream is not None:
+            self.stream.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._port.member.hold.leave(self)
+        stream = self.stream
+        if stream is not None:
+            stream.reset(Code.CANCELLED, "the caller is gone")
+        self._note("caller gone" if stream is None or exc is not None else "finished")
+        self._port.left(self)
+
+    # ---- the way to the member ----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Opens a stream in the best tunnel, or waits for one, or answers."""
+        member = self._port.member
+        while (tunnel := member.pick()) is not None and self._attempts < MAX_ATTEMPTS:
+            self._attempts += 1
+            try:
+                self.stream = tunnel.start_open(
+                    self._port.service, _StreamEnd(self), caller=self.caller, connection_id=self.id
+                )
+            except StreamRefused as error:
+                if error.code in _ELSEWHERE:
+                    continue
+                self._refused(error)
+                return
+            if self._early:
+                self.stream.write(bytes(self._early))
+            if self._early_eof:
+                self.stream.write_eof()
+            return
+        if tunnel is None and self._port.no_tunnel_answers and member.hold.wait(self, self._held):
+            return
+        self._port.count("no_tunnel")
+        self._answer(self._port.no_tunnel())
+
+    def _held(self, found: bool) -> None:
+        """The hold is over."""
+        if found:
+            self._begin()
+        else:
+            self._port.count("no_tunnel")
+            self._answer(self._port.no_tunnel())
+
+    def accepted(self) -> None:
+        """The peer has accepted the stream: from now on bytes only pass through."""
+        self._early = None
+        self._port.accepted(self)
+        self._steer_reading()
+
+    def stream_full(self, full: bool) -> None:
+        self._stream_full = full
+        self._steer_reading()
+
+    def _steer_reading(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        wanted = not self._stream_full and (self._early is None or len(self._early) < EARLY_BYTES)
+        if wanted != transport.is_reading():
+            if wanted:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def deliver(self, data: memoryview) -> None:
+        """Bytes from the member, borrowed: what the loop's transport queues must be a copy."""
+        if self._transport is not None:
+            self._transport.write(bytes(data))
+
+    def deliver_eof(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def stream_lost(self, error: ProtocolError | None) -> None:
+        """The stream has ended."""
+        was_open = self._early is None
+        if was_open:
+            self._port.stream_ended(self)
+        if self._transport is None:
+            return
+        if was_open and error is None:
+            self._note("finished")
+            self._transport.close()
+        elif was_open:
+            self._cut(error)
+        else:
+            self.stream = None
+            self._stream_full = False
+            self._refused(error or TunnelLost(Code.TUNNEL_LOST, "the stream ended before it was accepted"))
+
+    def _refused(self, error: ProtocolError) -> None:
+        """The stream was not opened. What the caller has sent is still here."""
+        if error.code in _ELSEWHERE or isinstance(error, TunnelLost):
+            if self._attempts < MAX_ATTEMPTS:
+                self._begin()
+                return
+            self._port.count("lost")
+            self._answer(self._port.no_tunnel())
+            return
+        code, result = REFUSALS.get(error.code, ("TWR301", "refused"))
+        self._port.count(result)
+        retry = 1.0 if result == "limit" else None
+        self._answer(Answer(code, f"cluster {self._port.member.name}: {error.text or code}", retry_after=retry))
+
+    def _answer(self, answer: Answer) -> None:
+        """Ends the connection in an answer, where this port gives any."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._port.member.metrics.answered(answer.code)
+        self._note("answered", answer.code)
+        early = bytes(self._early or b"")
+        self._early = bytearray()
+        if not self._port.no_tunnel_answers:
+            transport.close()
+        elif self._port.answerer.start(transport, early, answer, done=self._answer_done):
+            self._transport = None  # it is the answer's now
+        else:
+            self.outcome = "closed: too many answers at once"
+            transport.abort()
+
+    def _answer_done(self, problem: TlsError | None) -> None:
+        if problem is not None:
+            self.outcome = f"no answer: {problem}"
+            self._port.member.metrics.tls_failures.inc()
+        self._port.left(self)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def abort(self, why: str) -> None:
+        """Ends the connection from the server's side."""
+        self._note(why)
+        if self._transport is not None:
+            reset(self._transport)
+
+    def _cut(self, error: ProtocolError | None) -> None:
+        self._note(f"cut: {error}")
+        if self._transport is not None:
+            reset(self._transport)
+
+    def _note(self, outcome: str, code: str = "") -> None:
+        if not self.outcome:
+            self.outcome, self.code = outcome, code
+
+
+class _StreamEnd(asyncio.Protocol):
+    """The stream's callbacks; the connection's own names are taken by the socket's."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: CallerConnection) -> None:
+        self._connection = connection
+
+    def stream_accepted(self) -> None:
+        self._connection.accepted()
+
+    def data_received(self, data: memoryview) -> None:  # type: ignore[override]
+        self._connection.deliver(data)
+
+    def eof_received(self) -> bool:
+        self._connection.deliver_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        self._connection.stream_full(True)
+
+    def resume_writing(self) -> None:
+        self._connection.stream_full(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.stream_lost(cast("ProtocolError | None", exc))
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Ends a connection so that its peer cannot take it for an orderly end."""
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None:
+        with contextlib.suppress(OSError):  # it is gone already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
+
+
+def address_text(peer: object) -> str:
+    """`host:port` of a socket's peer; an IPv4 caller of a dual-stack port is shown as the IPv4 caller that it is."""
+    if not isinstance(peer, tuple) or len(peer) < 2:
+        return "unknown"
+    host = str(peer[0]).removeprefix("::ffff:") if "." in str(peer[0]) else str(peer[0])
+    return f"[{host}]:{peer[1]}" if ":" in host else f"{host}:{peer[1]}"
+
+
+def connection_ids() -> ConnectionIds:
+    return ConnectionIds(os.urandom(4).hex())
+
+
+class ConnectionIds:
+    """Ids that no other connection of this or another run has: a random start, then a count."""
+
+    def __init__(self, start: str) -> None:
+        self._start = start
+        self._count = 0
+
+    def next(self) -> str:
+        self._count += 1
+        return f"{self._start}-{self._count:x}"

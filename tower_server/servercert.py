@@ -1,0 +1,122 @@
+"""The server's own certificate: for the tunnel port, the handshake, the seal key of enrolments and its own answers.
+
+One key, made at each start and never written down. The certificate carries the names under which the server is reached
+and `*.members.tower`, under which it answers for a cluster without a tunnel. Contexts live as long as the process;
+a renewed certificate is loaded into them and serves from the next handshake on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from certs.ca import Authority, Issued
+from certs.errors import IssueRefused
+from certs.keys import PrivateKey, generate_key, key_to_pem, signer
+from certs.names import MEMBERS_DOMAIN, parse_host
+from daemon.faults import TowerError
+from protocol import defaults
+from protocol.aio.listener import Credentials
+
+SERVER_NAME: Final = "tower-server"
+
+
+class ServerCertificate:
+    """Call `renew` when `renew_at` has passed."""
+
+    def __init__(self, authority: Authority, *, names: Iterable[str], at: float) -> None:
+        self._authority = authority
+        self._names = tuple(dict.fromkeys([*names, f"*.{MEMBERS_DOMAIN}"]))
+        self.key: PrivateKey = generate_key()
+        self.tunnel_context = tls_context()
+        self.answer_context = tls_context()
+        self.answer_context.set_alpn_protocols(["http/1.1"])
+        self.issued: Issued
+        self.credentials: Credentials
+        self.renew(at=at)
+
+    @property
+    def renew_at(self) -> float:
+        return self.issued.not_before + (self.issued.not_after - self.issued.not_before) * defaults.RENEW_AT
+
+    def renew(self, *, at: float) -> None:
+        public = self.key.public_key()
+        self.issued = self._authority.issue_server(SERVER_NAME, self._names, public_key=public, at=at)
+        self.credentials = Credentials(self.issued.chain_der, signer(self.key))
+        for context in (self.tunnel_context, self.answer_context):
+            load_pem(context, self.issued.chain_pem, key_to_pem(self.key))
+
+
+class FileCertificate:
+    """The certificate of the tunnel port where the operator brings one; read again when its files have changed."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._cert = cert
+        self._key = key
+        self._seen: tuple[int, ...] = ()
+        self.context = tls_context()
+        self.reload()
+
+    def reload(self) -> bool:
+        """Whether the files had changed. TowerError TWR104 when they cannot be used; what was in force stays so."""
+        try:
+            seen = tuple(path.stat().st_mtime_ns for path in (self._cert, self._key))
+            if seen == self._seen:
+                return False
+            tls_context().load_cert_chain(
+                self._cert, self._key
+            )  # a pair that does not fit must not half replace the old
+            self.context.load_cert_chain(self._cert, self._key)
+        except (OSError, ssl.SSLError) as error:
+            why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
+            raise TowerError(
+                "TWR104",
+                f"the certificate of the tunnel port cannot be used: {why} (cert: {self._cert}, key: {self._key})",
+                mend="give the PEM chain, leaf first, and its unencrypted key, both readable by this user",
+            ) from error
+        self._seen = seen
+        return True
+
+
+def tls_context() -> ssl.SSLContext:
+    """A server's context: TLS 1.2 and later, no tickets, so that every connection is checked anew."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    return context
+
+
+def load_pem(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
+    """Loads a chain and key that never touch a disk: the ssl module reads files only, so they stand in memory ones."""
+    with _memory_file(chain) as chain_path, _memory_file(key) as key_path:
+        context.load_cert_chain(chain_path, key_path)
+
+
+@contextlib.contextmanager
+def _memory_file(data: bytes) -> Iterator[str]:
+    descriptor = os.memfd_create("tower", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, data)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def own_names(*candidates: str) -> list[str]:
+    """Names and addresses for the server's certificate: those given and what this machine calls itself.
+
+    What cannot stand in a certificate (an odd machine name) is left out: nobody can verify such a name anyway.
+    """
+    hostname = socket.gethostname()
+    found = []
+    for name in (*candidates, "localhost", "127.0.0.1", "::1", hostname, socket.getfqdn()):
+        with contextlib.suppress(IssueRefused):
+            if name:
+                found.append(str(parse_host(name)))
+    return list(dict.fromkeys(found))

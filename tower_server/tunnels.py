@@ -1,0 +1,90 @@
+"""Every tunnel that this server holds, by cluster. The one place that knows which of them are alive.
+
+A tunnel enters when its handshake is done and leaves when it has ended; an agent instance that opens a newer tunnel
+replaces its older one at once, so that a cut that only the agent has noticed leaves no dead tunnel to be picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from daemon.log import get_logger
+from protocol.aio.tunnel import Closed, Tunnel
+from protocol.constants import Code
+from tower_server.member import Member
+
+log = get_logger(__name__)
+
+
+class TunnelRegistry:
+    """Members by name, tunnels by member."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, Member] = {}
+        self._observers: list[Callable[[Member, Tunnel], None]] = []
+
+    def __iter__(self) -> Iterator[tuple[Member, Tunnel]]:
+        for member in list(self.members.values()):
+            for tunnel in list(member.tunnels):
+                yield member, tunnel
+
+    def subscribe(self, opened: Callable[[Member, Tunnel], None]) -> None:
+        """`opened` is called for each new tunnel."""
+        self._observers.append(opened)
+
+    def admit(self, tunnel: Tunnel) -> None:
+        """Takes a tunnel whose handshake is done. One of a cluster that is gone by now is closed."""
+        member = self.members.get(tunnel.peer.cluster)
+        if member is None or tunnel.closed is not None:
+            tunnel.close(Code.DELETED, f"there is no cluster {tunnel.peer.cluster} here")
+            return
+        tunnel.on_closed = self._closed
+        for older in list(member.tunnels):
+            if (older.peer.agent, older.instance) == (tunnel.peer.agent, tunnel.instance) and not older.draining:
+                older.close(Code.REPLACED, "the same agent process opened a newer tunnel")
+        member.add(tunnel)
+        log.info(
+            "tunnel-opened",
+            cluster=member.name,
+            tunnel=tunnel.id,
+            agent=tunnel.peer.agent,
+            remote=tunnel.remote,
+            renew_only=tunnel.renew_only,
+            software=tunnel.software,
+        )
+        for observer in self._observers:
+            observer(member, tunnel)
+
+    def close_agent(self, cluster: str, agent: str | None, *, code: Code, text: str) -> int:
+        """Closes the tunnels of an agent (None: all of the cluster) at once; how many there were."""
+        member = self.members.get(cluster)
+        found = [t for t in (member.tunnels if member else []) if agent is None or t.peer.agent == agent]
+        for tunnel in found:
+            tunnel.close(code, text)
+        return len(found)
+
+    def drain_all(self, text: str, *, deadline: float, retry_after: Callable[[], float]) -> None:
+        """Asks every agent to move elsewhere; each is told another moment to come back."""
+        for _, tunnel in self:
+            tunnel.drain(Code.SHUTDOWN, text, deadline=deadline, retry_after=retry_after())
+
+    def close_all(self, code: Code, text: str) -> None:
+        for _, tunnel in self:
+            tunnel.close(code, text)
+
+    def _closed(self, tunnel: Tunnel, closed: Closed) -> None:
+        member = self.members.get(tunnel.peer.cluster)
+        if member is not None:
+            member.remove(tunnel, closed)
+        log.info(
+            "tunnel-closed",
+            cluster=tunnel.peer.cluster,
+            tunnel=tunnel.id,
+            agent=tunnel.peer.agent,
+            code=closed.code.name,
+            text=closed.text,
+            by_peer=closed.by_peer,
+            seconds=round(closed.at - tunnel.opened_at, 3),
+            bytes_in=tunnel.bytes_in,
+            bytes_out=tunnel.bytes_out,
+        )
