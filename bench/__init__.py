@@ -1,0 +1,1 @@
+"""Measures the tunnel beside the direct way, on one machine in one run; `make bench`."""
