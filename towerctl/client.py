@@ -81,6 +81,8 @@ class AdminClient:
         deadline = self.timeout if timeout is None else timeout
         with self._answer(method, path, query=query, body=body, timeout=deadline) as (_, response):
             data = response.read(MAX_ANSWER_BYTES + 1)
+            if response.length and len(data) <= MAX_ANSWER_BYTES:  # a bounded read does not complain by itself
+                raise http.client.IncompleteRead(data, response.length)
         if len(data) > MAX_ANSWER_BYTES:
             raise ServerUnreachable(f"the answer from {self.path} is larger than {MAX_ANSWER_BYTES >> 20} MiB")
         return _parse(data, self.path) if data.strip() else {}
@@ -151,7 +153,7 @@ def unreachable(error: Exception, path: str, timeout: float) -> ServerUnreachabl
             f"the socket path of {len(path)} characters is longer than the kernel takes (107): {path}",
             mend="configure a shorter `admin_socket` in the server, or reach it through a shorter symbolic link",
         )
-    if isinstance(error, http.client.HTTPException):
+    if isinstance(error, (http.client.HTTPException, ConnectionError)):
         return ServerUnreachable(
             f"what answers at {path} broke off or does not speak HTTP ({type(error).__name__})",
             mend="check --socket; look at the server's log",

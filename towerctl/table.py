@@ -59,5 +59,10 @@ def widths_of(rows: Sequence[Sequence[str]], at_least: Sequence[int] = ()) -> li
 
 def format_row(row: Sequence[str], widths: Sequence[int]) -> str:
     """One line; the last cell is not padded, so that no line ends in spaces."""
-    cells = [paint(cell) + " " * (width - len(cell)) for cell, width in zip(row[:-1], widths, strict=False)]
-    return GAP.join([*cells, paint(row[-1])])
+    cells = [_cell(cell) + " " * (width - len(cell)) for cell, width in zip(row[:-1], widths, strict=False)]
+    return GAP.join([*cells, _cell(row[-1])])
+
+
+def _cell(cell: str) -> str:
+    """Names are lower-case: a cluster called `x` is no failure."""
+    return paint(cell) if cell[:1].isupper() else cell

@@ -1,0 +1,118 @@
+"""The programs as processes: names, exit codes, start-up time, and what ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.towerctl.kit import Shell, http, peer
+
+BIN = Path(sys.executable).parent
+
+
+def process(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent"} | environment
+    return subprocess.run([str(BIN / argv[0]), *argv[1:]], env=env, capture_output=True, text=True, timeout=30)
+
+
+def test_no_arguments_print_help_and_are_a_usage_error(shell: Shell) -> None:
+    ran = shell()
+    assert ran.code == 2
+    assert "Commands:" in ran.err + ran.out
+
+
+@pytest.mark.parametrize("verb", ["foo", "gett"])
+def test_an_unknown_verb_is_a_usage_error(shell: Shell, verb: str) -> None:
+    shell(verb).refused("No such command", verb, code=2)
+
+
+def test_a_verb_that_is_nearly_right_gets_a_suggestion(shell: Shell) -> None:
+    shell("descibe").refused("Did you mean 'describe'?", code=2)
+
+
+def test_an_unknown_option_is_a_usage_error(shell: Shell) -> None:
+    shell("get", "clusters", "--frobnicate").refused("No such option", code=2)
+
+
+def test_global_options_are_taken_before_and_after_the_verb(shell: Shell, folder: Path) -> None:
+    with peer(folder / "other", http("200 OK", '{"items": []}')):
+        other = str(folder / "other")
+        assert shell("--socket", other, "get", "clusters").code == 0
+        assert shell("get", "--socket", other, "clusters").code == 0
+        assert shell("get", "clusters", "--socket", other).code == 0
+        assert shell("--socket", "/nowhere", "get", "clusters", "--socket", other).code == 0
+
+
+@pytest.mark.parametrize("timeout", ["x", "0", "1ms"])
+def test_a_timeout_that_is_none_is_a_usage_error(shell: Shell, timeout: str) -> None:
+    shell("get", "clusters", "--timeout", timeout).refused("--timeout", code=2)
+
+
+def test_both_names_run_and_the_plugin_calls_itself_kubectl_tower() -> None:
+    assert "Usage: towerctl " in process("towerctl", "--help").stdout
+    told = process("kubectl-tower", "--help").stdout
+    assert "Usage: kubectl tower " in told
+    assert "towerctl" not in told
+
+
+def test_hints_name_the_program_as_it_was_called() -> None:
+    told = process("kubectl-tower", "explain", "TWR000").stderr
+    assert "`kubectl tower explain TWR609`" in told
+
+
+def test_help_does_not_load_what_it_does_not_need() -> None:
+    code = "import sys, towerctl.main; towerctl.main.run(['--help']); print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True).stdout
+    modules = loaded.splitlines()[-1]
+    for heavy in ("'pydantic'", "'yaml'", "'cryptography'", "'asyncio'", "'http.client'", "'rich'", "'kubernetes'"):
+        assert heavy not in modules
+
+
+def test_an_interrupted_watch_ends_quietly(folder: Path) -> None:
+    def forever(connection: object) -> None:
+        connection.recv(65536)  # type: ignore[attr-defined]
+        line = b'{"type": "ADDED", "object": {"name": "edge-1", "ready": "True", "state": "Connected"}}\n'
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        connection.sendall(head + line)  # type: ignore[attr-defined]
+        connection.recv(1)  # type: ignore[attr-defined]
+
+    with peer(folder / "s", forever):
+        watching = subprocess.Popen(
+            [str(BIN / "towerctl"), "get", "clusters", "-w", "--socket", str(folder / "s")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith("NAME")
+        assert watching.stdout.readline().startswith("edge-1")
+        watching.send_signal(signal.SIGINT)
+        _, told = watching.communicate(timeout=10)
+    assert watching.returncode == 130
+    assert "Traceback" not in told
+
+
+def test_a_reader_that_has_read_enough_is_no_failure_to_report() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run([str(BIN / "towerctl"), "explain"], stdout=closed, stderr=subprocess.PIPE, timeout=30)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+@pytest.mark.slow
+def test_help_is_there_before_anybody_notices() -> None:
+    process("towerctl", "--help")  # the first start writes bytecode
+    took = []
+    for _ in range(7):
+        began = time.monotonic()
+        process("towerctl", "--help")
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.15

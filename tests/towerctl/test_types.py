@@ -1,0 +1,44 @@
+"""Arguments are refused with what is wrong and what would be right, before any server is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.towerctl.kit import Shell, http, peer
+
+
+@pytest.mark.parametrize("name", ["Edge", "edge_1", "-edge", "edge-", "a.b", "../etc", "a b", "", "x" * 64, "é"])
+def test_a_name_that_is_no_dns_label_is_refused(shell: Shell, name: str) -> None:
+    shell("add", "cluster", "--", name).refused("cannot be the name of a cluster", "lower-case letters", code=2)
+
+
+@pytest.mark.parametrize("ttl", ["soon", "", "-1h", "5x", "1h30", "0s", "nan"])
+def test_a_lifetime_that_is_none_is_refused(shell: Shell, ttl: str) -> None:
+    shell("create", "token", "edge-1", f"--ttl={ttl}").refused("--ttl", code=2)
+
+
+@pytest.mark.parametrize(("ttl", "why"), [("10s", "is less than 60s"), ("400d", "is more than")])
+def test_a_certificate_lifetime_out_of_bounds_names_the_bound(shell: Shell, ttl: str, why: str) -> None:
+    shell("kubeconfig", "edge-1", "--embed", "--ttl", ttl).refused(why, code=2)
+
+
+@pytest.mark.parametrize("user", ["", " alice", "alice\n", "a\x00b", "ä", "x" * 65])
+def test_a_caller_that_no_header_could_carry_is_refused(shell: Shell, user: str) -> None:
+    shell("revoke", "caller", user).refused("cannot be a caller's name", "printable ASCII", code=2)
+
+
+def test_names_are_completed_from_the_server(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = '{"kind": "ClusterList", "items": [{"name": "edge-1"}, {"name": "edge-2"}, {"name": "lab"}]}'
+    monkeypatch.setenv("_TOWERCTL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "towerctl describe cluster ed")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    with peer(shell.socket, http("200 OK", body)):
+        assert shell().out.split() == ["plain,edge-1", "plain,edge-2"]
+
+
+def test_completion_without_a_server_is_silent_and_fast(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TOWERCTL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "towerctl describe cluster ed")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    ran = shell()
+    assert (ran.code, ran.out.strip(), ran.err) == (0, "", "")
