@@ -15,7 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import yaml
 
 from tests.lab import assets, pki
 from tests.lab.network import MemberNetwork
@@ -93,6 +95,10 @@ class ControlPlane:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    @property
+    def children(self) -> Sequence[Child]:
+        return tuple(self._children)
+
     def kubectl(
         self,
         *arguments: str,
@@ -122,6 +128,9 @@ class ControlPlane:
     def environment(self) -> dict[str, str]:
         """What kubectl runs with: nothing of the user's configuration, a home of its own for its discovery cache."""
         return {"PATH": os.environ["PATH"], "HOME": str(self.folder / "home")}
+
+    def install(self, objects: Sequence[Mapping[str, Any]]) -> None:
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects).encode())
 
     def create_pod(self, name: str, *, namespace: str = "default", containers: Sequence[str] = ("main",)) -> None:
         """A pod that runs at once (as far as kwok says), to log, exec, attach and forward to."""

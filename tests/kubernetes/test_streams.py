@@ -1,0 +1,165 @@
+"""What upgrades or flows: logs -f, exec, attach, cp, port-forward; over WebSocket and over SPDY, both ways the same."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.views import TRANSPORTS, Pair, Running, View, assert_same
+from tests.lab.controlplane import ControlPlane
+
+pytestmark = pytest.mark.cluster
+MIB = 1024 * 1024
+POD = ("-n", "shared", "shared")
+
+
+@pytest.fixture(params=TRANSPORTS)
+def env(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    return TRANSPORTS[request.param]
+
+
+def test_logs_follow_what_is_written(pair: Pair, member: ControlPlane) -> None:
+    last = f"last line for {pair.caller}"
+    with contextlib.ExitStack() as stack:
+        follows = [stack.enter_context(view.start("logs", "-f", *POD)) for view in pair.both()]
+        for follow in follows:
+            follow.until(b"second line\n")
+        member.write_log("shared", *(f"line {number}" for number in range(100)), last, namespace="shared")
+        direct, tunnel = (follow.until(f"{last}\n".encode()) for follow in follows)
+        assert direct == tunnel
+        assert all(follow.running for follow in follows)
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 137])
+def test_exec_gives_output_errors_and_exit_code(pair: Pair, env: Mapping[str, str], code: int) -> None:
+    command = ("exec", *POD, "--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    direct, tunnel = (view.kubectl(*command, env=env) for view in pair.both())
+    assert direct.code == code
+    assert_same(pair, direct, tunnel)
+
+
+def test_exec_with_stdin_ends_when_its_input_ends(pair: Pair, env: Mapping[str, str]) -> None:
+    data = os.urandom(5 * MIB)
+    command = ("exec", "-i", *POD, "--", "sha256sum")
+    direct, tunnel = (view.kubectl(*command, env=env, stdin=data) for view in pair.both())
+    assert direct.text.startswith(hashlib.sha256(data).hexdigest())
+    assert_same(pair, direct, tunnel)
+
+
+def test_exec_answers_while_its_input_is_open(pair: Pair, env: Mapping[str, str]) -> None:
+    def talk(view: View) -> tuple[int, bytes, bytes]:
+        with view.start("exec", "-i", *POD, "--", "sh", "-c", 'while read x; do echo "got $x"; done', env=env) as shell:
+            for number in range(5):
+                shell.type(f"{number}\n".encode())
+                shell.until(f"got {number}\n".encode())
+            shell.end_input()
+            done = shell.wait()
+            return done.code, done.stdout, done.stderr
+
+    direct, tunnel = (talk(view) for view in pair.both())
+    assert direct == tunnel == (0, b"".join(b"got %d\n" % number for number in range(5)), b"")
+
+
+def test_exec_with_a_terminal(pair: Pair, env: Mapping[str, str]) -> None:
+    def session(view: View) -> tuple[int, bytes]:
+        with view.start(
+            "exec", "-it", *POD, "--", "sh", "-c", "tty -s && echo tty; read x; echo got $x", env=env, tty=True
+        ) as shell:
+            shell.until(b"tty\r\n")
+            shell.type(b"hello\r")
+            done = shell.wait()
+            return done.code, done.stdout
+
+    direct, tunnel = (session(view) for view in pair.both())
+    assert b"got hello\r\n" in direct[1]
+    assert direct == tunnel
+
+
+def test_attach_sees_what_is_typed(pair: Pair, env: Mapping[str, str]) -> None:
+    def session(view: View) -> bytes:
+        with view.start("attach", "-i", *POD, env=env) as attached:
+            attached.type(b"typed\n")
+            attached.until(b"typed\n")
+            attached.end_input()
+            assert attached.wait().code == 0
+            return attached.stdout
+
+    direct, tunnel = (session(view) for view in pair.both())
+    assert direct == tunnel
+
+
+@pytest.mark.slow
+def test_cp_of_100_mib_both_ways(pair: Pair, env: Mapping[str, str], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    block = os.urandom(MIB)
+    with source.open("wb") as file:
+        for number in range(100):
+            file.write(number.to_bytes(4) + block[4:])
+    for view in pair.both():
+        inside = tmp_path / f"inside-{view.name}"
+        inside.mkdir()
+        done = view.kubectl("cp", "-n", "shared", str(source), f"shared:{inside}/file", env=env, deadline=50)
+        assert (done.code, done.stderr) == (0, b"")
+        assert digest(inside / "file") == digest(source)
+        back = tmp_path / f"back-{view.name}"
+        done = view.kubectl("cp", "-n", "shared", f"shared:{inside}/file", str(back), env=env, deadline=50)
+        assert done.code == 0, done
+        assert digest(back) == digest(source)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_port_forward_carries_bytes_and_half_closes(pair: Pair, env: Mapping[str, str], echo_port: int) -> None:
+    data = os.urandom(4 * MIB)
+    for view in pair.both():
+        with view.start("port-forward", "-n", "shared", "pod/shared", f":{echo_port}", env=env) as forward:
+            for _ in range(2):  # two connections, one after the other
+                assert exchange(local_port(forward), data) == hashlib.sha256(data).digest()
+
+
+def local_port(forward: Running) -> int:
+    line = forward.until(b" -> ").split(b" -> ")[0]
+    return int(line.rpartition(b":")[2])
+
+
+def exchange(port: int, data: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        sender = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
+        sender.start()
+        answer = hashlib.sha256()
+        while piece := client.recv(65536):
+            answer.update(piece)
+        sender.join(20)
+        return answer.digest()
+
+
+@pytest.fixture
+def echo_port() -> Iterator[int]:
+    """A server that sends back what it gets, and ends after its peer's end."""
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = listener.accept()
+            except OSError:
+                return
+            with peer:
+                while piece := peer.recv(65536):
+                    peer.sendall(piece)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
