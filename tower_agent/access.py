@@ -61,6 +61,27 @@ class Access:
         """host:port, for messages."""
         return DialTarget(host=self.host, port=self.port, ssl_context=None).authority
 
+    @property
+    def ca_pem(self) -> bytes:
+        """What the apiserver's certificate must end at; empty for the system's authorities."""
+        return self._config.ca_pem or b""
+
+    @property
+    def certificate(self) -> tuple[bytes, bytes] | None:
+        """The agent's client certificate and its key, PEM."""
+        config = self._config
+        return (
+            None
+            if config.certificate_pem is None or config.key_pem is None
+            else (config.certificate_pem, config.key_pem)
+        )
+
+    @property
+    def has_token(self) -> bool:
+        """Whether the agent speaks by a bearer token (its certificate goes along, where it has one)."""
+        config = self._config
+        return any((config.token, config.token_file, config.plugin))
+
     def bare_context(self) -> ssl.SSLContext:
         """TLS that presents no certificate: for callers who bring a credential of their own."""
         context = ssl.create_default_context()

@@ -1,0 +1,170 @@
+"""The agent's process: one member, any number of hosts.
+
+At start it reads its identities (joining first where a token file is given and there is none), makes one `HostAgent`
+each, and then probes, reports and follows its policy file until it is told to stop. What is wrong with the member's
+apiserver ends nothing: the agent says so to its hosts and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+from certs.identity import IdentityStore
+from daemon.faults import TowerError
+from daemon.health import Health
+from daemon.log import get_logger
+from daemon.metrics import AgentMetrics, sample_loop_lag
+from daemon.process import Process
+from protocol import defaults
+from protocol.flow import Budget
+from tower_agent.access import Access
+from tower_agent.config import AgentConfig
+from tower_agent.enrol import Enrolment
+from tower_agent.host import HostAgent, Surroundings
+from tower_agent.member import MemberApi
+from tower_agent.policy import PolicyFile, drift
+from tower_agent.probe import Probe, Prober
+from tower_agent.stores import enrolled, stores_of
+from tower_agent.token import read_token_file
+from tower_agent.trust import HostTrust
+from tower_agent.wayout import WayOut
+
+DRIFT_EVERY: Final = 60.0
+POLICY_EVERY: Final = 2.0  # how often the policy file is looked at
+
+log = get_logger(__name__)
+
+
+def product_version() -> str:
+    """The version of this distribution."""
+    try:
+        return version("tower-tunnel")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Agent:
+    """`run` is the process' main."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._version = product_version()
+        self._hosts: list[HostAgent] = []
+        self._probe: Probe | None = None
+        self.health_address = ""
+
+    async def run(self, process: Process) -> int:
+        """Serve until `process.stop` is set. Raises TowerError for what a person must mend before it can start."""
+        config = self._config
+        access = Access.find(config.kubeconfig, config.context)
+        policies = PolicyFile(config.policy_file)
+        api = MemberApi(access, version=self._version)
+        metrics = AgentMetrics(version=self._version)
+        health = Health(metrics=metrics.render)
+        health.check("tunnels", self._not_ready)
+        self.health_address = await health.start(config.health_address)
+        try:
+            trusts = [
+                await HostTrust.load(store, host)
+                for host, store in (await self._identities(stores_of(config, api))).items()
+            ]
+            self._make_hosts(trusts, policies, access, metrics)
+            for host in self._hosts:
+                host.start()
+            self._start_tasks(process, api, policies, metrics)
+            await process.ready(f"serving {', '.join(trust.host for trust in trusts)}")
+            log.info(
+                "agent-started",
+                version=self._version,
+                hosts=[trust.host for trust in trusts],
+                apiserver=access.address,
+                access=access.source,
+                health=self.health_address,
+            )
+            await process.stop.wait()
+        finally:
+            health.stopping = True
+            await asyncio.gather(*(host.close("the agent is stopping") for host in self._hosts))
+            await health.stop()
+        log.info("agent-stopped")
+        return 0
+
+    async def _identities(self, stores: list[IdentityStore]) -> dict[str, IdentityStore]:
+        found = await enrolled(stores)
+        if not found and self._config.token_file is not None:
+            token = read_token_file(self._config.token_file)
+            joined = await Enrolment(token, store=stores[0], way=WayOut.of(self._config), wait=float("inf")).run()
+            found = {joined.host: stores[0]}
+        if not found:
+            raise TowerError("TWR225", f"there is no identity in {stores[0].place('HOST', 'identity.json')}")
+        return found
+
+    def _make_hosts(self, trusts: list[HostTrust], policies: PolicyFile, access: Access, metrics: AgentMetrics) -> None:
+        around = Surroundings(
+            config=self._config,
+            access=access,
+            metrics=metrics,
+            budget=Budget(defaults.PROCESS_BUDGET),
+            instance=f"{socket.gethostname()[:128]}-{secrets.token_hex(4)}",
+            version=self._version,
+            probe_fields=self._probe_fields,
+        )
+        self._hosts = [HostAgent(trust, policies.policy(trust.host), around) for trust in trusts]
+
+    def _start_tasks(self, process: Process, api: MemberApi, policies: PolicyFile, metrics: AgentMetrics) -> None:
+        prober = Prober(api, changed=lambda probe: self._probed(probe, metrics))
+        process.tasks.restart(prober.run, name="probe")
+        process.tasks.restart(lambda: self._follow_policy(policies), name="policy")
+        process.tasks.restart(lambda: self._compare_rights(api, policies), name="rights")
+        process.tasks.start(sample_loop_lag(metrics.event_loop_lag), name="loop-lag")
+
+    def _probed(self, probe: Probe, metrics: AgentMetrics) -> None:
+        self._probe = probe
+        metrics.apiserver_up.set(1 if probe.ok else 0)
+        for host in self._hosts:
+            rtt = host.link.tunnel.rtt if host.link.tunnel is not None else None
+            if rtt is not None:
+                metrics.tunnel_rtt.labels(host.trust.host).set(rtt)
+            host.report()
+
+    def _probe_fields(self) -> dict[str, Any]:
+        return {} if self._probe is None else self._probe.fields()
+
+    async def _follow_policy(self, policies: PolicyFile) -> None:
+        said: str | None = None
+        while True:
+            await asyncio.sleep(POLICY_EVERY)
+            if policies.changed():
+                for host in self._hosts:
+                    host.use_policy(policies.policy(host.trust.host))
+                log.info("policy-read", file=str(policies.path))
+            if policies.problem != said:
+                said = policies.problem
+                if said is not None:
+                    log.error("policy-not-read", code="TWR101", text=said)
+
+    async def _compare_rights(self, api: MemberApi, policies: PolicyFile) -> None:
+        while True:
+            for host in self._hosts:
+                with suppress(TowerError):  # the probe says why the apiserver cannot be asked
+                    found = policies.problem or await drift(api, policies.policy(host.trust.host))
+                    if found != host.drift:
+                        host.drift = found
+                        if found is not None:
+                            log.warning("policy-drift", host=host.trust.host, code="TWR307", text=found)
+                        host.report()
+            await asyncio.sleep(DRIFT_EVERY)
+
+    def _not_ready(self) -> str | None:
+        """Ready while at least one host is served; the reason names each that is not."""
+        reasons = {host.trust.host: host.not_ready() for host in self._hosts}
+        if not reasons:
+            return "not started yet"
+        if any(reason is None for reason in reasons.values()):
+            return None
+        return "; ".join(f"{host}: {reason}" for host, reason in reasons.items())

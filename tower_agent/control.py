@@ -1,0 +1,94 @@
+"""The control stream of one tunnel, the agent's end: lines of JSON in both directions.
+
+The server opens it after WELCOME. The agent writes its status and asks for renewals; the server sends revocation lists
+and answers. Types that this agent does not know are skipped. A peer that breaks the form loses its tunnel (the tunnel's
+boundary sees RemoteProtocolError); what it says is checked by whoever handles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from daemon.faults import TowerError
+from protocol.constants import Code
+from protocol.errors import RemoteProtocolError
+from protocol.messages import Message, MessageReader, encode_message
+
+RENEWAL_DEADLINE: Final = 15.0
+MAX_QUEUED_BYTES: Final = 256 * 1024  # a server that does not read its control stream gets no more status
+
+
+class ControlChannel(asyncio.Protocol):
+    """Made for each control stream. `on_revocations` gets the encoded list, base64."""
+
+    def __init__(
+        self,
+        *,
+        on_ready: Callable[[ControlChannel], None],
+        on_lost: Callable[[ControlChannel], None],
+        on_revocations: Callable[[str], None],
+    ) -> None:
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_revocations = on_revocations
+        self._reader = MessageReader()
+        self._transport: asyncio.Transport | None = None
+        self._renewals: dict[str, asyncio.Future[Message]] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._on_ready(self)
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        for message in self._reader.feed(data):
+            kind = message["type"]
+            if kind == "revocations":
+                self._on_revocations(_text(message, "list"))
+            elif kind in {"renewed", "refused"}:
+                waiting = self._renewals.pop(_text(message, "id"), None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        for waiting in self._renewals.values():
+            if not waiting.done():
+                waiting.set_exception(TowerError("TWR504", "the tunnel ended before the renewal was answered"))
+        self._renewals.clear()
+        self._on_lost(self)
+
+    def status(self, fields: dict[str, Any]) -> None:
+        """Send a status; skipped while earlier ones are still unread, since only the newest matters."""
+        if self._transport is not None and self._transport.get_write_buffer_size() <= MAX_QUEUED_BYTES:
+            self._transport.write(encode_message("status", **fields))
+
+    async def renew(self, csr: bytes, serving_csr: bytes) -> tuple[bytes, bytes]:
+        """The renewed chains (PEM, leaf first): identity and serving. Raises TowerError."""
+        if self._transport is None:
+            raise TowerError("TWR504", "there is no control stream")
+        number = secrets.token_hex(8)
+        answer = self._renewals[number] = asyncio.get_running_loop().create_future()
+        self._transport.write(encode_message("renew", id=number, csr=csr.decode(), serving_csr=serving_csr.decode()))
+        try:
+            async with asyncio.timeout(RENEWAL_DEADLINE):
+                message = await answer
+        except TimeoutError as error:
+            raise TowerError("TWR504", f"the server did not answer within {RENEWAL_DEADLINE:g} s") from error
+        finally:
+            self._renewals.pop(number, None)
+        if message["type"] == "refused":
+            raise TowerError("TWR504", f"the server refused: {message.get('text')} ({message.get('code')})")
+        return _text(message, "chain").encode(), _text(message, "serving_chain").encode()
+
+
+def _text(message: Message, key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise RemoteProtocolError(Code.PROTOCOL, f"a control message without {key!r}")
+    return value

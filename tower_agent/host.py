@@ -1,0 +1,250 @@
+"""One host as its agent sees it: identity, tunnel, gateway, control stream. Several hosts share nothing but the member.
+
+Every part may fail by itself: a refused renewal or a bad revocation list is said and tried again, and the tunnel stays;
+a lost tunnel leaves the gateway's state as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from certs.errors import CertsError
+from daemon.backoff import Backoff
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.metrics import AgentMetrics
+from daemon.supervisor import Supervisor
+from gateway.policy import Policy
+from protocol.aio.stream import IncomingStream
+from protocol.constants import Code
+from protocol.flow import Budget
+from tower_agent.access import Access
+from tower_agent.apiserver import make_gateway, serving_context
+from tower_agent.config import AgentConfig
+from tower_agent.control import ControlChannel
+from tower_agent.observer import RequestObserver
+from tower_agent.services import Services
+from tower_agent.supervisor import LinkParts, LinkState, LinkSupervisor
+from tower_agent.trust import HostTrust
+from tower_agent.wayout import WayOut
+
+RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts to renew
+SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all hosts of one agent share."""
+
+    config: AgentConfig
+    access: Access
+    metrics: AgentMetrics
+    budget: Budget
+    instance: str
+    version: str
+    probe_fields: Callable[[], dict[str, Any]]
+
+
+class HostAgent:
+    """Serves one host. `start`, then `close`; both on the loop that it serves."""
+
+    def __init__(self, trust: HostTrust, policy: Policy, around: Surroundings) -> None:
+        entry = next((each for each in around.config.hosts if each.name == trust.host), None)
+        raw = entry.raw_services_over_foreign_tls if entry else None
+        self.trust: Final = trust
+        self.drift: str | None = None
+        self._around = around
+        self._url = (entry.url if entry else None) or trust.identity.url
+        self._way = WayOut.of(around.config, trust.host)
+        self._tasks = Supervisor(on_failure=self._died)
+        self._failure: str | None = None
+        self._channels: list[ControlChannel] = []
+        self._renewal_fault: TowerError | None = None
+        self.observer: Final = RequestObserver(trust.host, around.metrics)
+        self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
+        self.services: Final = Services(
+            around.config.services,
+            access=around.access,
+            gateway=self.gateway,
+            control=self._control_opened,
+            raw_anywhere=around.config.raw_services_over_foreign_tls if raw is None else raw,
+            metrics=around.metrics,
+            tasks=self._tasks,
+        )
+        self.link: Final = LinkSupervisor(
+            LinkParts(
+                host=trust.host,
+                target=lambda: self._way.tunnel(self._url, trust.bundle),
+                handshake=lambda: trust.handshake(instance=around.instance, software=around.version),
+                ends_at_tower=trust.ends_at_tower,
+                on_stream=self.services.on_stream,
+                on_change=lambda: None,
+                instance=around.instance,
+                budget=around.budget,
+            ),
+            metrics=around.metrics,
+            tasks=self._tasks,
+        )
+
+    @property
+    def state(self) -> LinkState:
+        """How the link is."""
+        return self.link.state
+
+    def start(self) -> None:
+        """Begin to dial and serve."""
+        self.gateway.start()
+        self._note_expiry()
+        self._tasks.restart(self.link.run, name=f"link {self.trust.host}")
+        self._tasks.restart(self._renew_forever, name=f"renewal {self.trust.host}")
+
+    async def close(self, text: str) -> None:
+        """End the tunnels with a reason, then everything else."""
+        self.link.close(Code.SHUTDOWN, text)
+        self.services.close()
+        await asyncio.sleep(0)  # the tunnels' last words leave in this turn
+        await self._tasks.close()
+        await self.gateway.close()
+
+    def not_ready(self) -> str | None:
+        """Why this host cannot use the member through this agent; None when it can."""
+        if self._failure is not None:
+            return self._failure
+        state = self.link.state
+        if state.connected:
+            return None
+        return "no tunnel yet" if state.fault is None else f"{state.fault.code}: {state.fault.message}"
+
+    def use_policy(self, policy: Policy) -> None:
+        """Replace the rules; they hold from the next request on."""
+        self.gateway.policy = policy
+
+    # -- the control stream ------------------------------------------------------------------------------------------
+
+    def report(self) -> None:
+        """Send the present status to the host, if a control stream stands."""
+        for channel in self._channels:
+            channel.status(self._status())
+
+    def _status(self) -> dict[str, Any]:
+        probe = self._around.probe_fields()
+        return {
+            "probe": probe,
+            "version": probe.get("version"),
+            "uid": probe.get("uid"),
+            "nodes": probe.get("nodes"),
+            "agent_version": self._around.version,
+            "services": self.services.report(),
+            "requests": self.observer.figures(),
+            "policy": {"drift": self.drift},
+            "identity_expires": self.trust.validity.not_after,
+            "serving_expires": self.trust.serving_validity.not_after,
+            "renewal": None if self._renewal_fault is None else self._renewal_fault.message,
+        }
+
+    def _control_opened(self, incoming: IncomingStream) -> None:
+        incoming.accept(
+            ControlChannel(
+                on_ready=self._channel_ready,
+                on_lost=self._channel_lost,
+                on_revocations=self._revocations_came,
+            )
+        )
+
+    def _channel_ready(self, channel: ControlChannel) -> None:
+        self._channels.append(channel)
+        channel.status(self._status())
+
+    def _channel_lost(self, channel: ControlChannel) -> None:
+        if channel in self._channels:
+            self._channels.remove(channel)
+
+    def _revocations_came(self, text: str) -> None:
+        try:
+            encoded = base64.b64decode(text, validate=True)
+            taken = self.trust.take_revocations(encoded)
+        except (CertsError, binascii.Error) as error:
+            log.error("revocations-refused", host=self.trust.host, code="TWR506", text=str(error))
+            return
+        if taken and self.trust.revocations is not None:
+            self.gateway.recheck()
+            log.info("revocations-taken", host=self.trust.host, number=self.trust.revocations.number)
+            self._tasks.start(self._keep_revocations(encoded), name=f"revocations {self.trust.host}")
+
+    async def _keep_revocations(self, encoded: bytes) -> None:
+        try:
+            await self.trust.keep_revocations(encoded)
+        except (CertsError, TowerError) as error:
+            log.error("revocations-not-kept", host=self.trust.host, text=str(error))
+
+    # -- renewal -----------------------------------------------------------------------------------------------------
+
+    async def _renew_forever(self) -> None:
+        backoff = Backoff(random=random.random, minimum=RENEWAL_RETRY[0], maximum=RENEWAL_RETRY[1])
+        while True:
+            wait = self.trust.renew_at - time.time()
+            if wait > 0:
+                await asyncio.sleep(min(wait, SIBLING_CHECK))
+                await self._adopt_sibling()
+                continue
+            if not self._channels:
+                await asyncio.sleep(1.0)  # the tunnel's own back-off decides when there is one
+                continue
+            try:
+                await self._renew()
+            except TowerError as fault:
+                delay = backoff.next()
+                self._renewal_fault = fault
+                self._around.metrics.certificate_renewals.labels("identity", "failed").inc()
+                log.error("renewal-failed", host=self.trust.host, code=fault.code, text=fault.message, next_in=delay)
+                self.report()
+                await asyncio.sleep(delay)
+            else:
+                backoff.reset()
+
+    async def _renew(self) -> None:
+        try:
+            if not await self.trust.reload():
+                chain, serving_chain = await self._channels[-1].renew(*self.trust.requests())
+                await self.trust.adopt(chain, serving_chain)
+        except CertsError as error:
+            raise TowerError("TWR504", f"the renewed identity cannot be used: {error.text}") from error
+        self._use_identity()
+        if self.trust.renew_at <= time.time():
+            raise TowerError("TWR504", "the server sent certificates that are due for renewal already")
+        self._renewal_fault = None
+        self._around.metrics.certificate_renewals.labels("identity", "ok").inc()
+        log.info("identity-renewed", host=self.trust.host, expires=self.trust.validity.not_after)
+
+    async def _adopt_sibling(self) -> None:
+        try:
+            if await self.trust.reload():
+                self._use_identity()
+                log.info("identity-adopted", host=self.trust.host, expires=self.trust.validity.not_after)
+        except (CertsError, TowerError) as error:
+            log.warning("identity-not-read", host=self.trust.host, text=str(error))
+
+    def _use_identity(self) -> None:
+        """Everything that shows the identity shows the new one from now on."""
+        self.gateway.context = serving_context(self.trust)
+        self._note_expiry()
+        self.link.renewed()
+        self.report()
+
+    def _note_expiry(self) -> None:
+        gauge = self._around.metrics.certificate_expiration
+        gauge.labels("identity", self.trust.identity.cluster).set(self.trust.validity.not_after)
+        gauge.labels("serving", self.trust.identity.cluster).set(self.trust.serving_validity.not_after)
+
+    def _died(self, name: str, error: BaseException) -> None:
+        """A defect in one of this host's short tasks: /readyz says it, and nothing else is touched."""
+        self._failure = f"TWR112: the task {name!r} ended by {type(error).__name__}; see the log"

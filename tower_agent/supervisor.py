@@ -1,0 +1,205 @@
+"""Keeps one host's tunnel up: dials, waits, dials again.
+
+The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
+lasted: a server that welcomes and hangs up at once is not hammered. When the server drains (GOAWAY) the next tunnel is
+opened first, and the old one goes on until its streams have ended or its deadline has passed. Nothing that happens here
+reaches another host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from daemon.backoff import Backoff
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.metrics import AgentMetrics
+from daemon.supervisor import Supervisor
+from protocol import events
+from protocol.aio.dial import dial
+from protocol.aio.hops import DialError, Hop
+from protocol.aio.proxydial import DialTarget
+from protocol.aio.stream import IncomingStream
+from protocol.aio.tunnel import Closed, Tunnel
+from protocol.constants import Code
+from protocol.flow import Budget
+from protocol.handshake import AgentHandshake
+from tower_agent.faultof import dial_fault
+from tower_agent.services import END_AT_TOWER
+
+LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
+DRAIN_POLL: Final = 0.25
+REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """How the link to one host is. Wall-clock times; `fault` is why there is no tunnel."""
+
+    connected: bool
+    since: float
+    tunnel: str = ""
+    fault: TowerError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkParts:
+    """What a link is made of; each is asked for anew at every dial, so that renewed things take effect."""
+
+    host: str
+    target: Callable[[], DialTarget]
+    handshake: Callable[[], AgentHandshake]
+    ends_at_tower: Callable[[tuple[bytes, ...]], bool]
+    on_stream: Callable[[IncomingStream], None]
+    on_change: Callable[[], None]
+    instance: str
+    budget: Budget
+
+
+class LinkSupervisor:
+    """One host's link. `run` until cancelled, then `close`."""
+
+    def __init__(self, parts: LinkParts, *, metrics: AgentMetrics, tasks: Supervisor) -> None:
+        self._parts = parts
+        self._metrics = metrics
+        self._tasks = tasks
+        self._backoff = Backoff(random=random.random)
+        self._draining: set[Tunnel] = set()
+        self._said = ("", 0.0)
+        self._renewed = False
+        self.tunnel: Tunnel | None = None
+        self.state = LinkState(False, time.time())
+        metrics.connected.labels(parts.host).set(0)
+
+    async def run(self) -> None:
+        """Never returns; every failure is a state, a log line and a back-off."""
+        while True:
+            tunnel = await self._dial()
+            if tunnel is None:
+                continue
+            self.tunnel = tunnel
+            retry_after = await self._hold(tunnel)
+            if self.tunnel is tunnel:
+                self.tunnel = None
+            if retry_after is not None:
+                await asyncio.sleep(random.random() * retry_after)  # noqa: S311  # jitter, not a secret
+
+    def renewed(self) -> None:
+        """The identity has changed: a tunnel that could do nothing but renew is replaced by a full one."""
+        if self.tunnel is not None and self.tunnel.renew_only:
+            self._renewed = True
+            self.tunnel.close(Code.NONE, "the identity was renewed")
+
+    def close(self, code: Code, text: str) -> None:
+        """End every tunnel of this host, saying why."""
+        for tunnel in (self.tunnel, *self._draining):
+            if tunnel is not None:
+                tunnel.close(code, text)
+
+    async def _dial(self) -> Tunnel | None:
+        outer: list[tuple[bytes, ...]] = []
+
+        def on_hop(hop: Hop) -> None:
+            if hop.name == "tls":
+                outer.append(hop.chain)
+
+        parts = self._parts
+        try:
+            tunnel = await dial(
+                parts.target(),
+                handshake=parts.handshake(),
+                instance=parts.instance,
+                budget=parts.budget,
+                on_stream=parts.on_stream,
+                on_hop=on_hop,
+            )
+        except DialError as error:
+            self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
+            await self._failed(dial_fault(error))
+            return None
+        except TowerError as error:
+            await self._failed(error)
+            return None
+        tunnel.data[END_AT_TOWER] = bool(outer) and parts.ends_at_tower(outer[-1])
+        self._metrics.dials.labels(parts.host, "none", "ok").inc()
+        self._set(LinkState(True, time.time(), tunnel.id))
+        log.info("tunnel-opened", host=parts.host, tunnel=tunnel.id, server=tunnel.remote, renew_only=tunnel.renew_only)
+        self._said = ("", 0.0)
+        return tunnel
+
+    async def _hold(self, tunnel: Tunnel) -> float | None:
+        """Until the tunnel has ended or drains; the server's retry-after in the latter case."""
+        loop = asyncio.get_running_loop()
+        leaving: asyncio.Future[events.GoingAway] = loop.create_future()
+
+        def going(_tunnel: Tunnel, event: events.GoingAway) -> None:
+            if not leaving.done():
+                leaving.set_result(event)
+
+        tunnel.on_going_away = going
+        closed = loop.create_task(tunnel.wait_closed(), name=f"tunnel {tunnel.id}")
+        try:
+            either: set[asyncio.Future[Any]] = {closed, leaving}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            closed.cancel()
+        if loop.time() - tunnel.opened_at >= LASTED:
+            self._backoff.reset()
+        if not leaving.done():
+            await self._ended(await tunnel.wait_closed())
+            return None
+        event = leaving.result()
+        log.info(
+            "tunnel-drains", host=self._parts.host, tunnel=tunnel.id, why=event.text, deadline=round(event.deadline, 1)
+        )
+        self._draining.add(tunnel)
+        self._tasks.start(self._finish(tunnel, event.deadline), name=f"drain {tunnel.id}")
+        return event.retry_after
+
+    async def _finish(self, tunnel: Tunnel, deadline: float) -> None:
+        """Let the streams of a draining tunnel end, at most until the deadline."""
+        until = time.monotonic() + deadline
+        try:
+            while tunnel.closed is None and time.monotonic() < until:
+                if tunnel.stream_count <= 1 and self.tunnel not in (None, tunnel):
+                    break  # its control stream is all that is left, and the next tunnel stands
+                await asyncio.sleep(DRAIN_POLL)
+        finally:
+            self._draining.discard(tunnel)
+            tunnel.close(Code.NONE, "drained")
+
+    async def _ended(self, closed: Closed) -> None:
+        if self._renewed:
+            self._renewed = False
+            return
+        by = "the server" if closed.by_peer else "this end"
+        code = "TWR209" if closed.code is Code.REVOKED else "TWR222" if closed.code is Code.DEAD_PEER else "TWR201"
+        await self._failed(TowerError(code, f"the tunnel was closed by {by}: {closed.text} ({closed.code.name})"))
+
+    async def _failed(self, fault: TowerError) -> None:
+        now = time.monotonic()
+        self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
+        delay = self._backoff.next(retry_after=fault.retry_after)
+        if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
+            self._said = (fault.message, now)
+            log.warning(
+                "tunnel-down",
+                host=self._parts.host,
+                code=fault.code,
+                text=fault.message,
+                attempts=self._backoff.failures,
+                next_in=round(delay, 2),
+            )
+        await asyncio.sleep(delay)
+
+    def _set(self, state: LinkState) -> None:
+        self.state = state
+        self._metrics.connected.labels(self._parts.host).set(1 if state.connected else 0)
+        self._parts.on_change()

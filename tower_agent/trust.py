@@ -1,0 +1,144 @@
+"""What the agent holds of one host: its own identity, the authorities that it believes, and what was revoked.
+
+Trust is per host, so that several hosts in one member cannot pass for each other. The revocation list only ever moves
+forward: a list with a lower number is refused, and the last one is kept where the identity lies, so that a restart
+forgets nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Final
+
+from certs.errors import CertsError
+from certs.handshake import server_verifier
+from certs.identity import IdentityStore, StoredIdentity
+from certs.keys import key_from_pem, make_csr, signer
+from certs.peers import ClientIdentity, Validity
+from certs.revocation import RevocationList, newer, verify_list
+from certs.verify import TrustBundle, load_chain
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from protocol.aio.dial import FEATURES
+from protocol.handshake import NONCE_SIZE, AgentHandshake
+from tower_agent.faultof import certs_fault
+
+log = get_logger(__name__)
+
+
+class HostTrust:
+    """One host's identity and trust. `load` reads it; `adopt` and `revoke` move it forward."""
+
+    def __init__(self, store: IdentityStore, identity: StoredIdentity, revocations: RevocationList | None) -> None:
+        self._store: Final = store
+        self.revocations = revocations
+        self._use(identity)
+
+    @classmethod
+    async def load(cls, store: IdentityStore, host: str) -> HostTrust:
+        """Raises TowerError TWR225 where there is no identity, and others for what is damaged."""
+        try:
+            identity = await store.load(host)
+            if identity is None:
+                raise TowerError("TWR225", f"there is no identity for host {host!r}")
+            kept = await store.revocations(host)
+            revocations = None if kept is None else _read_list(kept, identity.bundle)
+        except CertsError as error:
+            raise certs_fault(error) from error
+        return cls(store, identity, revocations)
+
+    def _use(self, identity: StoredIdentity) -> None:
+        self.identity = identity
+        self.bundle: TrustBundle = identity.bundle
+        self.validity: Validity = self.bundle.identify_agent(identity.chain).validity
+        self.serving_validity: Validity = self.bundle.identify_serving(load_chain(identity.serving_chain_pem)).validity
+
+    @property
+    def host(self) -> str:
+        return self.identity.host
+
+    @property
+    def renew_at(self) -> float:
+        """When the first of the two certificates has lived two thirds of its life; Unix seconds."""
+        return min(self.validity.renew_at, self.serving_validity.renew_at)
+
+    def handshake(self, *, instance: str, software: str) -> AgentHandshake:
+        """A fresh handshake with the identity in use."""
+        return AgentHandshake(
+            cluster=self.identity.cluster,
+            instance=instance,
+            chain=self.identity.chain,
+            sign=signer(self.identity.key),
+            verify=server_verifier(self.bundle, time.time),
+            nonce=secrets.token_bytes(NONCE_SIZE),
+            features=FEATURES,
+            software=software,
+        )
+
+    def ends_at_tower(self, chain: tuple[bytes, ...]) -> bool:
+        """Whether an outer TLS chain is that of a server of this host, so that nobody in between can look inside."""
+        if not chain:
+            return False
+        try:
+            self.bundle.verify_server(chain, time.time())
+        except CertsError:
+            return False
+        return True
+
+    # -- callers -----------------------------------------------------------------------------------------------------
+
+    def verify_client(self, chain: list[bytes]) -> ClientIdentity:
+        """Who a caller's certificate names; Untrusted otherwise."""
+        return self.bundle.verify_client(chain, time.time(), revocations=self.revocations)
+
+    def check_client(self, identity: ClientIdentity) -> None:
+        """The cheap check of every request; Untrusted when the certificate is no longer good."""
+        identity.check(time.time(), self.revocations)
+
+    def take_revocations(self, encoded: bytes) -> bool:
+        """Put a list that the server sent in force; True when it is new. CertsError for one that may not be taken."""
+        accepted = newer(self.revocations, _read_list(encoded, self.bundle))
+        if accepted is self.revocations:
+            return False
+        self.revocations = accepted
+        return True
+
+    async def keep_revocations(self, encoded: bytes) -> None:
+        """Store a list that is in force, for the next start."""
+        await self._store.save_revocations(self.host, encoded)
+
+    # -- renewal -----------------------------------------------------------------------------------------------------
+
+    def requests(self) -> tuple[bytes, bytes]:
+        """CSRs (PEM) for the identity and the serving certificate, signed with the keys that they have now."""
+        serving_key = key_from_pem(self.identity.serving_key_pem, what=f"the serving certificate for {self.host}")
+        return make_csr(self.identity.key), make_csr(serving_key)
+
+    async def adopt(self, chain_pem: bytes, serving_chain_pem: bytes) -> None:
+        """Use renewed chains, once they are stored. Where a sibling was faster, its identity is used in their place."""
+        held = self.identity
+        renewed = StoredIdentity(
+            host=held.host,
+            url=held.url,
+            cluster=held.cluster,
+            agent=held.agent,
+            key_pem=held.key_pem,
+            serving_key_pem=held.serving_key_pem,
+            chain_pem=chain_pem,
+            serving_chain_pem=serving_chain_pem,
+            trust_pem=held.trust_pem,
+        )
+        self._use(await self._store.save(renewed, replaces=held))
+
+    async def reload(self) -> bool:
+        """Adopt what a sibling or a new join stored meanwhile; True when it is another identity."""
+        stored = await self._store.load(self.host)
+        if stored is None or stored.chain_pem == self.identity.chain_pem:
+            return False
+        self._use(stored)
+        return True
+
+
+def _read_list(encoded: bytes, bundle: TrustBundle) -> RevocationList:
+    return verify_list(encoded, issuers=bundle.revocation_keys(), host=bundle.host)
