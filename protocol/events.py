@@ -65,7 +65,7 @@ class StreamReset(Event):
 
 @dataclass(slots=True, frozen=True)
 class StreamClosed(Event):
-    """Both ends finished and everything was handed to the link. The stream is gone."""
+    """Both ends are done, all was handed to the link and all that was received was consumed. The stream is gone."""
 
     stream: int
 

@@ -7,6 +7,7 @@ on the header, before a byte of the payload is kept.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from struct import Struct
 from struct import error as StructError
@@ -21,6 +22,9 @@ U32: Final = Struct("!I")
 GOAWAY_BODY: Final = Struct("!III")  # code, deadline in ms, retry-after in ms; a sentence follows
 MAX_TEXT_BYTES: Final = 1024  # of the sentence in OPEN_ERR, RST, GOAWAY, CLOSE
 MAX_NAME_BYTES: Final = 255  # service, caller address, connection id: each has a length of one byte
+
+# Names end in logs and terminals. Spelled out, since what else is "printable" differs between versions of Unicode.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 Frame = tuple[int, int, int, memoryview]  # type, flags, stream id, payload (borrowed until the next feed)
 
@@ -58,6 +62,11 @@ def decode_reason(payload: memoryview) -> tuple[Code, str]:
     return decode_code(U32.unpack_from(payload)[0]), printable(str(payload[4:], "utf-8", "replace"))
 
 
+def has_control(text: str) -> bool:
+    """Whether `text` holds a control character, which no name on the wire may."""
+    return _CONTROL.search(text) is not None
+
+
 def printable(text: str) -> str:
     """`text` without control characters: a peer's sentence ends in logs and terminals."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
@@ -73,12 +82,14 @@ class Open(NamedTuple):
 
 
 def encode_open(stream: int, body: Open) -> bytes:
-    """An OPEN frame. ValueError when a name is too long."""
+    """An OPEN frame. ValueError when a name is one that the peer would close the tunnel for."""
     parts = [U64.pack(body.grant)]
     for name in (body.service, body.caller, body.connection_id):
         raw = name.encode()
         if len(raw) > MAX_NAME_BYTES:
             raise ValueError(f"a name of {len(raw)} bytes in OPEN, at most {MAX_NAME_BYTES} fit: {name[:40]!r}...")
+        if has_control(name):
+            raise ValueError(f"a name with control characters in OPEN: {name[:40]!r}")
         parts += (bytes((len(raw),)), raw)
     return encode(FrameType.OPEN, stream, b"".join(parts))
 
@@ -98,7 +109,7 @@ def decode_open(payload: memoryview) -> Open:
         raise RemoteProtocolError(Code.PROTOCOL, "an OPEN frame that is cut short or not UTF-8") from error
     if at != len(payload):
         raise RemoteProtocolError(Code.PROTOCOL, f"an OPEN frame with {len(payload) - at} bytes too many")
-    if not all(name.isprintable() for name in names):
+    if any(map(has_control, names)):
         raise RemoteProtocolError(Code.PROTOCOL, "an OPEN frame with control characters in a name")
     return Open(grant, *names)
 

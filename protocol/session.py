@@ -46,6 +46,7 @@ RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh meas
 RTT_STALE_AFTER: Final = 30.0  # on an idle tunnel
 RESET_BURST: Final = 1024.0  # opens that the peer may cancel before they were answered
 RESET_RATE: Final = 256.0  # a second, which refill it
+LAST_IDS: Final = 3600.0  # for the streams of a tunnel that has no ids left
 MAX_DEADLINE_MS: Final = 2**32 - 1
 
 
@@ -87,6 +88,7 @@ class Session:
         self._opening: dict[int, Stream] = {}  # oldest first
         self._decoder = FrameDecoder()
         self._control: deque[bytes] = deque()
+        self._answers = 0  # of `_control`, what the peer made this end say
         self._grants: dict[int, int] = {}
         self._scheduler = Scheduler()
         self._events: list[Event] = []
@@ -133,9 +135,12 @@ class Session:
         return 0 if found is None else found.queued
 
     def flushed(self, stream: int) -> bool:
-        """Whether everything this end wanted to send on a stream, its FIN included, was handed to the link."""
+        """Whether all that was sent on a stream, its FIN included, was handed to the link and will be taken.
+
+        Not before OPEN_OK: a reset would cancel the open together with the data that followed it.
+        """
         found = self._streams.get(stream)
-        return found is None or not (found.queued or found.fin_queued)
+        return found is None or not (found.queued or found.fin_queued or stream in self._opening)
 
     def take_events(self) -> list[Event]:
         """Events that arose outside `receive` and `tick`."""
@@ -148,13 +153,18 @@ class Session:
         """Ask the peer for a stream; data may follow at once. The new stream's id.
 
         Raises:
-            LocalProtocolError: TUNNEL_LOST, DRAINING, TOO_MANY or BUDGET. ValueError: a name is too long.
+            LocalProtocolError: TUNNEL_LOST, DRAINING, TOO_MANY, BUDGET, or PROTOCOL for a name that cannot be sent.
         """
         self._alive()
+        if self._next_id > MAX_STREAM_ID:
+            # Only another tunnel helps: have the peer make one, rather than refuse for ever.
+            self.go_away(Code.DRAINING, "the tunnel's stream ids are used up", deadline=LAST_IDS, retry_after=0)
         if self.peer_draining or self.draining:
             raise LocalProtocolError(Code.DRAINING, "the tunnel is draining and takes no new streams")
-        if len(self._streams) >= self.limits.max_streams or self._next_id > MAX_STREAM_ID:
+        if len(self._streams) >= self.limits.max_streams:
             raise LocalProtocolError(Code.TOO_MANY, f"the tunnel has its {self.limits.max_streams} streams")
+        if len(self._control) >= self.limits.control_backlog:
+            raise LocalProtocolError(Code.TOO_MANY, f"{len(self._control)} frames wait for the link already")
         if len(self._opening) >= self.limits.open_backlog:
             raise LocalProtocolError(Code.TOO_MANY, f"{len(self._opening)} opens wait for the peer's answer already")
         if self.budget.free < self.limits.reserved_credit:
@@ -163,9 +173,9 @@ class Session:
         credit = ReceiveCredit(self.budget, self.limits)
         try:
             frame = encode_open(stream_id, Open(credit.granted, service, caller, connection_id))
-        except ValueError:
+        except ValueError as error:
             credit.release()
-            raise
+            raise LocalProtocolError(Code.PROTOCOL, str(error)) from error
         self._next_id += 2
         stream = Stream(stream_id, State.OPENING, service, credit, send_limit=self.limits.reserved_credit)
         stream.offered = now
@@ -178,12 +188,14 @@ class Session:
         """Answer StreamOpened: yes."""
         found = self._need(stream, Input.S_OK)
         self._asked -= 1
+        self._answers += 1
         self._queue(encode(FrameType.OPEN_OK, stream, U64.pack(found.credit.granted)))
 
     def refuse(self, stream: int, code: Code, text: str) -> None:
         """Answer StreamOpened: no, and why."""
         found = self._need(stream, Input.S_ERR)
         self._asked -= 1
+        self._answers += 1
         self._drop(found)
         self._queue(encode_reason(FrameType.OPEN_ERR, stream, code, text))
 
@@ -198,7 +210,7 @@ class Session:
             found.charged += len(data)
             self.budget.charge(len(data))
             self._scheduler.schedule(found)
-        if found.queued > self.limits.send_high:
+        if found.queued > self.limits.send_high or (found.queued and not self.budget.free):
             found.full = True
         return not found.full
 
@@ -212,7 +224,10 @@ class Session:
         self._scheduler.schedule(found)
 
     def reset(self, stream: int, code: Code, text: str = "") -> None:
-        """Drop a stream in both directions, queued data included. Idempotent."""
+        """Drop a stream in both directions, queued data included. Idempotent.
+
+        After this end's FIN has left, code NONE says: nothing was lost, and nothing more will be read.
+        """
         found = self._streams.get(stream)
         if found is None:
             return
@@ -227,10 +242,12 @@ class Session:
         found = self._streams.get(stream)
         if found is None:
             return
+        if found.credit.consumed + size > found.received:
+            raise LocalProtocolError(Code.FLOW, f"stream {stream}: more consumed than was received")
         grant = found.credit.consume(size, now, self.rtt)
-        if grant is not None and found.state in MAY_RECEIVE:
-            self._grants[stream] = grant
-        if found.state is State.CLOSED:
+        if grant is not None and found.state in MAY_RECEIVE and found.state is not State.ASKED:
+            self._grants[stream] = grant  # in ASKED it is OPEN_OK that will tell
+        if found.state is State.BOTH_FINISHED:
             self._retire(found)
 
     def ping(self, now: float) -> int:
@@ -271,17 +288,17 @@ class Session:
         self._heard_at = now
         try:
             for kind, flags, stream, payload in self._decoder.feed(data):
+                if kind < FIRST_UNNUMBERED:
+                    self.frames_received += 1
                 receiver = self._receivers.get(kind)
                 if receiver is None:
                     if flags & FLAG_OPTIONAL:
                         continue
                     raise RemoteProtocolError(Code.PROTOCOL, f"a frame of unknown type {kind}")
-                if kind < FIRST_UNNUMBERED:
-                    self.frames_received += 1
                 receiver(stream, payload, now)
                 if self.lost:
                     break
-            if len(self._control) > self.limits.control_backlog:
+            if self._answers > self.limits.control_backlog:
                 raise RemoteProtocolError(Code.FLOOD, "the peer asks faster than it reads the answers")
         except RemoteProtocolError as error:
             self._control.clear()
@@ -294,6 +311,7 @@ class Session:
         """About `limit` bytes of whole frames to write now; empty when there is nothing."""
         out: list[Buffer] = list(self._control)
         self._control.clear()
+        self._answers = 0
         if self.lost:
             return out
         if self._grants:
@@ -317,7 +335,7 @@ class Session:
             stream.full = False
             if not stream.fin_queued:
                 self._events.append(events.WritableAgain(stream.id))
-        if stream.state is State.CLOSED:
+        if stream.state is State.BOTH_FINISHED:
             self._retire(stream)
 
     # ---- time ---------------------------------------------------------------------------------------------------
@@ -371,6 +389,7 @@ class Session:
         self._highest_peer_id = stream
         refusal = self._refusal()
         if refusal is not None:
+            self._answers += 1
             self._queue(encode_reason(FrameType.OPEN_ERR, stream, *refusal))
             return
         credit = ReceiveCredit(self.budget, self.limits)
@@ -437,7 +456,7 @@ class Session:
             raise RemoteProtocolError(Code.PROTOCOL, "a FIN with a payload")
         self._move(found, Input.R_FIN)
         self._events.append(events.StreamFinished(stream))
-        if found.state is State.CLOSED:
+        if found.state is State.BOTH_FINISHED:
             self._retire(found)
 
     def _receive_rst(self, stream: int, payload: memoryview, now: float) -> None:
@@ -448,9 +467,21 @@ class Session:
         if found.state in (State.ASKED, State.ASKED_FINISHED):
             self._asked -= 1
             self._count_cancelled(now)
+        elif code is Code.NONE and found.state in (State.PEER_FINISHED, State.BOTH_FINISHED):
+            self._stop_sending(found)
+            return
         self._move(found, Input.R_RST)
         self._drop(found)
         self._events.append(events.StreamReset(stream, code, text))
+
+    def _stop_sending(self, stream: Stream) -> None:
+        """The peer sent all it had and reads no more: an orderly end, once its data was passed on."""
+        self._unqueue(stream)
+        stream.state = State.BOTH_FINISHED
+        if stream.full:
+            stream.full = False
+            self._events.append(events.WritableAgain(stream.id))  # a writer that waits may be the reader too
+        self._retire(stream)
 
     def _count_cancelled(self, now: float) -> None:
         self._resets_left = min(RESET_BURST, self._resets_left + (now - self._resets_at) * RESET_RATE)
@@ -469,6 +500,7 @@ class Session:
 
     def _receive_ping(self, stream: int, payload: memoryview, now: float) -> None:
         decode_u64(payload, "PING")
+        self._answers += 1
         self._queue(encode(FrameType.PONG, 0, bytes(payload)))
 
     def _receive_pong(self, stream: int, payload: memoryview, now: float) -> None:
@@ -536,17 +568,21 @@ class Session:
 
     def _drop(self, stream: Stream) -> None:
         """Free everything a stream holds, at once."""
-        self._scheduler.remove(stream)
+        self._unqueue(stream)
         self._grants.pop(stream.id, None)
         self._opening.pop(stream.id, None)
+        stream.state = State.CLOSED
+        stream.credit.release()
+        del self._streams[stream.id]
+
+    def _unqueue(self, stream: Stream) -> None:
+        """Forget what waits to be sent."""
+        self._scheduler.remove(stream)
         stream.queue.clear()
         stream.queued = 0
         self.budget.give(stream.charged)
         stream.charged = 0
         stream.fin_queued = False
-        stream.state = State.CLOSED
-        stream.credit.release()
-        del self._streams[stream.id]
 
     def _retire(self, stream: Stream) -> None:
         """Let a stream go that is finished both ways, once everything was sent and passed on."""

@@ -1,8 +1,8 @@
 """The life of one stream as a table, and what a session keeps for each.
 
 A stream is opened by one end. Data and FIN may follow OPEN at once; the acceptor answers OPEN_OK or OPEN_ERR before
-anything else. Each direction ends by FIN; RST ends both at once. The diagram in docs/PROTOCOL.md is generated from
-TRANSITIONS.
+anything else. Each direction ends by FIN; RST ends both at once, also while what was queued before a FIN still waits.
+docs/PROTOCOL.md shows TRANSITIONS; a test holds the two equal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class State(Enum):
     OPEN = "open"
     FINISHED = "finished"  # this end has sent FIN
     PEER_FINISHED = "peer finished"
-    CLOSED = "closed"
+    BOTH_FINISHED = "both finished"  # kept until everything queued was sent and everything received was consumed
+    CLOSED = "closed"  # forgotten
 
 
 class Input(Enum):
@@ -62,9 +63,9 @@ def _table() -> dict[tuple[State, Input], State]:
         (s.OPEN, i.S_FIN): s.FINISHED,
         (s.OPEN, i.R_FIN): s.PEER_FINISHED,
         (s.FINISHED, i.R_DATA): s.FINISHED,
-        (s.FINISHED, i.R_FIN): s.CLOSED,
+        (s.FINISHED, i.R_FIN): s.BOTH_FINISHED,
         (s.PEER_FINISHED, i.S_DATA): s.PEER_FINISHED,
-        (s.PEER_FINISHED, i.S_FIN): s.CLOSED,
+        (s.PEER_FINISHED, i.S_FIN): s.BOTH_FINISHED,
     }
     for state in State:
         if state is not s.CLOSED:
