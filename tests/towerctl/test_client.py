@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import threading
 from pathlib import Path
@@ -36,17 +37,17 @@ def test_a_path_that_is_too_long_for_the_kernel_says_so(shell: Shell, folder: Pa
     shell("get", "clusters", "--socket", f"{folder}/{'x' * 120}").refused("longer than the kernel takes", "TWR602")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_a_socket_of_another_user_names_its_owner(folder: Path) -> None:
+def test_a_socket_that_may_not_be_opened_names_its_owner(folder: Path) -> None:
     folder.chmod(0o711)
     path = folder / "admin.sock"
     reader, writer = os.pipe()
     with peer(path, http("200 OK", "{}")):
-        path.chmod(0o600)
+        path.chmod(0o600 if os.geteuid() == 0 else 0)  # root may open everything: there the child is another user
         child = os.fork()
         if child == 0:
             try:
-                os.seteuid(65534)
+                if os.geteuid() == 0:
+                    os.seteuid(65534)
                 AdminClient(str(path), timeout=2).get("/v1/info")
             except TowerError as error:
                 os.write(writer, str(error).encode())
@@ -57,7 +58,7 @@ def test_a_socket_of_another_user_names_its_owner(folder: Path) -> None:
     with os.fdopen(reader) as told:
         text = told.read()
     assert "you may not open" in text
-    assert "it belongs to root" in text
+    assert f"it belongs to {pwd.getpwuid(os.geteuid()).pw_name}" in text
     assert "sudo" in text
 
 

@@ -1,0 +1,60 @@
+"""The scripts are run by the shells that are here, and complete what a person would type."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.towerctl.kit import Shell, http, peer
+
+BIN = Path(sys.executable).parent
+CLUSTERS = '{"kind": "ClusterList", "items": [{"name": "edge-1"}, {"name": "lab"}]}'
+
+
+def bash(script: str, **environment: str) -> str:
+    env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent"} | environment
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+COMPLETE = """
+source <(towerctl completion bash)
+COMP_WORDS=({words}) COMP_CWORD={at}
+_towerctl_completion towerctl
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "expected"),
+    [
+        ("towerctl de", 1, {"delete", "describe"}),
+        ("towerctl get t", 2, {"tokens", "tunnels"}),
+        ("towerctl describe cluster l", 3, {"lab"}),
+        ("towerctl ping e", 2, {"edge-1"}),
+        ("towerctl get clusters -o ''", 4, {"table", "wide", "json", "yaml", "name"}),
+    ],
+)
+def test_bash_completes_verbs_kinds_names_and_values(folder: Path, words: str, at: int, expected: set[str]) -> None:
+    with peer(folder / "s", http("200 OK", CLUSTERS)):
+        found = bash(COMPLETE.format(words=words, at=at), TOWER_ADMIN_SOCKET=str(folder / "s"))
+    assert set(found.split()) == expected
+
+
+@pytest.mark.parametrize(("shell_name", "line"), [("zsh", "compdef"), ("fish", "complete --no-files")])
+def test_the_other_shells_get_a_script_of_their_own(shell: Shell, shell_name: str, line: str) -> None:
+    script = shell.ok("completion", shell_name)
+    assert line in script
+    assert "_TOWERCTL_COMPLETE" in script
+    if interpreter := shutil.which(shell_name):
+        subprocess.run([interpreter, "-n", "/dev/stdin"], input=script, text=True, check=True, timeout=30)
+
+
+def test_an_unknown_shell_is_a_usage_error_that_lists_the_known(shell: Shell) -> None:
+    shell("completion", "tcsh").refused("bash", "zsh", "fish", code=2)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from daemon.faults import FAULTS
+from tests.towerctl.kit import Shell
+
+
+@pytest.mark.parametrize("code", ["TWR201", "twr201", "201", " TWR201 "])
+def test_a_code_is_explained_without_a_server(shell: Shell, code: str) -> None:
+    told = shell.ok("explain", code)
+    entry = FAULTS["TWR201"]
+    for part in (entry.title, entry.meaning, entry.cause, entry.mend):
+        assert part in told
+
+
+def test_every_code_can_be_explained(shell: Shell) -> None:
+    listed = shell.ok("explain")
+    for code, entry in FAULTS.items():
+        assert code in listed
+        assert json.loads(shell.ok("explain", code, "-o", "json"))["mend"] == entry.mend
+
+
+def test_an_unknown_code_names_those_that_are_close(shell: Shell) -> None:
+    shell("explain", "TWR2O1").refused("there is no fault code 'TWR2O1'", "did you mean TWR2", "TWR609")
+
+
+def test_codes_are_completed_with_their_titles(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TOWERCTL_COMPLETE", "zsh_complete")
+    monkeypatch.setenv("COMP_WORDS", "towerctl explain twr60")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    told = shell().out
+    assert "TWR601" in told
+    assert FAULTS["TWR601"].title in told

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from daemon.faults import TowerError
+from towerctl.files import read_text, write_private
+
+
+def test_what_is_written_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_private(path, "new", what="the manifest")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_directory_is_named_with_its_mend(tmp_path: Path) -> None:
+    with pytest.raises(TowerError, match=r"cannot write the manifest to .*nowhere/x: No such file") as refused:
+        write_private(tmp_path / "nowhere" / "x", "", what="the manifest")
+    assert "make the directory first" in refused.value.mend
+
+
+def test_a_directory_in_the_place_of_the_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    with pytest.raises(TowerError, match="cannot write the manifest"):
+        write_private(tmp_path / "d", "", what="the manifest")
+    assert list(tmp_path.iterdir()) == [tmp_path / "d"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "No such file"), (b"\xff\xfe", "is not text"), (b"x" * 11, "is larger than 10 bytes")]
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    path = tmp_path / "policy.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TowerError, match=why) as refused:
+        read_text(path, what="the policy file", limit=10)
+    assert str(path) in refused.value.message
+    assert refused.value.code == "TWR104"
