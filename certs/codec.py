@@ -70,9 +70,12 @@ def binary(message: Object, name: str, *, limit: int, what: str, required: bool 
     """A base64 field; `limit` counts the bytes that it holds."""
     value = text(message, name, limit=(limit + 2) // 3 * 4, what=what, required=required)
     try:
-        return base64.b64decode(value, validate=True)
+        decoded = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as exc:
         raise MessageError(f"{what}: {name!r} is not base64") from exc
+    if base64_text(decoded) != value or len(decoded) > limit:
+        raise MessageError(f"{what}: {name!r} is not the one base64 spelling of at most {limit} bytes")
+    return decoded
 
 
 def base64_text(data: bytes) -> str:
