@@ -16,6 +16,8 @@ SWITCHING: Final = 101
 
 def relayed_head(head: ResponseHead, *, close: bool) -> bytes:
     """The head for a final answer or an interim one (1xx other than 101)."""
+    if head.verbatim and not close:
+        return head.raw
     named = head.connection
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
     for lower, name, value in head.fields:

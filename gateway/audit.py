@@ -60,6 +60,8 @@ def verb_of(method: bytes, target: bytes, *, upgrade: bool) -> Verb:
     """The verb as the apiserver's authoriser and audit log name it. GET with Upgrade is no read: it is `connect`."""
     if upgrade:
         return "connect"
+    if b"?" not in target:
+        return _verb_of_path(method, target, False)
     path, _, query = target.partition(b"?")
     watches = b"watch=" in query and any(
         part in (b"watch=true", b"watch=1", b"watch=True", b"watch=t") for part in query.split(b"&")

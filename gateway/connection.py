@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
+from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
@@ -23,7 +24,7 @@ from gateway.body import Scanner, UntilClose, scanner
 from gateway.caller import Caller, Refuse, forwarded_for
 from gateway.decide import Forward, Route, decide
 from gateway.errors import AnswerError, GatewayError, RequestError, UpstreamError
-from gateway.head import END, RequestHead, ResponseHead, find_head, parse_request, parse_response
+from gateway.head import END, RequestHead, RequestReader, ResponseHead, find_head, parse_response
 from gateway.status import fault_response, status_response
 from protocol import defaults
 
@@ -54,6 +55,7 @@ class CallerConnection:
     __slots__ = (
         "address",
         "answered_at",
+        "audit_id",
         "bytes_in",
         "bytes_out",
         "caller",
@@ -68,12 +70,14 @@ class CallerConnection:
         "head",
         "held",
         "interim",
+        "known",
         "loop",
         "outbox",
         "partial",
         "paused",
         "phase",
         "pool",
+        "reader",
         "request_body",
         "response",
         "response_body",
@@ -86,6 +90,7 @@ class CallerConnection:
         "upstream",
         "upstream_ended",
         "upstream_is_full",
+        "verdict",
     )
 
     def __init__(self, gateway: Gateway, caller_address: str, connection_id: str) -> None:
@@ -99,6 +104,7 @@ class CallerConnection:
         self.phase = Phase.HEAD
         self.stem = gateway.audit_stem()
         self.sequence = 0
+        self.audit_id = self.stem + "0"
         self.held = bytearray()  # bytes of heads to come
         self.searched = 0
         self.deadline = float("inf")
@@ -106,6 +112,9 @@ class CallerConnection:
         self.full = False  # the caller does not read from us
         self.upstream: Connection | None = None
         self.dial: asyncio.Task[None] | None = None
+        self.reader = RequestReader()
+        self.known: tuple[object, ...] | None = None  # what the last verdict was made from
+        self.verdict: Forward | Refuse | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -232,9 +241,10 @@ class CallerConnection:
         self.deadline = float("inf")
         self.started = self.loop.time()
         self.sequence += 1
+        self.audit_id = f"{self.stem}{self.sequence:x}"
         self.bytes_in = len(raw)
         try:
-            head = self.head = parse_request(raw)
+            head = self.head = self.reader.parse(raw)
         except RequestError as error:
             self._refuse_malformed(error)
             return
@@ -246,8 +256,11 @@ class CallerConnection:
         except UpstreamError as error:
             self._fail(error)
             return
-        route = Route(gateway.host, authorization, self.audit_id.encode(), self.forwarded)
-        verdict = decide(head, caller, gateway.policy, route)
+        known = (head.fields, caller, gateway.policy, authorization)
+        verdict = self.verdict
+        if verdict is None or self.known is None or not all(map(is_, known, self.known)):
+            verdict = decide(head, caller, gateway.policy, Route(gateway.host, authorization, self.forwarded))
+            self.known, self.verdict = known, verdict
         if isinstance(verdict, Refuse):
             self._refuse(verdict)
             return
@@ -255,8 +268,9 @@ class CallerConnection:
         self._forward(head, verdict, rest)
 
     def _forward(self, head: RequestHead, verdict: Forward, rest: bytes) -> None:
-        out = verdict.head
-        self.request_body = scanner(head.framing, head.length, RequestError)
+        out = verdict.head(head, self.audit_id.encode())
+        if head.framing:
+            self.request_body = scanner(head.framing, head.length, RequestError)
         if self.request_body is None:
             self.retryable = head.upgrade is None and head.method in _RETRIED
         elif rest:
@@ -299,7 +313,7 @@ class CallerConnection:
             self._send(connection)
             self._steer_reading()
         else:
-            self.pool.release(connection)
+            self.pool.release(connection, self.loop.time())
 
     def _send(self, connection: Connection) -> None:
         self.phase = Phase.EXCHANGE
@@ -454,26 +468,26 @@ class CallerConnection:
         assert request is not None
         assert response is not None
         assert pool is not None
-        self._record(response.status)
+        now = self._record(response.status)
         whole = self.request_body is None
         if upstream is not None:
             self.upstream = None
             if clean and whole and response.keep_alive and request.minor == 1:
                 if self.full:
                     upstream.transport.resume_reading()
-                pool.release(upstream)
+                pool.release(upstream, now)
             else:
                 pool.discard(upstream)
         if self.close_after or not whole:
             self._linger()
             return
         self._reset()
-        self._ready()
+        self._ready(now)
 
-    def _ready(self) -> None:
+    def _ready(self, now: float) -> None:
         """Between two requests."""
         self.phase = Phase.HEAD
-        self.deadline = self.loop.time() + self.gateway.idle_limit
+        self.deadline = now + self.gateway.idle_limit
         if self.paused:
             self._steer_reading()
         if self.held:
@@ -526,10 +540,6 @@ class CallerConnection:
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    @property
-    def audit_id(self) -> str:
-        return f"{self.stem}{self.sequence:x}"
-
     def _refuse(self, verdict: Refuse) -> None:
         head = self.head
         assert head is not None
@@ -547,12 +557,12 @@ class CallerConnection:
         )
         self.transport.write(answer)
         self.bytes_out += len(answer)
-        self._record(verdict.status, verdict.code)
+        now = self._record(verdict.status, verdict.code)
         if close:
             self._linger()
         else:
             self._reset()
-            self._ready()
+            self._ready(now)
 
     def _refuse_malformed(self, error: RequestError) -> None:
         """What follows a malformed request cannot be told from its body: the connection ends."""
@@ -590,7 +600,8 @@ class CallerConnection:
             self.transport.resume_reading()
         self.transport.write_eof()
 
-    def _record(self, code: int, fault: str = "") -> None:
+    def _record(self, code: int, fault: str = "") -> float:
+        """Report the request; the time it took note of."""
         head, now = self.head, self.loop.time()
         self.gateway.observer.request(
             RequestRecord(
@@ -609,6 +620,7 @@ class CallerConnection:
                 self.answered_at - self.started if self.answered_at else 0.0,
             )
         )
+        return now
 
     def _who(self) -> str:
         if self.forward is not None:

@@ -31,15 +31,25 @@ class Route(NamedTuple):
     """The apiserver's authority for Host."""
     authorization: bytes = b""
     """The agent's own Authorization value for the impersonation pool; empty where its certificate speaks for it."""
-    audit_id: bytes = b""
     forwarded_for: bytes = b""
 
 
 class Forward(NamedTuple):
-    head: bytes
+    lines: bytes
+    """All header lines but for the request line and Audit-ID: the same for every request with the same fields."""
     pool: PoolName
     who: str
     """For the audit line; never a secret."""
+
+    def head(self, head: RequestHead, audit_id: bytes) -> bytes:
+        """The head for the apiserver."""
+        return b"%b %b HTTP/1.%d\r\n%bAudit-ID: %b\r\n\r\n" % (
+            head.method,
+            head.target,
+            head.minor,
+            self.lines,
+            audit_id,
+        )
 
 
 class _Kind(StrEnum):
@@ -80,7 +90,10 @@ _IMPERSONATE_GROUP: Final = b"impersonate-group"
 
 
 def decide(head: RequestHead, caller: Caller, policy: Policy, route: Route) -> Forward | Refuse:
-    """The verdict on one request. `caller` was checked for expiry and revocation just now."""
+    """The verdict on one request. `caller` was checked for expiry and revocation just now.
+
+    It depends on the header fields alone, not on method or target, so that it can be kept for a head that repeats them.
+    """
     if caller.refused is not None:
         return caller.refused
     kept, special = _sort(head)
@@ -174,8 +187,8 @@ def _impersonated(asked: list[Field], caller: str, policy: Policy) -> tuple[str,
 
 
 def _build(head: RequestHead, kept: list[bytes], own: list[bytes], route: Route) -> bytes:
-    """The head for the apiserver: framing and identity come from us, last."""
-    lines = [b"%b %b HTTP/1.%d\r\nHost: %b\r\n" % (head.method, head.target, head.minor, route.host), *kept]
+    """The lines for the apiserver: framing and identity come from us, last."""
+    lines = [b"Host: %b\r\n" % route.host, *kept]
     if head.framing is Framing.LENGTH:
         lines.append(b"Content-Length: %d\r\n" % head.length)
     elif head.framing is Framing.CHUNKED:
@@ -186,10 +199,7 @@ def _build(head: RequestHead, kept: list[bytes], own: list[bytes], route: Route)
         lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % head.upgrade)
     if route.forwarded_for:
         lines.append(b"X-Forwarded-For: %b\r\n" % route.forwarded_for)
-    if route.audit_id:
-        lines.append(b"Audit-ID: %b\r\n" % route.audit_id)
     lines += own
-    lines.append(b"\r\n")
     return b"".join(lines)
 
 

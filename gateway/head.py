@@ -1,9 +1,10 @@
 """Request and response heads: read in exactly one way, or refused.
 
-llhttp (through httptools) does the tokenising; around it stand the checks that it leaves out. Two servers that read
-one head differently are how requests are smuggled, so whatever is ambiguous is refused: bare LF or CR, control bytes,
-folded lines, a space before the colon, two lengths, a length with a transfer coding, codings other than `chunked`,
-HTTP/1.0 with a coding, more or fewer than one Host, targets in absolute or authority form.
+A caller's head must satisfy two readers: llhttp (through httptools), and the rules here, which are stricter. An answer's
+head, from an apiserver that has proved who it is, is held against the grammar alone. Two servers that read one head
+differently are how requests are smuggled, so whatever is ambiguous is refused: bare LF or CR, control bytes, folded
+lines, a space before the colon, two lengths, a length with a transfer coding, codings other than `chunked`, HTTP/1.0
+with a coding, more or fewer than one Host, targets in absolute or authority form.
 
 A head is bounded before it is parsed (`find_head`), and parsed once, whole. Field order, spelling and values are kept;
 optional white space around values is not.
@@ -13,20 +14,28 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import httptools
 
 from gateway.errors import AnswerError, RequestError
-from gateway.fields import tokens
-from protocol.defaults import MAX_HEAD_BYTES, MAX_HEADER_FIELDS
+from gateway.fields import HOP_BY_HOP, tokens
+from protocol.defaults import KIB, MAX_HEAD_BYTES, MAX_HEADER_FIELDS
 
 END: Final = b"\r\n\r\n"
+MAX_KEPT_BLOCK_BYTES: Final = 8 * KIB  # tokens of projected service accounts are about 1 KiB
+_NOT_A_REQUEST: Final = "the request line is not `METHOD target HTTP/1.1`"
 
 Field = tuple[bytes, bytes, bytes]  # lower-case name, name as sent, value without white space around it
 
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{1,16}) ([\x21-\x7e]+) HTTP/1\.([01])\r\n")
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?\r\n")
+_RESPONSE: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
+    rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
+)
+_RESPONSE_SPECIAL: Final = re.compile(
+    rb"\r\n(content-length|" + b"|".join(sorted(HOP_BY_HOP)) + rb"):([^\r\n]*)", re.IGNORECASE
+)
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~\-:\[\]%]*")
 _UPGRADE: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:/[A-Za-z0-9!#$%&'*+.^_`|~-]+)?")
@@ -69,14 +78,25 @@ class RequestHead(NamedTuple):
 
 class ResponseHead(NamedTuple):
     status: int
-    reason: bytes
     minor: int
-    fields: list[Field]
+    raw: bytes
     framing: Framing
     length: int
     keep_alive: bool
     upgrade: bytes | None
     connection: tuple[bytes, ...]
+    verbatim: bool
+    """HTTP/1.1 and without any field of the hop: the head may pass as it is."""
+
+    @property
+    def reason(self) -> bytes:
+        return self.raw[13 : self.raw.find(b"\r\n")]
+
+    @property
+    def fields(self) -> list[Field]:
+        lines = self.raw[:-4].split(b"\r\n")[1:]
+        pairs = (line.split(b":", 1) for line in lines)
+        return [(name.lower(), name, value.strip(b" \t")) for name, value in pairs]
 
 
 def find_head(data: bytes | bytearray, searched: int = 0) -> int:
@@ -124,7 +144,7 @@ def parse_request(raw: bytes) -> RequestHead:
         raise RequestError(wrong)
     line = _REQUEST_LINE.match(raw)
     if line is None:
-        raise RequestError("the request line is not `METHOD target HTTP/1.1`")
+        raise RequestError(_NOT_A_REQUEST)
     method, target, minor_digit = line.groups()
     collector = _Collector()
     try:
@@ -136,6 +156,35 @@ def parse_request(raw: bytes) -> RequestHead:
     minor = 1 if minor_digit == b"1" else 0
     _check_target(method, target)
     return _request_of(method, target, minor, collector.fields)
+
+
+class RequestReader:
+    """`parse_request` for one connection. Clients repeat their header fields: those of the last head are kept.
+
+    Two heads with the same fields, byte by byte, have the same `fields` object: what was concluded from it still holds.
+    """
+
+    __slots__ = ("_block", "_rest")
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._rest: tuple[Any, ...] = ()
+
+    def parse(self, raw: bytes) -> RequestHead:
+        """Raises RequestError."""
+        line_end = raw.find(b"\r\n") - 1  # the block begins with the version's last digit
+        block = raw[line_end:]
+        if block == self._block:
+            line = _REQUEST_LINE.match(raw)
+            if line is None:
+                raise RequestError(_NOT_A_REQUEST)
+            method, target, _ = line.groups()
+            _check_target(method, target)
+            return RequestHead(method, target, *self._rest)
+        head = parse_request(raw)
+        if len(block) <= MAX_KEPT_BLOCK_BYTES:
+            self._block, self._rest = block, head[2:]
+        return head
 
 
 def _check_target(method: bytes, target: bytes) -> None:
@@ -207,45 +256,37 @@ def _length(value: bytes, framing: Framing, error: type[RequestError | AnswerErr
 
 def parse_response(raw: bytes, *, to_head: bool = False) -> ResponseHead:
     """The head in `raw`, as an answer to HEAD or to another method. Raises AnswerError."""
-    wrong = _check_bytes(raw)
-    if wrong is not None:
-        raise AnswerError(wrong or f"the answer has more than {MAX_HEADER_FIELDS} header fields")
-    line = _STATUS_LINE.match(raw)
-    if line is None:
-        raise AnswerError("the answer does not begin with an HTTP/1 status line")
-    minor_digit, status_digits, reason = line.groups()
-    collector = _Collector()
-    try:
-        httptools.HttpResponseParser(collector).feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError as error:
-        raise AnswerError(f"the head of the answer cannot be read: {error}") from None
-    minor = 1 if minor_digit == b"1" else 0
-    return _response_of(int(status_digits), reason or b"", minor, collector.fields, to_head=to_head)
-
-
-def _response_of(status: int, reason: bytes, minor: int, fields: list[Field], *, to_head: bool) -> ResponseHead:
+    matched = _RESPONSE.fullmatch(raw)
+    if matched is None:
+        raise AnswerError("the head of the answer is not that of an HTTP/1 response")
+    if raw.count(b"\r\n") > MAX_HEADER_FIELDS + 2:
+        raise AnswerError(f"the answer has more than {MAX_HEADER_FIELDS} header fields")
+    status, minor = int(matched[2]), 1 if matched[1] == b"1" else 0
     framing, length = Framing.NONE, 0
+    verbatim = minor == 1
     upgrade: bytes | None = None
     connection: tuple[bytes, ...] = ()
-    for lower, _, value in fields:
-        if lower not in _SPECIAL:
-            continue
+    for name, value in _RESPONSE_SPECIAL.findall(raw):
+        lower = name.lower()
         if lower == b"content-length":
-            length = _length(value, framing, AnswerError)
+            length = _length(value.strip(b" \t"), framing, AnswerError)
             framing = Framing.LENGTH
-        elif lower == b"transfer-encoding":
-            if framing is not Framing.NONE or value.lower() != b"chunked" or minor == 0:
+            continue
+        if lower == b"connection" and value.strip(b" \t").lower() == b"keep-alive" and not connection:
+            connection = (b"keep-alive",)  # what some servers say to every request; it changes nothing
+            continue
+        verbatim = False
+        if lower == b"transfer-encoding":
+            if framing is not Framing.NONE or value.strip(b" \t").lower() != b"chunked" or minor == 0:
                 raise AnswerError("the answer's Transfer-Encoding is not `chunked` alone, once, without Content-Length")
             framing = Framing.CHUNKED
         elif lower == b"connection":
             connection += tuple(tokens(value))
         elif lower == b"upgrade":
-            upgrade = value
+            upgrade = value.strip(b" \t")
     keep_alive = minor == 1 and b"close" not in connection
     if to_head or status < 200 or status in (204, 304):
         framing, length = Framing.NONE, 0
     elif framing is Framing.NONE:
         framing, keep_alive = Framing.UNTIL_CLOSE, False
-    return ResponseHead(status, reason, minor, fields, framing, length, keep_alive, upgrade, connection)
+    return ResponseHead(status, minor, raw, framing, length, keep_alive, upgrade, connection, verbatim)

@@ -117,14 +117,14 @@ class Pool:
                 return connection
         return None
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection, now: float) -> None:
         """Keep a connection whose exchange ended cleanly."""
         connection.exchange = None
         if self._closed or connection.transport.is_closing():
             self.discard(connection)
             return
         connection.served += 1
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = now
         self._idle.append(connection)
         if len(self._idle) > self._idle_limit:
             self.discard(self._idle[0])

@@ -288,7 +288,8 @@ class TlsPump(asyncio.Transport):
                         self._peer_done = True
                         break
                     filled += count
-                    more = incoming.pending > 0 or tls.pending() > 0
+                    # There is always room for a whole record, so nothing decrypted stays behind in the TLS object.
+                    more = incoming.pending > 0
                     if not more and not incoming.eof:
                         break
                     if filled > PLAIN_BUFFER_BYTES - 16384:
