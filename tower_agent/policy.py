@@ -29,6 +29,11 @@ class PolicyFile:
         if path is not None:
             self._hosts, self._seen = _read(path), _stamp(path)
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that the file names."""
+        return tuple(sorted(map(str, self._hosts or ())))
+
     def policy(self, host: str) -> Policy:
         """The rules for one host. Raises TowerError TWR101."""
         if self._hosts is None:

@@ -1,4 +1,4 @@
-"""Where an enrolment token may come from: standard input or a file, never the command line, where others could read it."""
+"""Where an enrolment token comes from: standard input or a file, never the command line, where others could read it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,175 @@
+"""`tower-agent check`: the way out hop by hop, the proof of who both ends are, and the member's apiserver.
+
+Every host is walked once, for real: the last hop opens a tunnel, proves both ends and closes it again without serving
+anything. What was passed is shown with its evidence, the first hop that was not with its fault; the rest is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from certs.errors import CertsError
+from certs.identity import IdentityStore
+from certs.peers import rfc3339
+from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
+from daemon.faults import TowerError
+from daemon.units import format_duration
+from protocol import defaults
+from protocol.aio.dial import dial
+from protocol.aio.hops import DialError, Hop
+from protocol.aio.stream import IncomingStream
+from protocol.constants import Code
+from protocol.flow import Budget
+from tower_agent.access import Access
+from tower_agent.config import AgentConfig
+from tower_agent.faultof import certs_fault, dial_fault
+from tower_agent.member import MemberApi, readiness
+from tower_agent.policy import PolicyFile, drift
+from tower_agent.stores import enrolled, needs_secret, stores_of
+from tower_agent.trust import HostTrust
+from tower_agent.wayout import WayOut
+
+_TITLES: Final = {"http": "upgrade", "subprotocol": "upgrade", "handshake": "authentication"}
+_MEMBER: Final = "member"
+
+
+async def run_checks(config: AgentConfig, *, version: str, only: str | None = None) -> Report:
+    """Check every enrolled host (or `only` one) and the member. Raises TowerError where nothing can be checked."""
+    api = _member_api(config, version)
+    checks: list[Check] = []
+    if isinstance(api, TowerError) and needs_secret(config):
+        raise api
+    stores = stores_of(config, None if isinstance(api, TowerError) else api)
+    places = {host: store for host, store in (await enrolled(stores)).items() if only in (None, host)}
+    if not places:
+        named = f"for host {only!r} " if only else ""
+        raise TowerError("TWR225", f"there is no identity {named}in {stores[0].place('HOST', 'identity.json')}")
+    for host, store in sorted(places.items()):
+        checks += await _host_checks(config, host, store, version)
+    checks += _member_checks(config, api, sorted(places))
+    return await Graph(checks).run()
+
+
+def _member_api(config: AgentConfig, version: str) -> MemberApi | TowerError:
+    try:
+        return MemberApi(Access.find(config.kubeconfig, config.context), version=version)
+    except TowerError as error:
+        return error
+
+
+def _found(result: Result) -> Callable[[], Awaitable[Result]]:
+    async def run() -> Result:
+        return result
+
+    return run
+
+
+async def _host_checks(config: AgentConfig, host: str, store: IdentityStore, version: str) -> list[Check]:
+    try:
+        trust = await HostTrust.load(store, host)
+    except TowerError as error:
+        return [Check(f"{host} identity", _found(_failed(error)), category=host, subject=host, title="identity")]
+    results = [("identity", _identity(trust)), *await _walk(config, trust, version)]
+    checks: list[Check] = []
+    before: tuple[str, ...] = ()
+    for title, result in results:
+        name = f"{host} {title}"
+        checks.append(Check(name, _found(result), needs=before, category=host, subject=host, title=title))
+        before = (name,)
+    return checks
+
+
+def _identity(trust: HostTrust) -> Result:
+    now, validity = time.time(), trust.validity
+    text = f"{trust.identity.agent} of {trust.identity.cluster}, until {rfc3339(validity.not_after)}"
+    try:
+        validity.check_time(now, noun="the agent's identity", grace=defaults.EXPIRED_IDENTITY_GRACE_DAYS * 86400.0)
+    except CertsError as error:
+        return _failed(certs_fault(error))
+    if now > validity.not_after:
+        return warn(
+            "TWR502", f"{text}: it has expired and may only renew", next_step="start the agent: it renews by itself"
+        )
+    if validity.not_after - now < (validity.not_after - validity.issued_at) / 10:
+        return warn("TWR503", text)
+    return ok(text)
+
+
+async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tuple[str, Result]]:
+    """What each hop showed, in order; the first that failed comes with what could not be tried."""
+    passed: list[Hop] = []
+    failure: DialError | TowerError | None = None
+    entry = next((each for each in config.hosts if each.name == trust.host), None)
+    url = (entry.url if entry else None) or trust.identity.url
+    proxied = False
+    try:
+        target = WayOut.of(config, trust.host).tunnel(url, trust.bundle)
+        proxied = target.route() is not None
+        tunnel = await dial(
+            target,
+            handshake=trust.handshake(instance=f"check-{secrets.token_hex(4)}", software=version),
+            instance="check",
+            budget=Budget(defaults.PROCESS_BUDGET),
+            on_stream=_decline,
+            on_hop=passed.append,
+        )
+        tunnel.drain(Code.DRAINING, "only a check", deadline=0.0, retry_after=0.0)
+        await asyncio.sleep(0)
+        tunnel.close(Code.NONE, "only a check")
+    except (DialError, TowerError) as error:
+        failure = error
+    seen = [(_TITLES.get(hop.name, hop.name), ok(_evidence(hop))) for hop in passed]
+    if not passed or passed[-1].name != "handshake":
+        if any(hop.name in ("tcp", "tls", "proxy") for hop in passed) and _past_upgrade(failure):
+            seen.append(("upgrade", ok("101")))
+    else:
+        seen.insert(-1, ("upgrade", ok("101")))
+    if failure is None:
+        return seen
+    fault = dial_fault(failure) if isinstance(failure, DialError) else failure
+    title = _TITLES.get(failure.hop, failure.hop) if isinstance(failure, DialError) else "address"
+    seen.append((title, _failed(fault)))
+    known = ["dns", "tcp", *(["proxy"] if proxied else []), "tls", "upgrade", "authentication"]
+    later = known[known.index(title) + 1 :] if title in known else known
+    return [*seen, *((each, ok()) for each in later)]
+
+
+def _past_upgrade(failure: DialError | TowerError | None) -> bool:
+    return isinstance(failure, DialError) and failure.hop == "handshake"
+
+
+def _decline(incoming: IncomingStream) -> None:
+    incoming.refuse(Code.DRAINING, "this tunnel is only a check")
+
+
+def _evidence(hop: Hop) -> str:
+    return hop.evidence if hop.name == "dns" else f"{hop.evidence} {format_duration(hop.seconds)}"
+
+
+def _failed(error: TowerError) -> Result:
+    return fail(error.code, error.message, next_step=error.mend)
+
+
+def _member_checks(config: AgentConfig, api: MemberApi | TowerError, hosts: list[str]) -> list[Check]:
+    async def apiserver() -> Result:
+        if isinstance(api, TowerError):
+            raise api
+        started = time.monotonic()
+        ready = await readiness(api)
+        took = format_duration(time.monotonic() - started)
+        return ok(f"{api.access.address} {took}") if ready.ok else fail("TWR302", ready.text)
+
+    async def rights() -> Result:
+        assert not isinstance(api, TowerError)
+        policies = PolicyFile(config.policy_file)
+        found = [text for host in hosts if (text := await drift(api, policies.policy(host))) is not None]
+        return warn("TWR307", "; ".join(found)) if found else ok("as the policy says")
+
+    return [
+        Check("apiserver", apiserver, category=_MEMBER, subject=_MEMBER, code="TWR303"),
+        Check("rights", rights, needs=("apiserver",), category=_MEMBER, subject=_MEMBER, code="TWR307"),
+    ]

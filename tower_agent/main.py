@@ -1,0 +1,244 @@
+"""The command line of `tower-agent`. Without a command it runs the agent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from daemon import log
+from daemon.config import Loaded, load
+from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
+from daemon.process import Process, report, run
+from daemon.units import parse_duration
+from protocol import defaults
+from tower_agent.config import AgentConfig
+
+PROGRAM: Final = "tower-agent"
+COMPLETE_VARIABLE: Final = "_TOWER_AGENT_COMPLETE"
+_OTHERS: Final = ("TOWER_CONFIG", "TOWER_ADMIN_SOCKET")  # variables of the environment that are not the agent's keys
+F = TypeVar("F", bound=Callable[..., Any])
+_PATH: Final = click.Path(path_type=Path)
+
+_OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
+    "state_dir": click.option("--state-dir", type=_PATH, help="Where identities are kept."),
+    "identity_secret": click.option(
+        "--identity-secret", metavar="NAMESPACE/NAME", help="Keep the identity in this Secret of the member."
+    ),
+    "kubeconfig": click.option("--kubeconfig", type=_PATH, help="The member's kubeconfig; else the ServiceAccount."),
+    "context": click.option("--context", help="The context of the kubeconfig."),
+    "ca_file": click.option("--ca-file", type=_PATH, help="Further authorities for the link's TLS and for proxies."),
+    "proxy": click.option("--proxy", metavar="URL", help="The HTTP proxy; else HTTPS_PROXY and NO_PROXY."),
+    "insecure_transport": click.option(
+        "--insecure-transport/--no-insecure-transport", default=None, help="Allow ws://, the link without TLS."
+    ),
+    "token_file": click.option("--token-file", type=_PATH, help="The enrolment token's file."),
+    "policy_file": click.option("--policy-file", type=_PATH, help="Whom each host may act as."),
+    "health_address": click.option("--health-address", metavar="HOST:PORT", help="/healthz, /readyz and /metrics."),
+    "log.level": click.option(
+        "--log-level", "log_level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged."
+    ),
+    "log.format": click.option(
+        "--log-format", "log_format", type=click.Choice(["auto", "json", "console"]), help="In which form."
+    ),
+}
+_WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
+_ALL: Final = tuple(_OPTIONS)
+
+
+def _options(*names: str) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            command = _OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
+    named = {
+        key.replace("log_", "log.", 1): str(value) if isinstance(value, Path) else value for key, value in flags.items()
+    }
+    return load(
+        AgentConfig,
+        file=file or Path(defaults.AGENT_CONFIG_FILE),
+        required=file is not None,
+        reserved=_OTHERS,
+        flags=named,
+    )
+
+
+@click.group(invoke_without_command=True)
+@click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help="The configuration file.")
+@click.pass_context
+def cli(context: click.Context, file: Path | None) -> None:
+    """Join this cluster (the member) to tower servers and serve them.
+
+    Start with the command that `towerctl add cluster NAME` prints on the host, then `tower-agent run`.
+    """
+    context.obj = file
+    if context.invoked_subcommand is None:
+        context.exit(_run(_load(file, {}).value))
+
+
+@cli.command(epilog="Example: tower-agent join < token")
+@_options(*_WAY, "token_file")
+@click.option("--wait", default="30s", show_default=True, help="Go on that long after failures that may pass.")
+@click.pass_obj
+def join(file: Path | None, /, wait: str, **flags: Any) -> int:
+    """Enrol with a host. The token comes by standard input or --token-file, never as an argument."""
+    try:
+        seconds = parse_duration(wait)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--wait") from error
+    config = _load(file, flags).value
+    log.configure(level="warning", style="console" if sys.stderr.isatty() else config.log.format)
+
+    from tower_agent.token import read_token_file, read_token_input
+
+    token = read_token_input() if config.token_file is None else read_token_file(config.token_file)
+
+    async def main(_process: Process) -> int:
+        from tower_agent.join import join_host
+
+        await join_host(config, token, wait=seconds)
+        return 0
+
+    return run(main, name=PROGRAM)
+
+
+@cli.command("run")
+@_options(*_ALL)
+@click.pass_obj
+def run_command(file: Path | None, /, **flags: Any) -> int:
+    """Serve every host that this agent has joined, until it is told to stop."""
+    return _run(_load(file, flags).value)
+
+
+def _run(config: AgentConfig) -> int:
+    log.configure(level=config.log.level, style=config.log.format)
+
+    async def main(process: Process) -> int:
+        from tower_agent.agent import Agent
+
+        return await Agent(config).run(process)
+
+    return run(main, name=PROGRAM)
+
+
+@cli.command()
+@_options(*_WAY, "policy_file")
+@click.option("--host", help="Only this host.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+@click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
+@click.pass_obj
+def check(file: Path | None, /, host: str | None, output: str, fail_on_warning: bool, **flags: Any) -> int:
+    """Walk the way to each host hop by hop, and name the one that is wrong.
+
+    Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
+    """
+    config = _load(file, flags).value
+    log.configure(level="error", style=config.log.format)
+
+    async def main(_process: Process) -> int:
+        from tower_agent.agent import product_version
+        from tower_agent.check import run_checks
+
+        made = await run_checks(config, version=product_version(), only=host)
+        if output == "table":
+            from daemon.checkview import by_hop
+
+            click.echo(by_hop(made, command="towerctl"), nl=False)
+        else:
+            _print(made.document(), output)
+        return made.exit_code(fail_on_warning=fail_on_warning)
+
+    return run(main, name=PROGRAM)
+
+
+@cli.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command("show")
+@_options(*_ALL)
+@click.pass_obj
+def config_show(file: Path | None, /, **flags: Any) -> None:
+    """Print the configuration in force and where each value comes from; secrets are replaced."""
+    click.echo(_load(file, flags).render(), nl=False)
+
+
+@cli.command()
+@_options("policy_file")
+@click.argument("hosts", nargs=-1)
+@click.pass_obj
+def policy(file: Path | None, /, hosts: tuple[str, ...], **flags: Any) -> None:
+    """Print the policy in force for HOSTS as a policy file, to keep or to start from.
+
+    Without a policy file that is what the manifest of a new member grants. HOSTS may be left out where the file names
+    them.
+    """
+    from gateway.rbac import policy_file
+    from tower_agent.policy import PolicyFile
+
+    policies = PolicyFile(_load(file, flags).value.policy_file)
+    named = hosts or policies.hosts
+    if not named:
+        raise click.UsageError("name the host whose policy you want: `tower-agent policy HOST`")
+    click.echo(policy_file([policies.policy(host) for host in named]), nl=False)
+
+
+@cli.command()
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+def version(output: str) -> None:
+    """Print the version."""
+    from tower_agent.agent import product_version
+
+    if output == "table":
+        click.echo(product_version())
+    else:
+        _print({"apiVersion": "tower/v1", "kind": "Version", "version": product_version()}, output)
+
+
+@cli.command(epilog="bash: source <(tower-agent completion bash)")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # the three are click's own
+    script = found(cli, {}, PROGRAM, COMPLETE_VARIABLE)
+    click.echo(script.source_template % script.source_vars())
+
+
+def _print(document: dict[str, Any], output: str) -> None:
+    import json
+
+    import yaml
+
+    text = json.dumps(document, indent=2) + "\n" if output == "json" else yaml.safe_dump(document, sort_keys=False)
+    click.echo(text, nl=False)
+
+
+def main() -> NoReturn:
+    """The entry point."""
+    sys.exit(run_line(sys.argv[1:]))
+
+
+def run_line(args: list[str]) -> int:
+    """Run one command line; its exit code."""
+    try:
+        result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except TowerError as error:
+        return report(error, name=PROGRAM)
+    return result if isinstance(result, int) else 0
