@@ -63,6 +63,10 @@ class Connection:
         """The head of an interim answer, as it came."""
         return self._reader.readline() + self._reader.readline()
 
+    def line(self) -> bytes:
+        """The next line of what comes, as it came; empty at the end."""
+        return self._reader.readline()
+
     def answer(self, method: str = "GET") -> Answer:
         """The next answer; a pipelined one behind it stays in the buffer for the next call."""
         reader = http.client.HTTPResponse(self._reader, method=method)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from typing import Self
 
 from tests.lab.controlplane import Done, run
 from tests.lab.processes import LabError
+from tests.lab.world import BIN
 
 DEADLINE = 30.0
 SPDY = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
@@ -47,7 +48,8 @@ class View:
         return [str(self.kubectl_program), "--kubeconfig", str(self.kubeconfig), *arguments]
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), **extra}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"  # the credential plugin is found there
+        return {"PATH": path, "HOME": str(self.folder), **extra}
 
     def kubectl(
         self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, deadline: float = DEADLINE

@@ -21,6 +21,7 @@ from tests.lab.network import MemberNetwork
 from tests.lab.processes import Child, LabError, free_ports, wait_until
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 START_DEADLINE = 30.0
 READY_DEADLINE = 30.0
 COMMAND_DEADLINE = 30.0
@@ -53,9 +54,16 @@ class TowerWorld:
     """One tower server and the agents joined to it."""
 
     def __init__(
-        self, folder: Path, *, host: str = "lab", address: str = "127.0.0.1", settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        host: str = "lab",
+        address: str = "127.0.0.1",
+        settings: Mapping[str, Any] | None = None,
+        idle_limits_divided_by: float | None = None,
     ) -> None:
         self.folder, self.address, self.host = folder, address, host
+        self._divisor = idle_limits_divided_by
         self.socket = folder / "admin.sock"
         self.tunnel_port, self.health_port, first, *_ = free_ports(3)
         self._settings = settings or {}
@@ -203,13 +211,14 @@ class TowerWorld:
         return plane.kubeconfig(f"agent-of-{self.folder.name}", token=token)
 
     def _child(self, program: str, *arguments: str | Path, log: str = "", namespace: str | None = None) -> Child:
+        scaled = [sys.executable, "-m", "tests.lab.scaled", str(self._divisor), program]
         child = Child(
             program,
-            [BIN / program, *arguments],
+            [*(scaled if self._divisor else [BIN / program]), *arguments],
             log=self.folder / f"{log or program}.log",
             namespace=namespace,
             env=self.environment(),
-            cwd=self.folder,
+            cwd=ROOT,  # where `tests` can be imported
         )
         self._children.append(child)
         return child

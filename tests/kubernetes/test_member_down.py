@@ -1,0 +1,75 @@
+"""kubectl on a member that cannot answer ends within three seconds and says why; one that returns is served again."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kubernetes.conftest import MEMBER, view
+from tests.kubernetes.views import View
+from tests.lab.controlplane import ControlPlane, Done
+from tests.lab.world import TowerWorld
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture
+def fragile() -> Iterator[tuple[ControlPlane, TowerWorld, View]]:
+    """A member and a tower of one test, to be broken."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tower-") as folder,
+        ControlPlane(Path(folder, "m"), pods=False) as plane,
+        TowerWorld(Path(folder, "t"), host="fragile") as tower,
+    ):
+        tower.join(MEMBER, plane)
+        yield plane, tower, view(plane, "tunnel", tower.kubeconfig(MEMBER))
+
+
+def timed(caller: View) -> Done:
+    started = time.monotonic()
+    done = caller.kubectl("get", "namespaces")
+    assert time.monotonic() - started < 3.0
+    return done
+
+
+def test_a_stopped_agent_is_told_and_a_restarted_one_serves(
+    fragile: tuple[ControlPlane, TowerWorld, View],
+) -> None:
+    plane, tower, caller = fragile
+    assert timed(caller).code == 0
+    member = tower.members[MEMBER]
+    assert member.agent.stop() == 0
+    for _ in range(2):  # while a return is likely, and again
+        done = timed(caller)
+        assert done.code == 1
+        assert b"TWR201" in done.stderr
+    assert tower.cluster(MEMBER)["state"] == "TunnelDown"
+    tower.start_agent(MEMBER, plane, member.config)
+    tower.until_state(MEMBER, "Connected")
+    assert timed(caller).code == 0
+
+
+def test_an_apiserver_that_is_gone_is_named(fragile: tuple[ControlPlane, TowerWorld, View]) -> None:
+    plane, tower, caller = fragile
+    apiserver = next(child for child in plane.children if child.name == "kube-apiserver")
+    apiserver.send(signal.SIGKILL)
+    apiserver.wait(5)
+    done = timed(caller)
+    assert done.code == 1
+    assert b"TWR301" in done.stderr
+    tower.until_state(MEMBER, "ApiserverDown")
+
+
+def test_a_killed_agent_is_noticed_at_once(fragile: tuple[ControlPlane, TowerWorld, View]) -> None:
+    _plane, tower, caller = fragile
+    agent = tower.members[MEMBER].agent
+    agent.send(signal.SIGKILL)
+    agent.wait(5)
+    done = timed(caller)
+    assert done.code == 1
+    assert b"TWR201" in done.stderr
