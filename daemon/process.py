@@ -20,6 +20,7 @@ import uvloop
 from daemon import systemd
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from daemon.memory import settle_collector, tune_allocator
 from daemon.supervisor import Supervisor
 
 _CORE_LIMIT: Final = 1  # too small for a file, and the one value at which the kernel starts no dump handler either
@@ -45,6 +46,7 @@ class Process:
 
     async def ready(self, status: str) -> None:
         """Tells systemd that the process serves, and starts the watchdog's beat if one is asked for."""
+        settle_collector()
         self.notifier.ready(status)
         if self.notifier.watchdog_interval is not None:
             self.tasks.start(self.notifier.beat(), name="watchdog")
@@ -57,6 +59,7 @@ def run(main: Main, *, name: str) -> int:
     """Runs `main` to its end and gives the exit code; every error becomes one clear message on standard error."""
     raise_file_limit()
     forbid_core_dumps()
+    tune_allocator()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_supervised(main, name))

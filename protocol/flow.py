@@ -15,6 +15,7 @@ from protocol import defaults
 
 PRESSURE: Final = 0.75  # of a budget in use: above it, borrowed windows shrink as they are consumed
 GROW_WITHIN_ROUND_TRIPS: Final = 2.0
+LEAST_RTT: Final = 0.005  # a busy end answers no faster than its event loop turns, whatever an idle PING measured
 ASSUMED_RTT: Final = 0.1  # until a PING has measured it
 
 
@@ -120,7 +121,7 @@ class ReceiveCredit:
             size = max(self._limits.reserved_credit, self.window // 2, outstanding)
             self._budget.give(self.window - size)
             self.window = size
-        elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * rtt:
+        elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * max(rtt, LEAST_RTT):
             more = min(self.window, self._limits.max_credit - self.window, self._budget.free)
             if more > 0:
                 self._budget.charge(more)
