@@ -28,7 +28,8 @@ def tune_allocator() -> bool:
     if mallopt is None:
         return False
     settings = ((M_TRIM_THRESHOLD, KEEP_BYTES), (M_MMAP_THRESHOLD, LARGE_BYTES), (M_ARENA_MAX, ARENAS))
-    return all([mallopt(key, value) == 1 for key, value in settings])
+    taken = [mallopt(key, value) == 1 for key, value in settings]  # each is worth having without the others
+    return all(taken)
 
 
 def settle_collector() -> None:
