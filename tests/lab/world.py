@@ -86,7 +86,7 @@ class TowerWorld:
         )
 
     def start(self) -> None:
-        server = self._child("tower-server", "--config", self.config)
+        server = self._child("tower-server", "--config", self.config, "run")
         server.until(lambda: self.towerctl("version", check=False).code == 0, "the server answers", START_DEADLINE)
 
     def stop(self) -> None:
@@ -170,7 +170,7 @@ class TowerWorld:
 
     def start_agent(self, name: str, plane: Cluster, config: Path) -> Child:
         network = plane.network.name if plane.network else None
-        return self._child("tower-agent", "--config", config, log=f"agent-{name}", namespace=network)
+        return self._child("tower-agent", "--config", config, "run", log=f"agent-{name}", namespace=network)
 
     def cluster(self, name: str) -> dict[str, Any]:
         """What the server says of it: `ready`, `state`, `code`, `cause` ..."""
