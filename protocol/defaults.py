@@ -50,6 +50,7 @@ DIAL_DEADLINE: Final = 5.0
 OPEN_DEADLINE: Final = 10.0  # for the answer to an OPEN: the peer's dial and a slow link
 HANDSHAKE_DEADLINE: Final = 10.0
 HEAD_DEADLINE: Final = 10.0
+LINK_FLUSH: Final = 5.0  # for the last bytes of a closed link: a peer that reads nothing must not hold its socket
 ADMIN_DEADLINE: Final = 10.0  # for an answer of the admin API to the command line
 COMPLETION_DEADLINE: Final = 0.3  # a Tab must not feel stuck
 PROBE_FRESH_FOR: Final = 30.0

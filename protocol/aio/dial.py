@@ -6,12 +6,13 @@ Every failure is a DialError that names the hop. Each step has a deadline.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import NegotiationError
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -25,12 +26,15 @@ from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES, MAX_HEAD_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
-from protocol.frames import FrameDecoder
+from protocol.frames import FrameDecoder, printable
 from protocol.handshake import AgentHandshake, Welcome, parse_reject, reject
 from protocol.session import Session
 
 FEATURES: Final = frozenset({FEATURE_ACK})
 EVIDENCE_BYTES: Final = 200  # of an unwanted answer's body, for the error
+_STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3}) ?([^\r\n]{0,100})")
+_LENGTH: Final = re.compile(r"\r\ncontent-length: *(\d{1,9})\r\n", re.IGNORECASE)
+_RETRY_AFTER: Final = re.compile(r"\r\nretry-after: *(\d{1,5})\r\n", re.IGNORECASE)
 
 
 async def dial(
@@ -114,7 +118,7 @@ class _ClientLink(Link):
         self._take_over = take_over
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
         self._challenged = False
-        self._received = 0
+        self._answer = bytearray()
         self.hop: HopName = "http"
         self.opened: asyncio.Future[Tunnel] = self._loop.create_future()
 
@@ -133,27 +137,56 @@ class _ClientLink(Link):
         if self._upgrade is None:
             super().received(data)
             return
-        self._received += len(data)
-        self._upgrade.receive_data(bytes(data))
-        failure = self._upgrade.handshake_exc
-        if failure is None and self._received > MAX_HEAD_BYTES:
-            self._fail(DialError("http", f"an answer of more than {MAX_HEAD_BYTES} bytes to the upgrade"))
+        self._answer += data
+        end = self._answer.find(b"\r\n\r\n") + 4
+        if end < 4:
+            if not self._answer.startswith(b"HTTP/1."[: len(self._answer)]):
+                self._fail(DialError("http", f"no HTTP there: it says {bytes(self._answer[:40])!r}"))
+            elif len(self._answer) > MAX_HEAD_BYTES:
+                self._fail(DialError("http", f"an answer of more than {MAX_HEAD_BYTES} bytes to the upgrade"))
+            return
+        head, rest = bytes(self._answer[:end]), bytes(self._answer[end:])
+        if not head.startswith(b"HTTP/1.1 101 "):
+            self._unwanted(head.decode("latin-1"), rest)
+            return
+        upgrade = self._upgrade
+        upgrade.receive_data(head)
+        failure = upgrade.handshake_exc
+        if isinstance(failure, NegotiationError):
+            self._fail(DialError("subprotocol", f"the server did not agree to {SUBPROTOCOL}: {failure}"))
         elif failure is not None:
-            self._fail(_refused_upgrade(failure))
-        elif self._upgrade.events_received():
-            if self._upgrade.subprotocol != SUBPROTOCOL:
-                offered = self._upgrade.subprotocol or "none"
-                self._fail(DialError("subprotocol", f"the server speaks {offered}, expected {SUBPROTOCOL}"))
-                return
+            self._fail(DialError("http", f"no WebSocket there: {failure}"))
+        elif upgrade.subprotocol != SUBPROTOCOL:
+            self._fail(DialError("subprotocol", f"the server did not agree to {SUBPROTOCOL}"))
+        else:
             self._upgrade = None
+            self._answer.clear()
             self.hop = "handshake"
             self.write([self._handshake.hello()])
+            if rest:
+                super().received(memoryview(rest))
+
+    def _unwanted(self, head: str, body: bytes, *, ended: bool = False) -> None:
+        """Another status than 101: an error with what the server says about it, as far as that is announced."""
+        status = _STATUS.match(head)
+        if status is None:
+            self._fail(DialError("http", f"no HTTP there: it says {head[:EVIDENCE_BYTES]!r}"))
+            return
+        length = _LENGTH.search(head)
+        if length is not None and len(body) < min(int(length[1]), EVIDENCE_BYTES) and not ended:
+            return
+        wait = _RETRY_AFTER.search(head)
+        said = body[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
+        text = f"the server answered {status[1]} {printable(status[2])} to the upgrade"
+        text += f": {printable(said)}" if said else ""
+        retry_after = float(wait[1]) if wait else None
+        self._fail(DialError("http", text, code=int(status[1]), retry_after=retry_after))
 
     def eof_received(self) -> bool:
         if self._upgrade is not None and not self.opened.done():
-            self._upgrade.receive_eof()
-            failure = self._upgrade.handshake_exc
-            self._fail(_refused_upgrade(failure) if failure else DialError("http", "the server closed the connection"))
+            head, _, body = bytes(self._answer).partition(b"\r\n\r\n")
+            if body:
+                self._unwanted(f"{head.decode('latin-1')}\r\n", body, ended=True)
         return super().eof_received()
 
     # ---- the owner's side while the handshake runs ---------------------------------------------------------------
@@ -202,18 +235,3 @@ class _ClientLink(Link):
             # The awaiting side may have timed out already; the error is then nobody's.
             self.opened.exception()
             self.close(error.text)
-
-
-def _refused_upgrade(failure: Exception) -> DialError:
-    if isinstance(failure, InvalidStatus):
-        response = failure.response
-        body = bytes(response.body or b"")[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
-        retry = response.headers.get("Retry-After", "")
-        return DialError(
-            "http",
-            f"the server answered {response.status_code} {response.reason_phrase} to the upgrade"
-            + (f": {body}" if body.isprintable() and body else ""),
-            code=response.status_code,
-            retry_after=float(retry) if retry.isdecimal() and len(retry) < 6 else None,
-        )
-    return DialError("http", f"no WebSocket there: {failure}")

@@ -18,7 +18,7 @@ from websockets.speedups import apply_mask
 
 from protocol.aio.buffers import shared_buffer
 from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, WebSocketError, frame, header
-from protocol.defaults import KIB
+from protocol.defaults import KIB, LINK_FLUSH
 from protocol.scheduler import Buffer
 
 WRITE_HIGH: Final = 64 * KIB  # of the transport's own buffer: what is beyond the scheduler's sight
@@ -57,6 +57,7 @@ class Link(asyncio.BufferedProtocol):
         self._client = client
         self._private = private
         self._transport: asyncio.Transport | None = None
+        self._late: asyncio.TimerHandle | None = None
         self.owner = owner
         self.writable = True
         self.closing = False
@@ -102,6 +103,9 @@ class Link(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's last word."""
         self._transport = None
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         self._end("the connection was closed" if exc is None else f"the connection broke: {exc}")
 
     def pause_writing(self) -> None:
@@ -130,9 +134,10 @@ class Link(asyncio.BufferedProtocol):
             self._transport.write(header(Op.BINARY, length, key) + apply_mask(b"".join(buffers), key))
 
     def close(self, reason: str) -> None:
-        """Flush and close; the owner hears `link_lost` with `reason`. Idempotent."""
+        """Flush and close, within LINK_FLUSH seconds; the owner hears `link_lost` with `reason`. Idempotent."""
         if self._transport is not None and not self.closing:
             self._transport.close()
+            self._late = self._loop.call_later(LINK_FLUSH, self._transport.abort)
         self._end(reason)
 
     def abort(self, reason: str) -> None:

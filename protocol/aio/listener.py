@@ -28,6 +28,7 @@ from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import (
     HANDSHAKE_DEADLINE,
     KIB,
+    LINGER,
     MAX_HANDSHAKE_BYTES,
     MAX_UNAUTHENTICATED,
     TUNNEL_PATH,
@@ -193,6 +194,7 @@ class _ServerLink(Link):
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
         self._handshake: ServerHandshake | None = None
         self._stage = "http"
+        self._heard = False
         self._timer: asyncio.TimerHandle | None = None
         self.remote = ""
 
@@ -206,20 +208,25 @@ class _ServerLink(Link):
         self._timer = self._loop.call_later(self._listener.deadline, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._settled()
         super().connection_lost(exc)
+        self._settled()
 
     def received(self, data: memoryview) -> None:
+        self._heard = True
         if self._request is None:
             super().received(data)
         elif self._stage == "http":
             self._read_request(self._request, data)
+        # What follows a complete or a refused request is not looked at.
 
     def _too_late(self) -> None:
         self._timer = None
+        text = f"nothing complete within {self._listener.deadline:g} s"
         if self._handshake is not None:
             self.write([reject(Code.TIMEOUT, f"no handshake within {self._listener.deadline:g} s")])
-        self._refuse(Code.TIMEOUT, f"nothing complete within {self._listener.deadline:g} s")
+        elif self._stage == "http" and self._heard:
+            self._answer(HttpResponse(408, f"{text}\n".encode(), "text/plain"))
+        self._refuse(Code.TIMEOUT, text)
 
     def _settled(self) -> None:
         if self._timer is not None:
@@ -228,10 +235,13 @@ class _ServerLink(Link):
         self._listener.leave(self)
 
     def _refuse(self, code: Code, text: str) -> None:
-        handshake = self._handshake
-        self._listener.refused(self.remote, self._stage, code, text, handshake.hello if handshake else None)
+        self._report(code, text)
         self._settled()
         self.close(text)
+
+    def _report(self, code: Code, text: str) -> None:
+        handshake = self._handshake
+        self._listener.refused(self.remote, self._stage, code, text, handshake.hello if handshake else None)
 
     # ---- HTTP ---------------------------------------------------------------------------------------------------
 
@@ -239,8 +249,7 @@ class _ServerLink(Link):
         try:
             done = request.feed(data)
         except _BadRequest as error:
-            self._answer(HttpResponse(error.status, f"{error}\n".encode(), "text/plain"))
-            self._refuse(Code.PROTOCOL, str(error))
+            self._turn_away(error.status, str(error))
             return
         if not done:
             return
@@ -248,10 +257,7 @@ class _ServerLink(Link):
         if path == TUNNEL_PATH:
             self._upgrade(request)
         elif request.upgrade:
-            self._answer(
-                HttpResponse(404, f"no tunnel at {path[:80]}; it is at {TUNNEL_PATH}\n".encode(), "text/plain")
-            )
-            self._refuse(Code.PROTOCOL, "an upgrade elsewhere than at the tunnel's path")
+            self._turn_away(404, f"no tunnel at {path[:80]!r}; it is at {TUNNEL_PATH}")
         else:
             self._stage = "request"
             whole = HttpRequest(request.method, request.target, request.headers, bytes(request.body), self.remote)
@@ -269,6 +275,18 @@ class _ServerLink(Link):
         self._answer(response)
         self._settled()
         self.close("answered")
+
+    def _turn_away(self, status: int, text: str) -> None:
+        self._answer(HttpResponse(status, f"{text}\n".encode(), "text/plain"))
+        self._report(Code.PROTOCOL, text)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close once the peer does or a moment has passed: bytes that nobody reads would reset the answer away."""
+        self._stage = "answered"
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER, self.close, "answered")
 
     def _answer(self, response: HttpResponse) -> None:
         head = [
@@ -288,14 +306,13 @@ class _ServerLink(Link):
         answer = protocol.accept(Request(request.target, request.headers, request.method))
         agreed = answer.headers.get("Sec-WebSocket-Protocol") == SUBPROTOCOL
         if answer.status_code == 101 and not agreed:
-            text = f"this port speaks the WebSocket subprotocol {SUBPROTOCOL}\n"
-            self._answer(HttpResponse(400, text.encode(), "text/plain"))
-            self._refuse(Code.PROTOCOL, "no common WebSocket subprotocol")
+            self._turn_away(400, f"no common WebSocket subprotocol: this port speaks {SUBPROTOCOL}")
             return
         if self._transport is not None:
             self._transport.write(answer.serialize())
         if answer.status_code != 101:
-            self._refuse(Code.PROTOCOL, f"not a WebSocket request: answered {answer.status_code}")
+            self._report(Code.PROTOCOL, f"not a WebSocket request that is taken: answered {answer.status_code}")
+            self._linger()
             return
         self._request = None
         self._stage = "handshake"
@@ -350,9 +367,17 @@ class _ServerLink(Link):
             return
         if self.closing:
             return
+        if self._frames.buffered:
+            self._reject(HandshakeRejected(Code.PROTOCOL, "bytes sent between PROOF and WELCOME"))
+            return
         self._settled()
         self.write([handshake.welcome(admission.tunnel_id, renew_only=admission.renew_only)])
-        self._listener.on_tunnel(self._tunnel(handshake, hello, identity, admission))
+        tunnel = self._tunnel(handshake, hello, identity, admission)
+        try:
+            self._listener.on_tunnel(tunnel)
+        except Exception:  # the same boundary
+            log.exception("tunnel %s could not be taken over", tunnel.id)
+            tunnel.close(Code.INTERNAL, "internal error; the server's log says more")
 
     def _tunnel(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> Tunnel:
         session = Session(
@@ -383,6 +408,8 @@ class _ServerLink(Link):
         """Nothing waits before the tunnel."""
 
     def link_lost(self, reason: str) -> None:
+        if self._timer is not None and self._heard and self._stage in ("http", "handshake", "authenticate"):
+            self._report(Code.TUNNEL_LOST, reason)
         self._settled()
 
 
@@ -410,8 +437,21 @@ class _Request:
 
     def feed(self, data: memoryview) -> bool:
         """Whether the request is complete."""
-        if not self._headers_done:
-            self._head += len(data)
+        while len(data) and not self._headers_done:
+            # No more at a time than the head may still take, however much one read brings.
+            piece, data = data[: MAX_REQUEST_HEAD - self._head], data[MAX_REQUEST_HEAD - self._head :]
+            self._head += len(piece)
+            if self._parse(piece):
+                self.rest += bytes(data)
+                return True
+            self._check_head()
+        return self._parse(data) if len(data) else self._done
+
+    def _check_head(self) -> None:
+        if not self._headers_done and self._head == MAX_REQUEST_HEAD:
+            raise _BadRequest(431, f"a request head above {MAX_REQUEST_HEAD} bytes")
+
+    def _parse(self, data: memoryview) -> bool:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -423,8 +463,6 @@ class _Request:
             raise cause if isinstance(cause, _BadRequest) else _BadRequest(400, "malformed HTTP") from error
         except httptools.HttpParserError as error:
             raise _BadRequest(400, f"malformed HTTP: {error}"[:200]) from error
-        if not self._headers_done and self._head > MAX_REQUEST_HEAD:
-            raise _BadRequest(431, f"a request head above {MAX_REQUEST_HEAD} bytes")
         return self._done
 
     def on_url(self, url: bytes) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from protocol.aio.buffers import shared_buffer
+from protocol.defaults import CALLER_IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,11 @@ class SpliceEnd(asyncio.BufferedProtocol):
     arrives before the peer stands is held up by pausing the reader.
     """
 
-    def __init__(self, on_lost: Callable[[SpliceEnd, Exception | None], None]) -> None:
+    def __init__(
+        self, on_finished: Callable[[SpliceEnd], None], on_lost: Callable[[SpliceEnd, Exception | None], None]
+    ) -> None:
         self._buffer = shared_buffer(asyncio.get_running_loop())
+        self._on_finished = on_finished
         self._on_lost = on_lost
         self._early: list[bytes] = []
         self._early_eof = False
@@ -38,17 +42,17 @@ class SpliceEnd(asyncio.BufferedProtocol):
         self.peer: SpliceEnd | None = None
         self.received = 0
 
-    def join(self, peer: SpliceEnd) -> None:
-        """Start to relay what this end receives to `peer`, whose transport stands."""
-        self.peer = peer
-        assert peer.transport is not None
+    def begin(self) -> None:
+        """Start to relay what this end receives to its peer, whose transport stands."""
+        assert self.transport is not None
+        assert self.peer is not None
+        assert self.peer.transport is not None
+        self.transport.resume_reading()  # before the writes below, which may pause it again
         early, self._early = self._early, []
         for data in early:
-            peer.transport.write(data)
+            self.peer.transport.write(data)
         if self._early_eof:
             self.eof_received()
-        if self.transport is not None:
-            self.transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -72,10 +76,12 @@ class SpliceEnd(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         if self.peer is None or self.peer.transport is None:
             self._early_eof = True
-        elif self.peer.transport.can_write_eof():
+            return True
+        if self.peer.transport.can_write_eof():
             self.peer.transport.write_eof()
         else:
             self.peer.transport.close()
+        self._on_finished(self)
         return True
 
     def pause_writing(self) -> None:
@@ -98,19 +104,21 @@ class Splice:
     """
 
     def __init__(self, on_done: Callable[[Transferred], None] | None = None) -> None:
-        self.first = SpliceEnd(self._lost)
-        self.second = SpliceEnd(self._lost)
+        self.first = SpliceEnd(self._finish, self._lost)
+        self.second = SpliceEnd(self._finish, self._lost)
         self.done: asyncio.Future[Transferred] = asyncio.get_running_loop().create_future()
         self._on_done = on_done
         self._error: Exception | None = None
         self._left = 2
-        self._finished = {self.first: False, self.second: False}
+        self._finished: set[SpliceEnd] = set()
+        self._late: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Both transports stand: relay."""
         if self.first.transport is not None and self.second.transport is not None:
-            self.first.join(self.second)
-            self.second.join(self.first)
+            self.first.peer, self.second.peer = self.second, self.first
+            self.first.begin()
+            self.second.begin()
 
     def abort(self, error: Exception | None = None) -> None:
         """Drop both ends."""
@@ -119,13 +127,28 @@ class Splice:
             if end.transport is not None:
                 end.transport.abort()
 
+    def _finish(self, end: SpliceEnd) -> None:
+        """An end has sent all it had. A socket does not close itself when both directions are done."""
+        self._finished.add(end)
+        if len(self._finished) == 2:
+            for done in (self.first, self.second):
+                if done.transport is not None:
+                    done.transport.close()
+
     def _lost(self, end: SpliceEnd, error: Exception | None) -> None:
         self._left -= 1
         self._error = self._error or error
         other = self.second if end is self.first else self.first
         if other.transport is not None:
             # An orderly end flushes what was relayed; a broken one must not look orderly to the other side.
-            other.transport.close() if error is None else other.transport.abort()
+            if error is None:
+                other.transport.close()
+                # What was relayed may still be read, as by someone who pages through it; but not for ever.
+                self._late = asyncio.get_running_loop().call_later(CALLER_IDLE, other.transport.abort)
+            else:
+                other.transport.abort()
+        elif self._late is not None:
+            self._late.cancel()
         if self._left == 0 and not self.done.done():
             result = Transferred(self.first.received, self.second.received, self._error)
             self.done.set_result(result)

@@ -26,6 +26,7 @@ class StreamTransport(asyncio.Transport):
     __slots__ = (
         "_closing",
         "_eof",
+        "_eof_told",
         "_full",
         "_held",
         "_lost",
@@ -48,6 +49,7 @@ class StreamTransport(asyncio.Transport):
         self._paused = protocol is None
         self._held: deque[bytes] = deque()  # received while reading was paused; bounded by the granted credit
         self._eof = False
+        self._eof_told = False
         self._closing = False
         self._full = False
         self._lost = False
@@ -81,7 +83,10 @@ class StreamTransport(asyncio.Transport):
         if self._closing or self._lost:
             return
         self._closing = True
-        self._held.clear()
+        if self._held:
+            # Given back, so that a peer that sends before it reads can go on to read what is flushed here.
+            self._tunnel.consumed(self.id, sum(map(len, self._held)))
+            self._held.clear()
         self._tunnel.stream_close(self.id)
 
     def abort(self) -> None:
@@ -91,6 +96,7 @@ class StreamTransport(asyncio.Transport):
     def reset(self, code: Code, text: str) -> None:
         """Drop the stream at once and tell the peer why. Idempotent."""
         if not self._lost:
+            self._closing = True
             self._tunnel.stream_reset(self.id, code, text)
             self.lose(None)
 
@@ -110,8 +116,8 @@ class StreamTransport(asyncio.Transport):
         """Hand out what was held, then go on. Idempotent."""
         if self._paused and not self._lost:
             self._paused = False
-            if self._held or self._eof:
-                self._tunnel.loop.call_soon(self._deliver_held)
+            if self._held or (self._eof and not self._eof_told):
+                self._tunnel.loop.call_soon(self._tunnel.guard, self, self._deliver_held)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Hand the stream to another protocol."""
@@ -169,14 +175,15 @@ class StreamTransport(asyncio.Transport):
             return
         self._lost = True
         self._tunnel.forget(self.id)
-        if error is not None:
-            self._held.clear()
+        self._held.clear()
         self._tunnel.loop.call_soon(self._say_lost, error)
 
     def _say_lost(self, error: ProtocolError | None) -> None:
+        if error is None and not self._closing:
+            self._tunnel.guard(self, self._deliver_eof)
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
-            protocol.connection_lost(error)
+            self._tunnel.guard(self, lambda: protocol.connection_lost(error))
 
     def _deliver_held(self) -> None:
         while self._held and not self._paused and not self._lost:
@@ -184,13 +191,15 @@ class StreamTransport(asyncio.Transport):
             assert self._protocol is not None
             self._protocol.data_received(memoryview(data))  # type: ignore[arg-type]
             self._tunnel.consumed(self.id, len(data))
-        if self._eof and not self._held and not self._paused and not self._lost and not self._closing:
+        if not self._held and not self._paused and not self._lost and not self._closing:
             self._deliver_eof()
 
     def _deliver_eof(self) -> None:
-        assert self._protocol is not None
-        if not self._protocol.eof_received():
-            self.close()
+        """Pass the peer's FIN on, once."""
+        if self._eof and not self._eof_told and self._protocol is not None:
+            self._eof_told = True
+            if not self._protocol.eof_received():
+                self.close()
 
 
 class IncomingStream:

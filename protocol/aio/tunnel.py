@@ -7,6 +7,7 @@ run on the loop's thread; a protocol that raises loses its own stream only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -177,7 +178,11 @@ class Tunnel:
         transport = self._add(stream_id, protocol, service, caller, connection_id)
         self._schedule_flush()
         self._arm()
-        protocol.connection_made(transport)
+        try:
+            protocol.connection_made(transport)
+        except BaseException:
+            transport.reset(Code.INTERNAL, "internal error; the log of this end says more")
+            raise
         return transport
 
     async def open(
@@ -266,13 +271,15 @@ class Tunnel:
         self._schedule_flush()
 
     def stream_accept(self, stream: int) -> None:
-        """Answer OPEN."""
-        self.session.accept(stream)
+        """Answer OPEN. An asker that has gone meanwhile is told of by the event that follows."""
+        with contextlib.suppress(LocalProtocolError):
+            self.session.accept(stream)
         self._schedule_flush()
 
     def stream_refuse(self, stream: int, code: Code, text: str) -> None:
         """Answer OPEN."""
-        self.session.refuse(stream, code, text)
+        with contextlib.suppress(LocalProtocolError):  # the asker has gone meanwhile
+            self.session.refuse(stream, code, text)
         self._schedule_flush()
 
     def consumed(self, stream: int, size: int) -> None:
@@ -331,15 +338,17 @@ class Tunnel:
 
     def _on_writable(self, event: events.WritableAgain) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
-            self._guard(stream, stream.writable_again)
+            self.guard(stream, stream.writable_again)
 
     def _on_accepted(self, event: events.StreamAccepted) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
-            self._guard(stream, stream.accepted)
+            self.guard(stream, stream.accepted)
+        if event.stream in self._closing:
+            self._schedule_flush()
 
     def _on_finished(self, event: events.StreamFinished) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
-            self._guard(stream, stream.receive_eof)
+            self.guard(stream, stream.receive_eof)
 
     def _on_closed(self, event: events.StreamClosed) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
@@ -351,7 +360,7 @@ class Tunnel:
 
     def _on_reset(self, event: events.StreamReset) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
-            stream.lose(None if event.code is Code.NONE else StreamReset(event.code, event.text))
+            stream.lose(StreamReset(event.code, event.text))
 
     def _on_opened(self, event: events.StreamOpened) -> None:
         transport = self._add(event.stream, None, event.service, event.caller, event.connection_id)
@@ -360,7 +369,7 @@ class Tunnel:
             incoming.refuse(Code.UNKNOWN_SERVICE, f"no service {event.service!r} here")
             return
         on_stream = self.on_stream
-        self._guard(transport, lambda: on_stream(incoming))
+        self.guard(transport, lambda: on_stream(incoming))
 
     def _on_round_trip(self, event: events.RoundTrip) -> None:
         future = self._pings.pop(event.token, None)
@@ -382,7 +391,10 @@ class Tunnel:
             if not ping.done():
                 ping.set_exception(TunnelLost(event.code, event.text))
         self._pings.clear()
-        self._link.close(event.text)
+        if event.code is Code.DEAD_PEER:
+            self._link.abort(event.text)
+        else:
+            self._link.close(event.text)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -399,7 +411,7 @@ class Tunnel:
         transport = self._streams[stream] = StreamTransport(self, stream, protocol, info)
         return transport
 
-    def _guard(self, stream: StreamTransport, call: Callable[[], None]) -> None:
+    def guard(self, stream: StreamTransport, call: Callable[[], None]) -> None:
         """Run a protocol's callback: the boundary at which its failure ends its own stream only."""
         try:
             call()
@@ -484,10 +496,17 @@ class _Answered(asyncio.Protocol):
     def stream_accepted(self) -> None:
         assert self._transport is not None
         self._transport.set_protocol(self._protocol)
-        self._protocol.connection_made(self._transport)
+        try:
+            self._protocol.connection_made(self._transport)
+        except Exception as error:
+            if not self._answer.done():
+                self._answer.set_exception(error)
+            raise
         if not self._answer.done():
             self._answer.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, StreamReset):
+            exc = StreamRefused(exc.code, exc.text)
         if not self._answer.done():
             self._answer.set_exception(exc or StreamRefused(Code.CANCELLED, "the open was cancelled"))

@@ -16,6 +16,7 @@ from websockets.speedups import apply_mask
 
 MAX_MESSAGE_FRAME: Final = 16 * 1024 * 1024  # of one WebSocket frame; ours stay far below
 NO_MASK: Final = b"\0\0\0\0"
+_CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 _U16: Final = struct.Struct("!BBH")
 _U64: Final = struct.Struct("!BBQ")
 
@@ -54,6 +55,19 @@ def header(op: Op, length: int, mask: bytes | None) -> bytes:
 def frame(op: Op, payload: bytes, mask: bytes | None) -> bytes:
     """A whole small frame, payload masked."""
     return header(op, len(payload), mask) + (payload if mask is None else apply_mask(payload, mask))
+
+
+def _check_close(payload: bytes) -> None:
+    """RFC 6455 §7.4: a status that may stand on the wire, and a reason in UTF-8; or nothing."""
+    if not payload:
+        return
+    status = int.from_bytes(payload[:2], "big")
+    if len(payload) == 1 or not (3000 <= status < 5000 or status in _CLOSE_CODES):
+        raise WebSocketError(1002, "a malformed close frame")
+    try:
+        payload[2:].decode()
+    except UnicodeDecodeError as error:
+        raise WebSocketError(1007, "a close frame whose reason is not UTF-8") from error
 
 
 class WebSocketDecoder:
@@ -95,6 +109,8 @@ class WebSocketDecoder:
             if not self._left:
                 whole, self._control = bytes(self._control), bytearray()
                 op, self._op = self._op, Op.BINARY
+                if op is Op.CLOSE:
+                    _check_close(whole)
                 yield op, memoryview(whole)
 
     def _nothing_yet(self) -> bool:
