@@ -14,9 +14,10 @@ help: ## what there is
 venv: $(STAMP) ## a virtual environment with everything in it
 $(STAMP): pyproject.toml
 	@$(PYTHON) -m tests.lab.debian python3-venv
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
+	@echo "setting up a virtual environment in $(VENV), about half a minute"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 check: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff check .
