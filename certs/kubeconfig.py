@@ -98,13 +98,16 @@ def write(path: Path, config: Config) -> None:
         _replace(path, config)
 
 
-def merge(path: Path, addition: Config, *, overwrite: bool = False, use: bool = False) -> None:
+def merge(
+    path: Path, addition: Config, *, overwrite: bool = False, use: bool = False, deadline: float = LOCK_DEADLINE
+) -> None:
     """Put the entries of `addition` into the kubeconfig at `path`, which is made when it is missing.
 
     `overwrite` allows entries of the same name that are another cluster's or user's to be replaced; `use` makes the
-    context the current one (it also becomes that when there is none). KubeconfigError leaves the file as it was.
+    context the current one (it also becomes that when there is none); `deadline` bounds the wait for the file's lock.
+    KubeconfigError leaves the file as it was.
     """
-    with _locked(path):
+    with _locked(path, deadline=deadline):
         path = Path(os.path.realpath(path))  # a link stays a link; the lock is beside the name, where kubectl looks
         config = read(path) if path.exists() else _empty()
         if not overwrite:

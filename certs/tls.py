@@ -1,7 +1,9 @@
 """TLS contexts of every end, so that versions, tickets, ALPN and trust are decided in one place.
 
 Private keys reach OpenSSL through an anonymous file in memory, never through one that a name leads to. All contexts
-take TLS 1.2 and newer and offer `http/1.1` only. Servers give no tickets: every connection proves itself anew.
+take TLS 1.2 and newer and offer `http/1.1` only. Servers give no tickets. TLS 1.2 can still take up a session by its
+id, out of a cache in memory; such a connection shows the certificate of its first one, so whoever checks that for every
+request loses nothing.
 
 The callers' context accepts any certificate that ends at the host's root, whatever its issuer or time, and leaves it to
 `TrustBundle.verify_client` to refuse it by a 401 that says why; only what this host never issued ends in an alert.
