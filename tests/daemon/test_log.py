@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from daemon import log
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def out() -> io.StringIO:
+    return io.StringIO()
+
+
+def lines(out: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def test_an_event_is_one_line_of_json(out: io.StringIO) -> None:
+    log.configure(stream=out)
+    log.get_logger("tower_server.ports").info("port-opened", port=6012, text="two\nlines")
+    (line,) = lines(out)
+    assert line["event"] == "port-opened"
+    assert line["room"] == "tower_server.ports"
+    assert line["level"] == "info"
+    assert line["port"] == 6012
+    assert line["time"].endswith("Z")
+
+
+def test_a_console_gets_words_without_colour_when_it_is_no_terminal(out: io.StringIO) -> None:
+    log.configure(style="console", stream=out)
+    log.get_logger("x").warning("tunnel-closed", cluster="edge-1")
+    assert "tunnel-closed" in out.getvalue()
+    assert "cluster=edge-1" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_the_level_is_obeyed_by_ours_and_by_the_standard_library(out: io.StringIO) -> None:
+    log.configure(level="warning", stream=out)
+    log.get_logger("x").info("no")
+    logging.getLogger("library").info("no")
+    log.get_logger("x").warning("yes")
+    logging.getLogger("library").warning("also %s", "yes")
+    assert [line["event"] for line in lines(out)] == ["yes", "library"]
+    assert lines(out)[1]["text"] == "also yes"
+    assert lines(out)[1]["room"] == "library"
+
+
+def test_libraries_never_print_what_callers_send(out: io.StringIO) -> None:
+    log.configure(level="debug", stream=out)
+    logging.getLogger("websockets.client").debug("> Authorization: Bearer abcdefgh")
+    assert out.getvalue() == ""
+
+
+def test_no_secret_gets_through_whatever_carries_it(out: io.StringIO) -> None:
+    log.configure(stream=out)
+    logger = log.get_logger("x")
+    logger.info("a", token="hunter2", nested={"client_key": "hunter2"}, header="Bearer hunter2hunter2")
+    logging.getLogger("library").error("got %s", "twr1.hunter2hunter2")
+    try:
+        raise ValueError("Authorization: Bearer hunter2hunter2")
+    except ValueError:
+        logger.exception("b")
+        logging.getLogger("library").exception("c")
+    assert "hunter2" not in out.getvalue()
+    assert out.getvalue().count("ValueError") >= 2
+
+
+@pytest.mark.asyncio
+async def test_a_task_carries_its_cluster_and_so_do_the_tasks_it_starts(out: io.StringIO) -> None:
+    log.configure(stream=out)
+    logger = log.get_logger("x")
+
+    async def inner() -> None:
+        logger.info("inner")
+
+    async def outer(name: str) -> None:
+        with log.bound(cluster=name, tunnel="7f3a"):
+            await asyncio.create_task(inner())
+
+    await asyncio.gather(outer("edge-1"), outer("edge-2"))
+    logger.info("outside")
+    assert sorted((line.get("cluster", "-"), line.get("tunnel", "-")) for line in lines(out)) == [
+        ("-", "-"),
+        ("edge-1", "7f3a"),
+        ("edge-2", "7f3a"),
+    ]
+
+
+def test_lines_that_cannot_be_written_are_counted_and_told() -> None:
+    class Full(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            return super().write(text)
+
+    out = Full()
+    log.configure(stream=out)
+    logger = log.get_logger("x")
+    logger.info("one")
+    logger.info("two")
+    out.full = False
+    logger.info("three")
+    assert [(line["event"], line.get("count")) for line in lines(out)] == [("log-lines-lost", 2), ("three", None)]
+
+
+def test_a_library_whose_format_does_not_fit_is_still_heard(out: io.StringIO) -> None:
+    log.configure(stream=out)
+    logging.getLogger("library").error("%d of %d", "x")
+    assert lines(out)[0]["text"] == "%d of %d"
