@@ -86,6 +86,7 @@ def test_a_request_is_bounded() -> None:
         public_key_from_csr(b"\x30" * (MAX_CSR_BYTES + 1))
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.data())
 def test_an_altered_request_gives_a_refusal_or_its_key(data: st.DataObject) -> None:
     request = bytearray(CSR)

@@ -185,6 +185,7 @@ SAMPLE = Authority.create("hq", at=AT)
 LEAF = SAMPLE.issue_client("alice", ["devs"], public_key=generate_key().public_key(), at=AT).chain_der[0]
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.data())
 def test_no_altered_byte_gets_through(data: st.DataObject) -> None:
     altered = bytearray(LEAF)
