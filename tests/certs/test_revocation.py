@@ -86,7 +86,7 @@ def test_numbers_only_rise() -> None:
     assert newer(None, FULL) is FULL
     assert newer(FULL, replace(FULL, number=8)).number == 8
     assert newer(FULL, replace(FULL)) is FULL
-    with pytest.raises(ListRefused, match=r"number 6, lower than 7.*raise the number"):
+    with pytest.raises(ListRefused, match=r"number 6, lower than 7.*must pass 7"):
         newer(FULL, replace(FULL, number=6))
     with pytest.raises(ListRefused, match=r"two different revocation lists have the number 7"):
         newer(FULL, replace(FULL, users={}))
