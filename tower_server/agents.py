@@ -131,7 +131,9 @@ class Agents:
             except Conflict:
                 record = await self._store.get(Kind.AGENT, agent.record_name)
                 held = Agent.read(record)
-                if (held.uid, held.token, held.revoked) == (agent.uid, agent.token, None):
+                if (held.uid, held.token) == (agent.uid, agent.token):
+                    if held.revoked is not None:
+                        raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked") from None
                     return
                 try:
                     await self._store.update(Kind.AGENT, agent.record_name, agent.data(), expect=record.version)

@@ -96,6 +96,7 @@ class CallerPort:
 
     def entered(self, connection: CallerConnection) -> None:
         self.connections.add(connection)
+        self._owner.entered()
 
     def count(self, result: str) -> None:
         """Counts how an open ended."""
@@ -115,6 +116,7 @@ class CallerPort:
         if connection not in self.connections:
             return
         self.connections.discard(connection)
+        self._owner.left()
         stream = connection.stream
         audit.info(
             "connection",
@@ -168,6 +170,10 @@ class CallerPorts:
         self.answers = answers
         self.ids: ConnectionIds = connection_ids()
         self.open_duration = open_duration
+        self.idle = asyncio.Event()
+        """Set while there is no connection at all."""
+        self.idle.set()
+        self._open = 0
         self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
         self._ports: dict[tuple[str, str], CallerPort] = {}
 
@@ -186,11 +192,21 @@ class CallerPorts:
             log.warning("port-unavailable", cluster=member.name, port=port, text=made.problem.message)
         return made
 
-    def remove(self, cluster: str) -> None:
-        """Ends the ports of a cluster that is deleted."""
+    def remove(self, cluster: str, service: str | None = None) -> None:
+        """Ends the ports of a cluster that is deleted, or the one of a service that is no longer declared."""
         for port in self.of(cluster):
-            del self._ports[cluster, port.service]
-            port.close("the cluster was deleted")
+            if service in (None, port.service):
+                del self._ports[cluster, port.service]
+                port.close("the cluster was deleted" if service is None else "the service is no longer declared")
+
+    def entered(self) -> None:
+        self._open += 1
+        self.idle.clear()
+
+    def left(self) -> None:
+        self._open -= 1
+        if self._open == 0:
+            self.idle.set()
 
     async def run(self) -> None:
         """Tries the ports that do not listen, and samples the counters, until cancelled."""

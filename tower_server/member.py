@@ -57,6 +57,7 @@ class Member:
         self.connected = connected
         self.metrics = metrics
         self.hold = hold
+        self.gone = False  # deleted: what is still under way for it changes nothing any more
         self.tunnels: list[Tunnel] = []
         self.history: deque[Entry] = deque(maxlen=HISTORY)
         self.last_close: Ended | None = None
@@ -189,6 +190,8 @@ class Member:
 
     def judge(self) -> None:
         """Looks at the facts anew and tells whoever follows when the verdict is another one."""
+        if self.gone:
+            return
         verdict = judge(self._facts())
         before, self.verdict = self.verdict, verdict
         if verdict.state != before.state or verdict.ready != before.ready:
@@ -217,6 +220,7 @@ class Member:
             failures=self.failures,
             report_code=_text(probe.get("code")) if probe.get("ready") is False else "",
             report_text=_text(probe.get("text")),
+            failing=next((text for tunnel in self.serving if (text := _text(tunnel.data.get("failing")))), ""),
             drift=_text(drift),
         )
 

@@ -64,6 +64,8 @@ class Facts:
     report_code: str = ""
     report_text: str = ""
     """The fault that the agent itself reports of its apiserver; empty for none."""
+    failing: str = ""
+    """What is wrong with one of several tunnels, while another serves."""
     drift: str = ""
     """How policy and RBAC are apart, in the agent's words."""
 
@@ -87,6 +89,8 @@ def judge(facts: Facts) -> Verdict:
     assert facts.probe is not None
     if not facts.probe.ok:
         return _failed(facts, facts.probe)
+    if facts.failing:
+        return Verdict("Degraded", "True", "TWR202", f"one of {facts.tunnels} tunnels does not serve: {facts.failing}")
     if facts.drift:
         return Verdict("Degraded", "True", "TWR307", facts.drift)
     if facts.tunnels < facts.expected:

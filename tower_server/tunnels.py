@@ -63,6 +63,12 @@ class TunnelRegistry:
             tunnel.close(code, text)
         return len(found)
 
+    def close_serial(self, serial: int) -> None:
+        """Closes the tunnels that stand on a revoked certificate."""
+        for _, tunnel in self:
+            if tunnel.peer.serial == serial:
+                tunnel.close(Code.REVOKED, "the certificate of the agent was revoked")
+
     def drain_all(self, text: str, *, deadline: float, retry_after: Callable[[], float]) -> None:
         """Asks every agent to move elsewhere; each is told another moment to come back."""
         for _, tunnel in self:

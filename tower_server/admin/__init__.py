@@ -1,0 +1,1 @@
+"""The admin API: HTTP and JSON on a Unix socket, the only way in for the command line."""

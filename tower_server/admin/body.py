@@ -1,0 +1,52 @@
+"""Bodies of admin requests: small JSON objects whose keys are known, or a refusal that names the key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+
+from daemon.faults import TowerError
+
+MAX_BODY: Final = 1024 * 1024
+
+
+class Body(BaseModel):
+    """The base of every body: unknown keys and wrong kinds are refused, nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+B = TypeVar("B", bound=Body)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; an empty one is `{}`. TowerError TWR606 or TWR605."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise TowerError("TWR606", f"the body has more than {MAX_BODY} bytes")
+    if not data.strip():
+        return {}
+    try:
+        document = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise TowerError("TWR605", f"the body is not JSON: {why[:200]}") from error
+    if not isinstance(document, dict):
+        raise TowerError("TWR605", "the body is not a JSON object")
+    return document
+
+
+def checked(model: type[B], document: Mapping[str, Any]) -> B:
+    """TowerError TWR605 naming the first key that is wrong."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise TowerError("TWR605", f"{key[:80] or 'the body'}: {first['msg'][:200]}") from error

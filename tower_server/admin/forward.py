@@ -1,0 +1,127 @@
+"""`forward`: a WebSocket of the admin API joined to a raw stream of a declared service.
+
+Binary messages are the bytes, both ways; an empty text message is the half-close. The WebSocket is accepted only when
+the member has accepted the stream, so a refusal is an ordinary answer with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, cast
+
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from certs.names import is_label
+from daemon.faults import TowerError
+from protocol.aio.stream import StreamTransport
+from protocol.constants import Code
+from protocol.errors import ProtocolError
+from tower_server.admin.services import Services
+from tower_server.relay import REFUSALS
+
+QUEUE_HIGH: Final = 16  # messages that wait for a slow reader; each is at most one frame of 64 KiB
+CALLER: Final = "admin"
+
+
+async def forward(
+    services: Services, websocket: WebSocket, cluster: str, service: str, *, refuse: Callable[[TowerError], Response]
+) -> None:
+    end = _End()
+    try:
+        stream = await _open(services, cluster, service, end)
+    except TowerError as error:
+        await websocket.send_denial_response(refuse(error))
+        return
+    try:
+        await websocket.accept()
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(_to_stream(websocket, end, stream), name="forward-up")
+            await _to_websocket(websocket, end)
+            reading.cancel()
+    except* WebSocketDisconnect:
+        pass  # the person went away
+    finally:
+        stream.reset(Code.CANCELLED, "the forward has ended")
+        if websocket.application_state is WebSocketState.CONNECTED:
+            await websocket.close()
+
+
+async def _open(services: Services, cluster: str, service: str, end: _End) -> StreamTransport:
+    _, member = services.clusters.get(cluster)
+    if not is_label(service):
+        raise TowerError("TWR605", f"{service[:80]!r} cannot be the name of a service")
+    tunnel = member.pick()
+    if tunnel is None:
+        raise TowerError(member.verdict.code or "TWR201", f"cluster {cluster}: {member.verdict.cause}")
+    try:
+        return await tunnel.open(service, end, caller=CALLER)
+    except ProtocolError as error:
+        code, _ = REFUSALS.get(error.code, ("TWR310", ""))
+        code = "TWR310" if code == "TWR301" and service != "kubernetes" else code
+        raise TowerError(code, f"cluster {cluster}, service {service}: {error.text}") from error
+    except TimeoutError as error:
+        raise TowerError("TWR310", f"cluster {cluster}, service {service}: no answer in time") from error
+
+
+async def _to_stream(websocket: WebSocket, end: _End, stream: StreamTransport) -> None:
+    while True:
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect
+        data = message.get("bytes")
+        if data:
+            stream.write(data)
+            await end.writable.wait()
+        elif message.get("text") == "":
+            stream.write_eof()
+
+
+async def _to_websocket(websocket: WebSocket, end: _End) -> None:
+    while (data := await end.next()) is not None:
+        if data:
+            await websocket.send_bytes(data)
+        else:
+            await websocket.send_text("")
+
+
+class _End(asyncio.Protocol):
+    """The stream's callbacks as a bounded queue: bytes, b"" for the half-close, None for the end."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._stream: StreamTransport | None = None
+        self._paused = False
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    async def next(self) -> bytes | None:
+        data = await self._queue.get()
+        if self._paused and self._queue.qsize() <= QUEUE_HIGH // 2 and self._stream is not None:
+            self._paused = False
+            self._stream.resume_reading()
+        return data
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._stream = cast("StreamTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._queue.put_nowait(bytes(data))
+        if self._queue.qsize() >= QUEUE_HIGH and not self._paused and self._stream is not None:
+            self._paused = True
+            self._stream.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._queue.put_nowait(b"")
+        return True
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.writable.set()
+        self._queue.put_nowait(None)

@@ -1,0 +1,37 @@
+"""What the admin API may reach of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from certs.ca import Authority
+from daemon.metrics import ServerMetrics
+from tower_server.agents import Agents
+from tower_server.clusters import Clusters
+from tower_server.probe import ProbeCredential
+from tower_server.probing import Probing
+from tower_server.revocations import Revocations
+from tower_server.store.base import Store
+from tower_server.tokens import Tokens
+from tower_server.tunnels import TunnelRegistry
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """Made by the server; `listen` is filled in when the tunnel port stands."""
+
+    store: Store
+    authority: Authority
+    registry: TunnelRegistry
+    clusters: Clusters
+    agents: Agents
+    tokens: Tokens
+    revocations: Revocations
+    probing: Probing
+    credential: ProbeCredential
+    metrics: ServerMetrics
+    version: str
+    public_url: str | None
+    callers_address: str
+    started: float
+    listen: str = field(default="")

@@ -1,0 +1,141 @@
+"""The admin API on its Unix socket: mode 0600 from its first moment, the peer's user checked and named in the log.
+
+uvicorn's protocol serves the connections; its own server object is left out, since it wants the process' signals and
+wakes ten times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from daemon.faults import TowerError
+from daemon.log import get_logger
+
+SO_PEERCRED: Final = struct.Struct("iII")  # pid, uid, gid of struct ucred
+GRACE: Final = 2.0  # seconds that calls get to end
+MAX_CONNECTIONS: Final = 256
+
+log = get_logger(__name__)
+
+
+class AdminSocket:
+    """Owns the socket file and its connections."""
+
+    def __init__(self, app: Any, path: Path) -> None:
+        self._path = path
+        self._server: asyncio.Server | None = None
+        self._state = ServerState()
+        self._config = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="websockets-sansio",
+            ws_max_size=1024 * 1024,
+            ws_per_message_deflate=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=None,
+            timeout_keep_alive=30,
+        )
+
+    async def start(self, sock: socket.socket | None = None) -> None:
+        """Listens on `sock` (inherited) or makes the file. TowerError TWR103 when that cannot be."""
+        self._config.load()
+        sock = sock or bind_private(self._path)
+        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
+
+    def _connection(self) -> asyncio.Protocol:
+        return _Connection(config=self._config, server_state=self._state, app_state={})
+
+    async def stop(self) -> None:
+        """Ends calls and connections, watches and forwards among them, and takes the file away."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        tasks = set(self._state.tasks)
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=GRACE)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=GRACE)
+        for connection in list(self._state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)
+        self._server = None
+        self._path.unlink(missing_ok=True)
+
+
+class _Connection(HttpToolsProtocol):
+    """Refuses peers of other users, and puts who the peer is where the application finds it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        peer = transport.get_extra_info("socket")
+        pid, uid, _ = SO_PEERCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, SO_PEERCRED.size))
+        self.client = (f"uid={uid}", pid)
+        if uid not in (0, os.geteuid()):
+            log.warning("admin-peer-refused", uid=uid, pid=pid)
+            transport.abort()
+
+
+def bind_private(path: Path) -> socket.socket:
+    """A listening Unix socket of mode 0600. A file that a dead server left is replaced, a living one is not."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _clear(path)
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(128)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise TowerError(
+            "TWR103",
+            f"the admin socket {path} cannot be made: {error.strerror or error}",
+            mend=f"let this user (uid {os.geteuid()}) write {path.parent}, or set another admin_socket",
+        ) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _clear(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise TowerError("TWR103", f"{path} is there already and is not a socket", mend="set another admin_socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise TowerError(
+        "TWR107",
+        f"a server listens on the admin socket {path} already",
+        mend="stop it, or give this one another admin_socket and state_dir",
+    )

@@ -1,0 +1,114 @@
+"""What `towerctl check` asks: the server itself, then each cluster along the way to its apiserver."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from daemon.checks import Check, Graph, Result, fail, ok, warn
+from daemon.units import format_age, format_duration
+from protocol import defaults
+from tower_server.member import Member
+from tower_server.store.base import Kind
+
+if TYPE_CHECKING:
+    from tower_server.admin.services import Services
+
+CA_WARNS: Final = 30 * 86400.0
+
+
+def check_graph(services: Services, cluster: str | None = None) -> Graph:
+    """All checks, or those of the server and one cluster."""
+    names = services.clusters.names() if cluster is None else [cluster]
+    return Graph([*_server_checks(services), *(check for name in names for check in _cluster_checks(services, name))])
+
+
+def _server_checks(services: Services) -> Iterator[Check]:
+    yield Check("store", partial(_store, services), category="server", title="store", code="TWR105")
+    yield Check("public-url", partial(_public_url, services), category="server", title="public URL", code="TWR111")
+    yield Check("ca", partial(_ca, services), category="pki", title="tower CA", code="TWR501")
+
+
+def _cluster_checks(services: Services, name: str) -> Iterator[Check]:
+    _, member = services.clusters.get(name)
+    port, tunnel, ready = f"port/{name}", f"tunnel/{name}", f"readyz/{name}"
+    yield Check(port, partial(_port, services, name), category="ports", subject=name, title="port", code="TWR110")
+    yield Check(tunnel, partial(_tunnel, member), category="clusters", subject=name, title="tunnel", code="TWR201")
+    yield Check(
+        f"identity/{name}", partial(_identity, services, name), category="pki", subject=name, title="identities",
+        code="TWR503",
+    )  # fmt: skip
+    yield Check(
+        ready, partial(_readyz, services, member), needs=(tunnel,), category="clusters", subject=name, title="/readyz",
+        code="TWR302",
+    )  # fmt: skip
+    yield Check(
+        f"redundancy/{name}", partial(_redundancy, member), needs=(ready,), category="clusters", subject=name,
+        title="tunnels and policy", code="TWR202",
+    )  # fmt: skip
+
+
+async def _store(services: Services) -> Result:
+    listing = await services.store.list(Kind.CLUSTER)
+    return ok(f"store answers, {len(listing.items)} clusters")
+
+
+async def _public_url(services: Services) -> Result:
+    if services.public_url is None:
+        return warn("TWR111", "no public_url is set: join commands cannot be made")
+    return ok(f"agents reach this server at {services.public_url}")
+
+
+async def _ca(services: Services) -> Result:
+    left = services.authority.bundle.root.not_valid_after_utc.timestamp() - time.time()
+    if left < CA_WARNS:
+        return warn("TWR503", f"the tower CA expires in {format_age(left)}")
+    return ok(f"CA {format_age(left)} left")
+
+
+async def _port(services: Services, name: str) -> Result:
+    for port in services.clusters.ports.of(name):
+        if not port.listening:
+            return fail("TWR110", port.problem.message if port.problem else f"port {port.port} does not listen")
+    return ok("listening")
+
+
+async def _tunnel(member: Member) -> Result:
+    if member.serving:
+        return ok(f"{len(member.serving)} tunnels, round trip {format_duration(member.rtt)}")
+    evidence = [
+        f"last {entry.event}: {entry.text or entry.code or entry.agent} ({entry.agent} from {entry.remote})"
+        for entry in list(member.history)[:2]
+    ]
+    verdict = member.verdict
+    return fail(verdict.code or "TWR201", verdict.cause, evidence=evidence)
+
+
+async def _identity(services: Services, name: str) -> Result:
+    now = time.time()
+    living = [agent for agent in await services.agents.list(name) if agent.revoked is None]
+    for agent in living:
+        left = min(agent.identity_expires, agent.serving_expires) - now
+        if left < 0:
+            return warn("TWR502", f"the certificates of agent {agent.name} expired {format_age(-left)} ago")
+        if left < defaults.AGENT_IDENTITY_DAYS * 86400.0 / 10:
+            return warn("TWR503", f"the certificates of agent {agent.name} expire in {format_age(left)}")
+    return ok(f"{len(living)} identities")
+
+
+async def _readyz(services: Services, member: Member) -> Result:
+    result = await services.probing.now(member)
+    if result is None:
+        return fail("TWR201", "the tunnel was lost during the check")
+    if not result.ok:
+        return fail(result.code, result.text)
+    return ok(f"/readyz answered in {format_duration(result.readyz)}")
+
+
+async def _redundancy(member: Member) -> Result:
+    verdict = member.verdict
+    if verdict.state == "Degraded":
+        return warn(verdict.code, verdict.cause)
+    return ok(f"{len(member.serving)} of {member.expected} tunnels")

@@ -1,0 +1,274 @@
+"""Clusters: adding, deleting, and bringing them up at a start. What is on record decides; the rest follows from it.
+
+Adding writes the record first (its name is the uniqueness), then claims the port, then notes it on the record; deleting
+goes the other way round. A server that dies in between finds at its next start what is missing or left over and puts it
+right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from typing import Final
+
+from certs.errors import CertsError
+from certs.names import check_label, check_serving_name
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.metrics import ServerMetrics
+from protocol import defaults
+from protocol.constants import Code
+from tower_server.agents import Agents
+from tower_server.hold import Hold
+from tower_server.listeners import CallerPorts
+from tower_server.member import Member
+from tower_server.ports import PortAllocator
+from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
+from tower_server.revocations import Revocations
+from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
+from tower_server.tunnels import TunnelRegistry
+
+ATTEMPTS: Final = 8
+
+log = get_logger(__name__)
+
+
+class Clusters:
+    """Owns the records and, through them, members and ports. Changes to one cluster come one after the other."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        allocator: PortAllocator,
+        ports: CallerPorts,
+        registry: TunnelRegistry,
+        agents: Agents,
+        revocations: Revocations,
+        metrics: ServerMetrics,
+        hold_seconds: float,
+        hold_waiters: int,
+        own_names: Collection[str],
+    ) -> None:
+        self.ports = ports
+        self._store = store
+        self._allocator = allocator
+        self._registry = registry
+        self._agents = agents
+        self._revocations = revocations
+        self._metrics = metrics
+        self._hold_seconds = hold_seconds
+        self._hold_waiters = hold_waiters
+        self._own_names = frozenset(name.lower() for name in own_names)
+        self._creating = asyncio.Lock()
+        self._records: dict[str, Cluster] = {}
+        self._changing: dict[str, asyncio.Lock] = {}
+        self._observers: list[Callable[[str, str], None]] = []
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        return sorted(self._records)
+
+    def get(self, name: str) -> tuple[Cluster, Member]:
+        """TowerError TWR603 when there is none."""
+        record, member = self._records.get(name), self._registry.members.get(name)
+        if record is None or member is None:
+            raise TowerError("TWR603", f"there is no cluster {name[:80]!r}")
+        return record, member
+
+    def subscribe(self, observer: Callable[[str, str], None]) -> Callable[[], None]:
+        """`observer(ADDED|MODIFIED|DELETED, name)` is called for each change; what is returned ends that."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
+    def _tell(self, change: str, name: str) -> None:
+        for observer in list(self._observers):
+            observer(change, name)
+
+    # ---- at the start and the end -------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Brings up every cluster on record."""
+        records = [Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items]
+        for done in await self._allocator.adopt(records):
+            log.warning("ports-put-right", text=done)
+        for cluster in records:
+            await self._bring_up(cluster if cluster.ports else await self._with_ports(cluster))
+
+    async def _bring_up(self, cluster: Cluster) -> Member:
+        metrics = self._metrics.cluster(cluster.name)
+        hold = Hold(seconds=self._hold_seconds, waiters=self._hold_waiters, gauge=metrics.waiting)
+        member = Member(
+            cluster.name,
+            cluster.uid,
+            connected=cluster.connected,
+            expected=cluster.expected_tunnels,
+            metrics=metrics,
+            hold=hold,
+            changed=self._changed,
+        )
+        if cluster.connected is not None and time.time() - cluster.connected < defaults.RETURN_WINDOW:
+            hold.lost()  # it had a tunnel until this server was restarted
+        self._records[cluster.name] = cluster
+        self._registry.members[cluster.name] = member
+        await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
+        return member
+
+    def _changed(self, member: Member) -> None:
+        verdict = member.verdict
+        log.info(
+            "cluster-state",
+            cluster=member.name,
+            state=verdict.state,
+            ready=verdict.ready,
+            code=verdict.code,
+            cause=verdict.cause,
+        )
+        if member.name in self._records:
+            self._tell("MODIFIED", member.name)
+
+    async def save(self) -> None:
+        """Writes down when each cluster was last seen with a tunnel, so that a restart knows."""
+        now = time.time()
+        for name, cluster in list(self._records.items()):
+            member = self._registry.members.get(name)
+            if member is None:
+                continue
+            connected = now if member.serving else member.connected
+            if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
+                await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
+
+    # ---- changing -----------------------------------------------------------------------------------------------
+
+    async def create(
+        self, name: str, *, serving_names: Iterable[str] = (), expected_tunnels: int | None = None
+    ) -> Cluster:
+        """Adds a cluster and listens for it. TowerError TWR604, TWR605, TWR109."""
+        names = tuple(serving_names)
+        try:
+            check_label(name, what="cluster")
+            for each in names:
+                check_serving_name(each, cluster=name)
+        except CertsError as error:
+            raise TowerError("TWR605", error.text, mend=error.mend or None) from error
+        async with self._creating, self._lock(name):
+            self._not_shared(name, names)
+            cluster = Cluster(
+                name=name,
+                uid=str(uuid.uuid4()),
+                created=time.time(),
+                serving_names=names,
+                expected_tunnels=expected_tunnels,
+            )
+            try:
+                await self._store.create(Kind.CLUSTER, name, cluster.data())
+            except Conflict:
+                raise TowerError("TWR604", f"there is a cluster {name!r} already") from None
+            try:
+                cluster = await self._with_ports(cluster)
+            except TowerError:
+                await self._store.delete(Kind.CLUSTER, name)
+                raise
+            await self._bring_up(cluster)
+        log.info("cluster-added", cluster=name, ports=dict(cluster.ports))
+        self._tell("ADDED", name)
+        return cluster
+
+    def _not_shared(self, name: str, serving_names: Collection[str]) -> None:
+        """No name stands in the certificates of two clusters, or of a cluster and this server."""
+        own = self._own_names.intersection(each.lower() for each in serving_names)
+        if own:
+            raise TowerError("TWR605", f"{min(own)} is a name of this tower itself", mend="leave that serving name out")
+        for other in self._records.values():
+            shared = {each.lower() for each in serving_names} & {each.lower() for each in other.serving_names}
+            if shared and other.name != name:
+                raise TowerError(
+                    "TWR605",
+                    f"{min(shared)} stands in the serving certificate of cluster {other.name} already",
+                    mend="a serving name belongs to one cluster only: leave it out here or there",
+                )
+
+    async def delete(self, name: str) -> Cluster:
+        """Takes a cluster away with all that is its own. TowerError TWR603 when there is none."""
+        async with self._lock(name):
+            cluster, member = self.get(name)
+            await self._revocations.revoke_cluster(name, at=time.time())
+            self._registry.members.pop(name, None)
+            member.gone = True
+            for tunnel in list(member.tunnels):
+                tunnel.close(Code.DELETED, f"the cluster {name} was deleted")
+            member.hold.close()
+            self.ports.remove(name)
+            for agent in await self._agents.list(name):
+                await self._gone(Kind.AGENT, agent.record_name)
+            for record in (await self._store.list(Kind.TOKEN)).items:
+                if record.data.get("uid") == cluster.uid:
+                    await self._gone(Kind.TOKEN, record.name)
+            await self._gone(Kind.CLUSTER, name)
+            await self._allocator.release(cluster.ports.values(), uid=cluster.uid)
+            self._records.pop(name, None)
+            self._metrics.forget(name)
+        self._changing.pop(name, None)
+        log.info("cluster-deleted", cluster=name)
+        self._tell("DELETED", name)
+        return cluster
+
+    async def _gone(self, kind: Kind, name: str) -> None:
+        try:
+            await self._store.delete(kind, name)
+        except NotFound:
+            pass  # a deletion that was cut short took it already
+
+    async def declare(self, member: Member) -> None:
+        """Follows what a member's agent declares: the port of the second service listens while it is declared."""
+        services = member.report.get("services")
+        declared = isinstance(services, dict) and KUBESPHERE in services
+        async with self._lock(member.name):
+            record = self._records.get(member.name)
+            if record is None or member.gone:
+                return
+            listening = any(port.service == KUBESPHERE for port in self.ports.of(member.name))
+            if declared and not listening:
+                if KUBESPHERE not in record.ports:
+                    record = await self._with_port(record, KUBESPHERE)
+                await self.ports.add(member, KUBESPHERE, record.ports[KUBESPHERE])
+            elif listening and not declared:
+                self.ports.remove(member.name, KUBESPHERE)  # the claim stays: it comes back under the same port
+
+    async def _with_ports(self, cluster: Cluster) -> Cluster:
+        return await self._with_port(cluster, KUBERNETES)
+
+    async def _with_port(self, cluster: Cluster, service: str) -> Cluster:
+        """Claims a port and notes it on the record; the claim is given back when the record cannot be written."""
+        sibling = cluster.ports.get(KUBERNETES)
+        port = await self._allocator.allocate(cluster=cluster.name, uid=cluster.uid, service=service, sibling=sibling)
+        try:
+            return await self._update(
+                cluster.name, lambda held: replace(held, ports={**held.ports, service: port}), uid=cluster.uid
+            )
+        except BaseException:
+            await self._allocator.release([port], uid=cluster.uid)
+            raise
+
+    async def _update(self, name: str, change: Callable[[Cluster], Cluster], *, uid: str | None = None) -> Cluster:
+        for _ in range(ATTEMPTS):
+            record: Record = await self._store.get(Kind.CLUSTER, name)
+            held = Cluster.read(record)
+            if uid is not None and held.uid != uid:
+                raise TowerError("TWR603", f"the cluster {name} was deleted meanwhile")
+            changed = change(held)
+            try:
+                await self._store.update(Kind.CLUSTER, name, changed.data(), expect=record.version)
+            except Conflict:
+                continue
+            if name in self._records:
+                self._records[name] = changed
+            return changed
+        raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._changing.setdefault(name, asyncio.Lock())

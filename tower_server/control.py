@@ -1,0 +1,192 @@
+"""The control stream: what server and agent tell each other beside callers' bytes, as lines of JSON.
+
+The server opens it in every tunnel and at once sends the revocation list; it sends each newer one as it comes. From the
+agent come its heartbeats and requests to renew. A tunnel without a control stream could not be told of a revocation, so
+it is closed when the stream ends. At most one renewal of a tunnel is under way; no task and no buffer otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, cast
+
+from certs.errors import CertsError
+from certs.keys import MAX_CSR_BYTES
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.metrics import ServerMetrics
+from protocol.aio.stream import StreamTransport
+from protocol.aio.tunnel import Tunnel
+from protocol.constants import CONTROL_SERVICE, Code
+from protocol.errors import StreamRefused
+from protocol.messages import Message, MessageReader, encode_message
+from tower_server.agents import Agents
+from tower_server.faultof import certs_fault
+from tower_server.member import Member
+from tower_server.revocations import Revocations
+from tower_server.tunnels import TunnelRegistry
+
+MAX_ID: Final = 64
+Start = Callable[[Coroutine[Any, Any, None], str], object]
+
+log = get_logger(__name__)
+
+
+class Control:
+    """All control streams.
+
+    `start(work, name)` owns the tasks of renewals; `declared` is called when a member offers other services.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: TunnelRegistry,
+        agents: Agents,
+        revocations: Revocations,
+        metrics: ServerMetrics,
+        start: Start,
+        declared: Callable[[Member], object],
+    ) -> None:
+        self.agents = agents
+        self.metrics = metrics
+        self.start = start
+        self.declared = declared
+        self._registry = registry
+        self._revocations = revocations
+        registry.subscribe(self.attach)
+        revocations.subscribe(self.revoked)
+
+    def attach(self, member: Member, tunnel: Tunnel) -> None:
+        """Opens the control stream of a new tunnel."""
+        stream = ControlStream(self, member, tunnel)
+        tunnel.data["control"] = stream
+        try:
+            tunnel.start_open(CONTROL_SERVICE, stream)
+        except StreamRefused as error:
+            tunnel.close(Code.PROTOCOL, f"the control stream cannot be opened: {error.text}")
+            return
+        stream.send_revocations()
+
+    def revocations_line(self) -> bytes:
+        return encode_message("revocations", list=base64.b64encode(self._revocations.signed).decode())
+
+    def revoked(self) -> None:
+        """The list has changed: every agent hears it."""
+        for _, tunnel in self._registry:
+            control = tunnel.data.get("control")
+            if isinstance(control, ControlStream):
+                control.send_revocations()
+
+
+class ControlStream(asyncio.Protocol):
+    """The server's end of one."""
+
+    __slots__ = ("_control", "_full", "_member", "_outdated", "_reader", "_renewing", "_transport", "_tunnel")
+
+    def __init__(self, control: Control, member: Member, tunnel: Tunnel) -> None:
+        self._control = control
+        self._member = member
+        self._tunnel = tunnel
+        self._reader = MessageReader()
+        self._transport: StreamTransport | None = None
+        self._full = False
+        self._outdated = False
+        self._renewing = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("StreamTransport", transport)
+
+    def send_revocations(self) -> None:
+        """Sends the list in force; to an agent that does not read, later, and only the newest."""
+        if self._full:
+            self._outdated = True
+        elif self._transport is not None:
+            self._transport.write(self._control.revocations_line())
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._outdated:
+            self._outdated = False
+            self.send_revocations()
+
+    def data_received(self, data: bytes) -> None:
+        # What is no line of JSON is raised to the tunnel, which is closed for it.
+        for message in self._reader.feed(data):
+            match message["type"]:
+                case "status":
+                    self._status(message)
+                case "renew":
+                    self._renew(message)
+
+    def _status(self, message: Message) -> None:
+        report = {key: value for key, value in message.items() if key != "type"}
+        before = self._member.report.get("services")
+        self._tunnel.data["report"] = report
+        self._member.reported(report)
+        if report.get("services") != before:
+            self._control.declared(self._member)
+
+    def _renew(self, message: Message) -> None:
+        asked = message.get("id")
+        if not isinstance(asked, str) or len(asked) > MAX_ID:
+            log.warning("renewal-malformed", cluster=self._member.name, agent=self._tunnel.peer.agent)
+            return
+        if self._renewing:
+            self._refuse(asked, TowerError("TWR504", "a renewal of this tunnel is under way already"))
+            return
+        csr, serving_csr = message.get("csr"), message.get("serving_csr")
+        if not _is_csr(csr) or not _is_csr(serving_csr):
+            self._refuse(asked, TowerError("TWR505", "csr and serving_csr must be PEM texts"))
+            return
+        self._renewing = True
+        work = self._renewed(asked, csr=str(csr).encode(), serving_csr=str(serving_csr).encode())
+        self._control.start(work, f"renewal-{self._tunnel.id}")
+
+    async def _renewed(self, asked: str, *, csr: bytes, serving_csr: bytes) -> None:
+        peer, metrics = self._tunnel.peer, self._control.metrics
+        try:
+            papers = await self._control.agents.renew(peer, csr=csr, serving_csr=serving_csr)
+        except CertsError as error:
+            self._refuse(asked, certs_fault(error))
+        except TowerError as error:
+            self._refuse(asked, error)
+        else:
+            metrics.certificate_renewals.labels("agent", "ok").inc()
+            log.info("renewed", cluster=peer.cluster, agent=peer.agent, expires=papers.identity_expires)
+            self._write("renewed", id=asked, chain=papers.chain, serving_chain=papers.serving_chain)
+        finally:
+            self._renewing = False
+
+    def _refuse(self, asked: str, error: TowerError) -> None:
+        self._control.metrics.certificate_renewals.labels("agent", "refused").inc()
+        log.warning(
+            "renewal-refused",
+            cluster=self._member.name,
+            agent=self._tunnel.peer.agent,
+            code=error.code,
+            text=error.message,
+        )
+        self._write("refused", id=asked, code=error.code, text=error.message, mend=error.mend)
+
+    def _write(self, kind: str, **fields: object) -> None:
+        if self._transport is not None:
+            self._transport.write(encode_message(kind, **fields))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._tunnel.closed is None:
+            why = f": {exc}" if exc is not None else ""
+            self._tunnel.close(Code.PROTOCOL, f"the agent ended the control stream{why}")
+
+
+def _is_csr(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_CSR_BYTES and value.isascii()

@@ -1,0 +1,123 @@
+"""`tower-server`: run the server, show its configuration, print its version, complete a shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from daemon import config as configuration
+from daemon.config import Loaded
+from daemon.faults import TowerError
+from daemon.log import configure
+from daemon.process import Process, report, run
+from protocol import defaults
+from tower_server.config import CONFIG_VARIABLE, ServerConfig, user_places
+
+NAME: Final = "tower-server"
+DISTRIBUTION: Final = "tower-tunnel"
+SHELLS: Final = ("bash", "zsh", "fish")
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Flags and the keys that they set; every key can be set by file and environment.
+FLAGS: Final = {
+    "host": "Name of this tower in certificates; fixed by its first start.",
+    "public_url": "How agents reach the tunnel port, such as wss://tower.example.com:8443.",
+    "listen": "Address of the tunnel port.",
+    "state_dir": "Directory of the store.",
+    "admin_socket": "Unix socket of the admin API.",
+    "health_address": "Address of /healthz, /readyz and /metrics.",
+}
+
+
+def _options(command: F) -> F:
+    for key, text in reversed(FLAGS.items()):
+        command = click.option(f"--{key.replace('_', '-')}", help=text)(command)
+    file = click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar=CONFIG_VARIABLE,
+        help=f"Configuration file; {defaults.SERVER_CONFIG_FILE} when that exists.",
+    )
+    return file(command)
+
+
+def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig]:
+    """The configuration in force. A user who is not root gets places of their own for what nobody set."""
+    file = config_file or Path(defaults.SERVER_CONFIG_FILE)
+    options: dict[str, Any] = {"file": file, "required": config_file is not None, "reserved": {CONFIG_VARIABLE}}
+    loaded = configuration.load(ServerConfig, **options, flags=flags)
+    places = user_places(dict(os.environ), os.geteuid())
+    unset = {key: place for key, place in places.items() if (key,) not in loaded.origins}
+    if not unset:
+        return loaded
+    moved = configuration.load(ServerConfig, **options, flags={**flags, **unset})
+    return Loaded(moved.value, {**moved.origins, **{(key,): "default of a user" for key in unset}})
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """The host side of Tower: holds the tunnels of member clusters and the ports that reach them."""
+
+
+@cli.command("run")
+@_options
+def run_command(config_file: Path | None, **flags: Any) -> None:
+    """Run the server until it is told to stop by SIGTERM or Ctrl-C."""
+    loaded = load(config_file, flags)
+    config = loaded.value
+    configure(level=config.log.level, style=config.log.format)
+
+    async def main(process: Process) -> None:
+        from tower_server.server import serve
+
+        await serve(config, process, version=product_version())
+
+    sys.exit(run(main, name=NAME))
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Look at the configuration."""
+
+
+@config_group.command("show")
+@_options
+def show(config_file: Path | None, **flags: Any) -> None:
+    """Print the configuration in force and where each value comes from, secrets replaced."""
+    click.echo(load(config_file, flags).render(), nl=False)
+
+
+@cli.command("version")
+def version_command() -> None:
+    """Print the version."""
+    click.echo(f"{NAME} {product_version()}")
+
+
+@cli.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that completes commands in a shell: `source <(tower-server completion bash)`."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, NAME, "_TOWER_SERVER_COMPLETE").source())
+
+
+def product_version() -> str:
+    return distribution_version(DISTRIBUTION)
+
+
+def main() -> None:
+    """The program: a TowerError becomes one message on standard error and its exit code."""
+    try:
+        cli(prog_name=NAME)
+    except TowerError as error:
+        sys.exit(report(error, name=NAME))

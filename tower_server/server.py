@@ -1,0 +1,382 @@
+"""The whole server, put together: what is made in which order, what runs, and how it ends.
+
+Start: store, CA, listeners of the clusters, tunnel port, admin API, health; ready is said when all of them stand. Stop,
+the other way round: no new work, agents are told to move and given a moment, then what is left is ended with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from certs.handshake import agent_verifier
+from certs.keys import signer
+from certs.peers import RENEWAL_GRACE
+from certs.sealing import Sealer
+from daemon.faults import TowerError
+from daemon.health import Health
+from daemon.log import get_logger
+from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
+from daemon.process import Process
+from protocol import defaults
+from protocol.aio.listener import Credentials, TunnelListener
+from protocol.constants import Code
+from protocol.errors import HandshakeRejected
+from protocol.flow import Budget
+from protocol.handshake import Hello
+from tower_server.admin.app import AdminApp
+from tower_server.admin.services import Services
+from tower_server.admin.socket import AdminSocket
+from tower_server.agents import Agents
+from tower_server.answer import Answerer
+from tower_server.authority import load_or_create
+from tower_server.bucket import Bucket
+from tower_server.clusters import Clusters
+from tower_server.config import ServerConfig, machine_name, split_address, url_host
+from tower_server.control import Control
+from tower_server.enrolment import Enrolment
+from tower_server.listeners import CallerPorts
+from tower_server.ports import PortAllocator, PortRange
+from tower_server.probe import ProbeCredential
+from tower_server.probing import Probing
+from tower_server.revocations import Revocations
+from tower_server.servercert import FileCertificate, ServerCertificate, own_names
+from tower_server.store.base import Kind
+from tower_server.store.sqlite import SqliteStore
+from tower_server.tokens import Tokens
+from tower_server.tunnels import TunnelRegistry
+
+STORE_FILE: Final = "tower.db"
+HOUSEKEEPING: Final = 10.0
+TIDY_EVERY: Final = 3600.0
+DRAIN: Final = 2.0  # seconds that streams get to end when the server stops
+COME_BACK: Final = 5.0  # agents are spread over this many seconds
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What exists of the server so far, in the order in which it was made."""
+
+    store: SqliteStore
+    certificate: ServerCertificate
+    services: Services
+    ports: CallerPorts
+    listener: TunnelListener
+    admin: AdminSocket
+    health: Health
+    file_certificate: FileCertificate | None = None
+    sealer: Sealer | None = None
+
+
+class Server:
+    """One tower server. `start`, then `stop`; tasks belong to the process' supervisor."""
+
+    def __init__(self, config: ServerConfig, process: Process, *, version: str) -> None:
+        self._config = config
+        self._process = process
+        self._version = version
+        self._metrics = ServerMetrics(version=version)
+        self._parts: _Parts | None = None
+        self._budget = Budget(defaults.PROCESS_BUDGET)
+        self._handshakes: Bucket | None = None
+        self._tidied = 0.0
+        self.health_address = ""
+
+    @property
+    def services(self) -> Services:
+        assert self._parts is not None, "the server has not been started"
+        return self._parts.services
+
+    # ---- start --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Everything stands when this returns. TowerError says what is in the way; what stood by then is ended."""
+        store = await SqliteStore.open(self._config.state_dir / STORE_FILE)
+        try:
+            parts = self._parts = await self._make(store)
+        except BaseException:
+            await store.close()
+            raise
+        try:
+            await self._open(parts)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _make(self, store: SqliteStore) -> _Parts:
+        config, metrics, now = self._config, self._metrics, time.time()
+        authority, made = await load_or_create(store, host=config.host, fallback_host=machine_name(), at=now)
+        if made:
+            log.info("authority-made", host=authority.host, fingerprint=authority.bundle.fingerprint)
+        names = own_names(url_host(config.public_url or ""), split_address(config.listen)[0])
+        certificate = ServerCertificate(authority, names=names, at=now)
+        revocations = await Revocations.load(store, authority, at=now)
+        registry = TunnelRegistry()
+        agents = Agents(store, authority, revocations, registry)
+        first, last = config.ports.range
+        ports = CallerPorts(
+            bind=config.ports.bind,
+            answerer=Answerer(certificate.answer_context),
+            answers=config.callers.no_tunnel_answer == "status",
+            open_duration=metrics.stream_open_duration.observe,
+            inherited=self._process.listeners,
+        )
+        clusters = Clusters(
+            store=store,
+            allocator=PortAllocator(
+                store,
+                bind_address=config.ports.bind,
+                kubernetes=PortRange(first, last),
+                kubesphere_offset=config.ports.kubesphere_offset,
+            ),
+            ports=ports,
+            registry=registry,
+            agents=agents,
+            revocations=revocations,
+            metrics=metrics,
+            hold_seconds=config.callers.hold,
+            hold_waiters=config.callers.hold_waiters,
+            own_names=names,
+        )
+        credential = ProbeCredential(authority)
+        services = Services(
+            store=store,
+            authority=authority,
+            registry=registry,
+            clusters=clusters,
+            agents=agents,
+            tokens=Tokens(
+                store,
+                url=lambda: config.public_url or "",
+                fingerprint=authority.bundle.fingerprint,
+                lifetime=config.tokens.lifetime,
+                uses=config.tokens.uses,
+            ),
+            revocations=revocations,
+            probing=Probing(registry, credential, start=self._start),
+            credential=credential,
+            metrics=metrics,
+            version=self._version,
+            public_url=config.public_url,
+            callers_address=config.callers.address or url_host(config.public_url or "") or "127.0.0.1",
+            started=now,
+        )
+        Control(
+            registry=registry,
+            agents=agents,
+            revocations=revocations,
+            metrics=metrics,
+            start=self._start,
+            declared=lambda member: self._start(clusters.declare(member), f"declare-{member.name}"),
+        )
+        sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
+        return _Parts(
+            store=store,
+            certificate=certificate,
+            services=services,
+            ports=ports,
+            listener=self._listener(services, certificate, sealer),
+            admin=AdminSocket(AdminApp(services), config.admin_socket),
+            health=Health(metrics=metrics.render),
+            file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
+            sealer=sealer,
+        )
+
+    def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
+        config, now = self._config.admission, asyncio.get_running_loop().time()
+        self._handshakes = Bucket(rate=config.handshakes_per_second, burst=config.handshake_burst, now=now)
+        enrolment = Enrolment(
+            store=services.store,
+            host=services.authority.host,
+            trust=services.authority.bundle.to_pem(),
+            sealer=sealer,
+            tokens=services.tokens,
+            agents=services.agents,
+            revocations=services.revocations,
+            metrics=self._metrics,
+            bucket=Bucket(rate=config.enrolments_per_second, burst=config.enrolment_burst, now=now),
+        )
+        verify = agent_verifier(
+            services.authority.bundle,
+            time.time,
+            lambda: services.revocations.current,
+            allow_expired_for=RENEWAL_GRACE,
+        )
+
+        def credentials() -> Credentials:
+            return certificate.credentials
+
+        return TunnelListener(
+            credentials=credentials,
+            verify=verify,
+            authenticate=services.agents.authenticate,
+            http=enrolment.answer,
+            on_tunnel=self._admit_tunnel,
+            budget=self._budget,
+            admit=self._admit,
+            on_refused=self._refused,
+        )
+
+    async def _open(self, parts: _Parts) -> None:
+        config = self._config
+        await parts.services.clusters.start()
+        inherited = self._process.listeners
+        host, port = split_address(config.listen)
+        context = parts.certificate.tunnel_context
+        if parts.file_certificate is not None:
+            context = parts.file_certificate.context
+        try:
+            address = await parts.listener.start(
+                host or None,
+                port,
+                None if config.plain_http else context,
+                sock=_first(inherited, "tunnel"),
+            )
+        except OSError as error:
+            raise TowerError(
+                "TWR103",
+                f"the tunnel port {config.listen} cannot be listened on: {error.strerror or error}",
+                mend="stop what listens there (`ss -ltnp` names it), or set another `listen`",
+            ) from error
+        parts.services.listen = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        await parts.admin.start(_first(inherited, "admin"))
+        parts.health.check("store", self._store_answers)
+        self.health_address = await parts.health.start(config.health_address, sock=_first(inherited, "health"))
+        self._metrics.buffer_limit_bytes.set(self._budget.limit)
+        self._start(parts.ports.run(), "caller-ports")
+        self._start(parts.services.probing.run(), "probing")
+        self._start(sample_loop_lag(self._metrics.event_loop_lag), "loop-lag")
+        self._process.tasks.restart(self._housekeeping, name="housekeeping")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        return self._process.tasks.start(work, name=name)
+
+    # ---- agents -------------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Before a handshake costs anything."""
+        assert self._handshakes is not None
+        wait = self._handshakes.take(asyncio.get_running_loop().time())
+        if wait is not None:
+            self._metrics.throttled.labels("handshakes").inc()
+            raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
+
+    def _admit_tunnel(self, tunnel: Any) -> None:
+        self._metrics.handshakes.labels("ok").inc()
+        self.services.registry.admit(tunnel)
+
+    def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
+        self._metrics.handshakes.labels(code.name.lower()).inc()
+        named = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
+        log.warning("tunnel-port-refused", remote=remote, stage=stage, code=code.name, text=text, **named)
+        self.services.agents.refused(remote=remote, stage=stage, code=code, text=text, hello=hello)
+
+    # ---- now and then -------------------------------------------------------------------------------------------
+
+    async def _housekeeping(self) -> None:
+        parts = self._parts
+        assert parts is not None
+        now = time.time()
+        if now >= parts.certificate.renew_at:
+            parts.certificate.renew(at=now)
+            if parts.sealer is not None:
+                issued = parts.certificate.issued
+                parts.sealer.vouch(chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
+            log.info("server-certificate-renewed", expires=parts.certificate.issued.not_after)
+        if parts.file_certificate is not None and parts.file_certificate.reload():
+            log.info("tunnel-certificate-reloaded")
+        await parts.services.clusters.save()
+        if now - self._tidied > TIDY_EVERY:
+            self._tidied = now
+            await parts.services.tokens.tidy()
+        self._count(parts)
+        await asyncio.sleep(HOUSEKEEPING)
+
+    def _count(self, parts: _Parts) -> None:
+        metrics, services = self._metrics, parts.services
+        states = [member.verdict.state for member in services.registry.members.values()]
+        for state in STATES:
+            metrics.clusters.labels(state).set(states.count(state))
+        listening = [port.listening for port in parts.ports]
+        metrics.ports.labels("caller", "listening").set(listening.count(True))
+        metrics.ports.labels("caller", "unavailable").set(listening.count(False))
+        metrics.buffer_bytes.set(self._budget.used)
+        metrics.certificate_expiration.labels("server", "").set(parts.certificate.issued.not_after)
+        root = services.authority.bundle.root.not_valid_after_utc.timestamp()
+        metrics.certificate_expiration.labels("ca", "").set(root)
+
+    async def _store_answers(self) -> str | None:
+        try:
+            await self.services.store.list(Kind.REVOCATION)
+        except TowerError as error:
+            return error.message
+        return None
+
+    # ---- stop ---------------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Ends everything; safe to call for a server that has not started wholly."""
+        parts, self._parts = self._parts, None
+        if parts is None:
+            return
+        registry = parts.services.registry
+        parts.health.stopping = True
+        await parts.listener.stop()
+        parts.ports.stop_listening()
+        await parts.admin.stop()
+        registry.drain_all("the server stops", deadline=DRAIN, retry_after=lambda: random.random() * COME_BACK)  # noqa: S311
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN):
+                await parts.ports.idle.wait()
+        parts.ports.close("the server stops")
+        with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end
+            await parts.services.clusters.save()
+        registry.close_all(Code.SHUTDOWN, "the server stops")
+        for member in registry.members.values():
+            member.hold.close()
+        await asyncio.sleep(0)
+        await self._process.tasks.close()
+        await parts.health.stop()
+        await parts.store.close()
+
+
+def _first(inherited: dict[str, list[socket.socket]], name: str) -> socket.socket | None:
+    found = inherited.get(name)
+    return found[0] if found else None
+
+
+async def serve(config: ServerConfig, process: Process, *, version: str) -> None:
+    """Runs a server until the process is told to stop."""
+    server = Server(config, process, version=version)
+    await server.start()
+    services = server.services
+    log.info(
+        "listening",
+        host=services.authority.host,
+        version=version,
+        tunnel=services.listen,
+        public_url=config.public_url,
+        admin=str(config.admin_socket),
+        health=server.health_address,
+        state=str(Path(config.state_dir)),
+        clusters=len(services.clusters.names()),
+        ca=services.authority.bundle.fingerprint,
+    )
+    if config.public_url is None:
+        log.warning("no-public-url", text="members cannot be added until public_url is set")
+    await process.ready(f"serving {len(services.clusters.names())} clusters on {services.listen}")
+    try:
+        await process.stop.wait()
+    finally:
+        await server.stop()
+    if process.failure is not None:
+        raise process.failure
