@@ -128,7 +128,7 @@ def newer(held: RevocationList | None, offered: RevocationList) -> RevocationLis
     if offered.number < held.number:
         raise ListRefused(
             f"the revocation list has number {offered.number}, lower than {held.number} which is in force",
-            f"after a restore from a backup the server's number must pass {held.number}: each revocation raises it by one",
+            f"after a restore from a backup its number must pass {held.number}: each revocation adds one",
         )
     if offered != held:
         raise ListRefused(f"two different revocation lists have the number {held.number}")
