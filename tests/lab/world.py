@@ -86,7 +86,7 @@ class TowerWorld:
         )
 
     def start(self) -> None:
-        server = self._child("tower-server", "--config", self.config, "run")
+        server = self._child("tower-server", "run", "--config", self.config)
         server.until(lambda: self.towerctl("version", check=False).code == 0, "the server answers", START_DEADLINE)
 
     def stop(self) -> None:
