@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from certs.errors import AuthorityError
+from certs.tls import ClientTrust, client_context, load_pair
 from daemon.faults import TowerError
 from protocol.aio.proxydial import DialTarget
 from tower_agent.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
-from tower_agent.pemfile import in_memory
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
@@ -84,27 +85,22 @@ class Access:
 
     def bare_context(self) -> ssl.SSLContext:
         """TLS that presents no certificate: for callers who bring a credential of their own."""
-        context = ssl.create_default_context()
-        if self._config.ca_pem is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            try:
-                context.load_verify_locations(cadata=self._config.ca_pem.decode("ascii"))
-            except (ssl.SSLError, UnicodeDecodeError) as error:
-                raise TowerError("TWR309", f"{self.source}: its certificate authority is not PEM") from error
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+        trust = ClientTrust(system=self._config.ca_pem is None, ca_pem=self._config.ca_pem)
+        try:
+            return client_context(trust)
+        except (AuthorityError, ssl.SSLError) as error:
+            raise TowerError("TWR309", f"{self.source}: its certificate authority is not PEM") from error
 
     def own_context(self) -> ssl.SSLContext:
         """TLS that presents the agent's client certificate, where it has one."""
         context = self.bare_context()
         config = self._config
         if config.certificate_pem is not None and config.key_pem is not None:
-            with in_memory(config.key_pem + b"\n" + config.certificate_pem) as path:
-                try:
-                    context.load_cert_chain(path)
-                except ssl.SSLError as error:
-                    text = f"{self.source}: the client certificate and its key do not fit each other"
-                    raise TowerError("TWR309", text) from error
+            try:
+                load_pair(context, chain_pem=config.certificate_pem, key_pem=config.key_pem)
+            except AuthorityError as error:
+                text = f"{self.source}: the client certificate and its key do not fit each other"
+                raise TowerError("TWR309", text) from error
         return context
 
     def target(self, context: ssl.SSLContext) -> DialTarget:

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import cast
 
 from certs.peers import ClientIdentity
+from certs.tls import callers_context
 from daemon.faults import TowerError
 from gateway.audit import Observer
 from gateway.errors import UpstreamError
 from gateway.policy import Policy
 from gateway.proxy import Gateway
-from gateway.tls import Apiserver, caller_context
+from gateway.tls import Apiserver
 from gateway.upstream import Upstreams
 from tower_agent.access import Access
 from tower_agent.pemfile import in_memory
@@ -38,8 +39,7 @@ def make_gateway(access: Access, trust: HostTrust, policy: Policy, *, observer: 
 def serving_context(trust: HostTrust) -> ssl.SSLContext:
     """What callers see: the serving certificate in use, and the issuers of callers' certificates."""
     identity = trust.identity
-    with in_memory(identity.serving_key_pem) as key, in_memory(identity.serving_chain_pem) as chain:
-        return caller_context(certificate_file=chain, key_file=key, client_ca_pem=trust.bundle.to_pem().decode("ascii"))
+    return callers_context(trust.bundle, chain_pem=identity.serving_chain_pem, key_pem=identity.serving_key_pem)
 
 
 def make_upstreams(access: Access) -> Upstreams:

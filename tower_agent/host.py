@@ -218,10 +218,10 @@ class HostAgent:
                 await self.trust.adopt(chain, serving_chain)
         except CertsError as error:
             raise TowerError("TWR504", f"the renewed identity cannot be used: {error.text}") from error
-        self._use_identity()
         if self.trust.renew_at <= time.time():
             raise TowerError("TWR504", "the server sent certificates that are due for renewal already")
         self._renewal_fault = None
+        self._use_identity()
         self._around.metrics.certificate_renewals.labels("identity", "ok").inc()
         log.info("identity-renewed", host=self.trust.host, expires=self.trust.validity.not_after)
 

@@ -11,6 +11,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from certs.errors import AuthorityError
+from certs.tls import ClientTrust, client_context
 from certs.verify import TrustBundle
 from daemon.faults import TowerError
 from protocol import defaults
@@ -47,9 +49,7 @@ class WayOut:
 
     def tunnel(self, url: str, bundle: TrustBundle) -> DialTarget:
         """Where to open the tunnel. Raises TowerError TWR227, TWR104."""
-        context = ssl.create_default_context()
-        context.load_verify_locations(cadata=bundle.root_pem.decode("ascii"))
-        self._add_ca_file(context)
+        context = self._trusting(bundle.root_pem)
         expected = f"the tower CA sha256:{bundle.fingerprint[:16]}.., one of the system's authorities"
         return self._target(self._address(url), context, expected + (f" or of {self.ca_file}" if self.ca_file else ""))
 
@@ -79,16 +79,12 @@ class WayOut:
         )
 
     def _proxy_context(self) -> ssl.SSLContext | None:
-        if self.ca_file is None:
-            return None
-        context = ssl.create_default_context()
-        self._add_ca_file(context)
-        return context
+        return None if self.ca_file is None else self._trusting(None)
 
-    def _add_ca_file(self, context: ssl.SSLContext) -> None:
-        if self.ca_file is None:
-            return
+    def _trusting(self, ca_pem: bytes | None) -> ssl.SSLContext:
         try:
-            context.load_verify_locations(cafile=self.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise TowerError("TWR104", f"the CA file {self.ca_file} cannot be used: {error}") from error
+            return client_context(
+                ClientTrust(system=True, ca_file=str(self.ca_file) if self.ca_file else None, ca_pem=ca_pem)
+            )
+        except AuthorityError as error:
+            raise TowerError("TWR104", error.text) from error

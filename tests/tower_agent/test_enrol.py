@@ -1,0 +1,135 @@
+"""Joining a host: nothing secret before the fingerprint fits, nobody locked out by a lost answer."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from certs.identity_files import DirectoryIdentityStore
+from certs.revocation import list_number
+from daemon.faults import TowerError
+from tests.tower_agent.tower import Tower, new_tower, serving_tower, state_dir
+from tower_agent.enrol import Enrolment
+from tower_agent.wayout import WayOut
+
+
+async def join(tower: Tower, folder: Path, token: str | None = None, *, wait: float = 5.0) -> Enrolment:
+    store = DirectoryIdentityStore(folder)
+    enrolment = Enrolment(token or str(tower.token()), store=store, way=WayOut(), wait=wait)
+    await enrolment.run()
+    return enrolment
+
+
+async def refused(tower: Tower, folder: Path, token: str | None = None) -> TowerError:
+    with pytest.raises(TowerError) as caught:
+        await join(tower, folder, token, wait=0.2)
+    return caught.value
+
+
+@pytest.mark.asyncio
+async def test_a_join_leaves_a_private_identity(tmp_path: Path) -> None:
+    folder = state_dir(tmp_path)
+    async with serving_tower(new_tower()) as tower:
+        tower.revoke(users={"mallory": 1.0})
+        await join(tower, folder)
+    store = DirectoryIdentityStore(folder)
+    identity = await store.load("east")
+    assert identity is not None
+    assert (identity.cluster, identity.agent, identity.url) == ("edge", "a1", f"https://127.0.0.1:{tower.port}")
+    kept = await store.revocations("east")
+    assert kept is not None
+    assert list_number(kept) == 1
+    for file in (folder / "east").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not (folder / "east" / "pending.json").exists()
+
+
+@pytest.mark.asyncio
+async def test_a_lost_answer_is_asked_for_again_with_the_same_keys(tmp_path: Path) -> None:
+    folder = state_dir(tmp_path)
+    async with serving_tower(new_tower(lose_replies=1)) as tower:
+        token = str(tower.token())
+        error = await refused(tower, folder, token)
+        assert "503" in error.message
+        tower.lose_replies = 2
+        await join(tower, folder, token)
+    assert len(tower.enrolled_keys) >= 4
+    assert await DirectoryIdentityStore(folder).load("east") is not None
+    from certs.keys import key_fingerprint, public_key_from_csr
+
+    assert len({key_fingerprint(public_key_from_csr(csr)) for csr in tower.enrolled_keys}) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_foreign_fingerprint_ends_before_a_secret_leaves(tmp_path: Path) -> None:
+    folder = state_dir(tmp_path)
+    other = new_tower("east")
+    async with serving_tower(new_tower("east")) as tower:
+        token = replace(tower.token(), ca=other.bundle.fingerprint)
+        error = await refused(tower, folder, str(token))
+    assert error.code == "TWR223"
+    assert other.bundle.fingerprint in error.message
+    assert tower.bundle.fingerprint in error.message
+    assert [request.method for request in tower.requests] == ["GET"]
+    assert token.secret not in "".join(request.target + request.body.decode() for request in tower.requests)
+    assert not (folder / "east").exists()
+
+
+@pytest.mark.asyncio
+async def test_the_servers_own_words_reach_the_person(tmp_path: Path) -> None:
+    async with serving_tower(new_tower()) as tower:
+        token = tower.token()
+        tower.secrets.clear()
+        error = await refused(tower, state_dir(tmp_path), str(token))
+    assert error.code == "TWR204"
+    assert "no such token" in error.message
+    assert error.mend == "ask for another"
+    assert token.secret not in str(error)
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_away_is_named_by_hop(tmp_path: Path) -> None:
+    async with serving_tower(new_tower()) as tower:
+        pass
+    error = await refused(tower, state_dir(tmp_path))
+    assert error.code == "TWR211"
+    assert f"127.0.0.1:{tower.port}" in error.message
+
+
+@pytest.mark.asyncio
+async def test_another_host_of_the_same_name_and_another_cluster_are_kept_apart(tmp_path: Path) -> None:
+    folder = state_dir(tmp_path)
+    async with serving_tower(new_tower("east")) as tower:
+        await join(tower, folder)
+        error = await refused(tower, folder, str(tower.token(cluster="other")))
+        assert error.code == "TWR224"
+        assert "as cluster 'edge', and the token is for 'other'" in error.message
+        await join(tower, folder)  # the same host and cluster once more is a new enrolment
+    async with serving_tower(new_tower("east")) as stranger:
+        error = await refused(stranger, folder)
+    assert "another host that is called 'east'" in error.message
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("token", "told"), [("", "the input is empty"), ("twr1.%%%", "characters that no token has"), ("x", "twr1.")]
+)
+async def test_what_is_no_token_is_refused_without_repeating_it(tmp_path: Path, token: str, told: str) -> None:
+    with pytest.raises(TowerError) as caught:
+        Enrolment(token, store=DirectoryIdentityStore(tmp_path), way=WayOut())
+    assert caught.value.code == "TWR207"
+    assert told in caught.value.message
+
+
+@pytest.mark.asyncio
+async def test_a_plain_address_is_refused_unless_it_was_asked_for(tmp_path: Path) -> None:
+    tower = new_tower()
+    token = str(tower.token(url="ws://127.0.0.1:1"))
+    with pytest.raises(TowerError) as caught:
+        Enrolment(token, store=DirectoryIdentityStore(tmp_path), way=WayOut())
+    assert caught.value.code == "TWR227"
+    assert "insecure_transport" in caught.value.mend
+    Enrolment(token, store=DirectoryIdentityStore(tmp_path), way=WayOut(insecure_transport=True))

@@ -1,0 +1,185 @@
+"""One host through a real tunnel: who the apiserver sees, what renewals and revocations change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from certs.identity_files import DirectoryIdentityStore
+from certs.keys import key_from_pem
+from certs.revocation import RevocationList
+from gateway.policy import Policy
+from tests.tower_agent.caller import Caller
+from tests.tower_agent.conftest import MakeMember
+from tests.tower_agent.tower import as_text, control_of, new_tower, serving_tower
+from tower_agent import host as host_module
+from tower_agent.trust import HostTrust
+
+ADMIN = ("tower:east:admin", "tower:east:cluster-admins")
+
+
+@pytest.mark.asyncio
+async def test_three_kinds_of_caller(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        tunnel = await tower.tunnel()
+
+        admin = await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN)))
+        assert await admin.ask("/api") == (
+            200,
+            {"user": ADMIN[0], "authorization": None, "client": "tower-agent", "path": "/api"},
+        )
+
+        bearer = await Caller.open(tunnel, tower.caller_context(None))
+        status, seen = await bearer.ask("/api", Authorization="Bearer its-own", Impersonate_User="someone")
+        assert (status, seen["client"], seen["authorization"]) == (200, None, "Bearer its-own")
+
+        nobody = await Caller.open(tunnel, tower.caller_context(None))
+        status, answer = await nobody.ask("/api")
+        assert (status, answer["kind"]) == (401, "Status")
+        assert member.apiserver.requests[0].headers["x-forwarded-for"] == "203.0.113.9"
+        for caller in (admin, bearer, nobody):
+            caller.close()
+
+
+@pytest.mark.asyncio
+async def test_the_policy_decides_and_is_replaced_while_running(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        caller = await Caller.open(await tower.tunnel(), tower.caller_context(tower.client("jane")))
+        status, answer = await caller.ask()
+        assert status == 403
+        assert "TWR406" in answer["message"]
+        assert "jane" in answer["message"]
+        agent.use_policy(Policy.from_dict("east", {"users": ["jane"]}))
+        status, seen = await caller.ask()
+        assert (status, seen["user"]) == (200, "jane")
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_revoked_caller_is_refused_at_its_next_request_and_after_a_restart(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        control = control_of(tunnel)
+        caller = await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN)))
+        assert (await caller.ask())[0] == 200
+        await control.next("status")
+        older = tower.revoke()
+        control.send("revocations", list=as_text(tower.revoke(users={ADMIN[0]: time.time() + 1})))
+        control.send("revocations", list=as_text(older))
+        control.send("revocations", list="%%%")
+        async with asyncio.timeout(5):
+            while agent.trust.revocations is None:
+                await asyncio.sleep(0.01)
+        status, answer = await caller.ask()
+        assert status == 401
+        assert "TWR403" in answer["message"]
+        assert agent.trust.revocations.number == 2
+        caller.close()
+        await agent.close("restart")
+        member.agents.remove(agent)
+        again = await member.agent(tower)
+        assert isinstance(again.trust.revocations, RevocationList)
+        assert again.trust.revocations.number == 2
+
+
+@pytest.mark.asyncio
+async def test_the_status_tells_what_the_host_needs(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower, services={"grafana": "127.0.0.1:3000"})
+        control = control_of(await tower.tunnel())
+        status = await control.next("status")
+        assert (status["version"], status["uid"], status["nodes"]) == ("v1.35.4", "4be1", 3)
+        assert status["probe"]["ready"] is True
+        assert status["services"] == {"kubernetes": {"mode": "gateway"}, "grafana": {"address": "127.0.0.1:3000"}}
+        assert status["policy"] == {"drift": None}
+        assert status["requests"]["count"] == 0
+        assert status["identity_expires"] > time.time()
+        agent.drift = "the policy allows more"
+        agent.report()
+        assert (await control.next("status"))["policy"]["drift"] == "the policy allows more"
+
+
+@pytest.mark.asyncio
+async def test_an_expired_identity_renews_and_then_serves(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower(identity_ttl=60.0)) as tower:
+        agent = await member.agent(tower)
+        first = await tower.tunnel()
+        await agent.close("stop")
+        member.agents.clear()
+        await first.wait_closed()
+        identity = agent.trust.identity
+        at = time.time() - 3600
+        old = tower.authority.issue_agent("edge", "a1", public_key=identity.key.public_key(), at=at, ttl=600)
+        serving_key = key_from_pem(identity.serving_key_pem, what="test")
+        serving = tower.authority.issue_serving("edge", public_key=serving_key.public_key(), at=at, ttl=600)
+        store = DirectoryIdentityStore(member.folder / "state-east")
+        expired = replace(identity, chain_pem=old.chain_pem, serving_chain_pem=serving.chain_pem)
+        await store.save(expired, replaces=identity)
+        tower.identity_ttl = 86400.0
+        again = await member.agent(tower)
+        renewing = await tower.tunnel()
+        assert renewing.renew_only
+        full = await tower.tunnel()
+        assert not full.renew_only
+        assert again.trust.validity.not_after > time.time() + 80000
+        kept = await store.load("east")
+        assert kept is not None
+        assert kept.chain_pem == again.trust.identity.chain_pem
+        caller = await Caller.open(full, tower.caller_context(tower.client(*ADMIN)))
+        assert (await caller.ask())[0] == 200
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_renewal_at_two_thirds_swaps_the_serving_certificate_and_keeps_the_tunnel(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "RENEWAL_RETRY", (0.05, 0.1))
+    tower = new_tower(identity_ttl=1000.0, backdate=700.0, refuse_renewal="not today")
+    async with make_member() as member, serving_tower(tower):
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        control = control_of(tunnel)
+        before = agent.trust.serving_validity.serial
+        held = await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN)))
+        async with asyncio.timeout(10):
+            while (status := await control.next("status"))["renewal"] is None:
+                pass
+        assert "not today" in status["renewal"]
+        assert (await held.ask())[0] == 200
+
+        tower.backdate, tower.refuse_renewal = 0.0, None
+        async with asyncio.timeout(10):
+            while (status := await control.next("status"))["renewal"] is not None:
+                pass
+        assert len(tower.renewals) >= 2
+        assert agent.trust.serving_validity.serial != before
+        after = await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN)))
+        assert after.shown_serial == agent.trust.serving_validity.serial
+        assert (await held.ask())[0] == 200  # the connection that stood before is not disturbed
+        assert tunnel.closed is None
+        for caller in (held, after):
+            caller.close()
+
+
+@pytest.mark.asyncio
+async def test_an_identity_renewed_by_a_sibling_is_adopted(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "SIBLING_CHECK", 0.02)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        await tower.tunnel()
+        store = DirectoryIdentityStore(member.folder / "state-east")
+        sibling = await HostTrust.load(store, "east")
+        await sibling.adopt(*tower.issue("edge", "a1", *sibling.requests()))
+        async with asyncio.timeout(10):
+            while agent.trust.validity.serial != sibling.validity.serial:
+                await asyncio.sleep(0.01)
+        assert not tower.renewals
