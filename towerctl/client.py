@@ -95,7 +95,8 @@ class AdminClient:
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if payload is not None else {})
         try:
-            connection.request(method, path + (f"?{urlencode(query)}" if query else ""), payload, headers)
+            with contextlib.suppress(BrokenPipeError):  # refused before it was all sent: the answer says why
+                connection.request(method, path + (f"?{urlencode(query)}" if query else ""), payload, headers)
             response = connection.getresponse()
             if response.status >= 400:
                 raise refusal_of(response.status, response.reason, response.read(MAX_LINE_BYTES), self.path)

@@ -34,7 +34,7 @@ def one_of(client: AdminClient, resource: Resource, name: str, *, cluster: str |
 def missing(singular: str, name: str, names: list[str], *, plural: str) -> TowerError:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
-        mend = f"did you mean {' or '.join(close)}?"
+        mend = f"did you mean {' or '.join(sorted(close))}?"
     elif names:
         shown = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
         mend = f"there are: {shown}"

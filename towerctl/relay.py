@@ -83,7 +83,8 @@ class Forwarder:
         except TowerError as error:
             self._say(f"connection from {peer}: {error.code} {error.message}")
         except ConnectionClosed as error:
-            self._say(f"connection from {peer}: the stream was cut: {error.reason or error}")
+            reason = error.rcvd.reason if error.rcvd is not None else ""
+            self._say(f"connection from {peer}: the stream was cut: {reason or error}")
         except OSError as error:
             self._say(f"connection from {peer}: {error.strerror or error}")
         finally:

@@ -48,7 +48,7 @@ class Name(click.ParamType[str]):
         text = str(value)
         if not LABEL.fullmatch(text):
             self.fail(
-                f"{text[:80]!r} cannot be the name of a {self.name}: use 1 to 63 lower-case letters, digits and "
+                f"{text[:80]!r} cannot be the name of {_a(self.name)}: use 1 to 63 lower-case letters, digits and "
                 f"hyphens, with a letter or digit at both ends",
                 param,
                 ctx,
@@ -90,3 +90,7 @@ def names_of(ctx: click.Context, kind: str) -> list[str]:
     except TowerError:
         return []
     return [str(item.get("name", "")) for item in items if isinstance(item, dict)]
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.world import TowerWorld
 from tests.towerctl.kit import Shell
 
 
@@ -30,3 +32,29 @@ def shell(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("TOWER_ADMIN_SOCKET", str(folder / "admin.sock"))
     return Shell(capsys, home=home, socket=folder / "admin.sock")
+
+
+@pytest.fixture(scope="session")
+def tower() -> Iterator[TowerWorld]:
+    """A real tower server, as a process with its SQLite store; tests keep apart by the names of their clusters."""
+    made = Path(tempfile.mkdtemp(prefix="twr"))
+    with TowerWorld(made) as world:
+        yield world
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def live(shell: Shell, tower: TowerWorld, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """The same user where the tower server runs."""
+    monkeypatch.setenv("TOWER_ADMIN_SOCKET", str(tower.socket))
+    shell.socket = tower.socket
+    return shell
+
+
+@pytest.fixture
+def cluster(live: Shell, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A cluster that was added and never connected; its name is the test's own."""
+    name = f"c-{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:10]}"
+    live.ok("add", "cluster", name, "-o", "name")
+    yield name
+    live("delete", "cluster", name, "--yes")

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+from tests.towerctl.kit import Shell
+
+
+def test_a_cluster_without_tunnel_fails_by_its_root_cause_alone(live: Shell, cluster: str) -> None:
+    ran = live("check", cluster)
+    assert ran.code == 1
+    assert f"x TWR200 {cluster}" in ran.out
+    assert "next:" in ran.out
+    failures = [line for line in ran.out.splitlines() if line.startswith(" x ")]
+    assert len(failures) == 1
+    assert "towerctl explain TWR200" in ran.out
+
+
+def test_what_needs_the_root_cause_is_skipped_and_says_so(live: Shell, cluster: str) -> None:
+    items = json.loads(live("check", cluster, "-o", "json").out)["items"]
+    skipped = [item for item in items if item["status"] == "skipped"]
+    assert skipped
+    assert {item["root"] for item in skipped} == {"TWR200"}
+
+
+def test_the_exit_code_is_the_same_in_every_format(live: Shell, cluster: str) -> None:
+    assert {live("check", cluster, "-o", output).code for output in ("table", "json", "yaml")} == {1}
+
+
+def test_no_server_means_not_checked(shell: Shell) -> None:
+    shell("check").refused("no tower server runs here", "TWR602", code=3)
+
+
+def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: str) -> None:
+    live("check", f"{cluster}x").refused(f"there is no cluster '{cluster}x'", f"did you mean {cluster}")
+
+
+def test_waiting_says_so_and_ends(live: Shell, cluster: str) -> None:
+    ran = live("check", cluster, "--wait", "100ms")
+    assert ran.code == 1
+    assert "checking again for up to 100ms" in ran.err

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from towerctl.output import Resource, dump, print_list, print_one
+from towerctl.table import Column
+
+THING = Resource(
+    "thing",
+    "things",
+    (Column("NAME", lambda item: item["name"]), Column("MORE", lambda item: "more", wide=True)),
+    lambda item: str(item["name"]),
+)
+LISTING = {"kind": "ThingList", "items": [{"name": "ä"}, {"name": "b"}]}
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_documents_are_printed_untouched(capsys: pytest.CaptureFixture[str], output: str) -> None:
+    print_list(THING, LISTING, output=output, headers=True)
+    printed = capsys.readouterr().out
+    assert (json.loads(printed) if output == "json" else yaml.safe_load(printed)) == LISTING
+    assert "ä" in printed
+
+
+def test_wide_has_more_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_list(THING, LISTING, output="wide", headers=False)
+    assert capsys.readouterr().out == "ä   more\nb   more\n"
+
+
+def test_no_rows_leave_standard_output_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    print_list(THING, {"items": []}, output="table", headers=True)
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "No things found.\n")
+
+
+def test_one_object_is_no_list(capsys: pytest.CaptureFixture[str]) -> None:
+    print_one(THING, {"name": "b"}, output="name")
+    assert capsys.readouterr().out == "thing/b\n"
+    assert dump({"a": 1}, "yaml") == "a: 1\n"
