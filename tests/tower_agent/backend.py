@@ -100,7 +100,8 @@ async def backend(respond: Respond, context: ssl.SSLContext | None) -> AsyncIter
         assert task is not None
         tasks.add(task)
         try:
-            await exchange(reader, writer)
+            while True:
+                await exchange(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # the agent hung up, or the test is over
         finally:
@@ -119,11 +120,10 @@ async def backend(respond: Respond, context: ssl.SSLContext | None) -> AsyncIter
         status, content = served.respond(request)
         if content is None:
             await reader.read()  # silence, until the agent hangs up
-            return
+            raise ConnectionResetError
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
         await writer.drain()
-        await reader.read()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0, ssl=context)
     served.port = server.sockets[0].getsockname()[1]
