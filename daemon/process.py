@@ -20,6 +20,7 @@ import uvloop
 from daemon import systemd
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from daemon.redact import redact_text
 from daemon.memory import settle_collector, tune_allocator
 from daemon.supervisor import Supervisor
 
@@ -74,7 +75,7 @@ def run(main: Main, *, name: str) -> int:
 
 def report(exc: TowerError, *, name: str) -> int:
     """Prints a TowerError for people and gives the exit code that belongs to it."""
-    print(f"{name}: {exc.code}: {exc.message}\n  {exc.mend}", file=sys.stderr)
+    print(redact_text(f"{name}: {exc.code}: {exc.message}\n  {exc.mend}"), file=sys.stderr)
     return exc.exit_code
 
 

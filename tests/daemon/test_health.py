@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+
+from daemon import health as module
+from daemon.faults import TowerError
+from daemon.health import Health, split_address
+
+Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def on_uvloop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """The loop that processes run on: its transports are not those of asyncio."""
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(asyncio.wait_for(test(), 20))
+
+    run.__name__ = test.__name__
+    return run
+
+
+@asynccontextmanager
+async def served(health: Health) -> AsyncIterator[Callable[[bytes], Awaitable[tuple[int, dict[str, str], bytes]]]]:
+    address = await health.start("127.0.0.1:0")
+    host, port = split_address(address)
+
+    async def ask(request: bytes) -> tuple[int, dict[str, str], bytes]:
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+            length = 0 if request.startswith(b"HEAD") else int(headers["content-length"])
+            body = await reader.readexactly(length)
+            if headers["connection"] == "close":
+                assert await reader.read() == b""
+            return int(head[0].split()[1]), headers, body
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    try:
+        yield ask
+    finally:
+        await health.stop()
+
+
+@asynccontextmanager
+async def connected(health: Health, *, times: int = 1) -> AsyncIterator[list[Pair]]:
+    host, port = split_address(await health.start("127.0.0.1:0"))
+    pairs = [await asyncio.open_connection(host, port) for _ in range(times)]
+    try:
+        yield pairs
+    finally:
+        for _, writer in pairs:
+            writer.close()
+        await health.stop()
+
+
+def get(path: str, method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+@on_uvloop
+async def test_the_three_answers() -> None:
+    async with served(Health(metrics=lambda: b"tower_build_info 1\n")) as ask:
+        assert (await ask(get("/healthz")))[::2] == (200, b"ok\n")
+        status, headers, body = await ask(get("/readyz?verbose"))
+        assert (status, json.loads(body)) == (200, {"ready": True, "reasons": {}})
+        assert headers["content-type"] == "application/json"
+        status, headers, body = await ask(get("/metrics"))
+        assert (status, body) == (200, b"tower_build_info 1\n")
+        assert headers["content-type"].startswith("text/plain; version=")
+
+
+@on_uvloop
+async def test_not_ready_names_every_reason_and_liveness_stays() -> None:
+    health = Health()
+
+    async def slow() -> str | None:
+        await asyncio.sleep(60)
+        return None
+
+    def broken() -> str | None:
+        raise RuntimeError("secret detail")
+
+    health.check("tunnel", lambda: "no tunnel to host a")
+    health.check("store", lambda: None)
+    health.check("broken", broken)
+    health.check("slow", slow)
+    async with served(health) as ask:
+        status, _, body = await ask(get("/readyz"))
+        assert status == 503
+        assert json.loads(body)["reasons"] == {
+            "tunnel": "no tunnel to host a",
+            "broken": "the check itself failed: RuntimeError",
+            "slow": "no answer within 2s",
+        }
+        assert (await ask(get("/healthz")))[0] == 200
+        for name in ("tunnel", "broken", "slow"):
+            health.remove(name)
+        assert (await ask(get("/readyz")))[0] == 200
+        health.stopping = True
+        assert json.loads((await ask(get("/readyz")))[2])["reasons"] == {"stopping": "the process is stopping"}
+
+
+@on_uvloop
+async def test_head_sends_the_length_but_no_body() -> None:
+    async with served(Health()) as ask:
+        status, headers, body = await ask(get("/healthz", "HEAD"))
+        assert (status, headers["content-length"], body) == (200, "3", b"")
+
+
+@on_uvloop
+async def test_what_is_not_offered_is_refused() -> None:
+    async with served(Health()) as ask:
+        assert (await ask(get("/metrics")))[0] == 404
+        assert (await ask(get("/../etc/passwd")))[0] == 404
+        status, headers, _ = await ask(b"POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert (status, headers["allow"]) == (405, "get, head")
+
+
+@on_uvloop
+async def test_bad_input_is_refused_and_others_are_served() -> None:
+    async with served(Health()) as ask:
+        for garbage in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n",
+            b"GET\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        ):
+            assert (await ask(garbage))[0] == 400
+        big = b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"
+        assert (await ask(big))[0] == 431
+        assert (await ask(get("/healthz")))[0] == 200
+
+
+@on_uvloop
+async def test_a_connection_is_kept_for_the_next_request_and_closed_when_asked() -> None:
+    async with connected(Health()) as [(reader, writer)]:
+        for _ in range(3):
+            writer.write(get("/healthz"))
+            assert b"keep-alive" in await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(3)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"\r\n\r\nok\n")
+
+
+@on_uvloop
+async def test_pipelined_requests_end_the_connection_after_the_first_answer() -> None:
+    async with connected(Health()) as [(reader, writer)]:
+        writer.write(get("/healthz") * 3)
+        answer = await reader.read()
+        assert answer.count(b"HTTP/1.1 200") == 1
+        assert b"Connection: close" in answer
+
+
+def test_a_silent_peer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEAD_DEADLINE", 0.1)
+
+    @on_uvloop
+    async def run() -> None:
+        async with connected(Health()) as [(reader, writer)]:
+            writer.write(b"GET /healthz HT")
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await reader.readexactly(1)
+
+    run()
+
+
+def test_more_connections_than_allowed_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+
+    @on_uvloop
+    async def run() -> None:
+        async with connected(Health(), times=3) as pairs:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await pairs[2][0].readexactly(1)
+            pairs[0][1].write(get("/healthz"))
+            assert (await pairs[0][0].readline()).startswith(b"HTTP/1.1 200")
+
+    run()
+
+
+@on_uvloop
+async def test_a_taken_address_is_named_with_a_mend() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(TowerError) as caught:
+            await Health().start(address)
+    assert caught.value.code == "TWR103"
+    assert f"cannot listen on {address} for health and metrics: " in caught.value.message
+    assert "address already in use" in caught.value.message
+    assert "ss -ltnp" in caught.value.mend
+
+
+@on_uvloop
+async def test_an_inherited_socket_is_used() -> None:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    port = sock.getsockname()[1]
+    health = Health()
+    assert await health.start("ignored:1", sock=sock) == f"127.0.0.1:{port}"
+    await health.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", (None, 80)), ("[::1]:80", ("::1", 80)), ("h:0", ("h", 0))],
+)
+def test_addresses(text: str, pair: tuple[str | None, int]) -> None:
+    assert split_address(text) == pair
+
+
+@pytest.mark.parametrize("text", ["", "80", "h:", "h:x", "h:70000", "::1:80", "h:-1", "h:8²"])
+def test_what_is_no_address_says_what_one_looks_like(text: str) -> None:
+    with pytest.raises(TowerError, match=r"write HOST:PORT, \[IPV6\]:PORT or :PORT"):
+        split_address(text)
