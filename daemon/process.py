@@ -20,8 +20,8 @@ import uvloop
 from daemon import systemd
 from daemon.faults import TowerError
 from daemon.log import get_logger
-from daemon.redact import redact_text
 from daemon.memory import settle_collector, tune_allocator
+from daemon.redact import redact_text
 from daemon.supervisor import Supervisor
 
 _CORE_LIMIT: Final = 1  # too small for a file, and the one value at which the kernel starts no dump handler either
