@@ -65,7 +65,14 @@ class RequestObserver:
     def tls_failed(self, failure: str, text: str, caller_address: str, connection_id: str) -> None:
         """A caller's TLS came to nothing."""
         self._metrics.caller_tls_failures.inc()
-        self._log.info("caller-tls-failed", failure=failure, text=text, caller=caller_address, connection=connection_id)
+        self._log.info(
+            "caller-tls-failed",
+            fault="TWR413",
+            failure=failure,
+            text=text,
+            caller=caller_address,
+            connection=connection_id,
+        )
 
     def figures(self) -> dict[str, Any]:
         """As they stand in a status message: totals since the process began."""

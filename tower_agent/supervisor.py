@@ -20,6 +20,7 @@ from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
+from daemon.wirefault import wire_fault
 from protocol import events
 from protocol.aio.dial import dial
 from protocol.aio.hops import DialError, Hop
@@ -180,8 +181,11 @@ class LinkSupervisor:
             self._renewed = False
             return
         by = "the server" if closed.by_peer else "this end"
-        code = "TWR209" if closed.code is Code.REVOKED else "TWR222" if closed.code is Code.DEAD_PEER else "TWR201"
-        await self._failed(TowerError(code, f"the tunnel was closed by {by}: {closed.text} ({closed.code.name})"))
+        await self._failed(
+            TowerError(
+                wire_fault(closed.code, "TWR201"), f"the tunnel was closed by {by}: {closed.text} ({closed.code.name})"
+            )
+        )
 
     async def _failed(self, fault: TowerError) -> None:
         now = time.monotonic()

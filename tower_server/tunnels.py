@@ -6,9 +6,11 @@ replaces its older one at once, so that a cut that only the agent has noticed le
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from daemon.log import get_logger
+from daemon.wirefault import WIRE_FAULTS
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import Code
 from tower_server.member import Member
@@ -21,6 +23,8 @@ class TunnelRegistry:
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
+        self.departed: dict[tuple[str, str], tuple[float, str]] = {}
+        """When agents whose tunnel has ended were last there, and their version; whoever writes it down takes it out."""
         self._observers: list[Callable[[Member, Tunnel], None]] = []
 
     def __iter__(self) -> Iterator[tuple[Member, Tunnel]]:
@@ -39,6 +43,7 @@ class TunnelRegistry:
             tunnel.close(Code.DELETED, f"there is no cluster {tunnel.peer.cluster} here")
             return
         tunnel.on_closed = self._closed
+        tunnel.on_going_away = lambda tunnel, event: member.going_away(tunnel, event.text)
         for older in list(member.tunnels):
             if (older.peer.agent, older.instance) == (tunnel.peer.agent, tunnel.instance) and not older.draining:
                 older.close(Code.REPLACED, "the same agent process opened a newer tunnel")
@@ -82,12 +87,14 @@ class TunnelRegistry:
         member = self.members.get(tunnel.peer.cluster)
         if member is not None:
             member.remove(tunnel, closed)
+            self.departed[member.name, tunnel.peer.agent] = (time.time(), tunnel.software)
         log.info(
             "tunnel-closed",
             cluster=tunnel.peer.cluster,
             tunnel=tunnel.id,
             agent=tunnel.peer.agent,
             code=closed.code.name,
+            fault=WIRE_FAULTS.get(closed.code),
             text=closed.text,
             by_peer=closed.by_peer,
             seconds=round(closed.at - tunnel.opened_at, 3),
