@@ -271,8 +271,8 @@ class Session:
     def close(self, code: Code, text: str) -> None:
         """End the tunnel; the peer is told. Idempotent."""
         if self.lost is None:
-            self._control.append(encode_reason(FrameType.CLOSE, 0, code, text))
             self._lose(code, text, by_peer=False)
+            self._control.append(encode_reason(FrameType.CLOSE, 0, code, text))
 
     def lose(self, code: Code, text: str) -> None:
         """The link is gone: nothing can be told any more. Idempotent."""
@@ -301,7 +301,6 @@ class Session:
             if self._answers > self.limits.control_backlog:
                 raise RemoteProtocolError(Code.FLOOD, "the peer asks faster than it reads the answers")
         except RemoteProtocolError as error:
-            self._control.clear()
             self.close(error.code, error.text)
             raise
         self._schedule_ack(now)
@@ -600,6 +599,7 @@ class Session:
         for stream in list(self._streams.values()):
             self._drop(stream)
         self._asked = 0
+        self._control.clear()
         self._events.append(self.lost)
 
     def _queue(self, frame: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Keys for handshakes in tests of this room: an HMAC stands in for the signatures of certs/, which has tests of its own."""
+"""Keys for handshakes in tests of this room: an HMAC stands in for the signatures of certs/, which are tested there."""
 
 from __future__ import annotations
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from protocol.aio.stream import IncomingStream
-from protocol.constants import Code
-from protocol.errors import StreamRefused, StreamReset, TunnelLost
-from tests.protocol.aio.tunnels import PATIENCE, Echo, Recorder, accepting, tower
+from tests.protocol.aio.tunnels import Echo, Recorder, accepting, tower
 
 pytestmark = pytest.mark.asyncio
 

@@ -1,0 +1,142 @@
+"""Credit and budgets: what is granted is bounded, grows and shrinks as it should, and comes back to the byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.defaults import KIB, MIB
+from protocol.flow import PRESSURE, Budget, Limits, ReceiveCredit
+
+LIMITS = Limits()
+
+
+def test_a_budget_gives_all_or_nothing_and_within_its_parent() -> None:
+    process = Budget(100)
+    first, second = Budget(80, process), Budget(80, process)
+    assert first.take(60)
+    assert not second.take(41)
+    assert (first.used, second.used, process.used) == (60, 0, 60)
+    assert second.free == 40
+    assert second.take(40)
+    assert not first.take(1)
+    first.give(60)
+    second.give(40)
+    assert (first.used, second.used, process.used) == (0, 0, 0)
+
+
+def test_bytes_that_exist_are_charged_even_above_the_limit_and_press() -> None:
+    budget = Budget(100)
+    budget.charge(75)
+    assert not budget.pressed
+    budget.charge(50)
+    assert budget.pressed
+    assert budget.free == 0
+
+
+def test_pressure_of_the_process_presses_every_tunnel() -> None:
+    process = Budget(100)
+    idle = Budget(100, process)
+    process.charge(int(100 * PRESSURE) + 1)
+    assert idle.pressed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"reserved_credit": 0},
+        {"reserved_credit": 2 * LIMITS.initial_credit},
+        {"initial_credit": 2 * LIMITS.max_credit},
+        {"ping_interval": 0.0},
+        {"ping_interval": LIMITS.dead_after},
+    ],
+)
+def test_limits_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Limits(**wrong)
+
+
+def test_a_stream_starts_with_the_initial_credit_where_there_is_room() -> None:
+    budget = Budget(10 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    assert credit.granted == credit.window == budget.used == 256 * KIB
+
+
+def test_a_stream_starts_with_its_reserve_under_pressure() -> None:
+    budget = Budget(1 * MIB)
+    budget.charge(900 * KIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    assert credit.granted == 16 * KIB
+    assert budget.used == 916 * KIB
+
+
+def drain(credit: ReceiveCredit, seconds: float, rtt: float, rounds: int) -> None:
+    """A peer that sends all it may and a reader that takes a window in `seconds`."""
+    now = 0.0
+    for _ in range(rounds):
+        now += seconds
+        credit.consume(credit.granted - credit.consumed, now, rtt)
+
+
+def test_a_fast_reader_on_a_long_path_gets_a_window_up_to_the_maximum() -> None:
+    budget = Budget(64 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    drain(credit, 0.15, 0.1, 12)
+    assert credit.window == LIMITS.max_credit == budget.used
+
+
+def test_a_slow_reader_keeps_its_window() -> None:
+    budget = Budget(64 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    drain(credit, 0.25, 0.1, 12)
+    assert credit.window == LIMITS.initial_credit
+
+
+def test_growth_stops_at_the_budget() -> None:
+    budget = Budget(1 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    drain(credit, 0.01, 0.1, 12)
+    assert budget.used <= 1 * MIB
+    assert credit.granted - credit.consumed <= credit.window
+
+
+def test_pressure_shrinks_a_window_to_the_reserve_but_takes_no_grant_back() -> None:
+    budget = Budget(1 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    budget.charge(900 * KIB)
+    before = credit.granted
+    for _ in range(200):
+        credit.consume(4 * KIB, 100.0, 0.1)
+        assert credit.granted >= before
+        assert credit.granted - credit.consumed <= credit.window
+        before = credit.granted
+    assert credit.window == 16 * KIB
+    assert credit.granted > credit.consumed, "a reader that reads is never left without credit"
+
+
+@given(
+    limit=st.integers(16 * KIB, 2 * MIB),
+    steps=st.lists(st.tuples(st.integers(1, 300_000), st.floats(0, 1), st.integers(-400_000, 400_000)), max_size=60),
+)
+def test_the_window_is_charged_to_the_byte_whatever_happens(limit, steps) -> None:
+    budget = Budget(limit)
+    credit = ReceiveCredit(budget, LIMITS)
+    now, others = 0.0, 0
+    for size, pause, change in steps:
+        now += pause
+        change = max(change, -others)
+        others += change
+        budget.charge(change)
+        grant = credit.consume(min(size, credit.granted - credit.consumed), now, 0.1)
+        assert grant is None or grant == credit.granted
+        assert budget.used == credit.window + others
+        assert LIMITS.reserved_credit <= credit.window <= LIMITS.max_credit
+        assert 0 <= credit.granted - credit.consumed <= credit.window
+    while credit.granted > credit.consumed:
+        if credit.consume(credit.granted - credit.consumed, now, 0.1) is not None:
+            break
+    else:
+        pytest.fail("all consumed and no new grant: the stream would stand still for ever")
+    credit.release()
+    assert budget.used == others
