@@ -8,6 +8,7 @@ right.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -97,7 +98,13 @@ class Clusters:
         for done in await self._allocator.adopt(records):
             log.warning("ports-put-right", text=done)
         for cluster in records:
-            await self._bring_up(cluster if cluster.ports else await self._with_ports(cluster))
+            if not cluster.ports:
+                try:
+                    cluster = await self._with_port(cluster, KUBERNETES)
+                except TowerError as error:  # a condition of this cluster; the others must come up
+                    log.error("no-port", cluster=cluster.name, code=error.code, text=error.message)
+            await self._bring_up(cluster)
+        self.ports.drop_unclaimed()
 
     async def _bring_up(self, cluster: Cluster) -> Member:
         metrics = self._metrics.cluster(cluster.name)
@@ -115,7 +122,8 @@ class Clusters:
             hold.lost()  # it had a tunnel until this server was restarted
         self._records[cluster.name] = cluster
         self._registry.members[cluster.name] = member
-        await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
+        if KUBERNETES in cluster.ports:
+            await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
         return member
 
     def _changed(self, member: Member) -> None:
@@ -141,6 +149,14 @@ class Clusters:
             connected = now if member.serving else member.connected
             if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
                 await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
+        departed, self._registry.departed = self._registry.departed, {}
+        for (name, agent), (at, version) in departed.items():
+            with contextlib.suppress(TowerError):  # deleted meanwhile
+                await self._agents.update(
+                    name,
+                    agent,
+                    lambda held, at=at, version=version: replace(held, seen=at, version=version),  # type: ignore[misc]
+                )
 
     # ---- changing -----------------------------------------------------------------------------------------------
 
@@ -169,7 +185,7 @@ class Clusters:
             except Conflict:
                 raise TowerError("TWR604", f"there is a cluster {name!r} already") from None
             try:
-                cluster = await self._with_ports(cluster)
+                cluster = await self._with_port(cluster, KUBERNETES)
             except TowerError:
                 await self._store.delete(Kind.CLUSTER, name)
                 raise
@@ -238,9 +254,6 @@ class Clusters:
                 await self.ports.add(member, KUBESPHERE, record.ports[KUBESPHERE])
             elif listening and not declared:
                 self.ports.remove(member.name, KUBESPHERE)  # the claim stays: it comes back under the same port
-
-    async def _with_ports(self, cluster: Cluster) -> Cluster:
-        return await self._with_port(cluster, KUBERNETES)
 
     async def _with_port(self, cluster: Cluster, service: str) -> Cluster:
         """Claims a port and notes it on the record; the claim is given back when the record cannot be written."""

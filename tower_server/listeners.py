@@ -82,7 +82,7 @@ class CallerPort:
         verdict = member.verdict
         if member.serving:
             cause = "its tunnels take no new streams just now"
-        elif hold.full:
+        elif hold.full and hold.return_likely:
             cause = f"{verdict.cause}; too many callers wait for it already"
         else:
             cause = verdict.cause
@@ -191,6 +191,14 @@ class CallerPorts:
             assert made.problem is not None
             log.warning("port-unavailable", cluster=member.name, port=port, text=made.problem.message)
         return made
+
+    def drop_unclaimed(self) -> None:
+        """Closes inherited ports that no cluster has: callers would wait there for nobody."""
+        unclaimed = [name for name in self._inherited if name.startswith("port-")]
+        for name in unclaimed:
+            log.warning("inherited-port-unclaimed", name=name)
+            for sock in self._inherited.pop(name):
+                sock.close()
 
     def remove(self, cluster: str, service: str | None = None) -> None:
         """Ends the ports of a cluster that is deleted, or the one of a service that is no longer declared."""

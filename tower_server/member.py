@@ -99,10 +99,16 @@ class Member:
         now = time.time()
         self.tunnels.append(tunnel)
         self.history.appendleft(Entry(now, "opened", tunnel.peer.agent, tunnel.remote))
-        if not tunnel.renew_only:
+        if tunnel.renew_only:
+            self.refused = Ended(
+                now, "TWR502", f"the identity of agent {tunnel.peer.agent} has expired; it may only renew"
+            )
+        else:
             self.connected = now
             self.refused = None
-            self.probe = None if len(self.serving) == 1 else self.probe
+            if len(self.serving) == 1:
+                self.probe = self.last_ok = None  # what was true of the tunnels before says nothing about this one
+                self.failures = 0
             self.hold.release()
         self._counted()
         self.judge()
@@ -123,6 +129,13 @@ class Member:
             self._peak, self._peak_at = len(self.serving), now
         self.metrics.closed(closed.code.name)
         self._counted()
+        self.judge()
+
+    def going_away(self, tunnel: Tunnel, text: str) -> None:
+        """The agent drains a tunnel: it takes no new streams, and another one is to be expected."""
+        if not self.serving:
+            self.last_close = Ended(time.time(), Code.DRAINING.name, f"its agent is stopping ({text})")
+            self.hold.lost()
         self.judge()
 
     def refuse(self, agent: str, remote: str, code: str, text: str) -> None:

@@ -292,14 +292,21 @@ class Server:
                 issued = parts.certificate.issued
                 parts.sealer.vouch(chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
             log.info("server-certificate-renewed", expires=parts.certificate.issued.not_after)
-        if parts.file_certificate is not None and parts.file_certificate.reload():
-            log.info("tunnel-certificate-reloaded")
+        self._reload(parts.file_certificate)
         await parts.services.clusters.save()
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now
             await parts.services.tokens.tidy()
         self._count(parts)
         await asyncio.sleep(HOUSEKEEPING)
+
+    def _reload(self, certificate: FileCertificate | None) -> None:
+        """Follows the operator's certificate; one that cannot be used leaves the one before in force."""
+        try:
+            if certificate is not None and certificate.reload():
+                log.info("tunnel-certificate-reloaded")
+        except TowerError as error:
+            log.error("tunnel-certificate-unusable", code=error.code, text=error.message)
 
     def _count(self, parts: _Parts) -> None:
         metrics, services = self._metrics, parts.services
@@ -338,9 +345,9 @@ class Server:
             async with asyncio.timeout(DRAIN):
                 await parts.ports.idle.wait()
         parts.ports.close("the server stops")
+        registry.close_all(Code.SHUTDOWN, "the server stops")
         with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end
             await parts.services.clusters.save()
-        registry.close_all(Code.SHUTDOWN, "the server stops")
         for member in registry.members.values():
             member.hold.close()
         await asyncio.sleep(0)

@@ -113,9 +113,8 @@ def own_names(*candidates: str) -> list[str]:
 
     What cannot stand in a certificate (an odd machine name) is left out: nobody can verify such a name anyway.
     """
-    hostname = socket.gethostname()
     found = []
-    for name in (*candidates, "localhost", "127.0.0.1", "::1", hostname, socket.getfqdn()):
+    for name in (*candidates, "localhost", "127.0.0.1", "::1", socket.gethostname()):
         with contextlib.suppress(IssueRefused):
             if name:
                 found.append(str(parse_host(name)))

@@ -24,7 +24,7 @@ class TunnelRegistry:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.departed: dict[tuple[str, str], tuple[float, str]] = {}
-        """When agents whose tunnel has ended were last there, and their version; whoever writes it down takes it out."""
+        """When agents whose tunnel has ended were last there, and their version, until that is written down."""
         self._observers: list[Callable[[Member, Tunnel], None]] = []
 
     def __iter__(self) -> Iterator[tuple[Member, Tunnel]]:

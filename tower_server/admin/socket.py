@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
 
 SO_PEERCRED: Final = struct.Struct("iII")  # pid, uid, gid of struct ucred
-GRACE: Final = 2.0  # seconds that calls get to end
+GRACE: Final = 0.5  # seconds that calls get to end; watches never do by themselves
+MAX_HEAD: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 256
 
 log = get_logger(__name__)
@@ -34,6 +35,7 @@ class AdminSocket:
     def __init__(self, app: Any, path: Path) -> None:
         self._path = path
         self._server: asyncio.Server | None = None
+        self._own = False
         self._state = ServerState()
         self._config = uvicorn.Config(
             app,
@@ -46,13 +48,15 @@ class AdminSocket:
             server_header=False,
             date_header=False,
             limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=None,
+            http="h11",  # the one of uvicorn's that bounds a head
+            h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=30,
         )
 
     async def start(self, sock: socket.socket | None = None) -> None:
         """Listens on `sock` (inherited) or makes the file. TowerError TWR103 when that cannot be."""
         self._config.load()
+        self._own = sock is None
         sock = sock or bind_private(self._path)
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
 
@@ -78,10 +82,11 @@ class AdminSocket:
                 connection.transport.abort()
         await asyncio.sleep(0)
         self._server = None
-        self._path.unlink(missing_ok=True)
+        if self._own:
+            self._path.unlink(missing_ok=True)
 
 
-class _Connection(HttpToolsProtocol):
+class _Connection(H11Protocol):
     """Refuses peers of other users, and puts who the peer is where the application finds it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from daemon.faults import TowerError
-from tests.tower_server.store_conformance import StoreConformance, take
+from tests.tower_server.store.conformance import StoreConformance, take
 from tower_server.store import sqlite_file
 from tower_server.store.base import Expired, Kind
 from tower_server.store.sqlite import SqliteStore
