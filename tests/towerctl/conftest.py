@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab.world import TowerWorld
 from tests.towerctl.kit import Shell
+from tests.towerctl.member import Member, member
 
 
 @pytest.fixture
@@ -58,3 +59,17 @@ def cluster(live: Shell, request: pytest.FixtureRequest) -> Iterator[str]:
     live.ok("add", "cluster", name, "-o", "name")
     yield name
     live("delete", "cluster", name, "--yes")
+
+
+@pytest.fixture(scope="session")
+def place(tower: TowerWorld) -> Iterator[Member]:
+    """Where agents of this session run."""
+    with member(tower.folder / "member") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def joined(tower: TowerWorld, place: Member) -> Iterator[str]:
+    """A cluster with a real agent; tests leave it as they found it."""
+    with place.joined(tower, "joined"):
+        yield "joined"
