@@ -472,7 +472,7 @@ class CallerConnection:
         whole = self.request_body is None
         if upstream is not None:
             self.upstream = None
-            if clean and whole and response.keep_alive and request.minor == 1:
+            if clean and whole and response.keep_alive and request.minor == 1 and request.upgrade is None:
                 if self.full:
                     upstream.transport.resume_reading()
                 pool.release(upstream, now)

@@ -1,10 +1,10 @@
 """Request and response heads: read in exactly one way, or refused.
 
-A caller's head must satisfy two readers: llhttp (through httptools), and the rules here, which are stricter. An answer's
-head, from an apiserver that has proved who it is, is held against the grammar alone. Two servers that read one head
-differently are how requests are smuggled, so whatever is ambiguous is refused: bare LF or CR, control bytes, folded
-lines, a space before the colon, two lengths, a length with a transfer coding, codings other than `chunked`, HTTP/1.0
-with a coding, more or fewer than one Host, targets in absolute or authority form.
+A caller's head must satisfy two readers: llhttp (through httptools), and the rules here, which are stricter. An
+answer's head, from an apiserver that has proved who it is, is held against the grammar alone. Two servers that read
+one head differently are how requests are smuggled, so whatever is ambiguous is refused: bare LF or CR, control bytes,
+folded lines, a space before the colon, two lengths, a length with a transfer coding, codings other than `chunked`,
+HTTP/1.0 with a coding, more or fewer than one Host, targets in absolute or authority form.
 
 A head is bounded before it is parsed (`find_head`), and parsed once, whole. Field order, spelling and values are kept;
 optional white space around values is not.

@@ -45,6 +45,16 @@ class Apiside:
         self.writer.write(data)
         await self.writer.drain()
 
+    async def until_gone(self) -> bytes:
+        """All that still comes until the gateway drops the connection, in whatever way."""
+        seen = b""
+        try:
+            while data := await self.reader.read(65536):
+                seen += data
+        except ConnectionError:
+            pass
+        return seen
+
 
 async def always_ok(side: Apiside) -> None:
     """Answers every bodiless request with `{}`."""
@@ -150,6 +160,13 @@ class Caller:
         """Everything until the gateway closes."""
         async with asyncio.timeout(5):
             return await self.reader.read()
+
+    async def until_gone(self) -> bytes:
+        """What still comes until the connection ends, in whatever way."""
+        try:
+            return await self.rest()
+        except ConnectionError:
+            return b""
 
     def close(self) -> None:
         self.writer.transport.abort()

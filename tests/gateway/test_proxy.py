@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
-from tests.gateway.kit import ADMIN, ADMINS, Apiside, Pki, world
+from tests.gateway.kit import ADMIN, ADMINS, Pki, world
 
 pytestmark = pytest.mark.asyncio
 
