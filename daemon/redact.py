@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 REDACTED: Final = "[redacted]"
@@ -30,6 +31,7 @@ _TEXTS: Final = (
 _HINTS: Final = ("twr1.", "earer", "EARER", "asic", "ASIC", "thorization: ", "THORIZATION: ", "eyJ", "PRIVATE KEY", "@")
 
 
+@lru_cache(maxsize=4096)  # the same few names stand in every line
 def is_secret_name(name: str) -> bool:
     """Whether a name such as `token`, `client_key`, `proxyPassword` is a secret's; `key_file`, `token_id` are not."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -1,4 +1,4 @@
-"""The command line of `tower-agent`. Without a command it runs the agent."""
+"""The command line of `tower-agent`. `--config` may stand before or after the command."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
         "--log-format", "log_format", type=click.Choice(["auto", "json", "console"]), help="In which form."
     ),
 }
+_FILE: Final = click.option("--config", "file", type=_PATH, help="The configuration file.")
 _WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
 _ALL: Final = tuple(_OPTIONS)
 
@@ -53,7 +54,7 @@ def _options(*names: str) -> Callable[[F], F]:
     def decorate(command: F) -> F:
         for name in reversed(names):
             command = _OPTIONS[name](command)
-        return command
+        return _FILE(command)
 
     return decorate
 
@@ -62,16 +63,17 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
     named = {
         key.replace("log_", "log.", 1): str(value) if isinstance(value, Path) else value for key, value in flags.items()
     }
+    chosen = file or click.get_current_context().find_object(Path)
     return load(
         AgentConfig,
-        file=file or Path(defaults.AGENT_CONFIG_FILE),
-        required=file is not None,
+        file=chosen or Path(defaults.AGENT_CONFIG_FILE),
+        required=chosen is not None,
         reserved=_OTHERS,
         flags=named,
     )
 
 
-@click.group(invoke_without_command=True)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help="The configuration file.")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
@@ -80,15 +82,12 @@ def cli(context: click.Context, file: Path | None) -> None:
     Start with the command that `towerctl add cluster NAME` prints on the host, then `tower-agent run`.
     """
     context.obj = file
-    if context.invoked_subcommand is None:
-        context.exit(_run(_load(file, {}).value))
 
 
 @cli.command(epilog="Example: tower-agent join < token")
 @_options(*_WAY, "token_file")
 @click.option("--wait", default="30s", show_default=True, help="Go on that long after failures that may pass.")
-@click.pass_obj
-def join(file: Path | None, /, wait: str, **flags: Any) -> int:
+def join(file: Path | None, wait: str, **flags: Any) -> int:
     """Enrol with a host. The token comes by standard input or --token-file, never as an argument."""
     try:
         seconds = parse_duration(wait)
@@ -112,8 +111,7 @@ def join(file: Path | None, /, wait: str, **flags: Any) -> int:
 
 @cli.command("run")
 @_options(*_ALL)
-@click.pass_obj
-def run_command(file: Path | None, /, **flags: Any) -> int:
+def run_command(file: Path | None, **flags: Any) -> int:
     """Serve every host that this agent has joined, until it is told to stop."""
     return _run(_load(file, flags).value)
 
@@ -134,8 +132,7 @@ def _run(config: AgentConfig) -> int:
 @click.option("--host", help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 @click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
-@click.pass_obj
-def check(file: Path | None, /, host: str | None, output: str, fail_on_warning: bool, **flags: Any) -> int:
+def check(file: Path | None, host: str | None, output: str, fail_on_warning: bool, **flags: Any) -> int:
     """Walk the way to each host hop by hop, and name the one that is wrong.
 
     Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
@@ -166,8 +163,7 @@ def config() -> None:
 
 @config.command("show")
 @_options(*_ALL)
-@click.pass_obj
-def config_show(file: Path | None, /, **flags: Any) -> None:
+def config_show(file: Path | None, **flags: Any) -> None:
     """Print the configuration in force and where each value comes from; secrets are replaced."""
     click.echo(_load(file, flags).render(), nl=False)
 
@@ -175,8 +171,7 @@ def config_show(file: Path | None, /, **flags: Any) -> None:
 @cli.command()
 @_options("policy_file")
 @click.argument("hosts", nargs=-1)
-@click.pass_obj
-def policy(file: Path | None, /, hosts: tuple[str, ...], **flags: Any) -> None:
+def policy(file: Path | None, hosts: tuple[str, ...], **flags: Any) -> None:
     """Print the policy in force for HOSTS as a policy file, to keep or to start from.
 
     Without a policy file that is what the manifest of a new member grants. HOSTS may be left out where the file names

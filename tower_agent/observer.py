@@ -12,6 +12,7 @@ from prometheus_client import Counter, Histogram
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from gateway.audit import RequestRecord
+from tower_agent.auditlog import AuditLog
 
 log = get_logger(__name__)
 _UNTIMED = frozenset({"watch", "connect"})
@@ -24,7 +25,8 @@ class RequestObserver:
         self.requests = 0
         self.failures = 0
         self.seconds = 0.0
-        self._log = log.bind(host=host)
+        self._host = host
+        self._audit = AuditLog(host)
         self._metrics = metrics
         self._counters: dict[tuple[str, int], Counter] = {}
         self._histograms: dict[str, Histogram] = {}
@@ -46,27 +48,14 @@ class RequestObserver:
             histogram.observe(record.answered_after)
         if record.fault:
             self._metrics.denied.labels(record.fault).inc()
-        self._log.info(
-            "request",
-            audit_id=record.audit_id,
-            connection=record.connection_id,
-            caller=record.caller_address,
-            who=record.who,
-            verb=record.verb,
-            method=record.method,
-            path=record.path,
-            code=record.code,
-            fault=record.fault,
-            bytes_in=record.bytes_in,
-            bytes_out=record.bytes_out,
-            duration=round(record.duration, 6),
-        )
+        self._audit.write(record)
 
     def tls_failed(self, failure: str, text: str, caller_address: str, connection_id: str) -> None:
         """A caller's TLS came to nothing."""
         self._metrics.caller_tls_failures.inc()
-        self._log.info(
+        log.info(
             "caller-tls-failed",
+            host=self._host,
             fault="TWR413",
             failure=failure,
             text=text,

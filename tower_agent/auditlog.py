@@ -1,0 +1,64 @@
+"""One audit line a request, cheap enough for the hot path.
+
+The general log costs a hundred times more, because it redacts whatever it is given; here the fields are fixed, none can
+hold a secret but the path (written without its query) and what a caller calls itself, and the finished line is still
+looked over once. Lines of one loop turn leave in one write, and every line looks like those of the general log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from json.encoder import encode_basestring_ascii as quoted
+from typing import TextIO
+
+from daemon.log import get_logger
+from daemon.redact import redact_text
+from gateway.audit import RequestRecord
+
+log = get_logger(__name__)
+
+
+class AuditLog:
+    """Writes the requests of one host to the log's stream."""
+
+    def __init__(self, host: str, *, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._head = f'{{"room": "audit", "event": "request", "level": "info", "host": {quoted(host)}, "audit_id": "'
+        self._lines: list[str] = []
+        self._second = 0
+        self._time = ""
+        self._lost = 0
+
+    def write(self, record: RequestRecord) -> None:
+        """Queue one line; it leaves in this turn of the loop."""
+        (audit_id, connection, caller, who, verb, method, path, code, fault, bytes_in, bytes_out, took, _) = record
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._time = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self.flush)
+        line = (
+            f'{self._head}{audit_id}", "connection": {quoted(connection)}, "caller": {quoted(caller)}, '
+            f'"who": {quoted(who)}, "verb": "{verb}", "method": {quoted(method)}, "path": {quoted(path)}, '
+            f'"code": {code}, "fault": "{fault}", "bytes_in": {bytes_in}, "bytes_out": {bytes_out}, '
+            f'"duration": {took:.6f}, "time": "{self._time}.{int((now - second) * 1000):03d}Z"}}\n'
+        )
+        self._lines.append(redact_text(line))
+
+    def flush(self) -> None:
+        """Write what is queued. A stream that takes nothing is counted, and said once it takes lines again."""
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
+        try:
+            self._stream.write("".join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self._lost += len(lines)
+            return
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            log.warning("audit-lines-lost", count=lost)
