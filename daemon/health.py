@@ -26,6 +26,7 @@ MAX_HEAD: Final = 16 * 1024
 CHECK_DEADLINE: Final = 2.0  # below the 3 s that a kubelet is usually told to wait
 IDLE_DEADLINE: Final = 60.0
 _TEXT: Final = "text/plain; charset=utf-8"
+_EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PHRASES: Final = {
     200: "OK",
     400: "Bad Request",
@@ -45,11 +46,8 @@ log = get_logger(__name__)
 class Health:
     """Owns the listener. `check` adds a named readiness check; `stopping` makes /readyz 503 during a drain."""
 
-    def __init__(
-        self, *, metrics: Callable[[], bytes] | None = None, content_type: str = "text/plain; version=0.0.4"
-    ) -> None:
+    def __init__(self, *, metrics: Callable[[], bytes] | None = None) -> None:
         self._metrics = metrics
-        self._content_type = content_type
         self._checks: dict[str, Check] = {}
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
@@ -113,7 +111,7 @@ class Health:
             document = {"ready": not reasons, "reasons": reasons}
             return 503 if reasons else 200, "application/json", json.dumps(document).encode() + b"\n"
         if path == "/metrics" and self._metrics is not None:
-            return 200, self._content_type, self._metrics()
+            return 200, _EXPOSITION, self._metrics()
         return 404, _TEXT, b"not found; there are /healthz, /readyz and /metrics\n"
 
 

@@ -9,14 +9,13 @@ the hot path looks labels up nor a deleted cluster stays in the output.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Literal, TypeVar
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.process_collector import ProcessCollector
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STATES: Final = ("NeverConnected", "TunnelDown", "ApiserverDown", "AuthFailed", "Degraded", "Connected", "Unknown")
 OPEN_RESULTS: Final = ("ok", "no_tunnel", "refused", "limit", "timeout", "lost")
 DIRECTIONS: Final = ("to_member", "from_member")
@@ -39,7 +38,6 @@ class _Metrics:
         self.event_loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late a timer of the event loop fired.", buckets=_FAST
         )
-        self.ready = self._gauge("ready", "Whether /readyz answers 200 (1) or 503 (0).")
         self.certificate_expiration = self._gauge(
             "certificate_expiration_timestamp_seconds",
             "When a certificate expires, in seconds since 1970.",
@@ -102,9 +100,6 @@ class ServerMetrics(_Metrics):
             "error_responses_total", "Answers that the server itself gave to callers, by fault code.", M, "code"
         )
         self.callers_waiting = self._gauge("callers_waiting", "Callers held until a tunnel returns.", M)
-        self.caller_hold = self._histogram(
-            "caller_hold_duration_seconds", "How long callers were held, by how it ended.", "result"
-        )
         self.caller_tls_failures = self._counter(
             "caller_tls_failures_total", "TLS handshakes with callers that failed at the server itself.", M
         )
@@ -177,11 +172,6 @@ class ClusterMetrics:
         self._reason = "" if ready else state
         if self._reason:
             self._metrics.cluster_not_ready.labels(self.name, self._reason).set(1)
-
-
-DIAL_HOPS: Final = ("dns", "tcp", "proxy", "tls", "http", "subprotocol", "handshake")
-VERBS: Final = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "connect", "other")
-Verb = Literal["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "connect", "other"]
 
 
 class AgentMetrics(_Metrics):

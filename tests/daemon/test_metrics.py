@@ -3,11 +3,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import STATES, AgentMetrics, ServerMetrics, sample_loop_lag
+
+ROOT = Path(__file__).parents[2]
 
 
 def series(metrics: ServerMetrics | AgentMetrics) -> dict[str, float]:
@@ -78,6 +81,16 @@ def test_every_state_has_a_series_from_the_start() -> None:
     now = series(ServerMetrics(version="1"))
     for state in STATES:
         assert now[f"tower_clusters{{state={state}}}"] == 0
+
+
+@pytest.mark.parametrize(
+    "metrics", [ServerMetrics(version="1"), AgentMetrics(version="1"), ServerMetrics(version="1").cluster("c")]
+)
+def test_every_metric_that_is_declared_is_moved_by_a_room(metrics: object) -> None:
+    rooms = [ROOT / room for room in ("daemon", "gateway", "tower_server", "tower_agent")]
+    sources = "\n".join(file.read_text() for room in rooms for file in room.rglob("*.py"))
+    names = [name for name in vars(metrics) if not name.startswith("_") and name not in ("registry", "name")]
+    assert [name for name in names if not re.search(rf"\.{name}\b(?! = )", sources)] == []
 
 
 @pytest.mark.asyncio
