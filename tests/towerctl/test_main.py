@@ -54,18 +54,6 @@ def test_a_timeout_that_is_none_is_a_usage_error(shell: Shell, timeout: str) -> 
     shell("get", "clusters", "--timeout", timeout).refused("--timeout", code=2)
 
 
-def test_both_names_run_and_the_plugin_calls_itself_kubectl_tower() -> None:
-    assert "Usage: towerctl " in process("towerctl", "--help").stdout
-    told = process("kubectl-tower", "--help").stdout
-    assert "Usage: kubectl tower " in told
-    assert "towerctl" not in told
-
-
-def test_hints_name_the_program_as_it_was_called() -> None:
-    told = process("kubectl-tower", "explain", "TWR000").stderr
-    assert "`kubectl tower explain TWR609`" in told
-
-
 def test_help_does_not_load_what_it_does_not_need() -> None:
     code = "import sys, towerctl.main; towerctl.main.run(['--help']); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True).stdout
