@@ -87,20 +87,10 @@ class Health:
 
     async def not_ready(self) -> dict[str, str]:
         """Why the process is not ready, by check; empty when it is."""
+        checks = dict(self._checks)
+        found = await asyncio.gather(*(_reason(name, check) for name, check in checks.items()))
         reasons = {"stopping": "the process is stopping"} if self.stopping else {}
-        for name, check in list(self._checks.items()):
-            try:
-                async with asyncio.timeout(CHECK_DEADLINE):
-                    result = check()
-                    reason = await result if inspect.isawaitable(result) else result
-            except TimeoutError:
-                reason = f"no answer within {CHECK_DEADLINE:g}s"
-            except Exception as exc:  # the boundary: a broken check is a reason, not a crash
-                log.error("readiness-check-failed", check=name, exc_info=True)
-                reason = f"the check itself failed: {type(exc).__name__}"
-            if reason:
-                reasons[name] = reason
-        return reasons
+        return reasons | {name: reason for name, reason in zip(checks, found, strict=True) if reason}
 
     async def answer(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and body for a GET of `path`."""
@@ -113,6 +103,18 @@ class Health:
         if path == "/metrics" and self._metrics is not None:
             return 200, _EXPOSITION, self._metrics()
         return 404, _TEXT, b"not found; there are /healthz, /readyz and /metrics\n"
+
+
+async def _reason(name: str, check: Check) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_DEADLINE):
+            result = check()
+            return await result if inspect.isawaitable(result) else result
+    except TimeoutError:
+        return f"no answer within {CHECK_DEADLINE:g}s"
+    except Exception as exc:  # the boundary: a broken check is a reason, not a crash
+        log.error("readiness-check-failed", check=name, exc_info=True)
+        return f"the check itself failed: {type(exc).__name__}"
 
 
 class _Connection(asyncio.Protocol):
