@@ -19,6 +19,7 @@ import yaml
 from tests.lab.controlplane import Done, run
 from tests.lab.network import MemberNetwork
 from tests.lab.processes import Child, LabError, free_ports, wait_until
+from tests.lab.scaled import idle_limits
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,9 +62,12 @@ class TowerWorld:
         address: str = "127.0.0.1",
         settings: Mapping[str, Any] | None = None,
         idle_limits_divided_by: float | None = None,
+        constants: Mapping[str, float] | None = None,
     ) -> None:
         self.folder, self.address, self.host = folder, address, host
-        self._divisor = idle_limits_divided_by
+        self._constants = dict(constants or {})
+        if idle_limits_divided_by is not None:
+            self._constants |= idle_limits(idle_limits_divided_by)
         self.socket = folder / "admin.sock"
         self.tunnel_port, self.health_port, first, *_ = free_ports(3)
         self._settings = settings or {}
@@ -87,7 +91,12 @@ class TowerWorld:
 
     def start(self) -> None:
         server = self._child("tower-server", "run", "--config", self.config)
+        self._children.insert(0, self._children.pop())  # stopped last, also where agents outlived the one before
         server.until(lambda: self.towerctl("version", check=False).code == 0, "the server answers", START_DEADLINE)
+
+    def stop_server(self) -> int:
+        """End the server by itself; `start` starts it again. Its exit code."""
+        return self._children.pop(0).stop()
 
     def stop(self) -> None:
         while self._children:
@@ -211,10 +220,10 @@ class TowerWorld:
         return plane.kubeconfig(f"agent-of-{self.folder.name}", token=token)
 
     def _child(self, program: str, *arguments: str | Path, log: str = "", namespace: str | None = None) -> Child:
-        scaled = [sys.executable, "-m", "tests.lab.scaled", str(self._divisor), program]
+        scaled = [sys.executable, "-m", "tests.lab.scaled", json.dumps(self._constants), program]
         child = Child(
             program,
-            [*(scaled if self._divisor else [BIN / program]), *arguments],
+            [*(scaled if self._constants else [BIN / program]), *arguments],
             log=self.folder / f"{log or program}.log",
             namespace=namespace,
             env=self.environment(),

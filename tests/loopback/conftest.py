@@ -1,0 +1,73 @@
+"""One tower for the ring: a server, two clusters with an agent each, one backend; tests that damage one make their own.
+
+`edge-1` is what tests attack; its agent works by a client certificate, the credential that must never leak into
+somebody else's request. `edge-2` is the bystander; its agent works by a token. Both worked before every test, with a
+stream open in each, and `bystanders` holds that they still do after it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.world import TowerWorld
+from tests.loopback.callers import Caller, watching
+from tests.loopback.member import BackendMember
+
+EDGE, OTHER = "edge-1", "edge-2"
+
+
+@pytest.fixture(scope="package")
+def member() -> Iterator[BackendMember]:
+    with tempfile.TemporaryDirectory(prefix="twr-member-") as folder, BackendMember(Path(folder)) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="package")
+def world(member: BackendMember) -> Iterator[TowerWorld]:
+    with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder)) as tower:
+        tower.join(EDGE, member, credential=member.by_certificate)
+        tower.join(OTHER, member, credential=member.by_token)
+        yield tower
+
+
+@pytest.fixture(scope="package")
+def admin(world: TowerWorld) -> Caller:
+    """Whoever the host's admin is: a caller with a certificate."""
+    return Caller(world.kubeconfig(EDGE))
+
+
+@pytest.fixture(scope="package")
+def neighbour(world: TowerWorld) -> Caller:
+    return Caller(world.kubeconfig(OTHER))
+
+
+@pytest.fixture
+def bystanders(world: TowerWorld, admin: Caller, neighbour: Caller) -> Iterator[None]:
+    """Two streams that run through the test, one beside it in its tunnel and one in the other, without a gap."""
+    with watching(admin) as near, watching(neighbour) as far:
+        yield
+        near()
+        far()
+
+
+@pytest.fixture
+def own_world() -> Iterator[Callable[..., TowerWorld]]:
+    """Makes towers that a test may damage; all are ended with it."""
+    made: list[TowerWorld] = []
+    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
+
+        def make(**settings: object) -> TowerWorld:
+            tower = TowerWorld(Path(folder) / f"w{len(made)}", **settings)  # type: ignore[arg-type]
+            made.append(tower)
+            tower.start()
+            return tower
+
+        try:
+            yield make
+        finally:
+            for tower in made:
+                tower.stop()
