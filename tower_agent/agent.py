@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+from collections.abc import Coroutine
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from certs.identity import IdentityStore
 from daemon.faults import TowerError
@@ -36,6 +37,7 @@ from tower_agent.wayout import WayOut
 
 DRIFT_EVERY: Final = 60.0
 POLICY_EVERY: Final = 2.0  # how often the policy file is looked at
+T = TypeVar("T")
 
 log = get_logger(__name__)
 
@@ -48,6 +50,19 @@ def product_version() -> str:
         return "unknown"
 
 
+async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """The result of `work`, or None when the process is told to stop first."""
+    task = asyncio.get_running_loop().create_task(work, name="identities")
+    stopped = asyncio.get_running_loop().create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
 class Agent:
     """`run` is the process' main."""
 
@@ -55,6 +70,7 @@ class Agent:
         self._config = config
         self._version = product_version()
         self._hosts: list[HostAgent] = []
+        self._broken: dict[str, str] = {}
         self._probe: Probe | None = None
         self.health_address = ""
 
@@ -89,6 +105,7 @@ class Agent:
             await process.stop.wait()
         finally:
             health.stopping = True
+            await asyncio.gather(*(host.drain("the agent is stopping") for host in self._hosts))
             await asyncio.gather(*(host.close("the agent is stopping") for host in self._hosts))
             await health.stop()
         log.info("agent-stopped")
@@ -103,6 +120,24 @@ class Agent:
         if not found:
             raise TowerError("TWR225", f"there is no identity in {stores[0].place('HOST', 'identity.json')}")
         return found
+
+    async def _load(self, places: dict[str, IdentityStore]) -> list[HostTrust]:
+        """Every identity that can be used. One that cannot ends the start only where it is the only one."""
+        trusts: list[HostTrust] = []
+        for host, store in places.items():
+            try:
+                trusts.append(await HostTrust.load(store, host))
+            except TowerError as error:
+                if len(places) == 1:
+                    raise
+                self._broken[host] = f"{error.code}: {error.message}"
+                log.error("host-not-served", host=host, code=error.code, text=error.message, mend=error.mend)
+        for named in {each.name for each in self._config.hosts} - set(places):
+            self._broken[named] = "TWR225: not joined"
+            log.error(
+                "host-not-served", host=named, code="TWR225", text="the configuration names it, but it is not joined"
+            )
+        return trusts
 
     def _make_hosts(self, trusts: list[HostTrust], policies: PolicyFile, access: Access, metrics: AgentMetrics) -> None:
         around = Surroundings(
@@ -162,9 +197,9 @@ class Agent:
 
     def _not_ready(self) -> str | None:
         """Ready while at least one host is served; the reason names each that is not."""
-        reasons = {host.trust.host: host.not_ready() for host in self._hosts}
-        if not reasons:
+        if not self._hosts:
             return "not started yet"
+        reasons = {**self._broken, **{host.trust.host: host.not_ready() for host in self._hosts}}
         if any(reason is None for reason in reasons.values()):
             return None
         return "; ".join(f"{host}: {reason}" for host, reason in reasons.items())

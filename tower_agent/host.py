@@ -22,6 +22,7 @@ from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
 from gateway.policy import Policy
+from protocol import defaults
 from protocol.aio.stream import IncomingStream
 from protocol.constants import Code
 from protocol.flow import Budget
@@ -87,7 +88,6 @@ class HostAgent:
                 handshake=lambda: trust.handshake(instance=around.instance, software=around.version),
                 ends_at_tower=trust.ends_at_tower,
                 on_stream=self.services.on_stream,
-                on_change=lambda: None,
                 instance=around.instance,
                 budget=around.budget,
             ),
@@ -106,6 +106,11 @@ class HostAgent:
         self._note_expiry()
         self._tasks.restart(self.link.run, name=f"link {self.trust.host}")
         self._tasks.restart(self._renew_forever, name=f"renewal {self.trust.host}")
+
+    async def drain(self, text: str, deadline: float = defaults.AGENT_DRAIN) -> None:
+        """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any."""
+        self.gateway.drain()
+        await self.link.drain(text, deadline)
 
     async def close(self, text: str) -> None:
         """End the tunnels with a reason, then everything else."""

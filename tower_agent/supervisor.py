@@ -34,7 +34,7 @@ from tower_agent.faultof import dial_fault
 from tower_agent.services import END_AT_TOWER
 
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
-DRAIN_POLL: Final = 0.25
+DRAIN_POLL: Final = 0.1
 REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
@@ -59,7 +59,6 @@ class LinkParts:
     handshake: Callable[[], AgentHandshake]
     ends_at_tower: Callable[[tuple[bytes, ...]], bool]
     on_stream: Callable[[IncomingStream], None]
-    on_change: Callable[[], None]
     instance: str
     budget: Budget
 
@@ -75,13 +74,16 @@ class LinkSupervisor:
         self._draining: set[Tunnel] = set()
         self._said = ("", 0.0)
         self._renewed = False
+        self._stopping = False
         self.tunnel: Tunnel | None = None
         self.state = LinkState(False, time.time())
         metrics.connected.labels(parts.host).set(0)
 
     async def run(self) -> None:
-        """Never returns; every failure is a state, a log line and a back-off."""
-        while True:
+        """Until it is cancelled; every failure is a state, a log line and a back-off."""
+        if self.tunnel is not None:  # whoever held it has failed
+            self.tunnel.close(Code.INTERNAL, "the agent failed; its log says more")
+        while not self._stopping:
             tunnel = await self._dial()
             if tunnel is None:
                 continue
@@ -91,12 +93,20 @@ class LinkSupervisor:
                 self.tunnel = None
             if retry_after is not None:
                 await asyncio.sleep(random.random() * retry_after)  # noqa: S311  # jitter, not a secret
+        await asyncio.get_running_loop().create_future()  # drained: only cancelling ends this now
 
     def renewed(self) -> None:
         """The identity has changed: a tunnel that could do nothing but renew is replaced by a full one."""
         if self.tunnel is not None and self.tunnel.renew_only:
             self._renewed = True
             self.tunnel.close(Code.NONE, "the identity was renewed")
+
+    async def drain(self, text: str, deadline: float) -> None:
+        """Say that this agent goes, and wait until its streams have ended, at most until the deadline."""
+        self._stopping = True
+        if self.tunnel is not None and self.tunnel.closed is None:
+            self.tunnel.drain(Code.SHUTDOWN, text, deadline=deadline, retry_after=0.0)
+            await _emptied(self.tunnel, deadline, lambda: True)
 
     def close(self, code: Code, text: str) -> None:
         """End every tunnel of this host, saying why."""
@@ -165,13 +175,9 @@ class LinkSupervisor:
         return event.retry_after
 
     async def _finish(self, tunnel: Tunnel, deadline: float) -> None:
-        """Let the streams of a draining tunnel end, at most until the deadline."""
-        until = time.monotonic() + deadline
+        """Let the streams of a draining tunnel end once the next one stands, at most until the deadline."""
         try:
-            while tunnel.closed is None and time.monotonic() < until:
-                if tunnel.stream_count <= 1 and self.tunnel not in (None, tunnel):
-                    break  # its control stream is all that is left, and the next tunnel stands
-                await asyncio.sleep(DRAIN_POLL)
+            await _emptied(tunnel, deadline, lambda: self.tunnel not in (None, tunnel))
         finally:
             self._draining.discard(tunnel)
             tunnel.close(Code.NONE, "drained")
@@ -206,4 +212,12 @@ class LinkSupervisor:
     def _set(self, state: LinkState) -> None:
         self.state = state
         self._metrics.connected.labels(self._parts.host).set(1 if state.connected else 0)
-        self._parts.on_change()
+
+
+async def _emptied(tunnel: Tunnel, deadline: float, may_end: Callable[[], bool]) -> None:
+    """Wait until only the control stream is left and `may_end`, or the tunnel or the time is over."""
+    until = time.monotonic() + deadline
+    while time.monotonic() < until:
+        if tunnel.closed is not None or (tunnel.stream_count <= 1 and may_end()):
+            return
+        await asyncio.sleep(DRAIN_POLL)

@@ -1,0 +1,144 @@
+"""One host's link through refusals, restarts and drains, and next to another host's."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+
+import pytest
+
+from protocol.constants import Code
+from protocol.errors import HandshakeRejected
+from tests.tower_agent.caller import Caller
+from tests.tower_agent.conftest import MakeMember
+from tests.tower_agent.tower import Tower, new_tower, serving_tower
+from tower_agent.host import HostAgent
+
+ADMIN = ("tower:east:admin", "tower:east:cluster-admins")
+
+
+async def fault(agent: HostAgent, code: str) -> str:
+    """The text of the state's fault, once it has this code."""
+    async with asyncio.timeout(10):
+        while agent.state.fault is None or agent.state.fault.code != code:
+            await asyncio.sleep(0.01)
+    return agent.state.fault.message
+
+
+async def connected(agent: HostAgent) -> None:
+    """The agent knows of its tunnel."""
+    async with asyncio.timeout(5):
+        while agent.not_ready() is not None:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_when_the_server_drains_the_next_tunnel_comes_first(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        old = await tower.tunnel()
+        caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
+        old.drain(Code.DRAINING, "an upgrade", deadline=20.0, retry_after=0.05)
+        new = await tower.tunnel()
+        assert old.closed is None
+        assert (await caller.ask())[0] == 200
+        assert agent.state.connected
+        caller.close()
+        closed = await asyncio.wait_for(old.wait_closed(), 5)
+        assert (closed.code, closed.by_peer) == (Code.NONE, True)
+        assert new.closed is None
+
+
+@pytest.mark.asyncio
+async def test_a_drain_ends_at_its_deadline(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        old = await tower.tunnel()
+        caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
+        old.drain(Code.DRAINING, "an upgrade", deadline=0.3, retry_after=0.0)
+        assert (await asyncio.wait_for(old.wait_closed(), 5)).by_peer
+        assert (await tower.tunnel()).closed is None
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_refusal_is_explained_and_its_retry_after_is_honoured(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        tower.refuse = HandshakeRejected(Code.BUSY, "too many handshakes", retry_after=0.6)
+        agent = await member.agent(tower)
+        text = await fault(agent, "TWR221")
+        assert "too many handshakes" in text
+        assert agent.not_ready() == f"TWR221: {text}"
+        began = time.monotonic()
+        tower.refuse = None
+        await tower.tunnel()
+        assert time.monotonic() - began > 0.3
+        await connected(agent)
+
+
+@pytest.mark.asyncio
+async def test_a_revoked_agent_says_so(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        tower.refuse = HandshakeRejected(Code.REVOKED, "the agent a1 was revoked")
+        tunnel.close(Code.REVOKED, "the agent a1 was revoked")
+        assert "revoked" in await fault(agent, "TWR209")
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> None:
+    async with make_member() as member:
+        tower = new_tower()
+        async with serving_tower(tower):
+            agent = await member.agent(tower)
+            await tower.tunnel()
+        assert f"127.0.0.1:{tower.port}" in await fault(agent, "TWR211")
+        async with serving_tower(tower):
+            await tower.tunnel()
+            assert agent.link.tunnel is None or agent.link.tunnel.closed is None
+
+
+@pytest.mark.asyncio
+async def test_hosts_have_separate_fates(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower("east")) as east:
+        west = new_tower("west")
+        async with serving_tower(west):
+            lost = await member.agent(west)
+            await west.tunnel()
+            kept = await member.agent(east)
+            tunnel = await east.tunnel()
+        await fault(lost, "TWR211")
+        assert kept.not_ready() is None
+        caller = await Caller.open(tunnel, east.caller_context(east.client(*ADMIN)))
+        assert (await caller.ask())[0] == 200
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_one_hosts_callers_are_strangers_to_another(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower("east")) as east:
+        west: Tower = new_tower("west")
+        await member.agent(east)
+        tunnel = await east.tunnel()
+        foreign = west.client("tower:west:admin", "tower:west:cluster-admins")
+        caller = await Caller.open(tunnel, east.caller_context(foreign))  # TLS 1.3: the refusal comes after
+        with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+            await caller.ask()
+        assert member.apiserver.requests == []
+
+
+@pytest.mark.asyncio
+async def test_a_stopping_agent_says_why_and_finishes_what_runs(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        await connected(agent)
+        began = time.monotonic()
+        await agent.drain("the agent is stopping")
+        await agent.close("the agent is stopping")
+        member.agents.clear()
+        closed = await asyncio.wait_for(tunnel.wait_closed(), 5)
+        assert (closed.code, closed.text, closed.by_peer) == (Code.SHUTDOWN, "the agent is stopping", True)
+        assert time.monotonic() - began < 2.0
