@@ -1,7 +1,7 @@
 """Reads one YAML mapping and remembers on which line each key stands, so that an error can point at it.
 
 Keys that come twice are refused (YAML's own loaders let the last one win in silence), aliases too (a small file could
-unfold into a huge one), and so is a file larger than a configuration can be.
+unfold into a huge one), and so is a file larger or deeper than a configuration can be.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import yaml
 from daemon.faults import TowerError
 
 MAX_FILE_BYTES: Final = 1024 * 1024
+MAX_DEPTH: Final = 32
 Key = tuple[str | int, ...]
 _TAGS: Final = {
     f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null", "timestamp")
@@ -36,6 +37,7 @@ def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], dict[Key, int]]:
     """As `read`, for bytes at hand; `source` names them in errors."""
     loader = None
     try:
+        _refuse_depth(data, source)
         loader = yaml.SafeLoader(data)
         node = loader.get_single_node()
         lines: dict[Key, int] = {}
@@ -50,6 +52,21 @@ def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], dict[Key, int]]:
     if not isinstance(value, dict):
         raise TowerError("TWR102", f"{source} holds a {type(value).__name__}, but `key: value` lines are expected")
     return value, lines
+
+
+def _refuse_depth(data: bytes, source: str) -> None:
+    """Before anything is built: the parser's time grows with the square of the depth."""
+    depth = 0
+    for event in yaml.parse(data, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1
+            raise TowerError(
+                "TWR102", f"{source}:{line}: nested deeper than {MAX_DEPTH} levels: that is no configuration"
+            )
 
 
 def _value(
