@@ -63,10 +63,7 @@ def _refuse_depth(data: bytes, source: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            line = event.start_mark.line + 1
-            raise TowerError(
-                "TWR102", f"{source}:{line}: nested deeper than {MAX_DEPTH} levels: that is no configuration"
-            )
+            raise TowerError("TWR102", f"{source}: nested deeper than {MAX_DEPTH} levels: that is no configuration")
 
 
 def _value(
