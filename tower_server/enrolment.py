@@ -73,7 +73,7 @@ class Enrolment:
         try:
             return HttpResponse(200, await self._enrol(request))
         except CertsError as error:
-            return self._refused(request, certs_fault(error))
+            return self._refused(request, certs_fault(error), status=400)  # all of them are about what was sent
         except TowerError as error:
             return self._refused(request, error)
 
@@ -143,10 +143,10 @@ class Enrolment:
             serving_expires=answer.serving_expires,
         )
 
-    def _refused(self, request: HttpRequest, error: TowerError) -> HttpResponse:
+    def _refused(self, request: HttpRequest, error: TowerError, *, status: int | None = None) -> HttpResponse:
         self._metrics.enrolments.labels(error.code).inc()
         log.warning("enrolment-refused", code=error.code, text=error.message, remote=request.remote)
-        return _error(error)
+        return _error(error, status=status)
 
 
 def _error(error: TowerError, *, status: int | None = None, headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:

@@ -1,0 +1,188 @@
+"""Who is let in as an agent: handshakes admitted, refused and limited; revocation and expiry of identities."""
+
+import asyncio
+import dataclasses
+import time
+
+import pytest
+
+from certs.ca import Authority
+from certs.keys import make_csr
+from certs.verify import load_chain
+from protocol.aio.hops import DialError
+from protocol.constants import Code
+from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
+from tower_server.records import Agent as AgentRecord
+from tower_server.store.base import Kind
+
+pytestmark = pytest.mark.asyncio
+DAY = 86400.0
+
+
+def replaced(identity, *, chain: bytes, cluster: str | None = None):
+    reply = identity.reply
+    return dataclasses.replace(
+        identity, reply=dataclasses.replace(reply, chain=chain, cluster=cluster or reply.cluster)
+    )
+
+
+async def refused(agent: Agent) -> DialError:
+    with pytest.raises(DialError) as caught:
+        await agent.connect()
+    assert caught.value.hop == "handshake"
+    return caught.value
+
+
+async def test_revoking_an_agent_closes_its_tunnel_at_once_and_keeps_it_out(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2") as other:
+        name = agent.identity.reply.agent
+        answer = await admin(server, "POST", f"/v1/agents/edge-1/{name}/revoke")
+        assert (answer.status, answer.json()["name"]) == (200, f"edge-1/{name}")
+        assert not server.member("edge-1").tunnels
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code is Code.REVOKED
+        error = await refused(agent)
+        assert error.code == Code.REVOKED
+        assert "revoked" in error.text
+        verdict = server.member("edge-1").verdict
+        assert (verdict.state, verdict.code) == ("AuthFailed", "TWR209")
+        assert (await call(server, "edge-2")).status == 200
+        assert other.closed == []
+
+
+async def test_revocation_outlives_a_restart(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        await admin(server, "POST", f"/v1/agents/edge-1/{identity.reply.agent}/revoke")
+    async with running(tmp_path) as server:
+        assert (await refused(Agent(server, identity))).code == Code.REVOKED
+
+
+async def test_an_agent_of_one_cluster_cannot_act_for_another(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        await server.add("edge-2")
+        error = await refused(Agent(server, replaced(identity, chain=identity.reply.chain, cluster="edge-2")))
+        assert error.code == Code.WRONG_CLUSTER
+        assert not server.member("edge-2").tunnels
+
+
+async def test_a_foreign_authority_and_a_stolen_certificate_are_refused(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        foreign = Authority.create("hq", at=time.time())
+        issued = foreign.issue_agent("edge-1", "x", public_key=identity.key.public_key(), at=time.time())
+        assert (await refused(Agent(server, replaced(identity, chain=issued.chain_pem)))).code == Code.UNTRUSTED
+        thief = dataclasses.replace(identity, key=identity.serving_key)
+        assert (await refused(Agent(server, thief))).code == Code.BAD_SIGNATURE
+
+
+async def test_an_agent_without_a_record_is_refused(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        minted = server.services.authority.issue_agent(
+            "edge-1", "never-enrolled", public_key=identity.key.public_key(), at=time.time()
+        )
+        error = await refused(Agent(server, replaced(identity, chain=minted.chain_pem)))
+        assert "not one that this tower has enrolled" in error.text
+
+
+async def test_an_identity_of_a_deleted_cluster_opens_nothing_in_a_new_one(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        await admin(server, "DELETE", "/v1/clusters/edge-1")
+        assert "edge-1" in (await refused(Agent(server, identity))).text
+        await server.add("edge-1")
+        assert (await refused(Agent(server, identity))).code == Code.REVOKED
+
+
+async def test_an_expired_identity_may_renew_and_nothing_else(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        old = server.services.authority.issue_agent(
+            "edge-1", identity.reply.agent, public_key=identity.key.public_key(), at=time.time() - 30 * DAY
+        )
+        agent = Agent(server, replaced(identity, chain=old.chain_pem))
+        tunnel = await agent.connect()
+        assert tunnel.renew_only
+        member = server.member("edge-1")
+        assert member.pick() is None
+        assert (member.verdict.state, member.verdict.code) == ("AuthFailed", "TWR502")
+        assert (await call(server, "edge-1")).status == 503
+
+        await until(lambda: agent.control is not None)
+        agent.control.send(
+            "renew", id="1", csr=make_csr(identity.key).decode(), serving_csr=make_csr(identity.serving_key).decode()
+        )
+        await until(lambda: agent.control.of("renewed"))
+        renewed = agent.control.of("renewed")[0]
+        await agent.close()
+        fresh = Agent(server, replaced(identity, chain=renewed["chain"].encode()))
+        assert not (await fresh.connect()).renew_only
+        assert member.verdict.state != "AuthFailed"
+        await fresh.close()
+
+
+async def test_an_identity_that_expired_long_ago_is_refused(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        old = server.services.authority.issue_agent(
+            "edge-1", identity.reply.agent, public_key=identity.key.public_key(), at=time.time() - 120 * DAY
+        )
+        error = await refused(Agent(server, replaced(identity, chain=old.chain_pem)))
+        assert error.code == Code.EXPIRED
+        verdict = server.member("edge-1").verdict
+        assert (verdict.state, verdict.code) == ("AuthFailed", "TWR502")
+        assert "expired" in verdict.cause
+
+
+async def test_a_storm_is_turned_away_with_a_time_to_come_back(tmp_path):
+    async with running(tmp_path, admission={"handshakes_per_second": 0.1, "handshake_burst": 1}) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        first = Agent(server, identity)
+        await first.connect()
+        error = await refused(Agent(server, identity))
+        assert error.code == Code.BUSY
+        assert error.retry_after is not None
+        assert 1 <= error.retry_after <= 10
+        assert (await call(server, "edge-1")).status == 200
+        await first.close()
+
+
+async def test_a_newer_tunnel_of_the_same_process_replaces_the_older(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        again = Agent(server, agent.identity, instance=agent.instance)
+        await again.connect()
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code is Code.REPLACED
+        beside = Agent(server, agent.identity)
+        await beside.connect()
+        assert len(server.member("edge-1").tunnels) == 2
+        await again.close()
+        await beside.close()
+
+
+async def test_the_record_follows_renewals_and_last_sight(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        csr, serving = make_csr(agent.identity.key).decode(), make_csr(agent.identity.serving_key).decode()
+        agent.control.send("renew", id="1", csr=csr, serving_csr=serving)
+        await until(lambda: agent.control.of("renewed"))
+        assert len(load_chain(agent.control.of("renewed")[0]["serving_chain"].encode())) == 2
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        await server.services.clusters.save()
+        record = AgentRecord.read((await server.services.store.list(Kind.AGENT)).items[0])
+        assert record.renewed is not None
+        assert record.seen is not None
+        assert record.version == "test"
+
+
+async def test_many_handshakes_at_once_are_all_let_in(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        agents = [Agent(server, identity) for _ in range(20)]
+        await asyncio.gather(*(agent.connect() for agent in agents))
+        assert len(server.member("edge-1").tunnels) == 20
+        for agent in agents:
+            await agent.close()

@@ -1,0 +1,96 @@
+"""The control stream: revocations out, heartbeats and renewals in, and what a broken one leads to."""
+
+import base64
+import time
+
+import pytest
+
+from certs.keys import generate_key, make_csr
+from certs.revocation import verify_list
+from certs.verify import TrustBundle, load_chain
+from protocol.constants import Code
+from tests.tower_server.kit import admin, call, joined, running, until
+
+pytestmark = pytest.mark.asyncio
+
+
+def lists(agent):
+    bundle = TrustBundle.from_pem(agent.identity.reply.trust)
+    return [
+        verify_list(base64.b64decode(message["list"]), issuers=bundle.revocation_keys(), host="hq")
+        for message in agent.control.of("revocations")
+    ]
+
+
+async def test_the_list_is_sent_at_once_and_after_every_change(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2") as other:
+        await until(lambda: agent.control is not None and agent.control.of("revocations"))
+        before = lists(agent)[-1].number
+        await admin(server, "POST", "/v1/callers/alice/revoke")
+        await until(lambda: lists(agent)[-1].users and lists(other)[-1].users)
+        newest = lists(agent)[-1]
+        assert newest.number > before
+        assert set(newest.users) == {"alice"}
+        assert newest.agents == {}  # other members' agents are none of a member's business
+
+
+async def test_what_an_agent_reports_is_shown(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await agent.report(probe={"ready": True, "version": "v1.35.4", "uid": "u", "nodes": 3}, services={})
+        await until(lambda: server.member("edge-1").report)
+        view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
+        assert (view["member"]["version"], view["member"]["nodes"]) == ("v1.35.4", 3)
+
+
+async def test_a_renewal_gives_certificates_for_the_new_keys(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        key, serving = generate_key(), generate_key()
+        agent.control.send("renew", id="7", csr=make_csr(key).decode(), serving_csr=make_csr(serving).decode())
+        await until(lambda: agent.control.of("renewed"))
+        answer = agent.control.of("renewed")[0]
+        assert answer["id"] == "7"
+        bundle = TrustBundle.from_pem(agent.identity.reply.trust)
+
+        identity = bundle.verify_agent(load_chain(answer["chain"].encode()), time.time())
+        assert identity.agent == agent.identity.reply.agent
+        assert identity.public_key.public_numbers() == key.public_key().public_numbers()
+        assert bundle.verify_serving(load_chain(answer["serving_chain"].encode()), time.time()).cluster == "edge-1"
+
+
+@pytest.mark.parametrize("csr", [None, 7, "", "no csr", "x" * 9000])
+async def test_a_bad_request_to_renew_is_refused_and_the_tunnel_lives(tmp_path, csr):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        agent.control.send("renew", id="1", csr=csr, serving_csr=csr)
+        await until(lambda: agent.control.of("refused"))
+        refused = agent.control.of("refused")[0]
+        assert (refused["id"], refused["code"]) == ("1", "TWR505")
+        assert (await call(server, "edge-1")).status == 200
+
+
+async def test_unknown_messages_are_skipped(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        agent.control.send("of-a-newer-agent", anything=1)
+        await agent.report(services={}, probe={"version": "v2"})
+        await until(lambda: server.member("edge-1").report)
+        assert agent.closed == []
+
+
+@pytest.mark.parametrize("line", [b"no json\n", b"[]\n", b'{"no": "type"}\n', b"x" * 300_000])
+async def test_a_peer_that_breaks_the_form_loses_its_tunnel_only(tmp_path, line):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2"):
+        await until(lambda: agent.control is not None)
+        agent.control.transport.write(line)
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code in (Code.PROTOCOL, Code.TOO_LARGE)
+        assert (await call(server, "edge-2")).status == 200
+
+
+async def test_a_tunnel_without_its_control_stream_is_closed(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        agent.control.transport.abort()
+        await until(lambda: agent.closed)
+        assert "control stream" in agent.closed[0].text

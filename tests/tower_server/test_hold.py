@@ -1,0 +1,84 @@
+"""Callers that find no tunnel: held while one may come back, answered at once when not."""
+
+import asyncio
+import time
+
+import pytest
+
+from tests.tower_server.kit import (
+    Agent,
+    call,
+    joined,
+    raw,
+    running,
+    until,
+)
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_dead_member_is_answered_at_once_with_cause_and_without_retry(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        began = time.monotonic()
+        answer = await call(server, "edge-1")
+        assert time.monotonic() - began < 1
+        document = answer.json()
+        assert (answer.status, document["reason"]) == (503, "ServiceUnavailable")
+        assert "TWR200" in document["message"]
+        assert "has ever connected" in document["message"]
+        assert "retry-after" not in answer.headers
+
+
+async def test_a_caller_is_held_until_the_tunnel_is_back(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        waiting = asyncio.ensure_future(call(server, "edge-1"))
+        port = server.services.clusters.ports.of("edge-1")[0]
+        await until(lambda: port.connections)
+        again = Agent(server, agent.identity, respond=lambda _head: (200, b"back"))
+        await again.connect()
+        assert (await waiting).body == b"back"
+        await again.close()
+
+
+async def test_a_hold_in_vain_ends_in_time_and_those_after_it_do_not_wait(tmp_path):
+    async with running(tmp_path, callers={"hold": "300ms"}) as server, joined(server, "edge-1") as agent:
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        began = time.monotonic()
+        answers = await asyncio.gather(*(call(server, "edge-1") for _ in range(3)))
+        held = time.monotonic() - began
+        assert 0.25 < held < 1.5
+        for answer in answers:
+            assert answer.status == 503
+            assert "TWR201" in answer.json()["message"]
+            assert "the agent stops" in answer.json()["message"]
+        began = time.monotonic()
+        answer = await call(server, "edge-1")
+        assert time.monotonic() - began < 0.25
+        assert "retry-after" not in answer.headers
+
+
+async def test_more_callers_than_may_wait_are_told_to_come_back(tmp_path):
+    settings = {"callers": {"hold": "1s", "hold_waiters": 1}}
+    async with running(tmp_path, **settings) as server, joined(server, "edge-1") as agent:
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        first = asyncio.ensure_future(call(server, "edge-1"))
+        await until(lambda: server.member("edge-1").hold.full)
+        answer = await call(server, "edge-1")
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "too many callers wait" in answer.json()["message"]
+        assert (await first).status == 503
+
+
+async def test_a_held_caller_that_leaves_is_forgotten(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        port = server.services.clusters.ports.of("edge-1")[0]
+        async with raw(server, "edge-1"):
+            await until(lambda: port.connections)
+        await until(lambda: not port.connections)

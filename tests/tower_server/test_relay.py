@@ -1,0 +1,179 @@
+"""A caller's bytes through a tunnel: both ways, half-close, back-pressure, resets, refused opens."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+
+import pytest
+
+from daemon.log import configure
+from protocol.constants import Code
+from tests.tower_server.kit import (
+    Agent,
+    Echo,
+    call,
+    calling,
+    exchange,
+    joined,
+    raw,
+    raw_kubernetes,
+    running,
+    until,
+)
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_bytes_pass_unchanged_both_ways_with_half_close(tmp_path):
+    sent = bytes(range(256)) * 40_000  # 10 MB: more than every window and buffer on the way
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Echo)
+        async with raw(server, "edge-1") as (reader, writer):
+
+            async def send():
+                writer.write(sent)
+                await writer.drain()
+                writer.write_eof()
+
+            sending = asyncio.ensure_future(send())
+            async with asyncio.timeout(30):
+                received = await reader.read(-1)
+            await sending
+        assert received == sent
+
+
+async def test_a_reader_that_stops_stops_its_writer_and_nobody_else(tmp_path):
+    class Flood(asyncio.Protocol):
+        written = 0
+        transport = None
+
+        def connection_made(self, transport):
+            self.transport = transport
+            self.resume_writing()
+
+        def pause_writing(self):
+            self.full = True
+
+        def resume_writing(self):
+            self.full = False
+            while not self.full and not self.transport.is_closing():
+                Flood.written += 65536
+                self.transport.write(b"x" * 65536)
+
+        def data_received(self, data): ...
+
+        def eof_received(self): ...
+
+        def connection_lost(self, exc):
+            self.full = True
+
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2"):
+        raw_kubernetes(agent, Flood)
+        sock = socket.create_connection(("127.0.0.1", server.port("edge-1")))
+        sock.setblocking(False)
+        try:
+            last, still = -1, 0
+            async with asyncio.timeout(10):
+                while still < 20:
+                    await asyncio.sleep(0.01)
+                    still = still + 1 if Flood.written == last else 0
+                    last = Flood.written
+            assert Flood.written < 16 * 1024 * 1024
+            assert (await call(server, "edge-2")).status == 200
+        finally:
+            sock.close()
+
+
+async def test_the_open_carries_caller_and_connection_id_which_the_audit_line_has_too(tmp_path, capsys):
+    configure(style="json")
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        async with calling(server, "edge-1") as (reader, writer):
+            await exchange(reader, writer, b"GET /secret-path HTTP/1.1\r\nAuthorization: Bearer s3cret\r\n\r\n")
+            mine = "{}:{}".format(*writer.get_extra_info("sockname"))
+        stream = next(each for each in agent.incoming if each.caller == mine)
+        await until(lambda: not any(port.connections for port in server.services.clusters.ports))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "connection" and line["caller"] == mine]
+    assert line["connection"] == stream.connection_id
+    assert (line["cluster"], line["service"]) == ("edge-1", "kubernetes")
+    assert line["bytes_up"] > 300
+    assert line["bytes_down"] > 500
+    assert line["seconds"] > 0
+    assert line["outcome"]
+    assert not [line for line in lines if "s3cret" in str(line) or "secret-path" in str(line)]
+
+
+async def test_a_caller_that_is_gone_ends_its_stream(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        echoes = []
+        raw_kubernetes(agent, lambda: echoes.append(Echo()) or echoes[-1])
+        sock = socket.create_connection(("127.0.0.1", server.port("edge-1")))
+        await until(lambda: echoes)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        async with asyncio.timeout(5):
+            assert await echoes[0].lost is not None
+        assert agent.closed == []
+
+
+async def test_a_lost_tunnel_resets_its_callers_and_is_not_taken_for_an_end(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Echo)
+        async with raw(server, "edge-1") as (reader, writer):
+            writer.write(b"x")
+            assert await reader.read(1) == b"x"
+            await agent.close()
+            with pytest.raises(ConnectionResetError):
+                async with asyncio.timeout(5):
+                    await reader.read(1)
+
+
+async def test_new_streams_go_to_the_least_loaded_tunnel(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as one:
+        two = Agent(server, one.identity)
+        await two.connect()
+        for agent in (one, two):
+            raw_kubernetes(agent, Echo)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(6):
+                _, writer = await stack.enter_async_context(raw(server, "edge-1"))
+                mine = "{}:{}".format(*writer.get_extra_info("sockname"))
+                await until(lambda mine=mine: any(s.caller == mine for s in one.incoming + two.incoming))
+            counts = [sum(s.caller.startswith("127.") for s in agent.incoming) for agent in (one, two)]
+        assert counts == [3, 3]
+        await two.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "fault"),
+    [
+        (Code.DIAL_FAILED, 502, "TWR301"),
+        (Code.DIAL_TIMEOUT, 504, "TWR303"),
+        (Code.BUDGET, 429, "TWR412"),
+        (Code.TOO_MANY, 429, "TWR411"),
+        (Code.INTERNAL, 502, "TWR301"),
+    ],
+)
+async def test_a_refused_open_is_a_status_that_names_it(tmp_path, code, status, fault):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        agent.refusal = (code, "10.96.0.1:443: connection refused")
+        answer = await call(server, "edge-1")
+        document = answer.json()
+        assert (answer.status, document["kind"], document["code"]) == (status, "Status", status)
+        assert "10.96.0.1:443: connection refused" in document["message"]
+        assert fault in document["message"]
+        assert ("retry-after" in answer.headers) == (status == 429)
+
+
+async def test_a_stream_refused_by_a_draining_tunnel_goes_to_another(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as draining:
+        draining.refusal = (Code.DRAINING, "the agent drains")
+        other = Agent(server, draining.identity)
+        await other.connect()
+        other.respond = lambda _head: (200, b"from the other")
+        for _ in range(4):
+            answer = await call(server, "edge-1")
+            assert (answer.status, answer.body) == (200, b"from the other")
+        await other.close()
