@@ -121,22 +121,21 @@ def test_a_local_port_that_is_taken_is_refused(live: Shell, joined: str) -> None
         live("forward", joined, "echo", str(port)).refused(f"127.0.0.1:{port}", "choose another local port", "TWR103")
 
 
+@pytest.mark.slow
 def test_deleting_says_what_ends_and_ends_it(live: Shell, tower: TowerWorld, place: Member) -> None:
     with place.joined(tower, "doomed"):
         with forwarding(live, "doomed", "echo") as port, socket.create_connection(("127.0.0.1", port)) as local:
             local.sendall(b"x")
             assert local.recv(1) == b"x"
             told = live.ok("delete", "cluster", "doomed", "--yes")
-            assert "ends 1 tunnel and 2 streams, revokes 1 agent" in told or "ends 1 tunnel and" in told
+            assert re.search(r"ends 1 tunnel and [1-9]\d* streams?, revokes 1 agent and gives port \d+ back", told)
             local.settimeout(10)
             assert local.recv(1) == b"", "its streams end with it"
-        assert json.loads(live.ok("get", "tunnels", "-o", "json"))["items"] == [
-            tunnel
-            for tunnel in json.loads(live.ok("get", "tunnels", "-o", "json"))["items"]
-            if tunnel["cluster"] != "doomed"
-        ]
+        left = json.loads(live.ok("get", "tunnels", "-o", "json"))["items"]
+        assert "doomed" not in {tunnel["cluster"] for tunnel in left}
 
 
+@pytest.mark.slow
 def test_a_revoked_agent_is_out_at_once_and_stays_out(live: Shell, tower: TowerWorld, place: Member) -> None:
     with place.joined(tower, "expelled"):
         (agent,) = json.loads(live.ok("get", "agents", "--cluster", "expelled", "-o", "json"))["items"]

@@ -134,6 +134,7 @@ async def test_bytes_before_a_close_all_arrive(folder: Path) -> None:
         await close(writer)
 
 
+@pytest.mark.slow
 async def test_a_local_reader_that_stops_stops_its_writer(folder: Path) -> None:
     sent = 0
     stalled = asyncio.Event()
