@@ -332,8 +332,7 @@ class Session:
             self.budget.give(freed)
         if stream.full and stream.queued <= self.limits.send_low:
             stream.full = False
-            if not stream.fin_queued:
-                self._events.append(events.WritableAgain(stream.id))
+            self._events.append(events.WritableAgain(stream.id))
         if stream.state is State.BOTH_FINISHED:
             self._retire(stream)
 
