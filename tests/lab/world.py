@@ -6,8 +6,11 @@ lie in `folder` (its path short: a Unix socket's has at most 107 bytes), and `st
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +95,7 @@ class TowerWorld:
     def start(self) -> None:
         server = self._child("tower-server", "run", "--config", self.config)
         self._children.insert(0, self._children.pop())  # stopped last, also where agents outlived the one before
-        server.until(lambda: self.towerctl("version", check=False).code == 0, "the server answers", START_DEADLINE)
+        server.until(self._answers, "the server answers", START_DEADLINE)
 
     def stop_server(self) -> int:
         """End the server by itself; `start` starts it again. Its exit code."""
@@ -181,10 +184,28 @@ class TowerWorld:
         network = plane.network.name if plane.network else None
         return self._child("tower-agent", "--config", config, "run", log=f"agent-{name}", namespace=network)
 
+    def call(
+        self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """One call of the admin API: what is waited for by asking often should not cost a command each time."""
+        with contextlib.closing(_AdminConnection(self.socket)) as connection:
+            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            connection.request(method, path, body=data, headers=dict(headers or {}))
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+
     def cluster(self, name: str) -> dict[str, Any]:
         """What the server says of it: `ready`, `state`, `code`, `cause` ..."""
-        found: dict[str, Any] = json.loads(self.towerctl("get", "clusters", name, "-o", "json").stdout)
-        return found["items"][0] if "items" in found else found
+        status, found = self.call("GET", f"/v1/clusters/{name}")
+        if status != 200:
+            raise LabError(f"cluster {name}: {found}")
+        return found
+
+    def _answers(self) -> bool:
+        try:
+            return self.call("GET", "/v1/info")[0] == 200
+        except OSError:
+            return False
 
     def until_state(self, name: str, state: str, *, deadline: float = READY_DEADLINE) -> None:
         wait_until(lambda: self.cluster(name)["state"] == state, f"state {state} of cluster {name}", deadline)
@@ -237,3 +258,18 @@ class TowerWorld:
         path.touch(0o600)
         path.write_text(yaml.safe_dump(dict(document), sort_keys=False))
         return path
+
+
+class _AdminConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=COMMAND_DEADLINE)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        try:
+            self.sock.connect(self._path)
+        except BaseException:
+            self.sock.close()
+            raise

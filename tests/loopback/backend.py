@@ -12,6 +12,7 @@ import asyncio
 import json
 import ssl
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path
@@ -77,11 +78,13 @@ class Backend:
             await self._say(writer, "401 Unauthorized", document)
         elif path == "/readyz":
             unready = (self._folder / "unready").exists()
-            await self._say(writer, "500 Internal Server Error" if unready else "200 OK", "no etcd" if unready else "ok")
+            await self._say(
+                writer, "500 Internal Server Error" if unready else "200 OK", "no etcd" if unready else "ok"
+            )
         elif path == "/watch":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
             for tick in count():
-                line = b'{"tick": %d}\n' % tick
+                line = b'{"tick": %d, "at": %f}\n' % (tick, time.time())
                 writer.write(b"%x\r\n%b\r\n" % (len(line), line))
                 await writer.drain()
                 await asyncio.sleep(TICK)

@@ -9,7 +9,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,12 @@ def watching(caller: Caller, *headers: str, anonymous: bool = False) -> Iterator
 
         def goes_on() -> None:
             nonlocal expected
-            end = time.monotonic() + 0.3  # behind what was sent meanwhile, and a little on
-            while time.monotonic() < end:
+            now, at = time.time(), 0.0
+            while at < now:
                 line = next(line for line in iter(connection.line, b"") if b"tick" in line)
-                assert json.loads(line)["tick"] == expected
-                expected += 1
+                said = json.loads(line)
+                assert said["tick"] == expected
+                expected, at = expected + 1, said["at"]
 
         goes_on()
         yield goes_on
@@ -164,28 +165,6 @@ def logs(log: Path, *patterns: str, without: tuple[str, ...] = ()) -> Iterator[N
         assert secret not in written()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=PATIENCE)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def admin_call(
-    world: TowerWorld, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
-    """One call of the admin API."""
-    with contextlib.closing(_UnixConnection(world.socket)) as connection:
-        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection.request(method, path, body=data, headers=dict(headers or {}))
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-
-
 def tunnels(world: TowerWorld, cluster: str) -> list[str]:
     """The ids of a cluster's tunnels."""
-    return [item["id"] for item in admin_call(world, "GET", f"/v1/tunnels?cluster={cluster}")[1]["items"]]
+    return [item["id"] for item in world.call("GET", f"/v1/tunnels?cluster={cluster}")[1]["items"]]

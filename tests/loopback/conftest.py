@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, watching
+from tests.loopback.callers import Caller, tunnels, watching
 from tests.loopback.member import BackendMember
 
 EDGE, OTHER = "edge-1", "edge-2"
+# Two seconds in place of ten, so that whoever says nothing is not waited for that long.
+DEADLINES = {"HANDSHAKE_DEADLINE": 2.0, "HEAD_DEADLINE": 2.0}
 
 
 @pytest.fixture(scope="package")
@@ -28,7 +30,7 @@ def member() -> Iterator[BackendMember]:
 
 @pytest.fixture(scope="package")
 def world(member: BackendMember) -> Iterator[TowerWorld]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder)) as tower:
+    with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder), constants=DEADLINES) as tower:
         tower.join(EDGE, member, credential=member.by_certificate)
         tower.join(OTHER, member, credential=member.by_token)
         yield tower
@@ -45,13 +47,21 @@ def neighbour(world: TowerWorld) -> Caller:
     return Caller(world.kubeconfig(OTHER))
 
 
-@pytest.fixture
-def bystanders(world: TowerWorld, admin: Caller, neighbour: Caller) -> Iterator[None]:
-    """Two streams that run through the test, one beside it in its tunnel and one in the other, without a gap."""
+@pytest.fixture(scope="module")
+def streams(admin: Caller, neighbour: Caller) -> Iterator[list[Callable[[], None]]]:
+    """Two streams that run through a module, one in the attacked tunnel and one in the other."""
     with watching(admin) as near, watching(neighbour) as far:
-        yield
-        near()
-        far()
+        yield [near, far]
+
+
+@pytest.fixture
+def bystanders(world: TowerWorld, streams: list[Callable[[], None]]) -> Iterator[None]:
+    """Nothing of the two streams is lost during the test, and the tunnels after it are those of before."""
+    before = [tunnels(world, name) for name in (EDGE, OTHER)]
+    yield
+    for goes_on in streams:
+        goes_on()
+    assert [tunnels(world, name) for name in (EDGE, OTHER)] == before
 
 
 @pytest.fixture
