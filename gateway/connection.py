@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
-from operator import is_
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
@@ -113,7 +112,7 @@ class CallerConnection:
         self.upstream: Connection | None = None
         self.dial: asyncio.Task[None] | None = None
         self.reader = RequestReader()
-        self.known: tuple[object, ...] | None = None  # what the last verdict was made from
+        self.known: tuple[object, ...] = ()  # what the last verdict was made from
         self.verdict: Forward | Refuse | None = None
         self._reset()
 
@@ -256,11 +255,17 @@ class CallerConnection:
         except UpstreamError as error:
             self._fail(error)
             return
-        known = (head.fields, caller, gateway.policy, authorization)
-        verdict = self.verdict
-        if verdict is None or self.known is None or not all(map(is_, known, self.known)):
-            verdict = decide(head, caller, gateway.policy, Route(gateway.host, authorization, self.forwarded))
-            self.known, self.verdict = known, verdict
+        policy = gateway.policy
+        known, verdict = self.known, self.verdict
+        if (
+            verdict is None
+            or known[0] is not head.fields
+            or known[1] is not caller
+            or known[2] is not policy
+            or known[3] != authorization
+        ):
+            verdict = decide(head, caller, policy, Route(gateway.host, authorization, self.forwarded))
+            self.known, self.verdict = (head.fields, caller, policy, authorization), verdict
         if isinstance(verdict, Refuse):
             self._refuse(verdict)
             return

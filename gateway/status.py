@@ -1,7 +1,9 @@
 """Kubernetes `Status` answers as HTTP/1.1 bytes, ready to write.
 
-kubectl and client-go show `message`, so it names the cause, the fault code and the mend. `Retry-After` is set only
-where a retry makes sense: client-go repeats every answer that carries it.
+kubectl and client-go show `message`, so it names the cause, the fault code and the mend. Where they look for what the
+apiserver serves (`/api`, `/apis`, `/version`, `/openapi`) they drop the body of an error and print a sentence of their
+own; a `Warning` header they print in any case, so it says the same. `Retry-After` is set only where a retry makes
+sense: client-go repeats every answer that carries it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ _REASONS: Final = {
 }
 
 
+_WARNING_LENGTH: Final = 2000
+
+
 def reason_for(status: int) -> str:
     """The `reason` of a Status, by its HTTP status."""
     return _REASONS.get(status) or HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
@@ -39,18 +44,28 @@ def status_body(
     details: dict[str, object] = {"causes": [{"reason": code, "message": mend or message}]}
     if retry_after is not None:
         details["retryAfterSeconds"] = max(1, math.ceil(retry_after))
-    text = f"{message} ({code}); {mend}" if mend else f"{message} ({code})"
     document = {
         "kind": "Status",
         "apiVersion": "v1",
         "metadata": {},
         "status": "Failure",
-        "message": text,
+        "message": _sentence(message, code, mend),
         "reason": reason or reason_for(status),
         "details": details,
         "code": status,
     }
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _sentence(message: str, code: str, mend: str) -> str:
+    return f"{message} ({code}); {mend}" if mend else f"{message} ({code})"
+
+
+def warning_of(text: str) -> str:
+    """The value of a `Warning` header (RFC 7234, section 5.5): one line, quoted, ASCII."""
+    line = " ".join(text.split())[:_WARNING_LENGTH]
+    plain = "".join(char if " " <= char <= "~" else "?" for char in line)
+    return '299 - "{}"'.format(plain.replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def status_response(
@@ -72,6 +87,7 @@ def status_response(
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         "Cache-Control: no-store",
+        f"Warning: {warning_of(_sentence(message, code, mend))}",
     ]
     if retry_after is not None:
         lines.append(f"Retry-After: {max(1, math.ceil(retry_after))}")

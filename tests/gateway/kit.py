@@ -13,11 +13,12 @@ from pathlib import Path
 from certs.ca import Authority
 from certs.keys import generate_key, key_to_pem
 from certs.revocation import RevocationList
+from certs.tls import callers_context
 from certs.verify import ClientIdentity
 from gateway.audit import RequestRecord
 from gateway.policy import Policy
 from gateway.proxy import Gateway
-from gateway.tls import Apiserver, caller_context
+from gateway.tls import Apiserver
 from gateway.upstream import Upstreams
 from tests.lab.pki import ClusterCA
 
@@ -292,10 +293,10 @@ async def world(
         dial_deadline=1.0,
     )
     made.gateway = Gateway(
-        context=caller_context(
-            certificate_file=pki.serving[0],
-            key_file=pki.serving[1],
-            client_ca_pem=pki.authority.bundle.to_pem().decode(),
+        context=callers_context(
+            pki.authority.bundle,
+            chain_pem=Path(pki.serving[0]).read_bytes(),
+            key_pem=Path(pki.serving[1]).read_bytes(),
         ),
         upstreams=upstreams,
         policy=policy or Policy.default(HOST),
