@@ -85,10 +85,10 @@ class Agent:
         health.check("tunnels", self._not_ready)
         self.health_address = await health.start(config.health_address)
         try:
-            trusts = [
-                await HostTrust.load(store, host)
-                for host, store in (await self._identities(stores_of(config, api))).items()
-            ]
+            places = await _unless_stopped(self._identities(stores_of(config, api)), process.stop)
+            if places is None:
+                return 0
+            trusts = await self._load(places)
             self._make_hosts(trusts, policies, access, metrics)
             for host in self._hosts:
                 host.start()

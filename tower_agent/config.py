@@ -13,6 +13,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from certs.names import is_label
 from daemon.config import Section
+from daemon.faults import TowerError
+from daemon.health import split_address as split_listener
 from daemon.log import Format, Level
 from protocol import defaults
 
@@ -113,7 +115,10 @@ class AgentConfig(Section):
     @field_validator("health_address")
     @classmethod
     def _listens(cls, value: str) -> str:
-        split_address(value)
+        try:
+            split_listener(value)
+        except TowerError as error:
+            raise ValueError(error.message) from error
         return value
 
     @field_validator("services")

@@ -1,0 +1,121 @@
+"""`tower-agent check` names the hop that is wrong, and nothing but it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from certs.identity_files import DirectoryIdentityStore
+from daemon.checks import Report
+from daemon.checkview import by_hop
+from daemon.faults import TowerError
+from protocol.constants import Code
+from protocol.errors import HandshakeRejected
+from tests.tower_agent.backend import Pki, Request, backend
+from tests.tower_agent.conftest import MakeMember
+from tests.tower_agent.test_services import plain_server
+from tests.tower_agent.tower import Tower, new_tower, serving_tower, state_dir
+from tower_agent.check import run_checks
+from tower_agent.config import AgentConfig
+from tower_agent.enrol import Enrolment
+from tower_agent.wayout import WayOut
+
+
+def answers(request: Request) -> tuple[int, object]:
+    if "selfsubjectaccessreviews" in request.path:
+        return 201, {"status": {"allowed": b"probe" not in request.body}}
+    return 200, b"ok"
+
+
+async def joined(tower: Tower, folder: Path) -> Path:
+    state = state_dir(folder)
+    await Enrolment(str(tower.token()), store=DirectoryIdentityStore(state), way=WayOut()).run()
+    return state
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {item.title: item.status for item in report.items}
+
+
+FINE = ["identity", "dns", "tcp", "tls", "upgrade", "authentication", "apiserver"]
+
+
+@pytest.mark.asyncio
+async def test_all_is_well_but_for_the_rights(make_member: MakeMember, tmp_path: Path) -> None:
+    async with make_member(respond=answers) as member, serving_tower(new_tower()) as tower:
+        state = await joined(tower, tmp_path)
+        report = await run_checks(AgentConfig(state_dir=state, kubeconfig=member.kubeconfig), version="1")
+        assert statuses(report) == {**dict.fromkeys(FINE, "ok"), "rights": "warning"}
+        assert report.exit_code() == 0
+        shown = by_hop(report)
+        assert "tcp 127.0.0.1" in shown
+        assert "chain ends at 'tower root'" in shown or "chain ends at" in shown
+        assert "TWR307" in shown
+        assert "user tower:east:probe" in shown
+        assert (await tower.tunnels[-1].wait_closed()).text == "only a check"
+
+
+@pytest.mark.asyncio
+async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_path: Path) -> None:
+    async with make_member() as member:
+        middle = Pki(tmp_path, "Corp Inspection CA")
+        async with serving_tower(new_tower()) as tower:
+            state = await joined(tower, tmp_path)
+            config = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig)
+            tower.refuse = HandshakeRejected(Code.REVOKED, "the agent a1 was revoked")
+            report = await run_checks(config, version="1")
+            assert statuses(report)["upgrade"] == "ok"
+            assert failed(report) == ("authentication", "TWR209")
+        report = await run_checks(config, version="1")
+        assert failed(report) == ("tcp", "TWR211")
+        assert statuses(report)["authentication"] == "skipped"
+        assert statuses(report)["apiserver"] == "ok"
+        assert report.exit_code() == 1
+        async with serving_tower(tower, tls=plain_server(middle, tmp_path)):
+            report = await run_checks(config, version="1")
+            assert failed(report) == ("tls", "TWR214")
+            assert "its chain ends at 'Corp Inspection CA', expected the tower CA sha256:" in by_hop(report)
+        elsewhere = AgentConfig(
+            state_dir=state, kubeconfig=member.kubeconfig, hosts=[{"name": "east", "url": "wss://tower.invalid:1"}]
+        )
+        report = await run_checks(elsewhere, version="1")
+        assert failed(report) == ("dns", "TWR210")
+
+
+def failed(report: Report) -> tuple[str, str]:
+    (only,) = [item for item in report.items if item.status == "failed"]
+    return only.title, only.code
+
+
+@pytest.mark.asyncio
+async def test_a_web_server_in_the_way_breaks_at_the_upgrade(make_member: MakeMember, tmp_path: Path) -> None:
+    async with make_member() as member:
+        async with serving_tower(new_tower()) as tower:
+            state = await joined(tower, tmp_path)
+        ca_file = tmp_path / "ca.pem"
+        ca_file.write_bytes(member.pki.ca_pem)
+        async with backend(lambda _request: (404, b"no such page"), member.pki.server) as page:
+            config = AgentConfig(
+                state_dir=state,
+                kubeconfig=member.kubeconfig,
+                ca_file=ca_file,
+                hosts=[{"name": "east", "url": f"wss://127.0.0.1:{page.port}"}],
+            )
+            report = await run_checks(config, version="1")
+            assert failed(report) == ("upgrade", "TWR215")
+            assert "404" in by_hop(report)
+
+
+@pytest.mark.asyncio
+async def test_the_apiserver_is_checked_by_itself(make_member: MakeMember, tmp_path: Path) -> None:
+    async with serving_tower(new_tower()) as tower:
+        state = await joined(tower, tmp_path)
+        async with make_member(respond=lambda _request: (401, {})) as member:
+            config = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig)
+            report = await run_checks(config, version="1")
+            assert failed(report) == ("apiserver", "TWR305")
+            assert statuses(report)["rights"] == "skipped"
+            assert statuses(report)["authentication"] == "ok"
+        with pytest.raises(TowerError, match="no identity for host 'west'"):
+            await run_checks(config, version="1", only="west")
