@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.upstream import Connection, Pool
 
 MAX_INTERIM_ANSWERS: Final = 16
+LAST_CHUNK: Final = b"0\r\n\r\n"
 MAX_LOGGED_PATH: Final = 1024
 CALLER_LEFT: Final = 499  # in records only: the caller went away before there was an answer
 JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
@@ -616,7 +617,8 @@ class CallerConnection:
                 self._who(),
                 verb_of(head.method, head.target, upgrade=head.upgrade is not None) if head is not None else "other",
                 head.method.decode() if head is not None else "",
-                head.path[:MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
+                head.path[:LAST_CHUNK: Final = b"0\r\n\r\n"
+MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
                 code,
                 fault,
                 self.bytes_in,
@@ -662,10 +664,22 @@ class CallerConnection:
         self._fail(GatewayError(code, message))
 
     def drain(self) -> None:
-        """Close between requests; a request that runs is the last one."""
+        """Close between requests; a request that runs is the last one. A watch, which would run on, ends cleanly.
+
+        Only a watch, whose client asks again: an end put into a list would pass for the whole of it.
+        """
         self.close_after = True
         if self.phase is Phase.HEAD and not self.held:
             self.transport.close()
+        elif self.phase is Phase.EXCHANGE and self.response_body is not None and self.response_body.at_boundary:
+            head, response = self.head, self.response
+            assert head is not None
+            assert response is not None
+            if verb_of(head.method, head.target, upgrade=False) == "watch":
+                self.transport.write(LAST_CHUNK)
+                self._record(response.status)
+                self._drop_upstream()
+                self._linger()
 
     def abort(self) -> None:
         self.transport.abort()

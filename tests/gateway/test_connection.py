@@ -557,6 +557,22 @@ async def test_draining_closes_idle_connections_and_says_close_on_running_ones(p
         assert (await busy.rest()).endswith(b"Connection: close\r\n\r\n{}")
 
 
+async def test_draining_ends_a_watch_cleanly_and_leaves_other_answers_alone(pki: Pki) -> None:
+    async with world(pki, answer=watching) as w:
+        watch, other = await w.call(pki.client()), await w.call(pki.client())
+        await watch.say(WATCH)
+        await other.say(WATCH.replace(b"?watch=true", b""))
+        for caller in (watch, other):
+            await caller.head()
+            assert await caller.read(7) == b"2\r\n{}\r\n"
+        w.gateway.drain()
+        assert await watch.rest() == b"0\r\n\r\n"
+        assert len(w.gateway.connections) >= 1
+        assert not other.reader.at_eof()
+        await w.seen.wait_for(1)
+        assert [record.verb for record in w.seen.records] == ["watch"]
+
+
 async def test_a_slow_reader_stops_the_apiserver_and_loses_nothing(pki: Pki) -> None:
     size = 32 << 20
     written = 0

@@ -1,0 +1,41 @@
+"""Verbs as the apiserver's own audit log names them."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.audit import verb_of
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "verb"),
+    [
+        (b"GET", b"/api/v1/pods", "list"),
+        (b"GET", b"/api/v1/namespaces/a/pods?limit=5", "list"),
+        (b"GET", b"/api/v1/namespaces/a/pods?x=1&watch=true", "watch"),
+        (b"GET", b"/api/v1/pods?watch=1", "watch"),
+        (b"GET", b"/api/v1/pods?watch=false", "list"),
+        (b"GET", b"/api/v1/pods?unwatch=true", "list"),
+        (b"GET", b"/api/v1/namespaces", "list"),
+        (b"GET", b"/api/v1/namespaces/a", "get"),
+        (b"GET", b"/api/v1/namespaces/a/pods/b", "get"),
+        (b"GET", b"/api/v1/namespaces/a/pods/b/log", "get"),
+        (b"HEAD", b"/api/v1/namespaces/a/pods/b", "get"),
+        (b"GET", b"/apis/apps/v1/deployments", "list"),
+        (b"PATCH", b"/apis/apps/v1/namespaces/a/deployments/b", "patch"),
+        (b"PUT", b"/apis/apps/v1/namespaces/a/deployments/b/status", "update"),
+        (b"POST", b"/api/v1/namespaces/a/pods", "create"),
+        (b"DELETE", b"/api/v1/namespaces/a/pods/b", "delete"),
+        (b"DELETE", b"/api/v1/namespaces/a/pods", "deletecollection"),
+        (b"POST", b"/api/v1/namespaces/a/pods/b/exec?command=sh", "connect"),
+        (b"GET", b"/api/v1/namespaces/a/pods/b/proxy/x/y", "connect"),
+        (b"GET", b"/version", "get"),
+        (b"OPTIONS", b"/api", "other"),
+    ],
+)
+def test_verbs(method: bytes, target: bytes, verb: str) -> None:
+    assert verb_of(method, target, upgrade=False) == verb
+
+
+def test_get_with_upgrade_is_no_read() -> None:
+    assert verb_of(b"GET", b"/api/v1/nodes/n/proxy/exec", upgrade=True) == "connect"
