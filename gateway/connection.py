@@ -617,8 +617,7 @@ class CallerConnection:
                 self._who(),
                 verb_of(head.method, head.target, upgrade=head.upgrade is not None) if head is not None else "other",
                 head.method.decode() if head is not None else "",
-                head.path[:LAST_CHUNK: Final = b"0\r\n\r\n"
-MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
+                head.path[:MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
                 code,
                 fault,
                 self.bytes_in,
