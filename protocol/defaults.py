@@ -30,7 +30,6 @@ ISSUER_DAYS: Final = 1825
 AGENT_IDENTITY_DAYS: Final = 7
 EXPIRED_IDENTITY_GRACE_DAYS: Final = 90  # an expired, unrevoked identity may still renew, and nothing else
 CALLER_HOURS: Final = 24
-CLUSTER_KUBECONFIG_DAYS: Final = 30
 RENEW_AT: Final = 2 / 3  # of a certificate's life
 MAX_CALLER_DAYS: Final = 365  # bounds how long a revocation by user must be kept
 SERVER_CERTIFICATE_DAYS: Final = 30
