@@ -25,8 +25,10 @@ _RANGE: Final = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*")
 CONFIG_VARIABLE: Final = "TOWER_CONFIG"
 
 
-def split_address(text: str) -> tuple[str, int]:
+def split_address(text: object) -> tuple[str, int]:
     """`host:port`, `[v6]:port` or `:port` (all addresses) as a pair; raises ValueError."""
+    if not isinstance(text, str):
+        raise ValueError("must be HOST:PORT, [IPV6]:PORT or :PORT, in quotes")
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in bare) != (host != bare):
@@ -41,6 +43,8 @@ def _port_range(value: Any) -> Any:
         if found is None:
             raise ValueError('a range of ports is written FIRST-LAST, such as "6000-7000"')
         return int(found[1]), int(found[2])
+    if not isinstance(value, (list, tuple)):
+        raise ValueError('a range of ports is written FIRST-LAST, such as "6000-7000"')
     return value
 
 
@@ -97,7 +101,7 @@ class Admission(Section):
     enrolment_burst: int = Field(default=defaults.ENROLMENT_BURST, ge=1)
 
 
-class Tokens(Section):
+class EnrolmentTokens(Section):
     """Enrolment tokens, where a call does not say otherwise."""
 
     lifetime: Duration = defaults.TOKEN_LIFETIME
@@ -130,7 +134,7 @@ class ServerConfig(Section):
     ports: Ports = Ports()
     callers: Callers = Callers()
     admission: Admission = Admission()
-    tokens: Tokens = Tokens()
+    enrolment: EnrolmentTokens = EnrolmentTokens()
     log: Log = Log()
 
     @field_validator("host")
@@ -140,9 +144,9 @@ class ServerConfig(Section):
             raise ValueError("a host's name is a DNS label: lower-case letters, digits and hyphens")
         return value
 
-    @field_validator("listen", "health_address")
+    @field_validator("listen", "health_address", mode="before")
     @classmethod
-    def _listens(cls, value: str) -> str:
+    def _listens(cls, value: object) -> object:
         split_address(value)
         return value
 

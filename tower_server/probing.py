@@ -78,7 +78,10 @@ class Probing:
         try:
             result = await self.now(member)
             again = AGAIN_AFTER if result is not None and not result.ok and member.failures == 1 else self._interval
-            self._due[member.name] = loop.time() + again
+            unseen = any("probed" not in tunnel.data for tunnel in member.serving)  # opened while this probe ran
+            self._due[member.name] = loop.time() + (0.0 if unseen else again)
+            if unseen:
+                self._wake.set()
         finally:
             self._busy.discard(member.name)
 

@@ -1,0 +1,109 @@
+"""Clusters as operators add and delete them."""
+
+import asyncio
+import socket
+
+import pytest
+
+from daemon.faults import TowerError
+from protocol.constants import Code
+from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
+from tower_server.records import Cluster
+from tower_server.store.base import Kind
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_of_many_who_add_one_name_one_succeeds(tmp_path):
+    async with running(tmp_path) as server:
+        answers = await asyncio.gather(*(admin(server, "POST", "/v1/clusters", {"name": "edge-1"}) for _ in range(10)))
+        assert sorted(answer.status for answer in answers) == [201] + [409] * 9
+        assert {answer.json()["code"] for answer in answers if answer.status == 409} == {"TWR604"}
+        assert len((await server.services.store.list(Kind.CLAIM)).items) == 1
+
+
+@pytest.mark.parametrize("name", ["", "Edge", "a_b", "-a", "a.b", "a" * 64, "../x"])
+async def test_names_that_cannot_stand_in_a_certificate_are_refused(tmp_path, name):
+    async with running(tmp_path) as server:
+        answer = await admin(server, "POST", "/v1/clusters", {"name": name})
+        assert (answer.status, answer.json()["code"]) == (400, "TWR605")
+        assert "hyphens" in answer.json()["mend"]
+
+
+async def test_no_two_clusters_and_no_cluster_and_tower_share_a_serving_name(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1", serving_names=["10.20.30.40"])
+        for names in (["10.20.30.40"], ["localhost"], ["127.0.0.1"], ["edge-1.members.tower"], ["*.example.com"]):
+            answer = await admin(server, "POST", "/v1/clusters", {"name": "edge-2", "serving_names": names})
+            assert (answer.status, answer.json()["code"]) == (400, "TWR605"), names
+
+
+async def test_deleting_takes_everything_of_the_cluster_away(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-2"):
+        agent = Agent(server, await enrol(server, await server.add("edge-1")))
+        await agent.connect()
+        port = server.port("edge-1")
+        answer = await admin(server, "DELETE", "/v1/clusters/edge-1")
+        assert answer.json()["name"] == "edge-1"
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code is Code.DELETED
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+        for kind in (Kind.CLUSTER, Kind.CLAIM, Kind.TOKEN, Kind.AGENT):
+            left = (await server.services.store.list(kind)).items
+            assert not [record for record in left if record.data.get("cluster", record.name) == "edge-1"]
+        assert b'"edge-1"' not in server.services.metrics.render()
+        assert (await admin(server, "GET", "/v1/clusters/edge-1")).json()["code"] == "TWR603"
+        assert (await call(server, "edge-2")).status == 200
+        await server.add("edge-1")
+        assert server.port("edge-1") == port
+
+
+async def test_an_exhausted_range_leaves_no_half_made_cluster(tmp_path):
+    async with running(tmp_path) as server:
+        first, last = server.config.ports.range
+        for number in range(last - first + 1):
+            await server.add(f"c{number}")
+        answer = await admin(server, "POST", "/v1/clusters", {"name": "late"})
+        assert (answer.status, answer.json()["code"]) == (507, "TWR109")
+        assert "late" not in server.services.clusters.names()
+        await admin(server, "DELETE", "/v1/clusters/c0")
+        await server.add("late")
+
+
+async def test_a_start_after_a_death_in_the_middle_puts_right_what_was_left(tmp_path):
+    async with running(tmp_path) as server:
+        settings = {"ports": {"range": server.config.ports.range, "bind": "127.0.0.1"}}
+        store = server.services.store
+        await store.create(Kind.CLUSTER, "half", Cluster("half", "uid-1", 1.0).data())
+        first = server.config.ports.range[0]
+        await store.create(Kind.CLAIM, f"port-{first}", {"cluster": "x", "uid": "gone", "service": "kubernetes"})
+    async with running(tmp_path, **settings) as server:
+        assert server.port("half") == first
+        assert (await call(server, "half")).status == 503
+
+
+async def test_a_cluster_without_a_port_does_not_keep_the_others_down(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        port = server.port("edge-1")
+        await server.services.store.create(Kind.CLUSTER, "half", Cluster("half", "uid-1", 1.0).data())
+    async with running(tmp_path, ports={"range": (port, port), "bind": "127.0.0.1"}) as server:
+        assert (await call(server, "edge-1")).status == 503
+        view = (await admin(server, "GET", "/v1/clusters/half")).json()
+        assert (view["ports"], view["server"]) == ({}, None)
+
+
+async def test_whether_a_cluster_ever_connected_survives_a_restart(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1"):
+        pass
+    async with running(tmp_path) as server:
+        verdict = server.member("edge-1").verdict
+        assert (verdict.state, verdict.code) == ("TunnelDown", "TWR201")
+        assert server.member("edge-1").hold.return_likely
+
+
+async def test_what_is_not_there_is_named(tmp_path):
+    async with running(tmp_path) as server:
+        with pytest.raises(TowerError, match="nowhere"):
+            server.services.clusters.get("nowhere")
