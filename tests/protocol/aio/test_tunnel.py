@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from typing import Any
+
 import pytest
 
-from tests.protocol.aio.tunnels import Echo, Recorder, accepting, tower
+from protocol.aio.stream import IncomingStream
+from protocol.aio.tunnel import Tunnel
+from protocol.constants import CONTROL_SERVICE, Code
+from protocol.defaults import KIB, MIB
+from protocol.errors import RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
+from protocol.events import GoingAway
+from protocol.flow import Limits
+from tests.protocol.aio.tunnels import PATIENCE, Echo, Recorder, accepting, tower
 
 pytestmark = pytest.mark.asyncio
+
+
+async def quiet(*tunnels: Tunnel) -> None:
+    """What both ends had to say has arrived: a round trip each way."""
+    for tunnel in tunnels:
+        await tunnel.ping()
+
+
+# ---- opening --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_stream_carries_bytes_both_ways_and_half_closes() -> None:
     echo, caller = Echo(), Recorder()
     async with tower() as made:
-        server, _ = await made.pair(accepting(echo))
+        server, agent = await made.pair(accepting(echo))
         stream = await server.open("kubernetes", caller, caller="192.0.2.7:4711", connection_id="c-1")
+        (listed,) = server.streams()
+        assert (listed.service, listed.caller, listed.connection_id) == ("kubernetes", "192.0.2.7:4711", "c-1")
         stream.write(b"hello")
         stream.write_eof()
         await caller.saw("lost")
@@ -22,4 +44,475 @@ async def test_a_stream_carries_bytes_both_ways_and_half_closes() -> None:
         assert caller.error is None
         assert echo.transport.get_extra_info("caller") == "192.0.2.7:4711"
         assert echo.transport.get_extra_info("connection_id") == "c-1"
-        assert server.stream_count == 0
+        await quiet(server, agent)
+        assert server.stream_count == agent.stream_count == 0
+        assert server.streams() == agent.streams() == []
+        assert server.session.budget.used == agent.session.budget.used == 0
+
+
+async def test_over_tls_with_a_zero_mask(contexts: Any) -> None:
+    caller = Recorder()
+    async with tower(*contexts) as made:
+        server, _ = await made.pair(accepting(Echo()))
+        stream = await server.open("kubernetes", caller)
+        payload = bytes(range(256)) * 4096
+        stream.write(payload)
+        assert await caller.bytes(len(payload)) == payload
+
+
+async def test_data_that_follows_the_open_at_once_is_there_when_it_is_accepted() -> None:
+    waiting: asyncio.Queue[IncomingStream] = asyncio.Queue()
+    async with tower() as made:
+        server, _ = await made.pair(waiting.put_nowait)
+        caller, far = Recorder(), Recorder()
+        stream = server.start_open("kubernetes", caller)
+        stream.write(b"early")
+        stream.write_eof()
+        incoming = await waiting.get()
+        await server.ping()
+        incoming.accept(far)
+        await far.saw("eof")
+        assert bytes(far.received) == b"early"
+        assert far.calls == ["made", "eof"]
+
+
+async def test_opened_written_and_closed_at_once_still_arrives() -> None:
+    waiting: asyncio.Queue[IncomingStream] = asyncio.Queue()
+    async with tower() as made:
+        server, agent = await made.pair(waiting.put_nowait)
+        caller, far = Recorder(), Recorder()
+        stream = server.start_open("kubernetes", caller)
+        stream.write(b"fire and forget")
+        stream.close()
+        incoming = await waiting.get()
+        await quiet(server, agent)
+        assert not incoming.cancelled
+        incoming.accept(far)
+        await far.saw("lost")
+        assert bytes(far.received) == b"fire and forget"
+        assert far.calls == ["made", "eof", "lost"]
+        assert far.error is None
+
+
+async def test_a_refusal_carries_code_and_text() -> None:
+    async with tower() as made:
+        server, _ = await made.pair(lambda incoming: incoming.refuse(Code.UNKNOWN_SERVICE, "no service 'redis' here"))
+        caller = Recorder()
+        with pytest.raises(StreamRefused, match="no service 'redis' here") as refused:
+            await server.open("redis", caller)
+        assert refused.value.code is Code.UNKNOWN_SERVICE
+        assert caller.calls == [], "the protocol never saw a stream"
+        server.start_open("redis", caller)
+        await caller.saw("lost")
+        assert isinstance(caller.error, StreamRefused)
+
+
+async def test_the_server_takes_no_streams() -> None:
+    async with tower() as made:
+        _, agent = await made.pair()
+        with pytest.raises(StreamRefused, match="accepts no streams") as refused:
+            await agent.open("kubernetes", Recorder())
+        assert refused.value.code is Code.FORBIDDEN
+
+
+async def test_a_name_that_cannot_be_sent_refuses_one_open_and_harms_nothing() -> None:
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Echo()))
+        for name in ("x" * 300, "a\nb"):
+            with pytest.raises(StreamRefused, match="a name"):
+                await server.open(name, Recorder())
+        await server.open("kubernetes", Recorder())
+        assert agent.closed is None
+
+
+async def test_an_open_that_nobody_answers_times_out_and_is_cancelled() -> None:
+    waiting: asyncio.Queue[IncomingStream] = asyncio.Queue()
+    async with tower() as made:
+        server, agent = await made.pair(waiting.put_nowait)
+        with pytest.raises(TimeoutError):
+            await server.open("kubernetes", Recorder(), deadline=0.05)
+        incoming = await waiting.get()
+        await quiet(server, agent)
+        assert incoming.cancelled
+        assert agent.stream_count == server.stream_count == 0
+        late = Recorder()
+        incoming.accept(late)
+        await late.saw("lost")
+        assert late.calls == ["made", "lost"]
+        incoming.refuse(Code.INTERNAL, "also harmless")
+        await quiet(server, agent)
+
+
+async def test_an_open_that_is_cancelled_before_it_is_seen_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    far, refused = Recorder(), 0
+    seen = []
+
+    def on_stream(incoming: IncomingStream) -> None:
+        nonlocal refused
+        seen.append(incoming)
+        if len(seen) == 1:
+            incoming.accept(far)
+        else:
+            incoming.refuse(Code.INTERNAL, "no")
+
+    async with tower() as made:
+        server, agent = await made.pair(on_stream)
+        for _ in range(2):
+            server.start_open("kubernetes", Recorder()).abort()
+        await quiet(server, agent)
+        assert len(seen) == 2
+        await far.saw("lost")
+        assert agent.stream_count == 0
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_an_answerer_that_fails_is_a_refusal_for_the_asker() -> None:
+    def on_stream(incoming: IncomingStream) -> None:
+        raise RuntimeError("broken handler")
+
+    async with tower() as made:
+        server, agent = await made.pair(on_stream)
+        with pytest.raises(StreamRefused, match="internal error") as refused:
+            await server.open("kubernetes", Recorder())
+        assert refused.value.code is Code.INTERNAL
+        assert agent.closed is None
+
+
+# ---- ending ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_reset_tells_the_peer_why() -> None:
+    far, caller = Recorder(), Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", caller)
+        stream.write(b"x" * 100)
+        stream.reset(Code.REVOKED, "the certificate was revoked")
+        stream.reset(Code.INTERNAL, "once is enough")
+        await far.saw("lost")
+        assert isinstance(far.error, StreamReset)
+        assert (far.error.code, far.error.text) == (Code.REVOKED, "the certificate was revoked")
+        await caller.saw("lost")
+        assert caller.error is None
+        stream.write(b"ignored")
+        stream.write_eof()
+        stream.close()
+        await quiet(server, agent)
+        assert server.stream_count == agent.stream_count == 0
+
+
+async def test_closing_delivers_what_was_written_to_a_reader_that_pauses() -> None:
+    far = Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", Recorder())
+        await far.saw("made")
+        far.transport.pause_reading()
+        stream.write(b"y" * 100 * KIB)
+        stream.close()
+        await quiet(server, agent)
+        assert far.calls == ["made"]
+        assert agent.stream_count == 1
+        assert agent.session.budget.used > 0, "what is held is accounted for"
+        far.transport.resume_reading()
+        await far.saw("lost")
+        assert bytes(far.received) == b"y" * 100 * KIB
+        assert far.calls == ["made", "eof", "lost"]
+        assert far.error is None
+        assert agent.session.budget.used == 0
+
+
+async def test_a_half_close_is_told_once_however_often_reading_pauses() -> None:
+    far = Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", Recorder())
+        await far.saw("made")
+        far.transport.pause_reading()
+        stream.write(b"z")
+        stream.write_eof()
+        await quiet(server, agent)
+        for _ in range(3):
+            far.transport.resume_reading()
+            far.transport.pause_reading()
+        far.transport.resume_reading()
+        await far.saw("eof")
+        far.transport.pause_reading()
+        far.transport.resume_reading()
+        await quiet(server, agent)
+        assert far.calls == ["made", "eof"]
+        assert bytes(far.received) == b"z"
+
+
+async def test_closing_while_both_wait_for_each_other_ends() -> None:
+    """The far end writes before it reads; this end closes with unread bytes and unsent ones."""
+    limits = Limits(initial_credit=16 * KIB, max_credit=16 * KIB, send_high=8 * KIB, send_low=4 * KIB)
+
+    class WritesFirst(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.pause_reading()
+            transport.write(b"w" * 60 * KIB)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.transport.resume_reading()
+
+    far, caller = WritesFirst(), Recorder()
+    async with tower(limits=limits) as made:
+        server, agent = await made.pair(accepting(far), limits=limits)
+        stream = await server.open("kubernetes", caller)
+        stream.pause_reading()
+        await quiet(server, agent)
+        stream.write(b"q" * 40 * KIB)
+        stream.close()
+        await caller.saw("lost")
+        await far.saw("lost")
+        assert bytes(far.received) == b"q" * 40 * KIB
+        await quiet(server, agent)
+        assert server.session.budget.used == agent.session.budget.used == 0
+
+
+async def test_a_protocol_that_fails_loses_its_own_stream_only(caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(Recorder):
+        def data_received(self, data: bytes) -> None:
+            raise RuntimeError("broken protocol")
+
+    class FailsHeld(Fails):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.pause_reading()
+            asyncio.get_running_loop().call_later(0.02, transport.resume_reading)
+
+    class FailsAtTheEnd(Recorder):
+        def eof_received(self) -> bool:
+            raise RuntimeError("broken protocol")
+
+    async with tower() as made:
+        broken = [Fails(), FailsHeld(), FailsAtTheEnd()]
+        server, agent = await made.pair(accepting(Echo(), *broken))
+        steady = Recorder()
+        good = await server.open("kubernetes", steady)
+        for one in broken:
+            caller = Recorder()
+            stream = await server.open("kubernetes", caller)
+            stream.write(b"break")
+            stream.write_eof()
+            await caller.saw("lost")
+            assert isinstance(caller.error, StreamReset)
+            assert caller.error.code is Code.INTERNAL
+            assert "broken" not in caller.error.text, "the log of that end says more, not the wire"
+            await one.saw("lost")
+        good.write(b"still here")
+        assert await steady.bytes(10) == b"still here"
+        await quiet(server, agent)
+        assert agent.stream_count == 1
+        assert len([record for record in caplog.records if "the protocol failed" in record.message]) == 3
+
+
+async def test_a_peer_that_breaks_the_control_stream_loses_the_tunnel() -> None:
+    class Control(Recorder):
+        def data_received(self, data: bytes) -> None:
+            raise RemoteProtocolError(Code.TOO_LARGE, "a control line above the bound")
+
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Control()))
+        stream = await server.open(CONTROL_SERVICE, Recorder())
+        stream.write(b"x")
+        closed = await server.wait_closed()
+        assert (closed.code, closed.text, closed.by_peer) == (Code.TOO_LARGE, "a control line above the bound", True)
+        await agent.wait_closed()
+
+
+# ---- flow -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stopped_reader_stops_its_own_stream_only() -> None:
+    stopped, echo = Recorder(), Echo()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(stopped, echo))
+        blocked_caller, flowing_caller = Recorder(), Recorder()
+        blocked = await server.open("kubernetes", blocked_caller)
+        await stopped.saw("made")
+        stopped.transport.pause_reading()
+        for _ in range(8):
+            blocked.write(b"b" * 64 * KIB)
+        assert "pause" in blocked_caller.calls
+        await quiet(server, agent)
+        assert blocked.get_write_buffer_size() == 256 * KIB, "the rest waits here, no credit for it"
+        assert agent.session.budget.used == 256 * KIB
+
+        flowing = await server.open("kubernetes", flowing_caller)
+        for _ in range(40):
+            flowing.write(b"f" * 64 * KIB)
+            await flowing_caller.bytes(len(flowing_caller.received) + 1)
+        await flowing_caller.bytes(40 * 64 * KIB)
+        assert stopped.calls == ["made"]
+
+        stopped.transport.resume_reading()
+        await blocked_caller.saw("resume")
+        blocked.write_eof()
+        await stopped.saw("eof")
+        assert len(stopped.received) == blocked.bytes_out == stopped.transport.bytes_in
+
+
+async def test_a_writer_that_waits_and_finishes_is_woken_before_the_end() -> None:
+    far, caller = Recorder(), Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", caller)
+        await far.saw("made")
+        far.transport.pause_reading()
+        stream.write(b"x" * MIB)
+        stream.write_eof()
+        await quiet(server, agent)
+        assert caller.calls == ["made", "pause"]
+        far.transport.resume_reading()
+        await caller.saw("resume")
+        await far.saw("eof")
+        assert len(far.received) == MIB
+
+
+async def test_a_reader_that_leaves_wakes_a_writer_that_waits() -> None:
+    """The far end closes: nobody reads what waits here, so the writer goes on into the void and may read the rest."""
+    far, caller = Recorder(), Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", caller)
+        await far.saw("made")
+        far.transport.pause_reading()
+        stream.pause_reading()
+        stream.write(b"x" * MIB)
+        await quiet(server, agent)
+        far.transport.write(b"last words")
+        far.transport.close()
+        await caller.saw("resume")
+        stream.resume_reading()
+        await caller.saw("lost")
+        assert bytes(caller.received) == b"last words"
+        assert caller.error is None
+
+
+async def test_many_streams_at_once_each_keep_their_bytes() -> None:
+    async with tower() as made:
+        callers = [Recorder() for _ in range(200)]
+        server, agent = await made.pair(accepting(*(Echo() for _ in callers)))
+        for number, caller in enumerate(callers):
+            stream = server.start_open("kubernetes", caller)
+            stream.write(bytes((number,)) * (number * 37 + 1))
+            stream.write_eof()
+        for number, caller in enumerate(callers):
+            await caller.saw("lost")
+            assert bytes(caller.received) == bytes((number,)) * (number * 37 + 1)
+        await quiet(server, agent)
+        assert server.session.budget.used == agent.session.budget.used == 0
+
+
+# ---- the tunnel's end -----------------------------------------------------------------------------------------------
+
+
+async def test_a_ping_measures() -> None:
+    async with tower() as made:
+        server, _ = await made.pair()
+        seconds = await server.ping()
+        assert 0 < seconds < PATIENCE
+        assert server.rtt is not None
+        assert server.rtt <= seconds
+
+
+async def test_closing_tells_the_peer_and_every_stream_why() -> None:
+    far, caller, ends = Recorder(), Recorder(), []
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far), on_closed=lambda _, closed: ends.append(closed))
+        await server.open("kubernetes", caller)
+        never = asyncio.ensure_future(server.open("kubernetes", Recorder()))
+        await far.saw("made")
+        await asyncio.sleep(0)
+        server.close(Code.REVOKED, "revoked by an operator")
+        server.close(Code.INTERNAL, "twice")
+        for one in (far, caller):
+            await one.saw("lost")
+            assert isinstance(one.error, TunnelLost)
+            assert (one.error.code, one.error.text) == (Code.REVOKED, "revoked by an operator")
+        with pytest.raises(TunnelLost, match="revoked by an operator"):
+            await never
+        closed = await agent.wait_closed()
+        assert (closed.code, closed.by_peer) == (Code.REVOKED, True)
+        assert ends == [closed]
+        assert (await server.wait_closed()).by_peer is False
+        with pytest.raises(StreamRefused, match="the tunnel is over"):
+            await server.open("kubernetes", Recorder())
+        with pytest.raises(TunnelLost):
+            await server.ping()
+
+
+async def test_a_cut_link_loses_every_stream_with_a_reason() -> None:
+    caller = Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Echo()))
+        await server.open("kubernetes", caller)
+        ping = asyncio.ensure_future(server.ping())
+        await asyncio.sleep(0)
+        agent._link.abort("pulled the plug")
+        await caller.saw("lost")
+        assert isinstance(caller.error, TunnelLost)
+        assert caller.error.code is Code.TUNNEL_LOST
+        assert "connection" in caller.error.text
+        assert (await agent.wait_closed()).text == "pulled the plug"
+        with pytest.raises(TunnelLost):
+            await ping
+
+
+async def test_draining_refuses_new_streams_and_lets_old_ones_end() -> None:
+    heard: list[GoingAway] = []
+    caller = Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Echo()), on_going_away=lambda _, event: heard.append(event))
+        stream = await server.open("kubernetes", caller)
+        server.drain(Code.SHUTDOWN, "restart", deadline=30.0, retry_after=0.5)
+        await quiet(server, agent)
+        assert heard == [GoingAway(Code.SHUTDOWN, "restart", 30.0, 0.5)]
+        assert server.draining
+        assert agent.draining
+        with pytest.raises(StreamRefused) as refused:
+            await server.open("kubernetes", Recorder())
+        assert refused.value.code is Code.DRAINING
+        stream.write(b"old")
+        stream.write_eof()
+        await caller.saw("lost")
+        assert bytes(caller.received) == b"old"
+        assert caller.error is None
+
+
+async def test_a_peer_that_goes_silent_is_dead_at_the_deadline() -> None:
+    limits = Limits(ping_interval=0.1, dead_after=0.4)
+    caller = Recorder()
+    async with tower(limits=limits) as made:
+        server, agent = await made.pair(accepting(Echo()))
+        await server.open("kubernetes", caller)
+        agent._link.owner = Deaf()
+        started = asyncio.get_running_loop().time()
+        closed = await server.wait_closed()
+        waited = asyncio.get_running_loop().time() - started
+        assert closed.code is Code.DEAD_PEER
+        assert "nothing heard from the peer for 0.4 s" in closed.text
+        assert 0.2 < waited < PATIENCE
+        await caller.saw("lost")
+        agent.link_lost("the test ends")
+
+
+class Deaf:
+    """A frozen process: its socket takes bytes and nobody answers."""
+
+    def link_received(self, data: memoryview) -> None: ...
+    def link_writable(self) -> None: ...
+    def link_lost(self, reason: str) -> None: ...
+
+
+async def test_an_idle_tunnel_lives_by_its_pings() -> None:
+    limits = Limits(ping_interval=0.05, dead_after=0.3)
+    async with tower(limits=limits) as made:
+        server, agent = await made.pair(limits=limits)
+        await asyncio.sleep(0.6)
+        assert server.closed is None
+        assert agent.closed is None
