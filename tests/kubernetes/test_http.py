@@ -13,7 +13,11 @@ pytestmark = pytest.mark.cluster
 
 PLAIN = {
     "a list": ("GET", "/api/v1/namespaces"),
-    "a table": ("GET", "/api/v1/nodes", "Accept: application/json;as=Table;v=v1;g=meta.k8s.io"),
+    "metadata only": (
+        "GET",
+        "/api/v1/nodes",
+        "Accept: application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+    ),
     "protobuf": ("GET", "/api/v1/namespaces", "Accept: application/vnd.kubernetes.protobuf"),
     "compressed": ("GET", "/openapi/v2", "Accept-Encoding: gzip"),
     "not modified": ("GET", "/version", 'If-None-Match: "x"'),
@@ -22,7 +26,6 @@ PLAIN = {
     "nowhere": ("GET", "/apis/none.example/v1/things"),
     "an escaped path": ("GET", "/api/v1/namespaces/de%66ault"),
     "a bad selector": ("GET", "/api/v1/namespaces?fieldSelector=%%%"),
-    "a method of nobody's": ("PROPFIND", "/api/v1/namespaces"),
 }
 
 

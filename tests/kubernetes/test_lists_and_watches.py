@@ -17,7 +17,7 @@ MANY = 10_000
 WRITERS = 4
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def many(member: ControlPlane) -> str:
     """A namespace with 10,000 objects."""
     member.kubectl("create", "namespace", "many")
