@@ -1,7 +1,8 @@
-"""Callers of a cluster's port as bytes over TLS or none, and what the processes say of them: metrics, logs, admin API."""
+"""Callers of a cluster's port, as bytes over TLS or none; and what the processes say of them: metrics and logs."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -69,8 +70,6 @@ class Caller:
 
 def context_of(caller: Caller, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
     """TLS that believes the cluster's authority, with a certificate of the test's own."""
-    import base64
-
     authority = base64.b64decode(caller.cluster["certificate-authority-data"]).decode()
     context = ssl.create_default_context(cadata=authority)
     if certificate is not None:

@@ -18,6 +18,7 @@ from tests.loopback.callers import Caller, tunnels, watching
 from tests.loopback.member import BackendMember
 
 EDGE, OTHER = "edge-1", "edge-2"
+PEOPLE = ("alice", "bob", "carol", "dave")
 # Two seconds in place of ten, so that whoever says nothing is not waited for that long.
 DEADLINES = {"HANDSHAKE_DEADLINE": 2.0, "HEAD_DEADLINE": 2.0}
 
@@ -28,10 +29,16 @@ def member() -> Iterator[BackendMember]:
         yield backend
 
 
+def policy_of(tower: TowerWorld) -> dict[str, list[str]]:
+    """What the owner of `edge-1` allows: the host's own names, and a few people whom tests revoke."""
+    own = [f"tower:{tower.host}:admin", f"tower:{tower.host}:probe"]
+    return {"users": [*own, *PEOPLE], "groups": [f"tower:{tower.host}:cluster-admins"]}
+
+
 @pytest.fixture(scope="package")
 def world(member: BackendMember) -> Iterator[TowerWorld]:
     with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder), constants=DEADLINES) as tower:
-        tower.join(EDGE, member, credential=member.by_certificate)
+        tower.join(EDGE, member, credential=member.by_certificate, policy=policy_of(tower))
         tower.join(OTHER, member, credential=member.by_token)
         yield tower
 

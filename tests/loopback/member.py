@@ -1,4 +1,4 @@
-"""A member for the ring: the backend's process, its PKI, and what it recorded. Fits `TowerWorld.join` as its cluster."""
+"""A member for the ring: the backend's process, its PKI, what it recorded; a cluster for `TowerWorld.join`."""
 
 from __future__ import annotations
 

@@ -49,28 +49,37 @@ def ended(bare: socket.socket) -> bytes:
 
 
 def test_plain_http_is_told_that_this_port_speaks_tls(world: TowerWorld, admin: Caller, agent_log: Path) -> None:
-    with moves(world, TLS_FAILED, cluster=EDGE), logs(agent_log, "caller-tls-failed", "TWR413", without=(SECRET,)):
-        with admin.plain() as bare:
-            bare.sendall(f"GET /plain-http HTTP/1.1\r\nHost: k\r\n{BEARER}\r\n".encode())
-            answer = ended(bare)
+    with (
+        moves(world, TLS_FAILED, cluster=EDGE),
+        logs(agent_log, "caller-tls-failed", "TWR413", without=(SECRET,)),
+        admin.plain() as bare,
+    ):
+        bare.sendall(f"GET /plain-http HTTP/1.1\r\nHost: k\r\n{BEARER}\r\n".encode())
+        answer = ended(bare)
     assert answer.startswith((b"HTTP/1.0 400 ", b"HTTP/1.1 400 ")), answer[:200]
     assert b"https" in answer.lower()
 
 
 def test_garbage_ends_the_connection_and_is_counted(world: TowerWorld, admin: Caller, agent_log: Path) -> None:
-    with moves(world, TLS_FAILED, cluster=EDGE), logs(agent_log, "caller-tls-failed", "127.0.0.1"):
-        with admin.plain() as bare:
-            bare.sendall(bytes(range(256)) * 16)
-            ended(bare)
+    with (
+        moves(world, TLS_FAILED, cluster=EDGE),
+        logs(agent_log, "caller-tls-failed", "127.0.0.1"),
+        admin.plain() as bare,
+    ):
+        bare.sendall(bytes(range(256)) * 16)
+        ended(bare)
 
 
 def test_half_a_hello_is_dropped_at_the_deadline(world: TowerWorld, admin: Caller, agent_log: Path) -> None:
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40)
-    with moves(world, TLS_FAILED, cluster=EDGE), logs(agent_log, "caller-tls-failed", "timeout|within|deadline"):
-        with admin.plain() as bare:
-            bare.sendall(hello)
-            began = time.monotonic()
-            ended(bare)
+    with (
+        moves(world, TLS_FAILED, cluster=EDGE),
+        logs(agent_log, "caller-tls-failed", "timeout|within|deadline"),
+        admin.plain() as bare,
+    ):
+        bare.sendall(hello)
+        began = time.monotonic()
+        ended(bare)
     assert time.monotonic() - began > DEADLINES["HANDSHAKE_DEADLINE"] - 0.1
 
 
