@@ -242,6 +242,8 @@ def _at(values: Any, path: Key) -> Any:
 def _wrong(error: Any, values: dict[str, Any], origins: Mapping[Key, str], file: Path | None) -> str:
     path = _real_path(error["loc"], values, missing=error["type"] == "missing")
     place = next((origins[path[:end]] for end in range(len(path), 0, -1) if path[:end] in origins), None)
+    if place is None and path:  # a list or mapping as a whole: where its first value stands
+        place = next((origin for key, origin in origins.items() if key[: len(path)] == path), None)
     if error["type"] == "missing":
         where = f"{file}: " if file else ""
         return f"{where}the key {dotted(path)!r} is missing"

@@ -71,6 +71,7 @@ class Agent:
         self._version = product_version()
         self._hosts: list[HostAgent] = []
         self._broken: dict[str, str] = {}
+        self._budget = Budget(defaults.PROCESS_BUDGET)
         self._probe: Probe | None = None
         self.health_address = ""
 
@@ -144,7 +145,7 @@ class Agent:
             config=self._config,
             access=access,
             metrics=metrics,
-            budget=Budget(defaults.PROCESS_BUDGET),
+            budget=self._budget,
             instance=f"{socket.gethostname()[:128]}-{secrets.token_hex(4)}",
             version=self._version,
             probe_fields=self._probe_fields,
@@ -161,6 +162,7 @@ class Agent:
     def _probed(self, probe: Probe, metrics: AgentMetrics) -> None:
         self._probe = probe
         metrics.apiserver_up.set(1 if probe.ok else 0)
+        metrics.buffer_bytes.set(self._budget.used)
         for host in self._hosts:
             rtt = host.link.tunnel.rtt if host.link.tunnel is not None else None
             if rtt is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from certs.names import is_label
 from daemon.config import Section
@@ -35,6 +35,22 @@ def split_address(text: str) -> tuple[str, int]:
     ):
         raise ValueError(f"must be HOST:PORT such as grafana.monitoring:3000, not {text!r}")
     return bare, int(port)
+
+
+def split_secret(text: str) -> tuple[str, str]:
+    """`namespace/name` of a Secret as a pair; raises ValueError."""
+    namespace, slash, name = text.partition("/")
+    if not slash or not is_label(namespace) or not all(map(is_label, name.split("."))):
+        raise ValueError(f"a Secret is named NAMESPACE/NAME, not {text!r}")
+    return namespace, name
+
+
+def _secret_name(text: str) -> str:
+    split_secret(text)
+    return text
+
+
+SecretName = Annotated[str, AfterValidator(_secret_name)]
 
 
 class Service(Section):
@@ -73,7 +89,7 @@ class Host(Section):
     """The server's address, where it is no longer the one that the token carried."""
     ca_file: Path | None = None
     proxy: str | None = None
-    identity_secret: str | None = None
+    identity_secret: SecretName | None = None
     raw_services_over_foreign_tls: bool | None = None
 
     @field_validator("name")
@@ -102,7 +118,7 @@ class AgentConfig(Section):
     """Allows ws:// addresses: the link without TLS."""
     raw_services_over_foreign_tls: bool = False
     """Allows raw services where the link's TLS ends before the tower: whoever ends it can read and change them."""
-    identity_secret: str | None = None
+    identity_secret: SecretName | None = None
     """NAMESPACE/NAME of the Secret that keeps the identity, in place of the state directory."""
     token_file: Path | None = None
     """An enrolment token: used at start when there is no identity yet."""
@@ -133,20 +149,10 @@ class AgentConfig(Section):
                 raise ValueError(f"the service {name} needs an address (host:port) and nothing else")
         return services
 
-    @model_validator(mode="after")
-    def _one_entry_a_host(self) -> AgentConfig:
-        names = [host.name for host in self.hosts]
+    @field_validator("hosts")
+    @classmethod
+    def _one_entry_a_host(cls, hosts: list[Host]) -> list[Host]:
+        names = [host.name for host in hosts]
         if len(set(names)) != len(names):
-            raise ValueError("`hosts` names a host twice")
-        for secret in (self.identity_secret, *(host.identity_secret for host in self.hosts)):
-            if secret is not None:
-                split_secret(secret)
-        return self
-
-
-def split_secret(text: str) -> tuple[str, str]:
-    """`namespace/name` of a Secret as a pair; raises ValueError."""
-    namespace, slash, name = text.partition("/")
-    if not slash or not is_label(namespace) or not all(map(is_label, name.split("."))):
-        raise ValueError(f"a Secret is named NAMESPACE/NAME, not {text!r}")
-    return namespace, name
+            raise ValueError("names a host twice")
+        return hosts
