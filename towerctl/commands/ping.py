@@ -74,10 +74,11 @@ def _line(result: Object) -> str:
 
 
 def _summary(results: list[Object], lost: int) -> str:
-    whole = [r for r in results if r.get("mux") is not None and r.get("readyz") is not None]
+    """What the far end took: the whole, less the open and the two round trips after it (TLS, request)."""
+    whole = [r for r in results if all(r.get(part) is not None for part in ("mux", "stream", "readyz"))]
     text = f"{len(results)} sent, {lost} lost"
     if whole:
         link = statistics.fmean(r["mux"] for r in whole)
-        rest = statistics.fmean(max(0.0, r["readyz"] - r["mux"]) for r in whole)
+        rest = statistics.fmean(max(0.0, r["readyz"] - r["stream"] - 2 * r["mux"]) for r in whole)
         text += f"; link {_ms(link)}, agent+apiserver {_ms(rest)}"
     return text

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from tests.towerctl.kit import Shell
+from tests.towerctl.kit import Shell, http, peer
 
 
 def test_a_cluster_without_tunnel_loses_every_ping_and_says_why(live: Shell, cluster: str) -> None:
@@ -32,3 +32,10 @@ def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: 
 def test_no_pings_are_a_usage_error(live: Shell, cluster: str) -> None:
     live("ping", cluster, "-c", "0").refused("--count", code=2)
     live("ping", cluster, "-i", "often").refused("--interval", code=2)
+
+
+def test_a_slow_link_is_not_blamed_on_the_member(shell: Shell) -> None:
+    answer = {"kind": "Ping", "tunnel": "t", "mux": 0.1, "stream": 0.101, "readyz": 0.331, "status": 200}
+    with peer(shell.socket, http("200 OK", json.dumps(answer))):
+        summary = shell.ok("ping", "edge-1", "-c", "1").splitlines()[-1]
+    assert summary == "1 sent, 0 lost; link 100.0ms, agent+apiserver 30.0ms"
