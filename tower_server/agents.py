@@ -17,6 +17,7 @@ from certs.ca import Authority
 from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
 from certs.peers import AgentIdentity
 from daemon.faults import TowerError
+from daemon.wirefault import wire_fault
 from protocol.aio.listener import Admission
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
@@ -28,15 +29,10 @@ from tower_server.tunnels import TunnelRegistry
 
 ATTEMPTS: Final = 8
 
-# How a refused handshake shows in a cluster's state: the fault behind a protocol code.
-REFUSALS: Final = {
-    Code.REVOKED: "TWR209",
-    Code.EXPIRED: "TWR502",
-    Code.UNTRUSTED: "TWR507",
-    Code.BAD_SIGNATURE: "TWR217",
-    Code.WRONG_CLUSTER: "TWR203",
-    Code.DELETED: "TWR203",
-}
+# The refusals that say something about a cluster's agents; others are about this moment or the peer's software.
+TELLING: Final = frozenset(
+    {Code.REVOKED, Code.EXPIRED, Code.UNTRUSTED, Code.BAD_SIGNATURE, Code.WRONG_CLUSTER, Code.DELETED}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +77,9 @@ class Agents:
 
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""
-        fault = REFUSALS.get(code)
         member = self._registry.members.get(hello.cluster) if hello is not None else None
-        if fault is not None and member is not None and hello is not None:
-            member.refuse(hello.instance, remote, fault, text)
+        if code in TELLING and member is not None and hello is not None:
+            member.refuse(hello.instance, remote, wire_fault(code, "TWR203"), text)
 
     # ---- identities ---------------------------------------------------------------------------------------------
 

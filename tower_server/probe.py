@@ -19,6 +19,7 @@ from certs.keys import generate_key, key_to_pem
 from certs.names import member_name
 from daemon.faults import FAULTS
 from daemon.log import get_logger
+from daemon.wirefault import wire_fault
 from protocol import defaults
 from protocol.aio.stream import StreamTransport
 from protocol.aio.tlspump import TlsError, TlsPump
@@ -27,7 +28,6 @@ from protocol.constants import Code
 from protocol.errors import ProtocolError
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
-from tower_server.relay import REFUSALS
 from tower_server.servercert import load_pem
 from tower_server.state import ProbeResult
 
@@ -107,7 +107,7 @@ async def probe(
         what = "the stream was not opened" if stream is None else "no answer to GET /readyz"
         return _failed(tunnel, ProbeFailed("TWR303", f"{what} within {deadline:g} s"), opened)
     except ProtocolError as error:
-        code, _ = REFUSALS.get(error.code, ("TWR301", ""))
+        code = wire_fault(error.code, "TWR301")
         return _failed(tunnel, ProbeFailed(code, error.text or error.code.name), opened)
     except ProbeFailed as error:
         return _failed(tunnel, error, opened)

@@ -15,6 +15,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, cast
 
+from daemon.wirefault import wire_fault
 from protocol import defaults
 from protocol.aio.buffers import shared_buffer
 from protocol.aio.stream import StreamTransport
@@ -31,15 +32,8 @@ WRITE_HIGH: Final = 256 * defaults.KIB
 MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
 
-# What a refused open means for the caller: the fault, and the result under which it is counted.
-REFUSALS: Final[dict[Code, tuple[str, str]]] = {
-    Code.DIAL_FAILED: ("TWR301", "refused"),
-    Code.DIAL_TIMEOUT: ("TWR303", "timeout"),
-    Code.UNKNOWN_SERVICE: ("TWR226", "refused"),
-    Code.FORBIDDEN: ("TWR227", "refused"),
-    Code.BUDGET: ("TWR412", "limit"),
-    Code.TOO_MANY: ("TWR411", "limit"),
-}
+# Under which result a refused open is counted; "refused" when it is not named here.
+RESULTS: Final = {Code.DIAL_TIMEOUT: "timeout", Code.BUDGET: "limit", Code.TOO_MANY: "limit"}
 _ELSEWHERE: Final = frozenset({Code.DRAINING, Code.TUNNEL_LOST, Code.SHUTDOWN, Code.REPLACED, Code.DEAD_PEER})
 
 
@@ -220,7 +214,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             self._port.count("lost")
             self._answer(self._port.no_tunnel())
             return
-        code, result = REFUSALS.get(error.code, ("TWR301", "refused"))
+        code, result = wire_fault(error.code, "TWR301"), RESULTS.get(error.code, "refused")
         self._port.count(result)
         retry = 1.0 if result == "limit" else None
         self._answer(Answer(code, f"cluster {self._port.member.name}: {error.text or code}", retry_after=retry))

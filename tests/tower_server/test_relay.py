@@ -153,7 +153,7 @@ async def test_new_streams_go_to_the_least_loaded_tunnel(tmp_path):
         (Code.DIAL_TIMEOUT, 504, "TWR303"),
         (Code.BUDGET, 429, "TWR412"),
         (Code.TOO_MANY, 429, "TWR411"),
-        (Code.INTERNAL, 502, "TWR301"),
+        (Code.INTERNAL, 500, "TWR112"),
     ],
 )
 async def test_a_refused_open_is_a_status_that_names_it(tmp_path, code, status, fault):

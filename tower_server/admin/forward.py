@@ -15,11 +15,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from certs.names import is_label
 from daemon.faults import TowerError
+from daemon.wirefault import wire_fault
 from protocol.aio.stream import StreamTransport
 from protocol.constants import Code
 from protocol.errors import ProtocolError
 from tower_server.admin.services import Services
-from tower_server.relay import REFUSALS
+from tower_server.records import KUBERNETES
 
 QUEUE_HIGH: Final = 16  # messages that wait for a slow reader; each is at most one frame of 64 KiB
 CALLER: Final = "admin"
@@ -58,8 +59,8 @@ async def _open(services: Services, cluster: str, service: str, end: _End) -> St
     try:
         return await tunnel.open(service, end, caller=CALLER)
     except ProtocolError as error:
-        code, _ = REFUSALS.get(error.code, ("TWR310", ""))
-        code = "TWR310" if code == "TWR301" and service != "kubernetes" else code
+        code = wire_fault(error.code, "TWR310")
+        code = "TWR310" if code == "TWR301" and service != KUBERNETES else code
         raise TowerError(code, f"cluster {cluster}, service {service}: {error.text}") from error
     except TimeoutError as error:
         raise TowerError("TWR310", f"cluster {cluster}, service {service}: no answer in time") from error

@@ -1,0 +1,156 @@
+"""The admin API against those who ask wrongly: a clear refusal with code and mend, and nothing else is touched."""
+
+import contextlib
+import json
+
+import pytest
+
+from tests.tower_server.kit import admin, running
+
+pytestmark = pytest.mark.asyncio
+
+
+def refusal(answer):
+    document = answer.json()
+    assert document["kind"] == "Error"
+    assert document["message"]
+    assert document["mend"]
+    return answer.status, document["code"]
+
+
+@pytest.mark.parametrize("host", ["tower.example.com", "127.0.0.1", "localhost.evil.example", "", "localhost:80:80"])
+async def test_a_foreign_host_is_misdirected(tmp_path, host):
+    async with running(tmp_path) as server:
+        assert refusal(await admin(server, "GET", "/v1/info", headers={"Host": host})) == (421, "TWR607")
+
+
+async def test_a_web_page_is_refused(tmp_path):
+    async with running(tmp_path) as server:
+        for origin in ("https://evil.example", "null", "http://localhost"):
+            assert refusal(await admin(server, "GET", "/v1/info", headers={"Origin": origin})) == (403, "TWR607")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2/clusters",
+        "/v1/nothing",
+        "/v1/clusters/",
+        "/v1/../v1/info",
+        "/v1/clusters/a/b/c/d",
+        "//v1",
+    ],
+)
+async def test_an_unknown_path_is_said_so(tmp_path, path):
+    async with running(tmp_path) as server:
+        status, code = refusal(await admin(server, "GET", path))
+        assert (status, code) in [(404, "TWR612"), (400, "TWR605")]
+
+
+@pytest.mark.parametrize("name", ["%2e%2e", "a%2fping", "..", "a%00", "%ff", "A", "x" * 300])
+async def test_no_name_turns_into_another_path(tmp_path, name):
+    async with running(tmp_path) as server:
+        await server.add("a")
+        assert refusal(await admin(server, "GET", f"/v1/clusters/{name}")) == (400, "TWR605")
+        assert (await admin(server, "GET", "/v1/clusters/a")).status == 200
+
+
+async def test_a_wrong_method_names_the_right_ones(tmp_path):
+    async with running(tmp_path) as server:
+        answer = await admin(server, "PUT", "/v1/clusters")
+        assert refusal(answer) == (405, "TWR612")
+        assert answer.headers["allow"] == "GET, POST"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "TWR605"),
+        (b"[]", 400, "TWR605"),
+        (b"[" * 100_000, 400, "TWR605"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400, "TWR605"),
+        (b"\xff\xfe", 400, "TWR605"),
+        (b" " * (10 * 1024 * 1024), 413, "TWR606"),
+    ],
+)
+async def test_a_bad_body_is_refused(tmp_path, body, status, code):
+    async with running(tmp_path) as server:
+        assert refusal(await admin(server, "POST", "/v1/clusters", raw=body)) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ({}, "name"),
+        ({"name": 1}, "name"),
+        ({"name": "a", "colour": "red"}, "colour"),
+        ({"name": "a", "uses": 1.5}, "uses"),
+        ({"name": "a", "ttl": "1h"}, "ttl"),
+        ({"name": "a", "expected_tunnels": 0}, "expected_tunnels"),
+    ],
+)
+async def test_a_wrong_key_is_named(tmp_path, body, key):
+    async with running(tmp_path) as server:
+        answer = await admin(server, "POST", "/v1/clusters", body)
+        assert refusal(answer) == (400, "TWR605")
+        assert key in answer.json()["message"]
+
+
+async def test_a_body_where_none_belongs_and_an_unknown_query_are_refused(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("a")
+        assert refusal(await admin(server, "POST", "/v1/clusters/a/ping", {"x": 1}))[0] == 400
+        answer = await admin(server, "GET", "/v1/clusters?clutser=a")
+        assert refusal(answer) == (400, "TWR605")
+        assert "clutser" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/clusters/nowhere"),
+        ("DELETE", "/v1/clusters/nowhere"),
+        ("POST", "/v1/clusters/nowhere/tokens"),
+        ("POST", "/v1/clusters/nowhere/ping"),
+        ("GET", "/v1/clusters/nowhere/connection"),
+        ("POST", "/v1/agents/nowhere/x/revoke"),
+        ("DELETE", "/v1/tokens/nothing"),
+        ("GET", "/v1/check?cluster=nowhere"),
+    ],
+)
+async def test_what_is_not_there_is_not_found(tmp_path, method, path):
+    async with running(tmp_path) as server:
+        assert refusal(await admin(server, method, path)) == (404, "TWR603")
+
+
+async def test_a_head_without_end_is_cut_off(tmp_path):
+    async with running(tmp_path) as server:
+        with contextlib.suppress(OSError):  # the answer may be lost to what is still being sent
+            answer = await admin(server, "GET", "/v1/info", headers={"X": "y" * 2_000_000})
+            assert answer.status == 400
+        assert (await admin(server, "GET", "/v1/info")).status == 200
+
+
+async def test_a_defect_is_one_failed_call(tmp_path, monkeypatch):
+    async with running(tmp_path) as server:
+
+        async def broken(_services):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr("tower_server.admin.calls.info", broken)
+        answer = await admin(server, "GET", "/v1/info")
+        assert refusal(answer) == (500, "TWR112")
+        assert (await admin(server, "GET", "/v1/clusters")).status == 200
+
+
+async def test_every_answer_is_counted(tmp_path):
+    async with running(tmp_path) as server:
+        await admin(server, "GET", "/v1/info")
+        await admin(server, "GET", "/v1/nothing")
+        rendered = server.services.metrics.render()
+        assert b'tower_admin_requests_total{code="200"} 1.0' in rendered
+        assert b'tower_admin_requests_total{code="404"} 1.0' in rendered
+        assert json.loads(json.dumps((await admin(server, "GET", "/v1/info")).json()))["kind"] == "Info"

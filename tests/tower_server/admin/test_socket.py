@@ -1,0 +1,50 @@
+"""The admin socket as a file: private, replaced when dead, never taken from a living server."""
+
+import os
+import socket
+import stat
+
+import pytest
+
+from daemon.faults import TowerError
+from tests.tower_server.kit import admin, running
+from tower_server.admin.socket import bind_private
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_it_is_private_and_goes_with_the_server(tmp_path):
+    async with running(tmp_path) as server:
+        assert stat.S_IMODE(server.config.admin_socket.stat().st_mode) == 0o600
+    assert not (tmp_path / "admin.sock").exists()
+
+
+async def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "admin.sock"))
+    async with running(tmp_path) as server:
+        assert (await admin(server, "GET", "/v1/info")).status == 200
+
+
+async def test_a_living_server_keeps_its_socket(tmp_path):
+    async with running(tmp_path) as server:
+        with pytest.raises(TowerError) as caught:
+            bind_private(server.config.admin_socket)
+        assert caught.value.code == "TWR107"
+        assert (await admin(server, "GET", "/v1/info")).status == 200
+
+
+async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
+    (tmp_path / "admin.sock").write_text("precious")
+    with pytest.raises(TowerError, match="not a socket"):
+        bind_private(tmp_path / "admin.sock")
+    assert (tmp_path / "admin.sock").read_text() == "precious"
+
+
+async def test_the_umask_is_as_it_was(tmp_path):
+    before = os.umask(0o022)
+    try:
+        bind_private(tmp_path / "a.sock").close()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
