@@ -31,15 +31,16 @@ def cache_directory() -> Path:
     return root / "tower" / "credentials"
 
 
-def cache_file(socket: str, cluster: str, user: str | None) -> Path:
-    """Servers, clusters and users are kept apart by a hash: any of them may hold any character."""
-    digest = hashlib.sha256("\0".join((os.path.abspath(socket), cluster, user or "")).encode()).hexdigest()[:24]
+def cache_file(socket: str, cluster: str, user: str | None, ca: str = "") -> Path:
+    """Servers, clusters, users and CAs are kept apart by a hash: any of them may hold any character."""
+    parts = (os.path.abspath(socket), cluster, user or "", ca)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return cache_directory() / f"{cluster}-{digest}.json"
 
 
-def credential(client: AdminClient, cluster: str, *, user: str | None, refresh: bool = False) -> Object:
-    """The ExecCredential to print."""
-    path = cache_file(client.path, cluster, user)
+def credential(client: AdminClient, cluster: str, *, user: str | None, ca: str = "", refresh: bool = False) -> Object:
+    """The ExecCredential to print. `ca` is whatever names the CA that the kubeconfig trusts."""
+    path = cache_file(client.path, cluster, user, ca)
     now = time.time()
     held = None if refresh else _read(path)
     if held is not None and now < held["renew_at"]:

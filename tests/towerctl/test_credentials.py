@@ -79,6 +79,12 @@ def test_callers_clusters_and_servers_are_kept_apart(live: Shell, cluster: str) 
     assert len(names) == 4
 
 
+def test_a_tower_that_was_made_anew_at_the_same_place_gets_a_new_certificate(live: Shell, cluster: str) -> None:
+    first = live.ok("credential", cluster, "--ca", "aa")
+    assert live.ok("credential", cluster, "--ca", "aa") == first
+    assert live.ok("credential", cluster, "--ca", "bb") != first
+
+
 def test_it_is_renewed_before_it_ends(live: Shell, cluster: str) -> None:
     first = live.ok("credential", cluster)
     change(held(live, cluster), renew_at=time.time() - 1)

@@ -14,13 +14,19 @@ from towerctl.types import Cluster, User
 @click.command(cls=Command)
 @click.argument("cluster", type=Cluster())
 @click.option("--as", "user", type=User(), metavar="NAME", help="The caller's name; the host's admin when left out.")
+@click.option(
+    "--ca",
+    default="",
+    metavar="FINGERPRINT",
+    help="The CA that the kubeconfig trusts: certificates of an earlier tower at the same socket are not used.",
+)
 @click.option("--refresh", is_flag=True, help="Make a new certificate even if the kept one is still good.")
 @pass_ctl
-def credential(ctl: Ctl, cluster: str, user: str | None, refresh: bool) -> None:
+def credential(ctl: Ctl, cluster: str, user: str | None, ca: str, refresh: bool) -> None:
     """Print an ExecCredential for CLUSTER, as kubectl asks for it (client.authentication.k8s.io/v1).
 
     Key and certificate are kept in the user's cache directory (0600) and renewed at two thirds of their life.
     """
     from towerctl import credentials
 
-    click.echo(json.dumps(credentials.credential(ctl.client(), cluster, user=user, refresh=refresh)))
+    click.echo(json.dumps(credentials.credential(ctl.client(), cluster, user=user, ca=ca, refresh=refresh)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -91,6 +92,7 @@ def _config(ctl: Ctl, cluster: str, *, name: str, user: str | None, embed: bool,
     arguments = ["credential", cluster]
     if ctl.socket != defaults.ADMIN_SOCKET:
         arguments += ["--socket", os.path.abspath(ctl.socket)]
+    arguments += ["--ca", hashlib.sha256(connection.ca_pem).hexdigest()[:16]]
     if user is not None:
         arguments += ["--as", user]
     return files.with_plugin(connection, name=name, command=plugin_command(), arguments=arguments)
