@@ -1,0 +1,18 @@
+"""PEM in memory: readable while needed, gone afterwards, never on a disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tower_agent.pemfile import in_memory
+
+
+def test_it_exists_only_inside() -> None:
+    with in_memory(b"PEM" * 100_000) as path:
+        assert Path(path).read_bytes() == b"PEM" * 100_000
+        assert "memfd" in os.readlink(path)
+    with pytest.raises(OSError, match="No such file"):
+        Path(path).read_bytes()

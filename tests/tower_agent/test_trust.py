@@ -1,0 +1,76 @@
+"""One host's trust: nothing foreign, nothing older."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from certs.errors import ListRefused, Untrusted
+from certs.identity_files import DirectoryIdentityStore
+from daemon.faults import TowerError
+from tests.tower_agent.tower import new_tower, serving_tower, state_dir
+from tower_agent.enrol import Enrolment
+from tower_agent.trust import HostTrust
+from tower_agent.wayout import WayOut
+
+
+@pytest.mark.asyncio
+async def test_lists_move_forward_only_and_survive_a_restart(tmp_path: Path) -> None:
+    store = DirectoryIdentityStore(state_dir(tmp_path))
+    async with serving_tower(new_tower()) as tower:
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    trust = await HostTrust.load(store, "east")
+    first, second = tower.revoke(), tower.revoke(users={"jane": time.time() + 60})
+    assert trust.take_revocations(second) is True
+    assert trust.take_revocations(second) is False
+    with pytest.raises(ListRefused, match="lower than 2"):
+        trust.take_revocations(first)
+    stranger = new_tower("east")
+    with pytest.raises(ListRefused, match="not signed"):
+        trust.take_revocations(stranger.revoke())
+    jane = list(tower.client("jane")[0].chain_der)
+    with pytest.raises(Untrusted, match="jane was revoked"):
+        trust.verify_client(jane)
+    await trust.keep_revocations(second)
+    again = await HostTrust.load(store, "east")
+    with pytest.raises(ListRefused, match="lower than 2"):
+        again.take_revocations(first)
+    assert again.verify_client(list(tower.client("joan")[0].chain_der)).user == "joan"
+    with pytest.raises(Untrusted):
+        again.verify_client(list(stranger.client("joan")[0].chain_der))
+
+
+@pytest.mark.asyncio
+async def test_only_a_server_of_this_host_ends_the_outer_tls(tmp_path: Path) -> None:
+    store = DirectoryIdentityStore(state_dir(tmp_path))
+    async with serving_tower(new_tower()) as tower:
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    trust = await HostTrust.load(store, "east")
+    assert trust.ends_at_tower(tower.server.chain_der)
+    assert not trust.ends_at_tower(())
+    assert not trust.ends_at_tower(new_tower("east").server.chain_der)
+    assert not trust.ends_at_tower(tower.client("jane")[0].chain_der)
+
+
+@pytest.mark.asyncio
+async def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
+    folder = state_dir(tmp_path)
+    store = DirectoryIdentityStore(folder)
+    with pytest.raises(TowerError) as caught:
+        await HostTrust.load(store, "east")
+    assert caught.value.code == "TWR225"
+    async with serving_tower(new_tower()) as tower:
+        tower.revoke()
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    kept = folder / "east" / "revocations"
+    kept.write_bytes(kept.read_bytes()[:-3])
+    with pytest.raises(TowerError) as caught:
+        await HostTrust.load(store, "east")
+    assert caught.value.code == "TWR506"
+    (folder / "east" / "identity.json").write_bytes(b"{}")
+    with pytest.raises(TowerError) as caught:
+        await HostTrust.load(store, "east")
+    assert caught.value.code == "TWR104"
+    assert "identity.json" in caught.value.message
