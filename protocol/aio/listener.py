@@ -301,13 +301,13 @@ class _ServerLink(Link):
             self._transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + response.body)
 
     def _upgrade(self, request: _Request) -> None:
+        offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
+        if request.upgrade and SUBPROTOCOL not in map(str.strip, offered.split(",")):
+            self._turn_away(400, f"no common WebSocket subprotocol: this port speaks {SUBPROTOCOL}")
+            return
         # An agent is not a browser and sends no Origin: whoever sends one is turned away.
         protocol = ServerProtocol(origins=[None], subprotocols=[Subprotocol(SUBPROTOCOL)])
         answer = protocol.accept(Request(request.target, request.headers, request.method))
-        agreed = answer.headers.get("Sec-WebSocket-Protocol") == SUBPROTOCOL
-        if answer.status_code == 101 and not agreed:
-            self._turn_away(400, f"no common WebSocket subprotocol: this port speaks {SUBPROTOCOL}")
-            return
         if self._transport is not None:
             self._transport.write(answer.serialize())
         if answer.status_code != 101:
@@ -425,6 +425,7 @@ class _Request:
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._head = 0
+        self._fields = 0
         self._target = bytearray()
         self._headers_done = False
         self._done = False
@@ -469,7 +470,8 @@ class _Request:
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) >= 100:
+        self._fields += 1
+        if self._fields > 100:
             raise _BadRequest(431, "more than 100 header fields")
         self.headers[name.decode("latin-1")] = value.decode("latin-1")
 
