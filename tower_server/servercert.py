@@ -116,6 +116,7 @@ def own_names(*candidates: str) -> list[str]:
     found = []
     for name in (*candidates, "localhost", "127.0.0.1", "::1", socket.gethostname()):
         with contextlib.suppress(IssueRefused):
-            if name:
-                found.append(str(parse_host(name)))
+            parsed = parse_host(name) if name else ""
+            if parsed and (isinstance(parsed, str) or not parsed.is_unspecified):
+                found.append(str(parsed))
     return list(dict.fromkeys(found))

@@ -1,0 +1,58 @@
+"""The CA in the store: made once, read ever after, refused when it is not the one that is meant."""
+
+import asyncio
+import time
+
+import pytest
+
+from daemon.faults import TowerError
+from tower_server.authority import RECORD, load_or_create
+from tower_server.store.base import Kind
+from tower_server.store.sqlite import SqliteStore
+
+pytestmark = pytest.mark.asyncio
+
+
+async def load(store, host=""):
+    return await load_or_create(store, host=host, fallback_host="machine", at=time.time())
+
+
+async def test_it_is_made_at_the_first_start_and_read_at_every_other(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    first, made = await load(store)
+    again, remade = await load(store)
+    assert (made, remade, first.host) == (True, False, "machine")
+    assert first.bundle.fingerprint == again.bundle.fingerprint
+    await store.close()
+
+
+async def test_of_several_first_starts_all_take_the_same(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    results = await asyncio.gather(*(load(store) for _ in range(8)))
+    assert len({authority.bundle.fingerprint for authority, _ in results}) == 1
+    assert sum(made for _, made in results) == 1
+    await store.close()
+
+
+async def test_another_configured_name_is_refused_not_followed(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    await load(store, "hq")
+    with pytest.raises(TowerError) as caught:
+        await load(store, "other")
+    assert caught.value.code == "TWR501"
+    assert "'hq'" in caught.value.message
+    assert "host: hq" in caught.value.mend
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"pem": ""}, {"pem": "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----"}]
+)
+async def test_a_damaged_record_says_what_to_restore(tmp_path, data):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    await store.create(Kind.SECRET, RECORD, data)
+    with pytest.raises(TowerError) as caught:
+        await load(store)
+    assert caught.value.code == "TWR501"
+    assert "restore" in caught.value.mend
+    await store.close()

@@ -1,0 +1,80 @@
+"""The revocation list: its number rises with every change and outlives the process."""
+
+import asyncio
+import time
+
+import pytest
+import pytest_asyncio
+
+from certs.ca import Authority
+from certs.revocation import verify_list
+from daemon.faults import TowerError
+from tower_server.revocations import Revocations
+from tower_server.store.sqlite import SqliteStore
+
+pytestmark = pytest.mark.asyncio
+NOW = time.time()
+AUTHORITY = Authority.create("hq", at=NOW)
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    yield store
+    await store.close()
+
+
+def load(store):
+    return Revocations.load(store, AUTHORITY, at=NOW)
+
+
+async def test_changes_are_kept_and_numbered(store):
+    held = await load(store)
+    await held.revoke_user("alice", at=NOW)
+    await held.revoke_agent("edge-1", "a1", at=NOW)
+    await held.revoke_serial(0x1F, expires=NOW + 60, at=NOW)
+    again = await load(store)
+    assert again.current == held.current
+    assert again.current.number == 3
+    assert again.current.revokes_user(serial=1, user="alice", issued_at=NOW - 1)
+    assert again.current.revokes_agent(serial=1, cluster="edge-1", agent="a1", issued_at=NOW - 1)
+    assert not again.current.revokes_agent(serial=1, cluster="edge-1", agent="a1", issued_at=NOW + 2)
+
+
+async def test_what_agents_get_is_signed_and_names_no_agents(store):
+    held = await load(store)
+    await held.revoke_agent("edge-1", "a1", at=NOW)
+    sent = verify_list(held.signed, issuers=AUTHORITY.bundle.revocation_keys(), host="hq")
+    assert (sent.number, sent.agents) == (1, {})
+
+
+async def test_many_changes_at_once_are_all_kept(store):
+    one, two = await load(store), await load(store)
+    await asyncio.gather(*((one, two)[n % 2].revoke_user(f"u{n}", at=NOW) for n in range(10)))
+    assert len((await load(store)).current.users) == 10
+    assert (await load(store)).current.number == 10
+
+
+async def test_whoever_subscribed_hears_of_it_after_it_is_written(store):
+    held = await load(store)
+    heard = []
+    held.subscribe(lambda: heard.append(held.current.number))
+    await held.revoke_user("alice", at=NOW)
+    assert heard == [1]
+
+
+async def test_a_list_too_long_for_agents_is_refused_before_it_is_stored(store):
+    held = await load(store)
+    many = {f"{'x' * 50}{number:09d}": NOW for number in range(4000)}
+    object.__setattr__(held.current, "users", many)
+    with pytest.raises(TowerError) as caught:
+        await held.revoke_user("one more", at=NOW)
+    assert caught.value.code == "TWR506"
+    assert (await load(store)).current.number == 0
+
+
+async def test_what_no_living_certificate_can_match_is_dropped(store):
+    held = await load(store)
+    await held.revoke_serial(1, expires=NOW - 1, at=NOW - 10)
+    await held.revoke_user("alice", at=NOW)
+    assert set(held.current.serials) == set()
