@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,8 @@ from tests.towerctl.member import Member, member
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path: that of a Unix socket has at most 107 bytes."""
-    made = Path(tempfile.mkdtemp(prefix="twr"))
-    yield made
-    shutil.rmtree(made)
+    with tempfile.TemporaryDirectory(prefix="twr") as made:
+        yield Path(made)
 
 
 @pytest.fixture
@@ -38,10 +36,8 @@ def shell(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture(scope="session")
 def tower() -> Iterator[TowerWorld]:
     """A real tower server, as a process with its SQLite store; tests keep apart by the names of their clusters."""
-    made = Path(tempfile.mkdtemp(prefix="twr"))
-    with TowerWorld(made) as world:
+    with tempfile.TemporaryDirectory(prefix="twr") as made, TowerWorld(Path(made)) as world:
         yield world
-    shutil.rmtree(made)
 
 
 @pytest.fixture
