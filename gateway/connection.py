@@ -168,6 +168,7 @@ class CallerConnection:
         if self.phase is Phase.SPLICED and not self.upstream_ended:
             assert self.upstream is not None
             self.upstream.transport.write_eof()
+            self.deadline = self.loop.time() + self.gateway.idle_limit
             return True
         return False  # the transport closes; a request that is under way ends with it, as at the apiserver itself
 
@@ -513,6 +514,7 @@ class CallerConnection:
         truncated = bool(upstream.transport.get_extra_info("tls_truncated"))
         if self.phase is Phase.SPLICED and not truncated:
             self.upstream_ended = True
+            self.deadline = self.loop.time() + self.gateway.idle_limit
             self.transport.write_eof()
         elif isinstance(self.response_body, UntilClose) and not truncated:
             self._finish(clean=False)
@@ -521,7 +523,10 @@ class CallerConnection:
 
     def upstream_lost(self, exc: Exception | None) -> None:
         if self.phase is Phase.SPLICED and self.upstream_ended:
+            assert self.response is not None
             self.upstream = None
+            self._record(self.response.status)
+            self._linger()
             self.transport.close()
         elif self.phase in (Phase.EXCHANGE, Phase.SPLICED):
             self._upstream_gone()
@@ -642,7 +647,7 @@ class CallerConnection:
             return
         if self.phase is Phase.HEAD and self.held:
             self._fail(RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408"))
-        elif self.phase in (Phase.HEAD, Phase.LINGERING):
+        elif self.phase in (Phase.HEAD, Phase.LINGERING, Phase.SPLICED):  # spliced: half-closed for too long
             self.transport.close()
 
     def recheck(self) -> None:

@@ -164,11 +164,13 @@ class TlsPump(asyncio.Transport):
         self.data_received(self._cipher[:nbytes])
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
+        if self._closing:
+            return
         self._incoming.write(data)
         if self._established:
             if self._reading:
                 self._pump()
-        elif not self._lost:
+        else:
             if self._start is not None and len(self._start) < 4:
                 self._start += bytes(data[: 4 - len(self._start)])
             self._handshake()
@@ -278,7 +280,7 @@ class TlsPump(asyncio.Transport):
     def _pump(self) -> None:
         """Hand up all that can be decrypted now, a shared buffer full at a time."""
         tls, incoming, plain = self._ssl, self._incoming, self._plain
-        while self._reading and not self._lost:
+        while self._reading and not self._closing:
             filled = 0
             more = False
             try:
@@ -324,7 +326,7 @@ class TlsPump(asyncio.Transport):
 
     def _pump_later(self) -> None:
         self._pump_due = False
-        if self._reading and not self._lost:
+        if self._reading and not self._closing:
             if self._lower is not None:
                 self._lower.resume_reading()
             self._pump()

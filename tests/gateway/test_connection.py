@@ -427,6 +427,29 @@ async def test_an_upgrade_splices_both_ways_with_half_close(pki: Pki) -> None:
         assert (w.seen.records[0].verb, w.seen.records[0].code) == ("connect", 101)
 
 
+async def test_what_a_caller_says_after_the_apiserver_is_gone_harms_nobody(pki: Pki) -> None:
+    leave = asyncio.Event()
+
+    async def answer(side: Apiside) -> None:
+        await side.head()
+        await side.say(SWITCH)
+        await leave.wait()
+        side.writer.transport.abort()
+
+    async with world(pki, answer=answer) as w:
+        caller = await w.call()
+        await caller.say(UPGRADE)
+        await caller.head()
+        leave.set()
+        for _ in range(50):
+            caller.writer.write(b"x" * 1000)
+            await asyncio.sleep(0.001)
+        assert await caller.until_gone() == b""
+        await w.seen.wait_for(1)
+        assert [record.code for record in w.seen.records] == [101]
+        assert w.gateway.upstreams.bearer.open_count == 0
+
+
 @pytest.mark.parametrize(
     ("said", "code"),
     [
