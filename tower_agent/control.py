@@ -8,6 +8,7 @@ boundary sees RemoteProtocolError); what it says is checked by whoever handles i
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -68,13 +69,14 @@ class ControlChannel(asyncio.Protocol):
         if self._transport is not None and self._transport.get_write_buffer_size() <= MAX_QUEUED_BYTES:
             self._transport.write(encode_message("status", **fields))
 
-    async def renew(self, csr: bytes, serving_csr: bytes) -> tuple[bytes, bytes]:
+    async def renew(self, csr: bytes, serving_csr: bytes, proof: bytes) -> tuple[bytes, bytes]:
         """The renewed chains (PEM, leaf first): identity and serving. Raises TowerError."""
         if self._transport is None:
             raise TowerError("TWR504", "there is no control stream")
         number = secrets.token_hex(8)
         answer = self._renewals[number] = asyncio.get_running_loop().create_future()
-        self._transport.write(encode_message("renew", id=number, csr=csr.decode(), serving_csr=serving_csr.decode()))
+        asked = {"csr": csr.decode(), "serving_csr": serving_csr.decode(), "proof": base64.b64encode(proof).decode()}
+        self._transport.write(encode_message("renew", id=number, **asked))
         try:
             async with asyncio.timeout(RENEWAL_DEADLINE):
                 message = await answer

@@ -219,7 +219,9 @@ class HostAgent:
     async def _renew(self) -> None:
         try:
             if not await self.trust.reload():
-                chain, serving_chain = await self._channels[-1].renew(*self.trust.requests())
+                csr, serving_csr = self.trust.requests()
+                proof = self.trust.prove(csr, serving_csr)
+                chain, serving_chain = await self._channels[-1].renew(csr, serving_csr, proof)
                 await self.trust.adopt(chain, serving_chain)
         except CertsError as error:
             raise TowerError("TWR504", f"the renewed identity cannot be used: {error.text}") from error

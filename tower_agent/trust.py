@@ -16,6 +16,7 @@ from certs.handshake import server_verifier
 from certs.identity import IdentityStore, StoredIdentity
 from certs.keys import key_from_pem, make_csr, signer
 from certs.peers import ClientIdentity, Validity
+from certs.renewal import prove_renewal
 from certs.revocation import RevocationList, newer, verify_list
 from certs.verify import TrustBundle, load_chain
 from daemon.faults import TowerError
@@ -114,6 +115,13 @@ class HostTrust:
         """CSRs (PEM) for the identity and the serving certificate, signed with the keys that they have now."""
         serving_key = key_from_pem(self.identity.serving_key_pem, what=f"the serving certificate for {self.host}")
         return make_csr(self.identity.key), make_csr(serving_key)
+
+    def prove(self, csr: bytes, serving_csr: bytes) -> bytes:
+        """The proof that this agent itself asks for the two: the tunnel may run through somebody else's hands."""
+        held = self.identity
+        return prove_renewal(
+            signer(held.key), host=held.host, cluster=held.cluster, agent=held.agent, csr=csr, serving_csr=serving_csr
+        )
 
     async def adopt(self, chain_pem: bytes, serving_chain_pem: bytes) -> None:
         """Use renewed chains, once they are stored. Where a sibling was faster, its identity is used in their place."""

@@ -16,6 +16,7 @@ from typing import Final
 from certs.ca import Authority
 from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
 from certs.peers import AgentIdentity
+from certs.renewal import check_renewal
 from daemon.faults import TowerError
 from daemon.wirefault import wire_fault
 from protocol.aio.listener import Admission
@@ -90,8 +91,9 @@ class Agents:
         serving = self._authority.issue_serving(cluster.name, cluster.serving_names, public_key=serving_key, at=now)
         return Papers(identity.chain_pem.decode(), serving.chain_pem.decode(), identity.not_after, serving.not_after)
 
-    async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes) -> Papers:
-        """New papers for an agent that has proven the old ones in its handshake. CertsError, TowerError refuse."""
+    async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes, proof: bytes) -> Papers:
+        """New papers for an agent that asks for them with the key of the old ones. CertsError, TowerError refuse."""
+        check_renewal(identity, proof, csr=csr, serving_csr=serving_csr)
         name = agent_record_name(identity.cluster, identity.agent)
         key, serving_key = public_key_from_csr(csr), public_key_from_csr(serving_csr)
         for _ in range(ATTEMPTS):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 from certs.errors import CertsError
-from certs.keys import MAX_CSR_BYTES
+from certs.keys import MAX_CSR_BYTES, MAX_SIGNATURE_BYTES
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
@@ -140,18 +141,18 @@ class ControlStream(asyncio.Protocol):
         if self._renewing:
             self._refuse(asked, TowerError("TWR504", "a renewal of this tunnel is under way already"))
             return
-        csr, serving_csr = message.get("csr"), message.get("serving_csr")
-        if not _is_csr(csr) or not _is_csr(serving_csr):
-            self._refuse(asked, TowerError("TWR505", "csr and serving_csr must be PEM texts"))
+        csr, serving_csr, proof = message.get("csr"), message.get("serving_csr"), _proof(message.get("proof"))
+        if not _is_csr(csr) or not _is_csr(serving_csr) or proof is None:
+            self._refuse(asked, TowerError("TWR505", "csr and serving_csr must be PEM texts, proof base64"))
             return
         self._renewing = True
-        work = self._renewed(asked, csr=str(csr).encode(), serving_csr=str(serving_csr).encode())
+        work = self._renewed(asked, csr=str(csr).encode(), serving_csr=str(serving_csr).encode(), proof=proof)
         self._control.start(work, f"renewal-{self._tunnel.id}")
 
-    async def _renewed(self, asked: str, *, csr: bytes, serving_csr: bytes) -> None:
+    async def _renewed(self, asked: str, *, csr: bytes, serving_csr: bytes, proof: bytes) -> None:
         peer, metrics = self._tunnel.peer, self._control.metrics
         try:
-            papers = await self._control.agents.renew(peer, csr=csr, serving_csr=serving_csr)
+            papers = await self._control.agents.renew(peer, csr=csr, serving_csr=serving_csr, proof=proof)
         except CertsError as error:
             self._refuse(asked, certs_fault(error))
         except TowerError as error:
@@ -190,3 +191,12 @@ class ControlStream(asyncio.Protocol):
 
 def _is_csr(value: object) -> bool:
     return isinstance(value, str) and len(value) <= MAX_CSR_BYTES and value.isascii()
+
+
+def _proof(value: object) -> bytes | None:
+    if not isinstance(value, str) or len(value) > 2 * MAX_SIGNATURE_BYTES:
+        return None
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 
 import pytest
@@ -42,10 +43,11 @@ def channel(taken: list[str] | None = None) -> tuple[ControlChannel, Wire]:
 @pytest.mark.asyncio
 async def test_renewals_are_matched_by_their_id() -> None:
     made, wire = channel()
-    renewal = asyncio.create_task(made.renew(b"CSR", b"SERVING"))
+    renewal = asyncio.create_task(made.renew(b"CSR", b"SERVING", b"PROOF"))
     await asyncio.sleep(0)
     asked = wire.lines[0]
     assert (asked["type"], asked["csr"], asked["serving_csr"]) == ("renew", "CSR", "SERVING")
+    assert base64.b64decode(asked["proof"]) == b"PROOF"
     made.data_received(b'{"type":"renewed","id":"another","chain":"X","serving_chain":"Y"}\n')
     answer = {"type": "renewed", "id": asked["id"], "chain": "A", "serving_chain": "B"}
     made.data_received(json.dumps(answer).encode() + b"\n")
@@ -55,23 +57,23 @@ async def test_renewals_are_matched_by_their_id() -> None:
 @pytest.mark.asyncio
 async def test_a_refusal_a_lost_stream_and_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     made, wire = channel()
-    renewal = asyncio.create_task(made.renew(b"C", b"S"))
+    renewal = asyncio.create_task(made.renew(b"C", b"S", b"P"))
     await asyncio.sleep(0)
     refused = {"type": "refused", "id": wire.lines[0]["id"], "code": "TWR209", "text": "revoked"}
     made.data_received(json.dumps(refused).encode() + b"\n")
     with pytest.raises(TowerError, match="the server refused: revoked"):
         await renewal
-    renewal = asyncio.create_task(made.renew(b"C", b"S"))
+    renewal = asyncio.create_task(made.renew(b"C", b"S", b"P"))
     await asyncio.sleep(0)
     made.connection_lost(None)
     with pytest.raises(TowerError, match="the tunnel ended"):
         await renewal
     with pytest.raises(TowerError, match="no control stream"):
-        await made.renew(b"C", b"S")
+        await made.renew(b"C", b"S", b"P")
     monkeypatch.setattr(control_module, "RENEWAL_DEADLINE", 0.05)
     made, _ = channel()
     with pytest.raises(TowerError, match=r"did not answer within 0\.05 s"):
-        await made.renew(b"C", b"S")
+        await made.renew(b"C", b"S", b"P")
 
 
 @pytest.mark.asyncio

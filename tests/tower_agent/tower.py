@@ -22,6 +22,7 @@ from certs.errors import CertsError
 from certs.handshake import agent_verifier
 from certs.keys import PrivateKey, generate_key, key_to_pem, public_key_from_csr, signer
 from certs.peers import RENEWAL_GRACE, AgentIdentity
+from certs.renewal import check_renewal
 from certs.revocation import RevocationList
 from certs.sealing import Sealer
 from certs.tls import ClientTrust, client_context, load_pair, server_context
@@ -192,6 +193,7 @@ class Tower:
         if self.refuse_renewal is not None:
             return {"type": "refused", "id": message["id"], "code": "TWR209", "text": self.refuse_renewal}
         csr, serving_csr = message["csr"].encode(), message["serving_csr"].encode()
+        check_renewal(peer, base64.b64decode(message["proof"]), csr=csr, serving_csr=serving_csr)
         chain, serving_chain = self.issue(peer.cluster, peer.agent, csr, serving_csr)
         return {
             "type": "renewed",

@@ -7,6 +7,7 @@ The agent here is a stand-in for the member only: it enrols, proves itself and r
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import secrets
@@ -22,6 +23,7 @@ from typing import Any
 from certs.enrolment import AgentEnrolment, EnrolmentReply
 from certs.handshake import server_verifier
 from certs.keys import PrivateKey, generate_key, key_to_pem, make_csr, signer
+from certs.renewal import prove_renewal
 from certs.sealing import check_offer
 from certs.token import EnrolmentToken, parse_token
 from certs.verify import TrustBundle, load_chain
@@ -309,6 +311,18 @@ class Agent:
             self.tunnel.close(Code.SHUTDOWN, "the agent stops")
             await self.tunnel.wait_closed()
             await asyncio.sleep(0)
+
+
+def renewal(
+    identity: Identity, *, key: PrivateKey | None = None, serving_key: PrivateKey | None = None
+) -> dict[str, str]:
+    """The fields of a `renew` message as the agent writes them; without other keys for those that it has."""
+    reply = identity.reply
+    csr, serving = make_csr(key or identity.key), make_csr(serving_key or identity.serving_key)
+    proof = prove_renewal(
+        signer(identity.key), host=reply.host, cluster=reply.cluster, agent=reply.agent, csr=csr, serving_csr=serving
+    )
+    return {"csr": csr.decode(), "serving_csr": serving.decode(), "proof": base64.b64encode(proof).decode()}
 
 
 class Control(asyncio.Protocol):

@@ -7,11 +7,10 @@ import time
 import pytest
 
 from certs.ca import Authority
-from certs.keys import make_csr
 from certs.verify import load_chain
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
+from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running, until
 from tower_server.records import Agent as AgentRecord
 from tower_server.store.base import Kind
 
@@ -111,9 +110,7 @@ async def test_an_expired_identity_may_renew_and_nothing_else(tmp_path):
         assert (await call(server, "edge-1")).status == 503
 
         await until(lambda: agent.control is not None)
-        agent.control.send(
-            "renew", id="1", csr=make_csr(identity.key).decode(), serving_csr=make_csr(identity.serving_key).decode()
-        )
+        agent.control.send("renew", id="1", **renewal(identity))
         await until(lambda: agent.control.of("renewed"))
         renewed = agent.control.of("renewed")[0]
         await agent.close()
@@ -165,8 +162,7 @@ async def test_a_newer_tunnel_of_the_same_process_replaces_the_older(tmp_path):
 async def test_the_record_follows_renewals_and_last_sight(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await until(lambda: agent.control is not None)
-        csr, serving = make_csr(agent.identity.key).decode(), make_csr(agent.identity.serving_key).decode()
-        agent.control.send("renew", id="1", csr=csr, serving_csr=serving)
+        agent.control.send("renew", id="1", **renewal(agent.identity))
         await until(lambda: agent.control.of("renewed"))
         assert len(load_chain(agent.control.of("renewed")[0]["serving_chain"].encode())) == 2
         await agent.close()

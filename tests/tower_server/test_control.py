@@ -9,7 +9,7 @@ from certs.keys import generate_key, make_csr
 from certs.revocation import verify_list
 from certs.verify import TrustBundle, load_chain
 from protocol.constants import Code
-from tests.tower_server.kit import admin, call, joined, running, until
+from tests.tower_server.kit import admin, call, joined, renewal, running, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,7 +46,7 @@ async def test_a_renewal_gives_certificates_for_the_new_keys(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await until(lambda: agent.control is not None)
         key, serving = generate_key(), generate_key()
-        agent.control.send("renew", id="7", csr=make_csr(key).decode(), serving_csr=make_csr(serving).decode())
+        agent.control.send("renew", id="7", **renewal(agent.identity, key=key, serving_key=serving))
         await until(lambda: agent.control.of("renewed"))
         answer = agent.control.of("renewed")[0]
         assert answer["id"] == "7"
@@ -62,11 +62,33 @@ async def test_a_renewal_gives_certificates_for_the_new_keys(tmp_path):
 async def test_a_bad_request_to_renew_is_refused_and_the_tunnel_lives(tmp_path, csr):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await until(lambda: agent.control is not None)
-        agent.control.send("renew", id="1", csr=csr, serving_csr=csr)
+        agent.control.send("renew", id="1", csr=csr, serving_csr=csr, proof="")
         await until(lambda: agent.control.of("refused"))
         refused = agent.control.of("refused")[0]
         assert (refused["id"], refused["code"]) == ("1", "TWR505")
         assert (await call(server, "edge-1")).status == 200
+
+
+async def test_a_renewal_that_the_agent_did_not_sign_gives_nothing(tmp_path):
+    """Whoever ends the link's TLS in between can write into the control stream, and must get no certificate by it."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        own, middle = renewal(agent.identity), make_csr(generate_key()).decode()
+        for fields in (
+            {**own, "proof": None},
+            {**own, "proof": "?"},
+            {**own, "proof": ""},
+            {**own, "csr": middle},
+            {**own, "serving_csr": middle},
+            {"csr": middle, "serving_csr": middle},
+        ):
+            agent.control.send("renew", id="1", **fields)
+            await until(lambda: agent.control.of("refused"))
+            assert agent.control.of("refused")[0]["code"] == "TWR505", fields
+            agent.control.heard.clear()
+        assert not agent.control.of("renewed")
+        agent.control.send("renew", id="2", **own)
+        await until(lambda: agent.control.of("renewed"))
 
 
 async def test_unknown_messages_are_skipped(tmp_path):
