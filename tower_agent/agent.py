@@ -12,7 +12,6 @@ import secrets
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeVar
 
 from certs.identity import IdentityStore
@@ -33,6 +32,7 @@ from tower_agent.probe import Probe, Prober
 from tower_agent.stores import enrolled, stores_of
 from tower_agent.token import read_token_file
 from tower_agent.trust import HostTrust
+from tower_agent.version import product_version
 from tower_agent.wayout import WayOut
 
 DRIFT_EVERY: Final = 60.0
@@ -40,14 +40,6 @@ POLICY_EVERY: Final = 2.0  # how often the policy file is looked at
 T = TypeVar("T")
 
 log = get_logger(__name__)
-
-
-def product_version() -> str:
-    """The version of this distribution."""
-    try:
-        return version("tower-tunnel")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
@@ -116,8 +108,13 @@ class Agent:
         found = await enrolled(stores)
         if not found and self._config.token_file is not None:
             token = read_token_file(self._config.token_file)
-            joined = await Enrolment(token, store=stores[0], way=WayOut.of(self._config), wait=float("inf")).run()
-            found = {joined.host: stores[0]}
+            enrolment = Enrolment(token, store=stores[0], way=WayOut.of(self._config), wait=float("inf"))
+            try:
+                await enrolment.run()
+            except TowerError:
+                if not (found := await enrolled(stores)):  # a sibling may have joined with the same token meanwhile
+                    raise
+            found = found or await enrolled(stores)
         if not found:
             raise TowerError("TWR225", f"there is no identity in {stores[0].place('HOST', 'identity.json')}")
         return found

@@ -69,6 +69,7 @@ class HostAgent:
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
         self._channels: list[ControlChannel] = []
+        self._reachable = asyncio.Event()
         self._renewal_fault: TowerError | None = None
         self.observer: Final = RequestObserver(trust.host, around.metrics)
         self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
@@ -167,11 +168,14 @@ class HostAgent:
 
     def _channel_ready(self, channel: ControlChannel) -> None:
         self._channels.append(channel)
+        self._reachable.set()
         channel.status(self._status())
 
     def _channel_lost(self, channel: ControlChannel) -> None:
         if channel in self._channels:
             self._channels.remove(channel)
+        if not self._channels:
+            self._reachable.clear()
 
     def _revocations_came(self, text: str) -> None:
         try:
@@ -201,9 +205,7 @@ class HostAgent:
                 await asyncio.sleep(min(wait, SIBLING_CHECK))
                 await self._adopt_sibling()
                 continue
-            if not self._channels:
-                await asyncio.sleep(1.0)  # the tunnel's own back-off decides when there is one
-                continue
+            await self._reachable.wait()  # the link's own back-off decides when that is
             try:
                 await self._renew()
             except TowerError as fault:

@@ -7,11 +7,11 @@ import click
 from certs.identity import StoredIdentity
 from certs.peers import rfc3339
 from tower_agent.access import Access
-from tower_agent.agent import product_version
 from tower_agent.config import AgentConfig
 from tower_agent.enrol import Enrolment
 from tower_agent.member import MemberApi
 from tower_agent.stores import needs_secret, stores_of
+from tower_agent.version import product_version
 from tower_agent.wayout import WayOut
 
 

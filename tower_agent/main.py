@@ -141,8 +141,8 @@ def check(file: Path | None, host: str | None, output: str, fail_on_warning: boo
     log.configure(level="error", style=config.log.format)
 
     async def main(_process: Process) -> int:
-        from tower_agent.agent import product_version
         from tower_agent.check import run_checks
+        from tower_agent.version import product_version
 
         made = await run_checks(config, version=product_version(), only=host)
         if output == "table":
@@ -191,7 +191,7 @@ def policy(file: Path | None, hosts: tuple[str, ...], **flags: Any) -> None:
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 def version(output: str) -> None:
     """Print the version."""
-    from tower_agent.agent import product_version
+    from tower_agent.version import product_version
 
     if output == "table":
         click.echo(product_version())

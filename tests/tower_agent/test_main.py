@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.tower_agent.caller import Caller
 from tests.tower_agent.commands import command, running
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import new_tower, serving_tower
+from tower_agent.main import run_line
 
 
 def configuration(folder: Path, **settings: object) -> Path:
@@ -91,7 +93,6 @@ async def test_a_stop_is_heard_while_the_server_is_away(make_member: MakeMember,
             assert await agent.stop() == 0
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "told"),
     [
@@ -108,22 +109,32 @@ async def test_a_stop_is_heard_while_the_server_is_away(make_member: MakeMember,
         (["dance"], "", 2, ["No such command"]),
     ],
 )
-async def test_mistakes_are_explained(
-    tmp_path: Path, arguments: list[str], stdin: str, code: int, told: list[str]
+def test_mistakes_are_explained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    stdin: str,
+    code: int,
+    told: list[str],
 ) -> None:
     config = configuration(tmp_path)
-    got, _, err = await command("--config", config, *arguments, stdin=stdin)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+    got = run_line(["--config", str(config), *arguments])
+    err = capsys.readouterr().err
     assert got == code, err
     for text in told:
         assert text in err
     assert "Traceback" not in err
 
 
-@pytest.mark.asyncio
-async def test_config_show_names_origins_and_hides_passwords(tmp_path: Path) -> None:
+def test_config_show_names_origins_and_hides_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = configuration(tmp_path, proxy="http://user:hidden@proxy:3128", services={"grafana": "grafana:3000"})
-    code, out, _ = await command("config", "show", "--config", config, "--log-level", "debug", TOWER_CONTEXT="member")
-    assert code == 0
+    monkeypatch.setenv("TOWER_CONTEXT", "member")
+    assert run_line(["config", "show", "--config", str(config), "--log-level", "debug"]) == 0
+    out = capsys.readouterr().out
     assert "hidden" not in out
     assert f"health_address: 127.0.0.1:0  # file {config}:1" in out
     assert "context: member  # environment TOWER_CONTEXT" in out
@@ -131,22 +142,17 @@ async def test_config_show_names_origins_and_hides_passwords(tmp_path: Path) -> 
     assert "address: grafana:3000" in out
 
 
-@pytest.mark.asyncio
-async def test_a_wrong_key_names_line_and_neighbour(tmp_path: Path) -> None:
+def test_a_wrong_key_names_line_and_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("state_dir: /x\nkubconfig: /y\n")
-    code, _, err = await command("run", "--config", file)
-    assert code == 1
-    assert f"{file}:2: unknown key 'kubconfig'; did you mean 'kubeconfig'?" in err
+    assert run_line(["run", "--config", str(file)]) == 1
+    assert f"{file}:2: unknown key 'kubconfig'; did you mean 'kubeconfig'?" in capsys.readouterr().err
 
 
-@pytest.mark.asyncio
-async def test_policy_version_and_completion(tmp_path: Path) -> None:
-    code, out, _ = await command("policy", "east")
-    assert code == 0
-    assert yaml.safe_load(out)["hosts"]["east"]["groups"] == ["tower:east:cluster-admins"]
-    code, out, _ = await command("version", "-o", "json")
-    assert json.loads(out)["kind"] == "Version"
-    code, out, _ = await command("completion", "bash")
-    assert code == 0
-    assert "_TOWER_AGENT_COMPLETE" in out
+def test_policy_version_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_line(["policy", "east"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["hosts"]["east"]["groups"] == ["tower:east:cluster-admins"]
+    assert run_line(["version", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "Version"
+    assert run_line(["completion", "zsh"]) == 0
+    assert "_TOWER_AGENT_COMPLETE" in capsys.readouterr().out
