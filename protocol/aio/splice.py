@@ -114,11 +114,13 @@ class Splice:
         self._late: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Both transports stand: relay."""
-        if self.first.transport is not None and self.second.transport is not None:
-            self.first.peer, self.second.peer = self.second, self.first
-            self.first.begin()
-            self.second.begin()
+        """Both transports stood: relay, or drop the one whose other has gone meanwhile."""
+        if self.first.transport is None or self.second.transport is None:
+            self.abort()
+            return
+        self.first.peer, self.second.peer = self.second, self.first
+        self.first.begin()
+        self.second.begin()
 
     def abort(self, error: Exception | None = None) -> None:
         """Drop both ends."""
