@@ -159,10 +159,11 @@ async def test_an_end_that_is_lost_before_the_other_stood_ends_both() -> None:
 async def test_a_reader_that_never_reads_the_rest_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splice_module, "CALLER_IDLE", 0.05)
     async with spliced() as (splice, one, _):
-        waiting = splice.second.transport
+        leaving, waiting = splice.first.transport, splice.second.transport
+        assert leaving is not None
         assert waiting is not None
         while not waiting.get_write_buffer_size():
             one.send(bytes(4 * KIB))
             await asyncio.sleep(0.001)
-        one.close()
+        leaving.close()  # as a stream does that both ends have finished
         assert (await ended(splice)).backward == 0
