@@ -18,6 +18,8 @@ from gateway.head import Field, Framing, RequestHead
 from gateway.policy import Policy, usable_name
 from gateway.status import reason_for
 
+BEARER: Final = "bearer token"  # who such a caller is, the apiserver alone finds out
+
 
 class PoolName(StrEnum):
     BEARER = "bearer"
@@ -105,7 +107,7 @@ def decide(head: RequestHead, caller: Caller, policy: Policy, route: Route) -> F
     if not (authorization and is_bearer(authorization[0])) and not (websocket and has_websocket_bearer(protocols)):
         return _no_credential(bool(authorization))
     own = [b"%b: %b\r\n" % (name, value) for _, name, value in special]
-    return Forward(_build(head, kept, own, route), PoolName.BEARER, "bearer token")
+    return Forward(_build(head, kept, own, route), PoolName.BEARER, BEARER)
 
 
 def _sort(head: RequestHead) -> tuple[list[bytes], list[Field]]:

@@ -1,8 +1,8 @@
 """One audit line a request, cheap enough for the hot path.
 
-The general log costs a hundred times more, because it redacts whatever it is given; here the fields are fixed, none can
-hold a secret but the path (written without its query) and what a caller calls itself, and the finished line is still
-looked over once. Lines of one loop turn leave in one write, and every line looks like those of the general log.
+The general log costs a hundred times more, because it redacts whatever it is given; here the fields are fixed, and none
+can hold a secret but the path (written without its query) and what a caller calls itself, which are looked over. Lines
+of one loop turn leave in one write, and every line looks like those of the general log.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TextIO
 from daemon.log import get_logger
 from daemon.redact import redact_text
 from gateway.audit import RequestRecord
+from gateway.decide import BEARER
 
 log = get_logger(__name__)
 
@@ -40,13 +41,13 @@ class AuditLog:
             self._second, self._time = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        line = (
+        named, place = who if who == BEARER else redact_text(who), redact_text(path)
+        self._lines.append(
             f'{self._head}{audit_id}", "connection": {quoted(connection)}, "caller": {quoted(caller)}, '
-            f'"who": {quoted(who)}, "verb": "{verb}", "method": {quoted(method)}, "path": {quoted(path)}, '
+            f'"who": {quoted(named)}, "verb": "{verb}", "method": {quoted(method)}, "path": {quoted(place)}, '
             f'"code": {code}, "fault": "{fault}", "bytes_in": {bytes_in}, "bytes_out": {bytes_out}, '
             f'"duration": {took:.6f}, "time": "{self._time}.{int((now - second) * 1000):03d}Z"}}\n'
         )
-        self._lines.append(redact_text(line))
 
     def flush(self) -> None:
         """Write what is queued. A stream that takes nothing is counted, and said once it takes lines again."""
