@@ -71,7 +71,7 @@ class Member:
         self.since = time.time()
         self._configured = expected
         self._peak = 0
-        self._peak_at = 0.0
+        self._peak_at = time.time()
         self._count_since = time.time()
         self._changed = changed
         self.judge()

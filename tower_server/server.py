@@ -341,9 +341,11 @@ class Server:
         parts.ports.stop_listening()
         await parts.admin.stop()
         registry.drain_all("the server stops", deadline=DRAIN, retry_after=lambda: random.random() * COME_BACK)  # noqa: S311
+        await asyncio.sleep(0)  # what was said leaves before the end can overtake it
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN):
                 await parts.ports.idle.wait()
+        await asyncio.sleep(0)
         parts.ports.close("the server stops")
         registry.close_all(Code.SHUTDOWN, "the server stops")
         with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end

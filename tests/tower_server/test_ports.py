@@ -1,6 +1,7 @@
 """Port allocation: unique, free, kept over restarts, given back."""
 
 import asyncio
+import random
 import socket
 
 import pytest
@@ -18,7 +19,8 @@ HOST = "127.0.0.1"
 
 def free_range(size: int) -> PortRange:
     """A run of ports that nobody holds now, in a part of the port space that the kernel does not give out by itself."""
-    for first in range(20000, 32000, size):
+    start = random.randrange(20000, 26000)
+    for first in range(start, 32000, size):
         if all(can_bind(HOST, port) for port in range(first, first + size)):
             return PortRange(first, first + size - 1)
     raise AssertionError("this machine has no free run of ports")

@@ -1,0 +1,160 @@
+"""One cluster's live view: which tunnel is picked, how many are expected, what its history says."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from daemon.metrics import ServerMetrics
+from protocol.aio.tunnel import Closed
+from protocol.constants import Code
+from tower_server import member as module
+from tower_server.hold import Hold
+from tower_server.member import Member
+from tower_server.state import ProbeResult
+
+pytestmark = pytest.mark.asyncio
+
+
+def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False):
+    """A stand-in for the far end: what a member looks at of a tunnel."""
+    return SimpleNamespace(
+        id=f"t-{agent}",
+        peer=SimpleNamespace(agent=agent),
+        remote="192.0.2.1:1",
+        stream_count=streams,
+        draining=draining,
+        renew_only=renew_only,
+        closed=None,
+        rtt=0.01,
+        data={},
+    )
+
+
+def closed(code=Code.TUNNEL_LOST, text="reset by peer", *, by_peer=False):
+    return Closed(code, text, by_peer, 0.0)
+
+
+@pytest.fixture
+def metrics():
+    return ServerMetrics(version="0")
+
+
+async def made(metrics, *, connected=None, expected=None, changed=lambda _: None):
+    bound = metrics.cluster("edge-1")
+    hold = Hold(seconds=2, waiters=4, gauge=bound.waiting)
+    return Member("edge-1", "u", connected=connected, expected=expected, metrics=bound, hold=hold, changed=changed)
+
+
+async def test_draining_renewing_and_closed_tunnels_get_no_streams(metrics):
+    member = await made(metrics)
+    busy, free, failing = tunnel("busy", streams=5), tunnel("free", streams=1), tunnel("failing")
+    failing.data["failing"] = "its apiserver is away"
+    for each in (busy, free, failing, tunnel("draining", draining=True), tunnel("old", renew_only=True)):
+        member.add(each)
+    assert member.pick() is free
+    member.remove(free, closed())
+    assert member.pick() is busy
+    member.remove(busy, closed())
+    assert member.pick() is failing
+    failing.closed = closed()
+    assert member.pick() is None
+
+
+async def test_what_is_expected_is_what_was_there_for_a_while(metrics, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    member = await made(metrics)
+    assert member.expected == 1
+    pair = [tunnel("a1"), tunnel("a2")]
+    for each in pair:
+        member.add(each)
+    member.tick()
+    assert member.expected == 1  # a restart has two for a moment
+    now += module.EXPECTED_AFTER
+    member.tick()
+    assert member.expected == 2
+    member.remove(pair[0], closed())
+    member.tick()
+    assert member.expected == 2
+    now += module.SEEN_FOR + 1
+    member.tick()
+    assert member.expected == 1
+
+
+async def test_a_farewell_lowers_what_is_expected_and_a_cut_does_not(metrics, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    member = await made(metrics)
+    three = [tunnel(f"a{number}") for number in range(3)]
+    for each in three:
+        member.add(each)
+    now += module.EXPECTED_AFTER
+    member.tick()
+    member.remove(three[0], closed(Code.SHUTDOWN, "scaled down", by_peer=True))
+    assert member.expected == 2
+    member.remove(three[1], closed())
+    assert member.expected == 2
+
+
+async def test_a_configured_number_is_what_is_expected(metrics):
+    assert (await made(metrics, expected=3)).expected == 3
+
+
+async def test_the_history_is_bounded_newest_first_and_repeats_no_refusal(metrics):
+    member = await made(metrics)
+    for _ in range(30):
+        member.refuse("a1", "192.0.2.1:1", "TWR209", "revoked")
+    assert [entry.event for entry in member.history] == ["refused"]
+    for number in range(30):
+        each = tunnel(f"a{number}")
+        member.add(each)
+        member.remove(each, closed())
+    assert len(member.history) == module.HISTORY
+    assert (member.history[0].event, member.history[0].agent, member.history[0].code) == (
+        "closed",
+        "a29",
+        "TUNNEL_LOST",
+    )
+
+
+async def test_since_moves_only_with_the_state_and_whoever_follows_is_told(metrics):
+    told = []
+    member = await made(metrics, changed=lambda each: told.append(each.verdict.state))
+    member.add(tunnel())
+    since = member.since
+    for _ in range(3):
+        member.probed(ProbeResult(time.time(), True, "t"))
+    assert told == ["NeverConnected", "Unknown", "Connected"]
+    assert member.since >= since
+    before = member.since
+    member.judge()
+    assert member.since == before
+
+
+async def test_a_new_tunnel_after_none_is_not_taken_for_ready_by_an_old_probe(metrics):
+    member = await made(metrics)
+    first = tunnel()
+    member.add(first)
+    member.probed(ProbeResult(time.time(), True, "t"))
+    member.remove(first, closed())
+    member.add(tunnel())
+    assert member.verdict.ready == "Unknown"
+
+
+async def test_a_deleted_member_changes_nothing_any_more(metrics):
+    member = await made(metrics)
+    member.gone = True
+    metrics.forget("edge-1")
+    member.probed(ProbeResult(time.time(), True, "t"))
+    assert b'tower_cluster_ready{member_cluster="edge-1"}' not in metrics.render()
+
+
+async def test_an_agent_that_drains_its_last_tunnel_is_waited_for(metrics):
+    member = await made(metrics)
+    each = tunnel()
+    member.add(each)
+    each.draining = True
+    member.going_away(each, "upgrade")
+    assert member.hold.return_likely
+    assert "upgrade" in member.verdict.cause

@@ -1,0 +1,64 @@
+"""Enrolment tokens as records: bounds, tidying, states."""
+
+import time
+
+import pytest
+import pytest_asyncio
+
+from daemon.faults import TowerError
+from tower_server.records import Cluster, Enrolled, Token
+from tower_server.store.base import Kind
+from tower_server.store.sqlite import SqliteStore
+from tower_server.tokens import Tokens, token_state
+
+pytestmark = pytest.mark.asyncio
+CLUSTER = Cluster("edge-1", "uid-1", 1.0)
+
+
+@pytest_asyncio.fixture
+async def store(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    await store.create(Kind.CLUSTER, "edge-1", CLUSTER.data())
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def tokens(store):
+    return Tokens(store, url=lambda: "wss://tower.example.com", fingerprint="a" * 64, lifetime=3600.0, uses=1)
+
+
+@pytest.mark.parametrize("bounds", [{"ttl": 0.0}, {"ttl": 1e9}, {"uses": 0}, {"uses": 10_000}])
+async def test_bounds_that_make_no_sense_are_refused(tokens, bounds):
+    with pytest.raises(TowerError) as caught:
+        await tokens.create(CLUSTER, **bounds)
+    assert caught.value.code == "TWR605"
+
+
+async def test_the_states_of_a_token():
+    token = Token("i", "edge-1", "u", "h", created=0.0, expires=100.0, uses=1)
+    used = Token(**{**token.data(), "keys": {"k": Enrolled("a", 1.0, "s", "c", "d", 1.0, 1.0)}})
+    revoked = Token(**{**token.data(), "revoked": 5.0})
+    assert [token_state(each, 50.0) for each in (token, used, revoked)] == ["Valid", "Used", "Revoked"]
+    assert token_state(token, 100.0) == "Expired"
+
+
+async def test_tidying_takes_what_is_long_expired_or_of_no_cluster(tokens, store):
+    kept = await tokens.create(CLUSTER)
+    await tokens.create(Cluster("gone", "uid-2", 1.0))
+    old = await tokens.create(CLUSTER)
+    record = await store.get(Kind.TOKEN, old.token.id)
+    await store.update(
+        Kind.TOKEN, old.token.id, {**record.data, "expires": time.time() - 2 * 86400}, expect=record.version
+    )
+    await tokens.tidy()
+    assert [token.id for token in await tokens.list()] == [kept.token.id]
+
+
+async def test_revoking_twice_is_fine_and_an_unknown_one_is_named(tokens):
+    made = await tokens.create(CLUSTER)
+    first = await tokens.revoke(made.token.id)
+    assert (await tokens.revoke(made.token.id)).revoked == first.revoked
+    with pytest.raises(TowerError) as caught:
+        await tokens.revoke("nothing")
+    assert caught.value.code == "TWR603"
