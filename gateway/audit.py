@@ -19,6 +19,7 @@ _ON_ONE: Final[dict[bytes, Verb]] = {
     b"PATCH": "patch",
     b"DELETE": "delete",
 }
+MAX_KEPT_PATH: Final = 512
 _CONNECTS: Final = frozenset({b"exec", b"attach", b"portforward", b"proxy"})
 
 
@@ -61,12 +62,18 @@ def verb_of(method: bytes, target: bytes, *, upgrade: bool) -> Verb:
     if upgrade:
         return "connect"
     if b"?" not in target:
-        return _verb_of_path(method, target, False)
+        return _verb(method, target, False)
     path, _, query = target.partition(b"?")
     watches = b"watch=" in query and any(
         part in (b"watch=true", b"watch=1", b"watch=True", b"watch=t") for part in query.split(b"&")
     )
-    return _verb_of_path(method, path, watches)
+    return _verb(method, path, watches)
+
+
+def _verb(method: bytes, path: bytes, watches: bool) -> Verb:
+    """Long paths are not kept: who is refused has chosen his path too, and thousands of them would be much memory."""
+    of = _verb_of_path if len(path) <= MAX_KEPT_PATH else _verb_of_path.__wrapped__
+    return of(method, path, watches)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
@@ -77,6 +78,7 @@ class CallerConnection:
         "paused",
         "phase",
         "pool",
+        "proven",
         "reader",
         "request_body",
         "response",
@@ -100,6 +102,7 @@ class CallerConnection:
         self.connection_id = connection_id
         self.forwarded = b""
         self.caller = Caller()
+        self.proven = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else can happen
         self.phase = Phase.HEAD
         self.stem = gateway.audit_stem()
@@ -145,7 +148,8 @@ class CallerConnection:
             self.address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         self.forwarded = forwarded_for(self.address)
         self.caller = self.gateway.caller_of(transport.get_extra_info("peercert_der") or [])
-        self.deadline = self.loop.time() + self.gateway.idle_limit
+        self.proven = self.caller.identity is not None
+        self.deadline = self.loop.time() + self._idle_limit()
         self.gateway.connections.add(self)
 
     def data_received(self, data: memoryview) -> None:
@@ -163,6 +167,10 @@ class CallerConnection:
         else:
             self.held += data
             self._steer_reading()
+
+    def _idle_limit(self) -> float:
+        """How long it may say nothing: a caller whom nobody has recognised yet holds a stream for a moment only."""
+        return self.gateway.idle_limit if self.proven else self.gateway.head_deadline
 
     def eof_received(self) -> bool:
         if self.phase is Phase.SPLICED and not self.upstream_ended:
@@ -269,7 +277,7 @@ class CallerConnection:
             verdict = decide(head, caller, policy, Route(gateway.host, authorization, self.forwarded))
             self.known, self.verdict = (head.fields, caller, policy, authorization), verdict
         if isinstance(verdict, Refuse):
-            self._refuse(verdict)
+            self._refuse(verdict, rest)
             return
         self.forward = verdict
         self._forward(head, verdict, rest)
@@ -411,6 +419,7 @@ class CallerConnection:
             return
         if request.upgrade is not None and head.status < 400:
             raise AnswerError(f"the apiserver answered an upgrade with {head.status}, which is not relayed")
+        self.proven = self.proven or head.status != HTTPStatus.UNAUTHORIZED
         body = scanner(head.framing, head.length, AnswerError)
         if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
             raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")
@@ -494,7 +503,7 @@ class CallerConnection:
     def _ready(self, now: float) -> None:
         """Between two requests."""
         self.phase = Phase.HEAD
-        self.deadline = now + self.gateway.idle_limit
+        self.deadline = now + self._idle_limit()
         if self.paused:
             self._steer_reading()
         if self.held:
@@ -551,7 +560,8 @@ class CallerConnection:
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    def _refuse(self, verdict: Refuse) -> None:
+    def _refuse(self, verdict: Refuse, rest: bytes) -> None:
+        """Answer in the apiserver's place; `rest` is what came behind the request, the next one where there is none."""
         head = self.head
         assert head is not None
         bodiless = not head.length and scanner(head.framing, head.length, RequestError) is None
@@ -573,6 +583,7 @@ class CallerConnection:
             self._linger()
         else:
             self._reset()
+            self.held = bytearray(rest)
             self._ready(now)
 
     def _refuse_malformed(self, error: RequestError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from gateway.audit import verb_of
@@ -39,3 +41,15 @@ def test_verbs(method: bytes, target: bytes, verb: str) -> None:
 
 def test_get_with_upgrade_is_no_read() -> None:
     assert verb_of(b"GET", b"/api/v1/nodes/n/proxy/exec", upgrade=True) == "connect"
+
+
+def test_paths_that_anybody_may_send_are_not_kept() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            path = b"/api/v1/%d/" % number + b"x" * 60_000
+            assert verb_of(b"GET", path, upgrade=False) == verb_of(b"GET", path + b"?a", upgrade=False) == "get"
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000

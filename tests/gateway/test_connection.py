@@ -100,6 +100,41 @@ async def test_a_refusal_keeps_the_connection_for_the_next_request(pki: Pki) -> 
         assert len(w.apiserver.heads) == 1
 
 
+@pytest.mark.parametrize("cut", [0, 7, len(GET)])
+async def test_what_is_pipelined_behind_a_refused_request_is_the_next_one(pki: Pki, cut: int) -> None:
+    """Dropped, its second half would be read as a request that nobody sent."""
+    async with world(pki) as w:
+        caller = await w.call()
+        await caller.say(b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n" + GET[:cut])
+        assert (await caller.answer())[0].startswith(b"HTTP/1.1 401 ")
+        await caller.say(GET[cut:])
+        assert (await caller.answer())[1] == b"{}"
+        assert len(w.apiserver.heads) == 1
+
+
+async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki) -> None:
+    async def unauthorized(side: Apiside) -> None:
+        while True:
+            side.server.heads.append(await side.head())
+            await side.say(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+    nobody = b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with world(pki, answer=unauthorized, head_deadline=0.2) as w:
+        for said in (b"", nobody, GET):  # nothing, no credential, a token that the apiserver does not know
+            caller = await w.call()
+            await caller.say(said)
+            await caller.rest()
+    async with world(pki, head_deadline=0.2) as w:
+        by_token, by_certificate = await w.call(), await w.call(pki.client())
+        await by_token.say(GET)
+        await by_token.answer()
+        await asyncio.sleep(1.0)  # two ticks of the gateway
+        await by_token.say(GET)
+        assert (await by_token.answer())[1] == b"{}"
+        await by_certificate.say(WATCH)
+        assert (await by_certificate.answer())[1] == b"{}"
+
+
 async def test_a_refused_request_with_a_body_ends_the_connection(pki: Pki) -> None:
     async with world(pki) as w:
         answer = await w.ask(b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n" + GET)
