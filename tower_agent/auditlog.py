@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TextIO
 
@@ -19,6 +20,11 @@ from gateway.audit import RequestRecord
 from gateway.decide import BEARER
 
 log = get_logger(__name__)
+
+
+@lru_cache(maxsize=1024)  # callers poll and list the same few paths
+def _path(path: str) -> str:
+    return quoted(redact_text(path))
 
 
 class AuditLog:
