@@ -47,7 +47,9 @@ class Connection:
         self.host = where.netloc
         name = cluster.get("tls-server-name") or where.hostname
         plain = socket.create_connection((where.hostname, where.port), timeout=DEADLINE)
-        self._socket = context.wrap_socket(plain, server_hostname=name)
+        self._socket = context.wrap_socket(
+            plain, server_hostname=name, suppress_ragged_eofs=False
+        )  # an end without close_notify is no end
         self._raw = socket.SocketIO(self._socket, "rb")
         self._reader = _Kept(self._raw, 65536)
 

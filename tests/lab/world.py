@@ -13,13 +13,14 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import yaml
 
 from tests.lab.controlplane import Done, run
+from tests.lab.leaks import adopt
 from tests.lab.network import MemberNetwork
 from tests.lab.processes import Child, LabError, free_ports, wait_until
 from tests.lab.scaled import idle_limits
@@ -66,6 +67,7 @@ class TowerWorld:
         settings: Mapping[str, Any] | None = None,
         idle_limits_divided_by: float | None = None,
         constants: Mapping[str, float] | None = None,
+        tunnel_port: int | None = None,
     ) -> None:
         self.folder, self.address, self.host = folder, address, host
         self._constants = dict(constants or {})
@@ -73,6 +75,7 @@ class TowerWorld:
             self._constants |= idle_limits(idle_limits_divided_by)
         self.socket = folder / "admin.sock"
         self.tunnel_port, self.health_port, first, *_ = free_ports(3)
+        self.tunnel_port = tunnel_port or self.tunnel_port
         self._settings = settings or {}
         self._children: list[Child] = []
         self.members: dict[str, Member] = {}
@@ -193,6 +196,16 @@ class TowerWorld:
             connection.request(method, path, body=data, headers=dict(headers or {}))
             response = connection.getresponse()
             return response.status, json.loads(response.read())
+
+    def restart_agent(self, name: str) -> Child:
+        """Start the agent of a joined cluster again; the one before is stopped if it still runs."""
+        member = self.members[name]
+        self._children.remove(member.agent)
+        member.agent.stop()
+        agent = self.start_agent(name, member.plane, member.config)
+        adopt(agent.pid)
+        self.members[name] = replace(member, agent=agent)
+        return agent
 
     def cluster(self, name: str) -> dict[str, Any]:
         """What the server says of it: `ready`, `state`, `code`, `cause` ..."""

@@ -108,6 +108,15 @@ def watching(caller: Caller, *headers: str, anonymous: bool = False) -> Iterator
         yield goes_on
 
 
+def ended(bare: socket.socket) -> bytes:
+    """What still comes until the peer ends the connection."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while data := bare.recv(65536):
+            got += data
+    return got
+
+
 def ticks_until_end(connection: Connection) -> float:
     """Reads a watch until it ends, however it does; the time of its end."""
     with contextlib.suppress(OSError):

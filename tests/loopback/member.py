@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.lab.controlplane import Done
+from tests.lab.leaks import adopt
 from tests.lab.network import MemberNetwork
 from tests.lab.pki import ClusterCA, write_kubeconfig
 from tests.lab.processes import Child, LabError, free_ports
@@ -60,6 +61,7 @@ class BackendMember:
         listening.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "tests.loopback.backend", self.folder, str(self.port)]
         self._child = Child("backend", argv, log=self.folder / "backend.log", cwd=ROOT)
+        adopt(self._child.pid)
         self._child.until(listening.exists, "the backend listens", START_DEADLINE)
 
     def stop(self) -> None:

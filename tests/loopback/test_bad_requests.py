@@ -6,7 +6,6 @@ reach the member. Nothing secret of a refused request may stand in the log eithe
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import struct
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, logs, metrics, moves
+from tests.loopback.callers import Caller, ended, logs, metrics, moves
 from tests.loopback.conftest import DEADLINES, EDGE
 from tests.loopback.member import AGENT, BackendMember
 
@@ -34,15 +33,6 @@ def agent_log(world: TowerWorld) -> Path:
 
 def denied(code: str) -> str:
     return f'tower_agent_denied_total{{reason="{code}"}}'
-
-
-def ended(bare: socket.socket) -> bytes:
-    """What still comes until the peer ends the connection."""
-    got = b""
-    with contextlib.suppress(ConnectionResetError):
-        while data := bare.recv(65536):
-            got += data
-    return got
 
 
 # ---- before there is a request ---------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_a_certificate_of_an_unknown_authority_ends_in_a_tls_alert_that_is_count
     with (
         moves(world, "tower_agent_caller_tls_failures_total", cluster=EDGE),
         logs(world.members[EDGE].agent.log, "caller-tls-failed", "TWR413"),
-        pytest.raises(ssl.SSLError, match="(?i)unknown.ca"),
+        pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca"),
     ):
         get_as(admin, context_of(admin, papers.chain, papers.key), "/unknown-authority")
     assert member.seen("/unknown-authority") == []

@@ -1,0 +1,127 @@
+"""The network between agent and server, with its faults: `python -m tests.loopback.relay PORT TARGET CONTROL`.
+
+A process of its own that relays TCP to TARGET and takes one command a connection on CONTROL: `cut` resets every
+connection, `shut` does that and accepts no more, `open` accepts again, `stall` goes on without moving a byte (a
+half-open link), `flow` ends that, `corrupt` changes one byte of the next block from the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.lab.processes import Child, free_ports
+from tests.lab.world import ROOT
+
+RESET = struct.pack("ii", 1, 0)
+
+
+class Relay:
+    def __init__(self, port: int, target: int) -> None:
+        self._port, self._target = port, target
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._corrupt = False
+
+    async def command(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = (await reader.readline()).decode().strip()
+        match name:
+            case "cut":
+                self._cut()
+            case "shut":
+                assert self._server is not None
+                self._server.close()
+                self._cut()
+            case "open":
+                self._server = await asyncio.start_server(self._relay, "127.0.0.1", self._port)
+            case "stall":
+                self._flows.clear()
+            case "flow":
+                self._flows.set()
+            case "corrupt":
+                self._corrupt = True
+        writer.write(b"done\n")
+        writer.close()
+
+    def _cut(self) -> None:
+        for writer in self._writers:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            writer.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        both = {writer, far}
+        self._writers |= both
+        await asyncio.gather(
+            self._pump(reader, far, agent=True), self._pump(far_reader, writer), return_exceptions=True
+        )
+        self._writers -= both
+        for each in both:
+            each.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, agent: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                if agent and self._corrupt and len(data) > 8:
+                    self._corrupt = False
+                    data = data[:-1] + bytes([data[-1] ^ 0xFF])
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof() if writer.can_write_eof() else writer.close()
+
+
+async def main(port: int, target: int, control: int) -> None:
+    relay = Relay(port, target)
+    relay._server = await asyncio.start_server(relay._relay, "127.0.0.1", port)
+    await (await asyncio.start_server(relay.command, "127.0.0.1", control)).serve_forever()
+
+
+class Network:
+    """The relay's process, as a test uses it."""
+
+    def __init__(self, folder: Path, target: int) -> None:
+        self.port, self._control = free_ports(2)
+        argv = [sys.executable, "-m", "tests.loopback.relay", *map(str, (self.port, target, self._control))]
+        self._child = Child("relay", argv, log=folder / "relay.log", cwd=ROOT)
+        self._child.until(self._answers, "the relay answers", 20.0)
+
+    def do(self, command: str) -> None:
+        with socket.create_connection(("127.0.0.1", self._control), timeout=10.0) as control:
+            control.sendall(f"{command}\n".encode())
+            assert control.recv(100) == b"done\n"
+
+    def stop(self) -> None:
+        self._child.stop()
+
+    def _answers(self) -> bool:
+        try:
+            self.do("")
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def network(folder: Path, target: int) -> Iterator[Network]:
+    made = Network(folder, target)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*map(int, sys.argv[1:4])))
