@@ -1,0 +1,88 @@
+"""Several addresses of one name: the first to answer wins, silent ones cost a moment, refusals are all named."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+
+from protocol.aio.hops import DialError, Hop
+from protocol.aio.tcpdial import connect_tcp
+
+
+@contextmanager
+def deaf(address: str) -> Iterator[int]:
+    """A listener whose queue is full: a further SYN is dropped, as a firewall would."""
+    with socket.socket() as listener:
+        listener.bind((address, 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        held = [socket.socket() for _ in range(3)]
+        for each in held:
+            each.setblocking(False)
+            each.connect_ex((address, port))
+        try:
+            yield port
+        finally:
+            for each in held:
+                each.close()
+
+
+@asynccontextmanager
+async def listening(address: str, port: int = 0) -> AsyncIterator[int]:
+    server = await asyncio.start_server(lambda _r, w: w.close(), address, port)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def named(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """`tower.test` has these addresses."""
+
+    async def lookup(_host: str, port: int, _deadline: float) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, (address, port)) for address in addresses]
+
+    monkeypatch.setattr("protocol.aio.tcpdial._lookup", lookup)
+
+
+@pytest.mark.asyncio
+async def test_a_silent_address_costs_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deaf("127.0.0.1") as port:
+        async with listening("127.0.0.2", port):
+            named(monkeypatch, "127.0.0.1", "127.0.0.2")
+            hops: list[Hop] = []
+            began = time.monotonic()
+            sock = await connect_tcp("tower.test", port, 5.0, hops.append)
+            assert sock.getpeername()[0] == "127.0.0.2"
+            assert time.monotonic() - began < 2.0
+            assert [hop.evidence for hop in hops] == ["127.0.0.1, 127.0.0.2", f"127.0.0.2:{port}"]
+            sock.close()
+
+
+@pytest.mark.asyncio
+async def test_all_that_was_tried_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deaf("127.0.0.1") as port:
+        named(monkeypatch, "127.0.0.1", "127.0.0.2")
+        with pytest.raises(DialError) as caught:
+            await connect_tcp("tower.test", port, 0.8, lambda _hop: None)
+    assert caught.value.hop == "tcp"
+    assert f"cannot connect to tower.test:{port}" in caught.value.text
+    assert "127.0.0.2: Connection refused" in caught.value.text
+    assert "127.0.0.1: no answer within 0.8 s" in caught.value.text
+
+
+@pytest.mark.asyncio
+async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deaf("127.0.0.1") as port:
+        named(monkeypatch, "127.0.0.1")
+        dial = asyncio.create_task(connect_tcp("tower.test", port, 5.0, lambda _hop: None))
+        await asyncio.sleep(0.05)
+        dial.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dial
