@@ -34,7 +34,7 @@ class Answer:
 class Connection:
     """One TLS connection of the caller of `view`; `authorization` belongs into each of its requests."""
 
-    def __init__(self, view: View, *, anonymous: bool = False) -> None:
+    def __init__(self, view: View, *, anonymous: bool = False, source: str = "") -> None:
         config = yaml.safe_load(view.kubeconfig.read_text())
         cluster: dict[str, Any] = config["clusters"][0]["cluster"]
         user: dict[str, Any] = {} if anonymous else config["users"][0]["user"]
@@ -46,7 +46,7 @@ class Connection:
         self.authorization = f"Authorization: Bearer {user['token']}\r\n" if "token" in user else ""
         self.host = where.netloc
         name = cluster.get("tls-server-name") or where.hostname
-        plain = socket.create_connection((where.hostname, where.port), timeout=DEADLINE)
+        plain = socket.create_connection((where.hostname, where.port), timeout=DEADLINE, source_address=(source, 0))
         self._socket = context.wrap_socket(
             plain, server_hostname=name, suppress_ragged_eofs=False
         )  # an end without close_notify is no end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes.conftest import MEMBER
 from tests.kubernetes.views import TRANSPORTS, Pair, Running, View, assert_same
 from tests.lab.controlplane import ControlPlane
+from tests.lab.processes import wait_until
+from tests.lab.world import TowerWorld
 
 pytestmark = pytest.mark.cluster
 MIB = 1024 * 1024
@@ -68,18 +72,42 @@ def test_exec_answers_while_its_input_is_open(pair: Pair, env: Mapping[str, str]
 
 
 def test_exec_with_a_terminal(pair: Pair, env: Mapping[str, str]) -> None:
+    """What is typed is echoed, and the far terminal takes the size of the near one, now and when that changes."""
+    sizes = (
+        'for size in "24 80" "33 77"; do until [ "$(stty size)" = "$size" ]; do sleep 0.05; done; echo now $size; done'
+    )
+
     def session(view: View) -> tuple[int, bytes]:
-        with view.start(
-            "exec", "-it", *POD, "--", "sh", "-c", "tty -s && echo tty; read x; echo got $x", env=env, tty=True
-        ) as shell:
-            shell.until(b"tty\r\n")
+        command = ("exec", "-it", *POD, "--", "sh", "-c", f"{sizes}; read x; echo got $x; exit 3")
+        with view.start(*command, env=env, tty=True) as shell:
+            shell.resize(24, 80)
+            shell.until(b"now 24 80\r\n")
+            shell.resize(33, 77)
+            shell.until(b"now 33 77\r\n")
             shell.type(b"hello\r")
+            shell.until(b"got hello\r\n")
             done = shell.wait()
-            return done.code, done.stdout
+            return done.code, done.stdout + done.stderr
 
     direct, tunnel = (session(view) for view in pair.both())
-    assert b"got hello\r\n" in direct[1]
+    assert direct[0] == 3
     assert direct == tunnel
+
+
+def test_the_transport_that_was_asked_for_is_the_one_used(
+    pair: Pair, world: TowerWorld, env: Mapping[str, str]
+) -> None:
+    """kubectl falls back to SPDY silently where WebSocket fails: the agent's audit lines tell them apart."""
+    agent = world.members[MEMBER].agent
+    before = len(agent.log.read_text())
+    assert pair.tunnel.kubectl("exec", *POD, "--", "true", env=env).code == 0
+    with pair.tunnel.start("port-forward", *POD[:2], "pod/shared", ":9", env=env) as forward:
+        local_port(forward)
+    wait_until(lambda: agent.log.read_text().count('"code": 101', before) >= 2, "two upgrades in the agent's log", 10)
+    lines = [json.loads(line) for line in agent.log.read_text()[before:].splitlines()]
+    upgrades = [(line["method"], line["path"].rpartition("/")[2]) for line in lines if line.get("code") == 101]
+    method = "POST" if env else "GET"
+    assert upgrades == [(method, "exec"), (method, "portforward")]
 
 
 def test_attach_sees_what_is_typed(pair: Pair, env: Mapping[str, str]) -> None:

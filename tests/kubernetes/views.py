@@ -6,11 +6,14 @@ A test does the same through both views of a caller and compares what came back,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
+import signal
 import subprocess
 import tempfile
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,15 +82,18 @@ class Running:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = Path(self._folder.name, "out"), Path(self._folder.name, "err")
         self._terminal: int | None = None
-        stdin: int = subprocess.PIPE
-        if tty:
-            self._terminal, stdin = pty.openpty()
+        self._shown = bytearray()  # by the terminal, as far as it was read
         with self._out.open("wb") as out, self._err.open("wb") as err:
+            ends: tuple[int, int] = (subprocess.PIPE, out.fileno())
+            if tty:
+                self._terminal, other = pty.openpty()
+                os.set_blocking(self._terminal, False)
+                ends = other, other
             self._process = subprocess.Popen(
-                list(argv), stdin=stdin, stdout=out, stderr=err, env=dict(env), start_new_session=True
+                list(argv), stdin=ends[0], stdout=ends[1], stderr=err, env=dict(env), start_new_session=True
             )
         if tty:
-            os.close(stdin)
+            os.close(ends[0])
 
     def type(self, data: bytes) -> None:
         if self._terminal is not None:
@@ -101,9 +107,20 @@ class Running:
         if self._process.stdin is not None:
             self._process.stdin.close()
 
+    def resize(self, rows: int, columns: int) -> None:
+        """As a terminal's window does; the process is told."""
+        assert self._terminal is not None
+        termios.tcsetwinsize(self._terminal, (rows, columns))
+        self._process.send_signal(signal.SIGWINCH)  # the kernel tells only the terminal's own session
+
     @property
     def stdout(self) -> bytes:
-        return self._out.read_bytes()
+        if self._terminal is None:
+            return self._out.read_bytes()
+        with contextlib.suppress(OSError):  # nothing more, or closed at the other end
+            while piece := os.read(self._terminal, 65536):
+                self._shown += piece
+        return bytes(self._shown)
 
     @property
     def stderr(self) -> bytes:

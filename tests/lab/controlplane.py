@@ -27,6 +27,7 @@ NODE = "node-1"
 START_DEADLINE = 90.0
 KUBECTL_DEADLINE = 30.0
 STAGES = Path(__file__).with_name("kwok-stages.yaml")
+AUDIT_POLICY = Path(__file__).with_name("audit-policy.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class ControlPlane:
         for name in ("pki", "logs", "home", "containers"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self.ca = pki.ClusterCA(folder / "pki", "member-ca")
+        self.audit_log = folder / "logs" / "audit.json"
         self.admin_kubeconfig = self.kubeconfig("admin", groups=["system:masters"])
 
     def kubeconfig(self, user: str, *, groups: Sequence[str] = (), token: str | None = None) -> Path:
@@ -192,6 +194,7 @@ class ControlPlane:
             *("--etcd-servers", f"http://127.0.0.1:{self.ports.etcd}", "--service-cluster-ip-range", "10.96.0.0/16"),
             *("--authorization-mode", "Node,RBAC", "--allow-privileged=true", "--profiling=false"),
             "--disable-admission-plugins=ServiceAccount",  # nobody makes the default accounts here
+            *("--audit-policy-file", AUDIT_POLICY, "--audit-log-path", self.audit_log),
             *("--client-ca-file", self.ca.files.certificate),
             *("--tls-cert-file", serving.certificate, "--tls-private-key-file", serving.key),
             *("--service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
