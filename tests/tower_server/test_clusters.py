@@ -22,12 +22,13 @@ async def test_of_many_who_add_one_name_one_succeeds(tmp_path):
         assert len((await server.services.store.list(Kind.CLAIM)).items) == 1
 
 
-@pytest.mark.parametrize("name", ["", "Edge", "a_b", "-a", "a.b", "a" * 64, "../x"])
-async def test_names_that_cannot_stand_in_a_certificate_are_refused(tmp_path, name):
+async def test_names_that_cannot_stand_in_a_certificate_are_refused(tmp_path):
+    cases = ["", "Edge", "a_b", "-a", "a.b", "a" * 64, "../x"]
     async with running(tmp_path) as server:
-        answer = await admin(server, "POST", "/v1/clusters", {"name": name})
-        assert (answer.status, answer.json()["code"]) == (400, "TWR605")
-        assert "hyphens" in answer.json()["mend"]
+        for name in cases:
+            answer = await admin(server, "POST", "/v1/clusters", {"name": name})
+            assert (answer.status, answer.json()["code"]) == (400, "TWR605")
+            assert "hyphens" in answer.json()["mend"]
 
 
 async def test_no_two_clusters_and_no_cluster_and_tower_share_a_serving_name(tmp_path):

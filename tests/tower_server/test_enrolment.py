@@ -115,13 +115,14 @@ async def test_too_many_enrolments_are_told_when_to_come_back(tmp_path):
         assert 1 <= int(refused.answer.headers["retry-after"]) <= 10
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"id": 1}', b"\xff" * 100, b"[" * 60_000])
-async def test_a_malformed_body_is_a_clear_refusal(tmp_path, body):
+async def test_a_malformed_body_is_a_clear_refusal(tmp_path):
+    cases = [b"", b"{", b"[]", b'{"id": 1}', b"\xff" * 100, b"[" * 60_000]
     async with running(tmp_path) as server:
-        answer = await http(server, "POST", "/v1/enrolment", body)
-        assert answer.status == 400
-        assert answer.json()["kind"] == "Error"
-        assert answer.json()["mend"]
+        for body in cases:
+            answer = await http(server, "POST", "/v1/enrolment", body)
+            assert answer.status == 400
+            assert answer.json()["kind"] == "Error"
+            assert answer.json()["mend"]
 
 
 async def test_what_is_not_enrolment_is_not_found(tmp_path):

@@ -18,10 +18,11 @@ def refusal(answer):
     return answer.status, document["code"]
 
 
-@pytest.mark.parametrize("host", ["tower.example.com", "127.0.0.1", "localhost.evil.example", "", "localhost:80:80"])
-async def test_a_foreign_host_is_misdirected(tmp_path, host):
+async def test_a_foreign_host_is_misdirected(tmp_path):
+    cases = ["tower.example.com", "127.0.0.1", "localhost.evil.example", "", "localhost:80:80"]
     async with running(tmp_path) as server:
-        assert refusal(await admin(server, "GET", "/v1/info", headers={"Host": host})) == (421, "TWR607")
+        for host in cases:
+            assert refusal(await admin(server, "GET", "/v1/info", headers={"Host": host})) == (421, "TWR607")
 
 
 async def test_a_web_page_is_refused(tmp_path):
@@ -30,9 +31,8 @@ async def test_a_web_page_is_refused(tmp_path):
             assert refusal(await admin(server, "GET", "/v1/info", headers={"Origin": origin})) == (403, "TWR607")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
+async def test_an_unknown_path_is_said_so(tmp_path):
+    cases = [
         "/",
         "/v1",
         "/v1/",
@@ -42,20 +42,20 @@ async def test_a_web_page_is_refused(tmp_path):
         "/v1/../v1/info",
         "/v1/clusters/a/b/c/d",
         "//v1",
-    ],
-)
-async def test_an_unknown_path_is_said_so(tmp_path, path):
+    ]
     async with running(tmp_path) as server:
-        status, code = refusal(await admin(server, "GET", path))
-        assert (status, code) in [(404, "TWR612"), (400, "TWR605")]
+        for path in cases:
+            status, code = refusal(await admin(server, "GET", path))
+            assert (status, code) in [(404, "TWR612"), (400, "TWR605")]
 
 
-@pytest.mark.parametrize("name", ["%2e%2e", "a%2fping", "..", "a%00", "%ff", "A", "x" * 300])
-async def test_no_name_turns_into_another_path(tmp_path, name):
+async def test_no_name_turns_into_another_path(tmp_path):
+    cases = ["%2e%2e", "a%2fping", "..", "a%00", "%ff", "A", "x" * 300]
     async with running(tmp_path) as server:
         await server.add("a")
-        assert refusal(await admin(server, "GET", f"/v1/clusters/{name}")) == (400, "TWR605")
-        assert (await admin(server, "GET", "/v1/clusters/a")).status == 200
+        for name in cases:
+            assert refusal(await admin(server, "GET", f"/v1/clusters/{name}")) == (400, "TWR605")
+            assert (await admin(server, "GET", "/v1/clusters/a")).status == 200
 
 
 async def test_a_wrong_method_names_the_right_ones(tmp_path):
@@ -65,38 +65,34 @@ async def test_a_wrong_method_names_the_right_ones(tmp_path):
         assert answer.headers["allow"] == "GET, POST"
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
+async def test_a_bad_body_is_refused(tmp_path):
+    cases = [
         (b"{", 400, "TWR605"),
         (b"[]", 400, "TWR605"),
         (b"[" * 100_000, 400, "TWR605"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, 400, "TWR605"),
         (b"\xff\xfe", 400, "TWR605"),
         (b" " * (10 * 1024 * 1024), 413, "TWR606"),
-    ],
-)
-async def test_a_bad_body_is_refused(tmp_path, body, status, code):
+    ]
     async with running(tmp_path) as server:
-        assert refusal(await admin(server, "POST", "/v1/clusters", raw=body)) == (status, code)
+        for body, status, code in cases:
+            assert refusal(await admin(server, "POST", "/v1/clusters", raw=body)) == (status, code)
 
 
-@pytest.mark.parametrize(
-    ("body", "key"),
-    [
+async def test_a_wrong_key_is_named(tmp_path):
+    cases = [
         ({}, "name"),
         ({"name": 1}, "name"),
         ({"name": "a", "colour": "red"}, "colour"),
         ({"name": "a", "uses": 1.5}, "uses"),
         ({"name": "a", "ttl": "1h"}, "ttl"),
         ({"name": "a", "expected_tunnels": 0}, "expected_tunnels"),
-    ],
-)
-async def test_a_wrong_key_is_named(tmp_path, body, key):
+    ]
     async with running(tmp_path) as server:
-        answer = await admin(server, "POST", "/v1/clusters", body)
-        assert refusal(answer) == (400, "TWR605")
-        assert key in answer.json()["message"]
+        for body, key in cases:
+            answer = await admin(server, "POST", "/v1/clusters", body)
+            assert refusal(answer) == (400, "TWR605")
+            assert key in answer.json()["message"]
 
 
 async def test_a_body_where_none_belongs_and_an_unknown_query_are_refused(tmp_path):
@@ -108,9 +104,8 @@ async def test_a_body_where_none_belongs_and_an_unknown_query_are_refused(tmp_pa
         assert "clutser" in answer.json()["message"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
+async def test_what_is_not_there_is_not_found(tmp_path):
+    cases = [
         ("GET", "/v1/clusters/nowhere"),
         ("DELETE", "/v1/clusters/nowhere"),
         ("POST", "/v1/clusters/nowhere/tokens"),
@@ -119,11 +114,10 @@ async def test_a_body_where_none_belongs_and_an_unknown_query_are_refused(tmp_pa
         ("POST", "/v1/agents/nowhere/x/revoke"),
         ("DELETE", "/v1/tokens/nothing"),
         ("GET", "/v1/check?cluster=nowhere"),
-    ],
-)
-async def test_what_is_not_there_is_not_found(tmp_path, method, path):
+    ]
     async with running(tmp_path) as server:
-        assert refusal(await admin(server, method, path)) == (404, "TWR603")
+        for method, path in cases:
+            assert refusal(await admin(server, method, path)) == (404, "TWR603")
 
 
 async def test_a_head_without_end_is_cut_off(tmp_path):
