@@ -250,7 +250,11 @@ class Clusters:
             listening = any(port.service == KUBESPHERE for port in self.ports.of(member.name))
             if declared and not listening:
                 if KUBESPHERE not in record.ports:
-                    record = await self._with_port(record, KUBESPHERE)
+                    try:
+                        record = await self._with_port(record, KUBESPHERE)
+                    except TowerError as error:  # the apiserver's port and every other cluster go on without it
+                        log.error("no-port", cluster=member.name, code=error.code, text=error.message)
+                        return
                 await self.ports.add(member, KUBESPHERE, record.ports[KUBESPHERE])
             elif listening and not declared:
                 self.ports.remove(member.name, KUBESPHERE)  # the claim stays: it comes back under the same port

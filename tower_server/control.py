@@ -26,6 +26,7 @@ from protocol.messages import Message, MessageReader, encode_message
 from tower_server.agents import Agents
 from tower_server.faultof import certs_fault
 from tower_server.member import Member
+from tower_server.report import cleaned
 from tower_server.revocations import Revocations
 from tower_server.tunnels import TunnelRegistry
 
@@ -126,7 +127,9 @@ class ControlStream(asyncio.Protocol):
                     self._renew(message)
 
     def _status(self, message: Message) -> None:
-        report = {key: value for key, value in message.items() if key != "type"}
+        if self._tunnel.renew_only:
+            return  # its identity has expired: it may renew, and say nothing about the member
+        report = cleaned({key: value for key, value in message.items() if key != "type"})
         before = self._member.report.get("services")
         self._tunnel.data["report"] = report
         self._member.reported(report)

@@ -26,6 +26,7 @@ from protocol.aio.tlspump import TlsError, TlsPump
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import ProtocolError
+from protocol.frames import printable
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
 from tower_server.servercert import load_pem
@@ -135,8 +136,8 @@ def _judge(status: int, body: bytes, *, passthrough: bool) -> None:
     if code not in FAULTS:
         code = "TWR305" if status in (401, 403) else "TWR302"
     if not text:
-        text = body[:200].decode("utf-8", "replace").strip().replace("\n", " ")
-    raise ProbeFailed(code, f"/readyz answered {status}: {text}", status=status)
+        text = " ".join(body[:200].decode("utf-8", "replace").split())
+    raise ProbeFailed(code, f"/readyz answered {status}: {printable(text)}", status=status)
 
 
 class _StreamTls(TlsPump, asyncio.Protocol):

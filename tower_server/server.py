@@ -25,6 +25,7 @@ from daemon.health import Health
 from daemon.log import get_logger
 from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
 from daemon.process import Process
+from daemon.supervisor import Supervisor
 from protocol import defaults
 from protocol.aio.listener import Credentials, TunnelListener
 from protocol.constants import Code
@@ -88,6 +89,7 @@ class Server:
         self._parts: _Parts | None = None
         self._budget = Budget(defaults.PROCESS_BUDGET)
         self._handshakes: Bucket | None = None
+        self._of_peers = Supervisor(on_failure=_is_the_peers)
         self._tidied = 0.0
         self.health_address = ""
 
@@ -162,7 +164,7 @@ class Server:
                 uses=config.enrolment.uses,
             ),
             revocations=revocations,
-            probing=Probing(registry, credential, start=self._start),
+            probing=Probing(registry, credential, start=self._start_for_peer),
             credential=credential,
             metrics=metrics,
             version=self._version,
@@ -175,8 +177,8 @@ class Server:
             agents=agents,
             revocations=revocations,
             metrics=metrics,
-            start=self._start,
-            declared=lambda member: self._start(clusters.declare(member), f"declare-{member.name}"),
+            start=self._start_for_peer,
+            declared=lambda member: self._start_for_peer(clusters.declare(member), f"declare-{member.name}"),
         )
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
         return _Parts(
@@ -259,6 +261,10 @@ class Server:
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._process.tasks.start(work, name=name)
+
+    def _start_for_peer(self, work: Coroutine[Any, Any, None], name: str) -> object:
+        """Work that one agent has brought about: its failure is logged, and no reason to end the others' server."""
+        return self._of_peers.start(work, name=name)
 
     # ---- agents -------------------------------------------------------------------------------------------------
 
@@ -353,9 +359,14 @@ class Server:
         for member in registry.members.values():
             member.hold.close()
         await asyncio.sleep(0)
+        await self._of_peers.close()
         await self._process.tasks.close()
         await parts.health.stop()
         await parts.store.close()
+
+
+def _is_the_peers(_name: str, _error: BaseException) -> None:
+    """The supervisor has logged it."""
 
 
 def _first(inherited: dict[str, list[socket.socket]], name: str) -> socket.socket | None:

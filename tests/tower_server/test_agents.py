@@ -109,10 +109,11 @@ async def test_an_expired_identity_may_renew_and_nothing_else(tmp_path):
         assert (member.verdict.state, member.verdict.code) == ("AuthFailed", "TWR502")
         assert (await call(server, "edge-1")).status == 503
 
-        await until(lambda: agent.control is not None)
+        await agent.report(version="v0", services={"kubesphere": "x:1"})
         agent.control.send("renew", id="1", **renewal(identity))
         await until(lambda: agent.control.of("renewed"))
         renewed = agent.control.of("renewed")[0]
+        assert not member.report
         await agent.close()
         fresh = Agent(server, replaced(identity, chain=renewed["chain"].encode()))
         assert not (await fresh.connect()).renew_only

@@ -1,6 +1,9 @@
 """The control stream: revocations out, heartbeats and renewals in, and what a broken one leads to."""
 
+import asyncio
 import base64
+import contextlib
+import socket
 import time
 
 import pytest
@@ -40,6 +43,36 @@ async def test_what_an_agent_reports_is_shown(tmp_path):
         await until(lambda: server.member("edge-1").report)
         view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
         assert (view["member"]["version"], view["member"]["nodes"]) == ("v1.35.4", 3)
+
+
+async def test_a_declared_service_without_a_free_port_is_no_end_of_the_server(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        first, last = (port + server.config.ports.kubesphere_offset for port in server.config.ports.range)
+        with contextlib.ExitStack() as taken:
+            for port in range(first, last + 1):
+                with contextlib.suppress(OSError):  # taken by somebody else is as good
+                    taken.enter_context(socket.create_server(("127.0.0.1", port)))
+            await agent.report(services={"kubesphere": {"address": "ks:80"}})
+            await until(lambda: server.member("edge-1").report)
+            assert (await call(server, "edge-1")).status == 200
+            await asyncio.sleep(0.2)
+        assert not server.process.stop.is_set()
+        assert [port.service for port in server.services.clusters.ports.of("edge-1")] == ["kubernetes"]
+
+
+async def test_what_fails_for_one_agent_ends_nothing_of_the_others(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2"):
+        await until(lambda: agent.control is not None)
+
+        async def broken(*_: object, **__: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(server.services.agents, "renew", broken)
+        agent.control.send("renew", id="1", **renewal(agent.identity))
+        await until(lambda: not server.member("edge-1").tunnels[0].data["control"]._renewing)
+        await asyncio.sleep(0.05)
+        assert not server.process.stop.is_set()
+        assert (await call(server, "edge-2")).status == 200
 
 
 async def test_a_renewal_gives_certificates_for_the_new_keys(tmp_path):
