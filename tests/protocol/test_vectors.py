@@ -1,0 +1,173 @@
+"""The vectors of docs/PROTOCOL.md: what they say is what this implementation writes, reads, signs and refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from protocol import events
+from protocol.constants import FEATURE_ACK, HEADER, HEADER_SIZE, Code, FrameType
+from protocol.defaults import MIB
+from protocol.errors import RemoteProtocolError
+from protocol.flow import Budget, Limits
+from protocol.frames import GOAWAY_BODY, U64, FrameDecoder, Open, decode_open, encode, encode_open, encode_reason
+from protocol.handshake import AgentHandshake, ServerHandshake
+from protocol.session import Session
+from tests.protocol.document import VECTORS
+from tests.protocol.handshakes import signer, verifier
+from tests.protocol.playbook import spoken
+
+
+def load(name: str) -> Any:
+    return json.loads((VECTORS / name).read_text())
+
+
+FRAMES = load("frames.json")
+
+
+@pytest.mark.parametrize("vector", FRAMES["frames"], ids=lambda vector: vector["says"][:40])
+def test_a_frame_is_what_it_says(vector: dict[str, Any]) -> None:
+    raw = bytes.fromhex(vector["hex"])
+    assert spoken(raw) == [vector["says"]]
+    kind, fields = FrameType[vector["type"]], vector["fields"]
+    stream = vector["stream"]
+    match kind:
+        case FrameType.OPEN:
+            made = encode_open(stream, Open(**fields))
+            assert decode_open(memoryview(raw)[HEADER_SIZE:]) == Open(**fields)
+        case FrameType.OPEN_ERR | FrameType.RST | FrameType.CLOSE:
+            made = encode_reason(kind, stream, Code[fields["code"]], fields["text"])
+        case FrameType.GOAWAY:
+            body = GOAWAY_BODY.pack(Code[fields["code"]], fields["deadline"], fields["retry_after"])
+            made = encode(kind, 0, body + fields["text"].encode())
+        case FrameType.DATA:
+            made = encode(kind, stream, bytes.fromhex(fields["payload"]))
+        case FrameType.FIN:
+            made = encode(kind, stream)
+        case _:
+            made = encode(kind, stream, U64.pack(*fields.values()))
+    assert made == raw
+
+
+@pytest.mark.parametrize("vector", FRAMES["refused"], ids=lambda vector: vector["why"])
+def test_a_breach_is_closed_upon_with_its_code(vector: dict[str, Any]) -> None:
+    agent = Session(opens_odd=False, accepts=True, limits=Limits(), budget=Budget(48 * MIB), now=0.0)
+    agent.data_to_send(0.0, MIB)
+    with pytest.raises(RemoteProtocolError) as broken:
+        agent.receive(memoryview(bytes.fromhex(vector["hex"])), 0.0)
+    assert broken.value.code is Code[vector["code"]]
+    (close,) = spoken(b"".join(agent.data_to_send(0.0, MIB)))
+    assert close.startswith(f"CLOSE {vector['code']} ")
+
+
+def test_every_type_of_frame_has_a_vector() -> None:
+    handshake = {FrameType.HELLO, FrameType.CHALLENGE, FrameType.PROOF, FrameType.WELCOME, FrameType.REJECT}
+    assert {vector["type"] for vector in FRAMES["frames"]} == {kind.name for kind in set(FrameType) - handshake}
+
+
+def test_the_handshake_is_reproduced_to_the_byte() -> None:
+    said = load("handshake.json")
+    key = bytes.fromhex(said["key"])
+    transcripts: list[bytes] = []
+
+    def sign(transcript: bytes) -> bytes:
+        transcripts.append(transcript)
+        return signer(key)(transcript)
+
+    def chain(end: str) -> list[bytes]:
+        return [bytes.fromhex(certificate) for certificate in said[end]["chain"]]
+
+    agent = AgentHandshake(
+        cluster=said["agent"]["cluster"],
+        instance=said["agent"]["instance"],
+        chain=chain("agent"),
+        sign=sign,
+        verify=verifier(key),
+        nonce=bytes.fromhex(said["agent"]["nonce"]),
+        features=said["agent"]["features"],
+        software=said["agent"]["software"],
+    )
+    server = ServerHandshake(
+        chain=chain("server"),
+        sign=sign,
+        verify=verifier(key),
+        nonce=bytes.fromhex(said["server"]["nonce"]),
+        features=said["server"]["features"],
+    )
+    hello = agent.hello()
+    challenge = server.greeted(hello[HEADER_SIZE:])
+    proof = agent.challenged(challenge[HEADER_SIZE:])
+    server.proven(proof[HEADER_SIZE:])
+    welcome = server.welcome(said["tunnel"])
+    assert agent.answered(FrameType.WELCOME, welcome[HEADER_SIZE:]).tunnel == said["tunnel"]
+    frames = {"HELLO": hello, "CHALLENGE": challenge, "PROOF": proof, "WELCOME": welcome}
+    assert {name: frame.hex() for name, frame in frames.items()} == said["frames"]
+    assert [transcript.hex() for transcript in transcripts] == [
+        said["transcripts"]["challenge"],
+        said["transcripts"]["proof"],
+    ]
+
+
+def told(event: events.Event) -> str:
+    """An event as the trace writes it."""
+    if isinstance(event, events.DataReceived):
+        return f"DataReceived {event.stream} {bytes(event.data).decode()}"
+    values = [getattr(event, name) for name in type(event).__dataclass_fields__]
+    shown = [
+        value.name if isinstance(value, Code) else f"{value:g}" if isinstance(value, float) else str(value)
+        for value in values
+    ]
+    return " ".join([type(event).__name__, *filter(None, shown)])
+
+
+def wish(session: Session, now: float, does: list[Any]) -> None:
+    """A wish of the trace, by the name of the session's method."""
+    name, *arguments = does
+    arguments = [Code[a[5:]] if isinstance(a, str) and a.startswith("Code.") else a for a in arguments]
+    keywords = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
+    if name == "send":
+        arguments[1] = arguments[1].encode()
+    if name in ("open", "consume", "ping"):
+        arguments.append(now)
+    getattr(session, name)(*arguments, **keywords)
+
+
+def test_the_trace_of_two_ends() -> None:
+    trace = load("session.json")
+    process = Budget(48 * MIB)
+    ends = {
+        end: Session(
+            opens_odd=end == "server",
+            accepts=end == "agent",
+            limits=Limits(),
+            budget=process,
+            now=0.0,
+            features=[FEATURE_ACK],
+        )
+        for end in ("server", "agent")
+    }
+    for number, step in enumerate(trace["steps"]):
+        session, now = ends[step["end"]], step["at"]
+        for does in step.get("does", []):
+            wish(session, now, does)
+        learned = session.tick(now)
+        raw = b"".join(session.data_to_send(now, MIB))
+        where = f"step {number}: {step}"
+        assert spoken(raw) == step["says"], where
+        assert raw.hex() == step["hex"], where
+        assert [told(event) for event in (*learned, *session.take_events())] == step.get("learns", []), where
+        peer = ends["agent" if step["end"] == "server" else "server"]
+        assert [told(event) for event in peer.receive(memoryview(raw), now)] == step["told"], where
+    assert process.used == 0
+
+
+def test_frames_of_the_trace_are_found_in_any_cut() -> None:
+    raw = b"".join(bytes.fromhex(step["hex"]) for step in load("session.json")["steps"])
+    for size in (1, 3, 1000):
+        decoder, got = FrameDecoder(), b""
+        for at in range(0, len(raw), size):
+            for kind, flags, stream, payload in decoder.feed(memoryview(raw)[at : at + size]):
+                got += HEADER.pack(kind, flags, 0, stream, len(payload)) + payload
+        assert got == raw
