@@ -23,7 +23,7 @@ from daemon.process import Process
 from protocol import defaults
 from protocol.flow import Budget
 from tower_agent.access import Access
-from tower_agent.config import AgentConfig
+from tower_agent.config import KUBERNETES, AgentConfig, Service
 from tower_agent.enrol import Enrolment
 from tower_agent.host import HostAgent, Surroundings
 from tower_agent.member import MemberApi
@@ -147,6 +147,9 @@ class Agent:
             version=self._version,
             probe_fields=self._probe_fields,
         )
+        if self._config.services.get(KUBERNETES, Service()).mode == "gateway":
+            callers = metrics.streams.labels(KUBERNETES)
+            callers.set_function(lambda: sum(len(host.gateway.connections) for host in self._hosts))
         self._hosts = [HostAgent(trust, policies.policy(trust.host), around) for trust in trusts]
 
     def _start_tasks(self, process: Process, api: MemberApi, policies: PolicyFile, metrics: AgentMetrics) -> None:

@@ -20,7 +20,8 @@ from daemon.faults import TowerError
 from daemon.units import format_duration
 from protocol import defaults
 from protocol.aio.dial import dial
-from protocol.aio.hops import DialError, Hop
+from protocol.aio.hops import DialError, Hop, OnHop
+from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.constants import Code
 from protocol.flow import Budget
@@ -34,6 +35,7 @@ from tower_agent.trust import HostTrust
 from tower_agent.wayout import WayOut
 
 _TITLES: Final = {"http": "upgrade", "subprotocol": "upgrade", "handshake": "authentication"}
+_ORDER: Final = ("dns", "tcp", "proxy", "tls", "upgrade", "authentication")
 _MEMBER: Final = "member"
 
 
@@ -100,46 +102,43 @@ def _identity(trust: HostTrust) -> Result:
 
 
 async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tuple[str, Result]]:
-    """What each hop showed, in order; the first that failed comes with what could not be tried."""
+    """What each hop showed, in order; the first that failed comes with what could not be tried behind it."""
     passed: list[Hop] = []
-    failure: DialError | TowerError | None = None
-    entry = next((each for each in config.hosts if each.name == trust.host), None)
-    url = (entry.url if entry else None) or trust.identity.url
-    proxied = False
+    order = [title for title in _ORDER if title != "proxy"]
     try:
-        target = WayOut.of(config, trust.host).tunnel(url, trust.bundle)
-        proxied = target.route() is not None
-        tunnel = await dial(
-            target,
-            handshake=trust.handshake(instance=f"check-{secrets.token_hex(4)}", software=version),
-            instance="check",
-            budget=Budget(defaults.PROCESS_BUDGET),
-            on_stream=_decline,
-            on_hop=passed.append,
-        )
-        tunnel.drain(Code.DRAINING, "only a check", deadline=0.0, retry_after=0.0)
-        await asyncio.sleep(0)
-        tunnel.close(Code.NONE, "only a check")
-    except (DialError, TowerError) as error:
-        failure = error
-    seen = [(_TITLES.get(hop.name, hop.name), ok(_evidence(hop))) for hop in passed]
-    if not passed or passed[-1].name != "handshake":
-        if any(hop.name in ("tcp", "tls", "proxy") for hop in passed) and _past_upgrade(failure):
-            seen.append(("upgrade", ok("101")))
-    else:
-        seen.insert(-1, ("upgrade", ok("101")))
-    if failure is None:
-        return seen
-    fault = dial_fault(failure) if isinstance(failure, DialError) else failure
-    title = _TITLES.get(failure.hop, failure.hop) if isinstance(failure, DialError) else "address"
-    seen.append((title, _failed(fault)))
-    known = ["dns", "tcp", *(["proxy"] if proxied else []), "tls", "upgrade", "authentication"]
-    later = known[known.index(title) + 1 :] if title in known else known
-    return [*seen, *((each, ok()) for each in later)]
+        target = WayOut.of(config, trust.host).tunnel(trust.identity.url, trust.bundle)
+        if target.route() is not None:
+            order = list(_ORDER)
+        await _open_and_close(target, trust, version, passed.append)
+    except TowerError as fault:  # the address itself cannot be used
+        return [("address", _failed(fault)), *((title, ok()) for title in order)]
+    except DialError as error:
+        title = _TITLES.get(error.hop, error.hop)
+        behind = order[order.index(title) + 1 :] if title in order else order
+        shown = _shown(passed, upgraded=error.hop == "handshake")
+        # What lies behind is skipped, since each needs the one before.
+        return [*shown, (title, _failed(dial_fault(error))), *((each, ok()) for each in behind)]
+    return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(_evidence(passed[-1])))]
 
 
-def _past_upgrade(failure: DialError | TowerError | None) -> bool:
-    return isinstance(failure, DialError) and failure.hop == "handshake"
+def _shown(passed: list[Hop], *, upgraded: bool) -> list[tuple[str, Result]]:
+    shown = [(hop.name, ok(_evidence(hop))) for hop in passed]
+    return [*shown, ("upgrade", ok("101"))] if upgraded else [*shown]
+
+
+async def _open_and_close(target: DialTarget, trust: HostTrust, version: str, on_hop: OnHop) -> None:
+    """The whole way, for real. Streams that come meanwhile are told to go to another tunnel."""
+    tunnel = await dial(
+        target,
+        handshake=trust.handshake(instance=f"check-{secrets.token_hex(4)}", software=version),
+        instance="check",
+        budget=Budget(defaults.PROCESS_BUDGET),
+        on_stream=_decline,
+        on_hop=on_hop,
+    )
+    tunnel.drain(Code.DRAINING, "only a check", deadline=0.0, retry_after=0.0)
+    await asyncio.sleep(0)
+    tunnel.close(Code.NONE, "only a check")
 
 
 def _decline(incoming: IncomingStream) -> None:

@@ -64,7 +64,6 @@ class HostAgent:
         self.trust: Final = trust
         self.drift: str | None = None
         self._around = around
-        self._url = (entry.url if entry else None) or trust.identity.url
         self._way = WayOut.of(around.config, trust.host)
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
@@ -85,7 +84,7 @@ class HostAgent:
         self.link: Final = LinkSupervisor(
             LinkParts(
                 host=trust.host,
-                target=lambda: self._way.tunnel(self._url, trust.bundle),
+                target=lambda: self._way.tunnel(trust.identity.url, trust.bundle),
                 handshake=lambda: trust.handshake(instance=around.instance, software=around.version),
                 ends_at_tower=trust.ends_at_tower,
                 on_stream=self.services.on_stream,

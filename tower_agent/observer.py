@@ -28,6 +28,7 @@ class RequestObserver:
         self._host = host
         self._audit = AuditLog(host)
         self._metrics = metrics
+        self._to_member, self._from_member = map(metrics.stream_bytes.labels, ("to_member", "from_member"))
         self._counters: dict[tuple[str, int], Counter] = {}
         self._histograms: dict[str, Histogram] = {}
 
@@ -40,6 +41,8 @@ class RequestObserver:
         if counter is None:
             counter = self._counters[key] = self._metrics.requests.labels(record.verb, str(record.code))
         counter.inc()
+        self._to_member.inc(record.bytes_in)
+        self._from_member.inc(record.bytes_out)
         if record.verb not in _UNTIMED and record.answered_after:
             self.seconds += record.answered_after
             histogram = self._histograms.get(record.verb)

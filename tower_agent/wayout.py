@@ -28,6 +28,8 @@ class WayOut:
     proxy: str | None = None
     proxy_env: bool = True
     insecure_transport: bool = False
+    url: str | None = None
+    """The server's address where it is no longer the one that the agent enrolled with."""
 
     @classmethod
     def of(cls, config: AgentConfig, host: str | None = None) -> WayOut:
@@ -38,6 +40,7 @@ class WayOut:
             proxy=(entry.proxy if entry else None) or config.proxy,
             proxy_env=config.proxy_from_environment,
             insecure_transport=config.insecure_transport,
+            url=entry.url if entry else None,
         )
 
     def enrolment(self, url: str) -> DialTarget:
@@ -48,10 +51,12 @@ class WayOut:
         return self._target(self._address(url), context, "")
 
     def tunnel(self, url: str, bundle: TrustBundle) -> DialTarget:
-        """Where to open the tunnel. Raises TowerError TWR227, TWR104."""
+        """Where to open the tunnel; `url` is the one of the enrolment. Raises TowerError TWR227, TWR104."""
         context = self._trusting(bundle.root_pem)
         expected = f"the tower CA sha256:{bundle.fingerprint[:16]}.., one of the system's authorities"
-        return self._target(self._address(url), context, expected + (f" or of {self.ca_file}" if self.ca_file else ""))
+        return self._target(
+            self._address(self.url or url), context, expected + (f" or of {self.ca_file}" if self.ca_file else "")
+        )
 
     def _address(self, url: str) -> Url:
         try:

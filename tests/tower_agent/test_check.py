@@ -81,6 +81,14 @@ async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_
         )
         report = await run_checks(elsewhere, version="1")
         assert failed(report) == ("dns", "TWR210")
+        assert "proxy" not in statuses(report)
+        report = await run_checks(config.model_copy(update={"proxy": "http://127.0.0.1:1"}), version="1")
+        assert failed(report) == ("proxy", "TWR212")
+        assert statuses(report)["tls"] == "skipped"
+        plain = AgentConfig(
+            state_dir=state, kubeconfig=member.kubeconfig, hosts=[{"name": "east", "url": "ws://127.0.0.1:1"}]
+        )
+        assert failed(await run_checks(plain, version="1")) == ("address", "TWR227")
 
 
 def failed(report: Report) -> tuple[str, str]:

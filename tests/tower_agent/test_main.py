@@ -48,7 +48,9 @@ async def test_join_then_run_then_stop(make_member: MakeMember, tmp_path: Path) 
             health = json.loads(next(line for line in agent.log.splitlines() if "agent-started" in line))["health"]
             assert await get(health, "/healthz") == (200, "ok\n")
             assert (await get(health, "/readyz"))[0] == 200
-            assert 'tower_agent_connected{host="east"} 1.0' in (await get(health, "/metrics"))[1]
+            figures = (await get(health, "/metrics"))[1]
+            assert 'tower_agent_connected{host="east"} 1.0' in figures
+            assert 'tower_agent_streams{service="kubernetes"}' in figures
             assert await agent.stop() == 0
             assert "secret=1" not in agent.log
             assert "agent-stopped" in agent.log

@@ -24,6 +24,8 @@ async def test_requests_are_counted_and_only_short_ones_timed() -> None:
     assert 'tower_agent_request_duration_seconds_count{verb="watch"}' not in text
     assert 'tower_agent_denied_total{reason="TWR301"} 1.0' in text
     assert "tower_agent_caller_tls_failures_total 1.0" in text
+    assert 'tower_agent_stream_bytes_total{direction="to_member"} 30.0' in text
+    assert 'tower_agent_stream_bytes_total{direction="from_member"} 60.0' in text
     assert "203.0.113.9" not in text
     assert "jane" not in text
     assert observer.figures() == {"count": 3, "failed": 1, "seconds": 0.01}

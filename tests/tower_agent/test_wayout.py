@@ -18,9 +18,10 @@ def test_a_hosts_entry_wins_over_the_whole(tmp_path: Path) -> None:
     config = AgentConfig(
         ca_file=tmp_path / "all.pem",
         proxy="http://all:1",
-        hosts=[{"name": "west", "proxy": "http://west:2"}],
+        hosts=[{"name": "west", "proxy": "http://west:2", "url": "wss://moved:8443"}],
     )
-    assert WayOut.of(config, "west") == WayOut(ca_file=tmp_path / "all.pem", proxy="http://west:2")
+    west = WayOut.of(config, "west")
+    assert west == WayOut(ca_file=tmp_path / "all.pem", proxy="http://west:2", url="wss://moved:8443")
     assert WayOut.of(config, "east").proxy == "http://all:1"
     assert WayOut.of(config).proxy == "http://all:1"
 
