@@ -25,14 +25,15 @@ DEADLINE = 90.0
 class Demo:
     """One run of the demo; everything it makes lies below `folder`."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
+    def __init__(self, folder: Path, *, privileged: bool = True, **variables: str) -> None:
         folder.mkdir()
         self.folder, self._out = folder, folder.with_suffix(".out")
         environment = {key: value for key, value in os.environ.items() if key not in ("ONCE", "MEMBER_KUBECONFIG")}
         environment |= {"TMPDIR": str(folder), "KUBECONFIG": "/nonexistent/must-not-be-read", **variables}
+        prefix = [] if privileged or os.geteuid() != 0 else ["unshare", "-U", "--map-user=1000"]
         with self._out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.lab.demo"],
+                [*prefix, sys.executable, "-m", "tests.lab.demo"],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -117,13 +118,21 @@ def test_once_proves_and_leaves_nothing(demos: list[Demo], folder: Path) -> None
     assert namespaces() <= before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_stays_until_it_is_interrupted(demos: list[Demo], folder: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "privileged"),
+    [(signal.SIGINT, True), (signal.SIGTERM, False)],
+    ids=["interrupted", "without privileges"],
+)
+def test_it_stays_until_it_is_told_to_end(
+    demos: list[Demo], folder: Path, number: signal.Signals, privileged: bool
+) -> None:
     before = namespaces()
-    demo = Demo(folder)
+    demo = Demo(folder, privileged=privileged)
     demos.append(demo)
     demo.until("It stays up until Ctrl-C.")
+    assert "All of it held." in demo.output
     assert "Stand-ins: Node and Pod status come from kwok" in demo.output
+    assert privileged or "no network of its own for the member (not root): everything runs on loopback" in demo.output
     assert left_behind(folder)["processes"]
     demo.process.send_signal(number)
     assert demo.code() == 0

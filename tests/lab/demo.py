@@ -77,8 +77,8 @@ def demo(stack: contextlib.ExitStack, own: Path | None, *, once: bool) -> int:
 
 def stand_in_member(stack: contextlib.ExitStack, folder: Path) -> ControlPlane:
     net = own_network(stack)
-    where = f"network namespace {net.name}, address {net.member}" if net else "loopback"
-    with doing(f"a member: kube-apiserver, etcd, kwok, streamlet in {where}"):
+    where = f"in network namespace {net.name}, address {net.member}" if net else "on loopback"
+    with doing(f"a member: kube-apiserver, etcd, kwok, streamlet {where}"):
         return stack.enter_context(ControlPlane(folder / "m", network=net))
 
 
