@@ -23,6 +23,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from protocol.aio.link import Link
+from protocol.aio.tlspump import TlsError, TlsFailure, TlsServerSocketPump
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import (
@@ -133,15 +134,15 @@ class TunnelListener:
     ) -> tuple[str, int]:
         """Listen; the address. OSError when it cannot be bound. A plain listener (no context) is for `ws://`."""
         loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"ssl": ssl_context}
-        if ssl_context is not None:
-            options |= {"ssl_handshake_timeout": self.deadline, "ssl_shutdown_timeout": 2.0}
+        options: dict[str, Any] = {"sock": sock}
         if sock is None:
-            options |= {"host": host, "port": port, "reuse_address": True}
-        else:
-            options["sock"] = sock
-        private = ssl_context is not None
-        server = await loop.create_server(lambda: _ServerLink(self, private=private), backlog=1024, **options)
+            options = {"host": host, "port": port, "reuse_address": True}
+
+        def connection() -> asyncio.BaseProtocol:
+            link = _ServerLink(self, private=ssl_context is not None)
+            return link if ssl_context is None else _TlsEnd(link, ssl_context, self.deadline)
+
+        server = await loop.create_server(connection, backlog=1024, **options)
         self._servers.append(server)
         address = server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
@@ -198,12 +199,24 @@ class _ServerLink(Link):
         self._timer: asyncio.TimerHandle | None = None
         self.remote = ""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
+    def enter(self, transport: asyncio.BaseTransport) -> bool:
+        """Be counted, before anything is spent on it; False when there are too many."""
         peer = transport.get_extra_info("peername")
         self.remote = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
-        if not self._listener.enter(self):
-            self._refuse(Code.BUSY, "too many connections that have not authenticated")
+        if self._listener.enter(self):
+            return True
+        self._report(Code.BUSY, "too many connections that have not authenticated")
+        return False
+
+    def tls_failed(self, code: Code, text: str) -> None:
+        """There was no connection to speak of; `_TlsEnd` closes it."""
+        self._stage = "tls"
+        self._report(code, text)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if not self._private and not self.enter(transport):
+            self.close("too many connections")
             return
         self._timer = self._loop.call_later(self._listener.deadline, self._too_late)
 
@@ -222,11 +235,15 @@ class _ServerLink(Link):
     def _too_late(self) -> None:
         self._timer = None
         text = f"nothing complete within {self._listener.deadline:g} s"
-        if self._handshake is not None:
+        if self._request is None:
             self.write([reject(Code.TIMEOUT, f"no handshake within {self._listener.deadline:g} s")])
         elif self._stage == "http" and self._heard:
             self._answer(HttpResponse(408, f"{text}\n".encode(), "text/plain"))
         self._refuse(Code.TIMEOUT, text)
+
+    def left(self) -> None:
+        """Whatever became of it, it is no longer one that waits."""
+        self._settled()
 
     def _settled(self) -> None:
         if self._timer is not None:
@@ -411,6 +428,32 @@ class _ServerLink(Link):
         if self._timer is not None and self._heard and self._stage in ("http", "handshake", "authenticate"):
             self._report(Code.TUNNEL_LOST, reason)
         self._settled()
+
+
+class _TlsEnd(TlsServerSocketPump):
+    """The TLS of one connection: counted from its first byte, its failures reported."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: _ServerLink, context: ssl.SSLContext, deadline: float) -> None:
+        super().__init__(context, lambda: link, handshake_deadline=deadline, on_failure=self._failed)
+        self._link = link
+
+    def connection_made(self, transport: Any) -> None:
+        if self._link.enter(transport):
+            super().connection_made(transport)
+        else:
+            self._on_failure = None
+            transport.abort()
+
+    def _failed(self, error: TlsError) -> None:
+        if self._start:  # a connection that never said anything was a look at the port
+            code = Code.TIMEOUT if error.failure is TlsFailure.DEADLINE else Code.PROTOCOL
+            self._link.tls_failed(code, str(error))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._link.left()
 
 
 class _BadRequest(Exception):
