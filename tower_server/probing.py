@@ -1,12 +1,14 @@
 """When each cluster is probed: one task for all of them, however many there are.
 
-A cluster with a tunnel is due every `PROBE_INTERVAL`, at a moment of its own, so that a thousand clusters make a steady
+A cluster with a tunnel is due every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady
 trickle; at once when a tunnel opens; and again after a second when a probe failed. Its tunnels take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -19,9 +21,9 @@ from tower_server.probe import ProbeCredential, probe
 from tower_server.state import ProbeResult
 from tower_server.tunnels import TunnelRegistry
 
-AT_ONCE: Final = 32
+AT_ONCE: Final = 256  # so that members that do not answer keep no other from its turn
 AGAIN_AFTER: Final = 1.0  # a failure is looked at once more before it counts
-TICK: Final = 1.0
+LOOK_EVERY: Final = 10.0  # for what only time changes: a probe that is no longer fresh, tunnels long expected
 Start = Callable[[Coroutine[Any, Any, None], str], object]
 
 log = get_logger(__name__)
@@ -42,48 +44,60 @@ class Probing:
         self._credential = credential
         self._start = start
         self._interval = interval
-        self._due: dict[str, float] = {}
+        self._due: dict[str, float] = {}  # what counts; the queue may hold older entries of a cluster
+        self._queue: list[tuple[float, str]] = []
         self._busy: set[str] = set()
         self._wake = asyncio.Event()
         registry.subscribe(self._opened)
 
     def _opened(self, member: Member, tunnel: Tunnel) -> None:
         if not tunnel.renew_only:
-            self._due[member.name] = 0.0
-            self._wake.set()
+            self.soon(member.name)
+
+    def soon(self, name: str, *, after: float = 0.0) -> None:
+        """Makes a cluster's next probe due then."""
+        self._due[name] = asyncio.get_running_loop().time() + after
+        heapq.heappush(self._queue, (self._due[name], name))
+        self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
+        look_at = loop.time()
         while True:
-            now = loop.time()
-            for member in list(self._registry.members.values()):
-                member.tick()
-                if member.serving and member.name not in self._busy:
-                    due = self._due.setdefault(member.name, now + random.random() * self._interval)  # noqa: S311
-                    if due <= now and len(self._busy) < AT_ONCE:
-                        self._busy.add(member.name)
-                        self._start(self._probe(member), f"probe-{member.name}")
-            for gone in self._due.keys() - self._registry.members.keys():
-                del self._due[gone]
+            if loop.time() >= look_at:
+                look_at = loop.time() + LOOK_EVERY
+                for member in list(self._registry.members.values()):
+                    member.tick()
+            self._begin_due(loop.time())
             self._wake.clear()
-            try:
-                async with asyncio.timeout(TICK):
+            until = look_at if not self._queue or len(self._busy) >= AT_ONCE else min(look_at, self._queue[0][0])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
                     await self._wake.wait()
-            except TimeoutError:
-                continue
+
+    def _begin_due(self, now: float) -> None:
+        while self._queue and self._queue[0][0] <= now and len(self._busy) < AT_ONCE:
+            due, name = heapq.heappop(self._queue)
+            member = self._registry.members.get(name)
+            if self._due.get(name) != due or name in self._busy:
+                continue  # put off or brought forward meanwhile, or under way: its end makes the next one due
+            del self._due[name]
+            if member is not None and member.serving:  # otherwise its next tunnel makes it due
+                self._busy.add(name)
+                self._start(self._probe(member), f"probe-{name}")
 
     async def _probe(self, member: Member) -> None:
-        loop = asyncio.get_running_loop()
+        again = self._interval * (0.9 + random.random() / 5)  # noqa: S311 - spreads what began at one moment
         try:
             result = await self.now(member)
-            again = AGAIN_AFTER if result is not None and not result.ok and member.failures == 1 else self._interval
-            unseen = any("probed" not in tunnel.data for tunnel in member.serving)  # opened while this probe ran
-            self._due[member.name] = loop.time() + (0.0 if unseen else again)
-            if unseen:
-                self._wake.set()
+            if result is not None and not result.ok and member.failures == 1:
+                again = AGAIN_AFTER
+            if any("probed" not in tunnel.data for tunnel in member.serving):
+                again = 0.0  # opened while this probe ran
         finally:
             self._busy.discard(member.name)
+            self.soon(member.name, after=again)
 
     async def now(self, member: Member) -> ProbeResult | None:
         """One probe of a cluster through the tunnel whose turn it is; None when it has no tunnel any more."""

@@ -18,7 +18,6 @@ async def settled(server, name, state):
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr("tower_server.probing.AGAIN_AFTER", 0.0)
-    monkeypatch.setattr("tower_server.probing.TICK", 0.02)
 
 
 async def test_the_probe_is_an_ordinary_request_of_its_own_user(tmp_path):
@@ -66,7 +65,7 @@ async def test_garbage_in_place_of_http_is_named(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1", respond=respond) as agent:
         await settled(server, "edge-1", "Connected")
         agent.respond = lambda _: (99999, b"")
-        server.services.probing._due["edge-1"] = 0.0
+        server.services.probing.soon("edge-1")
         assert (await settled(server, "edge-1", "ApiserverDown")).code == "TWR306"
 
 
@@ -86,7 +85,7 @@ async def test_a_recovery_is_seen_and_the_cause_goes(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1", respond=lambda _: (500, b"no")) as agent:
         await settled(server, "edge-1", "ApiserverDown")
         agent.respond = lambda _: (200, b"ok")
-        server.services.probing._due["edge-1"] = 0.0
+        server.services.probing.soon("edge-1")
         await settled(server, "edge-1", "Connected")
         view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
         assert (view["code"], view["cause"], view["mend"]) == (None, None, None)
