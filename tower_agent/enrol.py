@@ -48,11 +48,16 @@ class Enrolment:
         self._way = way
         self._wait = wait
         self._target = way.enrolment(self.token.url)
+        self._hosts: tuple[str, ...] = ()  # joined before this began
 
     async def run(self) -> StoredIdentity:
         """Enrol and keep the identity. Raises TowerError; nothing is left half-done, and trying again is safe."""
         backoff = Backoff(random=random.random)
         until = time.monotonic() + self._wait
+        try:
+            self._hosts = await self._store.hosts()
+        except CertsError as error:
+            raise certs_fault(error) from error
         while True:
             try:
                 return await self._attempt()
@@ -72,7 +77,13 @@ class Enrolment:
         pending = await self._store.pending(offer.host, self.token.id)
         key, serving_key = pending.key, pending.serving_key
         exchange = AgentEnrolment(offer, self.token, csr=make_csr(key), serving_csr=make_csr(serving_key))
-        answer = await self._ask("POST", PATH, exchange.request)
+        try:
+            answer = await self._ask("POST", PATH, exchange.request)
+        except TowerError as refused:
+            sibling = await self._sibling(offer.host) if refused.code == "TWR206" else None
+            if sibling is None:
+                raise
+            return sibling
         reply, identity = exchange.open_reply(
             answer.body, public_key=key.public_key(), serving_key=serving_key.public_key(), at=time.time()
         )
@@ -94,6 +105,12 @@ class Enrolment:
             await self._store.save_revocations(reply.host, reply.revocations)
         log.info("enrolled", host=reply.host, cluster=reply.cluster, agent=reply.agent, expires=identity.not_after)
         return stored
+
+    async def _sibling(self, host: str) -> StoredIdentity | None:
+        """What another process of this agent has joined with since this one began: it had the token's one key."""
+        held = None if host in self._hosts else await self._store.load(host)
+        mine = held is not None and held.cluster == self.token.cluster and held.bundle.fingerprint == self.token.ca
+        return held if mine else None
 
     async def _may_join(self, offer: Offer) -> StoredIdentity | None:
         """The identity that this join replaces; TowerError when the place is taken by another host or cluster."""

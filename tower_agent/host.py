@@ -23,6 +23,7 @@ from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
 from gateway.policy import Policy
 from protocol import defaults
+from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.constants import Code
 from protocol.flow import Budget
@@ -38,6 +39,7 @@ from tower_agent.wayout import WayOut
 
 RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts to renew
 SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
+_TLS_FAULTS: Final = frozenset({"TWR213", "TWR214"})  # a CA file may have been mended since
 
 log = get_logger(__name__)
 
@@ -65,6 +67,7 @@ class HostAgent:
         self.drift: str | None = None
         self._around = around
         self._way = WayOut.of(around.config, trust.host)
+        self._target: DialTarget | None = None
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
         self._channels: list[ControlChannel] = []
@@ -84,7 +87,7 @@ class HostAgent:
         self.link: Final = LinkSupervisor(
             LinkParts(
                 host=trust.host,
-                target=lambda: self._way.tunnel(trust.identity.url, trust.bundle),
+                target=self._dial_target,
                 handshake=lambda: trust.handshake(instance=around.instance, software=around.version),
                 ends_at_tower=trust.ends_at_tower,
                 on_stream=self.services.on_stream,
@@ -94,6 +97,13 @@ class HostAgent:
             metrics=around.metrics,
             tasks=self._tasks,
         )
+
+    def _dial_target(self) -> DialTarget:
+        """Kept from dial to dial, since it holds the system's authorities; read anew after TLS was what failed."""
+        fault = self.link.state.fault
+        if self._target is None or (fault is not None and fault.code in _TLS_FAULTS):
+            self._target = self._way.tunnel(self.trust.identity.url, self.trust.bundle)
+        return self._target
 
     @property
     def state(self) -> LinkState:

@@ -135,9 +135,10 @@ class Link(asyncio.BufferedProtocol):
 
     def close(self, reason: str) -> None:
         """Flush and close, within LINK_FLUSH seconds; the owner hears `link_lost` with `reason`. Idempotent."""
-        if self._transport is not None and not self.closing:
-            self._transport.close()
+        if self._transport is not None and not self.closing and self._late is None:
+            # First, since closing TLS may find the peer's own end and come back here before it returns.
             self._late = self._loop.call_later(LINK_FLUSH, self._transport.abort)
+            self._transport.close()
         self._end(reason)
 
     def abort(self, reason: str) -> None:
