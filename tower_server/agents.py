@@ -166,6 +166,16 @@ class Agents:
         except NotFound:
             raise TowerError("TWR603", f"cluster {cluster} has no agent {agent!r}") from None
 
+    async def tidy(self) -> None:
+        """Takes away what a deletion that was cut short has left: agents of clusters that are gone."""
+        clusters = {record.data["uid"] for record in (await self._store.list(Kind.CLUSTER)).items}
+        for record in (await self._store.list(Kind.AGENT)).items:
+            if record.data["uid"] not in clusters:
+                try:
+                    await self._store.delete(Kind.AGENT, record.name, expect=record.version)
+                except (Conflict, NotFound):
+                    continue
+
     async def list(self, cluster: str | None = None) -> list[Agent]:
         prefix = f"{cluster}." if cluster is not None else ""
         return [Agent.read(record) for record in (await self._store.list(Kind.AGENT, prefix=prefix)).items]

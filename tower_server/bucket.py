@@ -1,6 +1,10 @@
-"""A token bucket: how fast something expensive is let in, and when to come back."""
+"""Token buckets: how fast something expensive is let in, and when to come back."""
 
 from __future__ import annotations
+
+from typing import Final
+
+MAX_NETWORKS: Final = 1024  # whose shares are remembered
 
 
 class Bucket:
@@ -14,11 +18,39 @@ class Bucket:
         self._left = float(burst)
         self._at = now
 
-    def take(self, now: float) -> float | None:
-        """None when one is let in; otherwise the seconds after which the next would be."""
+    def left(self, now: float) -> float:
+        """How many could be let in at once now."""
         self._left = min(float(self.burst), self._left + (now - self._at) * self.rate)
         self._at = now
-        if self._left >= 1.0:
+        return self._left
+
+    def take(self, now: float) -> float | None:
+        """None when one is let in; otherwise the seconds after which the next would be."""
+        if self.left(now) >= 1.0:
             self._left -= 1.0
             return None
         return (1.0 - self._left) / self.rate
+
+
+class SharedBucket:
+    """A bucket whose last half is kept for networks that have not had their share: one that storms, or attacks, gets
+    all that the others leave and cannot keep them out."""
+
+    __slots__ = ("_all", "_shares")
+
+    def __init__(self, *, rate: float, burst: int, now: float) -> None:
+        self._all = Bucket(rate=rate, burst=burst, now=now)
+        self._shares: dict[str, Bucket] = {}  # the one that came last is the last
+
+    def take(self, now: float, network: str) -> float | None:
+        """As `Bucket.take`, for one that comes from `network`."""
+        share = self._shares.pop(network, None)
+        if share is None:
+            share = Bucket(rate=self._all.rate / 2, burst=max(1, self._all.burst // 2), now=now)
+            if len(self._shares) >= MAX_NETWORKS:
+                del self._shares[next(iter(self._shares))]
+        self._shares[network] = share
+        wait = share.take(now)
+        if wait is not None and self._all.left(now) <= self._all.burst / 2:
+            return wait
+        return self._all.take(now)

@@ -1,8 +1,8 @@
 """Clusters: adding, deleting, and bringing them up at a start. What is on record decides; the rest follows from it.
 
 Adding writes the record first (its name is the uniqueness), then claims the port, then notes it on the record; deleting
-goes the other way round. A server that dies in between finds at its next start what is missing or left over and puts it
-right.
+takes the record first, then what hung on it. A server that dies in between finds at its next start what is missing or
+left over and puts it right.
 """
 
 from __future__ import annotations
@@ -212,22 +212,22 @@ class Clusters:
         """Takes a cluster away with all that is its own. TowerError TWR603 when there is none."""
         async with self._lock(name):
             cluster, member = self.get(name)
-            await self._revocations.revoke_cluster(name, at=time.time())
+            await self._gone(Kind.CLUSTER, name)  # from here on it is deleted; what is left over is tidied up later
+            self._records.pop(name, None)
             self._registry.members.pop(name, None)
             member.gone = True
             for tunnel in list(member.tunnels):
                 tunnel.close(Code.DELETED, f"the cluster {name} was deleted")
             member.hold.close()
             self.ports.remove(name)
+            self._metrics.forget(name)
+            await self._revocations.revoke_cluster(name, at=time.time())
             for agent in await self._agents.list(name):
                 await self._gone(Kind.AGENT, agent.record_name)
             for record in (await self._store.list(Kind.TOKEN)).items:
                 if record.data.get("uid") == cluster.uid:
                     await self._gone(Kind.TOKEN, record.name)
-            await self._gone(Kind.CLUSTER, name)
             await self._allocator.release(cluster.ports.values(), uid=cluster.uid)
-            self._records.pop(name, None)
-            self._metrics.forget(name)
         self._changing.pop(name, None)
         log.info("cluster-deleted", cluster=name)
         self._tell("DELETED", name)

@@ -20,9 +20,9 @@ from certs.sealing import Sealer
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
-from protocol.aio.listener import HttpRequest, HttpResponse
+from protocol.aio.listener import HttpRequest, HttpResponse, network_of
 from tower_server.agents import Agents
-from tower_server.bucket import Bucket
+from tower_server.bucket import SharedBucket
 from tower_server.faultof import certs_fault
 from tower_server.records import Agent, Cluster, Enrolled, Token
 from tower_server.revocations import Revocations
@@ -49,7 +49,7 @@ class Enrolment:
         agents: Agents,
         revocations: Revocations,
         metrics: ServerMetrics,
-        bucket: Bucket,
+        bucket: SharedBucket,
     ) -> None:
         self._store = store
         self._host = host
@@ -78,7 +78,7 @@ class Enrolment:
             return self._refused(request, error)
 
     async def _enrol(self, request: HttpRequest) -> bytes:
-        wait = self._bucket.take(asyncio.get_running_loop().time())
+        wait = self._bucket.take(asyncio.get_running_loop().time(), network_of(request.remote))
         if wait is not None:
             self._metrics.throttled.labels("enrolments").inc()
             raise TowerError("TWR221", "too many enrolments at once", retry_after=wait)

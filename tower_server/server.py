@@ -27,7 +27,7 @@ from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
 from daemon.process import Process
 from daemon.supervisor import Supervisor
 from protocol import defaults
-from protocol.aio.listener import Credentials, TunnelListener
+from protocol.aio.listener import Credentials, TunnelListener, network_of
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.flow import Budget
@@ -38,7 +38,7 @@ from tower_server.admin.socket import AdminSocket
 from tower_server.agents import Agents
 from tower_server.answer import Answerer
 from tower_server.authority import load_or_create
-from tower_server.bucket import Bucket
+from tower_server.bucket import SharedBucket
 from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig, machine_name, split_address, url_host
 from tower_server.control import Control
@@ -88,7 +88,7 @@ class Server:
         self._metrics = ServerMetrics(version=version)
         self._parts: _Parts | None = None
         self._budget = Budget(defaults.PROCESS_BUDGET)
-        self._handshakes: Bucket | None = None
+        self._handshakes: SharedBucket | None = None
         self._of_peers = Supervisor(on_failure=_is_the_peers)
         self._tidied = 0.0
         self.health_address = ""
@@ -195,7 +195,7 @@ class Server:
 
     def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
         config, now = self._config.admission, asyncio.get_running_loop().time()
-        self._handshakes = Bucket(rate=config.handshakes_per_second, burst=config.handshake_burst, now=now)
+        self._handshakes = SharedBucket(rate=config.handshakes_per_second, burst=config.handshake_burst, now=now)
         enrolment = Enrolment(
             store=services.store,
             host=services.authority.host,
@@ -205,7 +205,7 @@ class Server:
             agents=services.agents,
             revocations=services.revocations,
             metrics=self._metrics,
-            bucket=Bucket(rate=config.enrolments_per_second, burst=config.enrolment_burst, now=now),
+            bucket=SharedBucket(rate=config.enrolments_per_second, burst=config.enrolment_burst, now=now),
         )
         verify = agent_verifier(
             services.authority.bundle,
@@ -268,10 +268,10 @@ class Server:
 
     # ---- agents -------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
+    def _admit(self, remote: str) -> None:
         """Before a handshake costs anything."""
         assert self._handshakes is not None
-        wait = self._handshakes.take(asyncio.get_running_loop().time())
+        wait = self._handshakes.take(asyncio.get_running_loop().time(), network_of(remote))
         if wait is not None:
             self._metrics.throttled.labels("handshakes").inc()
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
@@ -303,6 +303,7 @@ class Server:
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now
             await parts.services.tokens.tidy()
+            await parts.services.agents.tidy()
         self._count(parts)
         await asyncio.sleep(HOUSEKEEPING)
 

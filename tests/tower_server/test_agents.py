@@ -183,3 +183,12 @@ async def test_many_handshakes_at_once_are_all_let_in(tmp_path):
         assert len(server.member("edge-1").tunnels) == 20
         for agent in agents:
             await agent.close()
+
+
+async def test_agents_of_clusters_that_are_gone_are_tidied_away(tmp_path):
+    async with running(tmp_path) as server:
+        await enrol(server, await server.add("edge-1"))
+        kept = await server.services.agents.list()
+        await server.services.agents.enrol(dataclasses.replace(kept[0], cluster="edge-0", uid="gone"))
+        await server.services.agents.tidy()
+        assert await server.services.agents.list() == kept

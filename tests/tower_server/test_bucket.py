@@ -1,6 +1,6 @@
-"""The token bucket."""
+"""The token buckets."""
 
-from tower_server.bucket import Bucket
+from tower_server.bucket import MAX_NETWORKS, Bucket, SharedBucket
 
 
 def test_a_burst_then_the_rate_with_the_time_to_come_back():
@@ -16,3 +16,18 @@ def test_a_long_rest_fills_it_to_the_burst_and_no_further():
     for _ in range(2):
         bucket.take(0.0)
     assert [bucket.take(1000.0) is None for _ in range(3)] == [True, True, False]
+
+
+def test_a_network_that_storms_keeps_nobody_out_and_gets_what_others_leave():
+    shared = SharedBucket(rate=10.0, burst=20, now=0.0)
+    assert sum(shared.take(0.0, "storm") is None for _ in range(100)) == 10
+    assert sum(shared.take(0.0, "honest") is None for _ in range(5)) == 5
+    taken = sum(shared.take(step / 100, "storm") is None for step in range(1, 1001))
+    assert 80 <= taken <= 110  # of 100 in these ten seconds, that nobody else has asked for
+    assert shared.take(10.0, "honest") is None
+
+
+def test_networks_are_forgotten_but_not_their_sum():
+    shared = SharedBucket(rate=1.0, burst=4, now=0.0)
+    assert sum(shared.take(0.0, f"network-{n}") is None for n in range(2 * MAX_NETWORKS)) == 4
+    assert len(shared._shares) == MAX_NETWORKS

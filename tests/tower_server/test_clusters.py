@@ -108,3 +108,20 @@ async def test_what_is_not_there_is_named(tmp_path):
     async with running(tmp_path) as server:
         with pytest.raises(TowerError, match="nowhere"):
             server.services.clusters.get("nowhere")
+
+
+async def test_a_deletion_that_the_store_cuts_short_is_a_deletion_or_none(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1"):
+        store = server.services.store
+        delete = store.delete
+
+        async def fails(kind, name, **more):
+            raise TowerError("TWR105", "the disk is full")
+
+        monkeypatch.setattr(store, "delete", fails)
+        answer = await admin(server, "DELETE", "/v1/clusters/edge-1")
+        assert (answer.status, answer.json()["code"]) == (503, "TWR105")
+        assert (await call(server, "edge-1")).status == 200
+        monkeypatch.setattr(store, "delete", delete)
+        assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
+        assert server.services.clusters.names() == []
