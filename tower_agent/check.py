@@ -16,7 +16,7 @@ from certs.errors import CertsError
 from certs.identity import IdentityStore
 from certs.peers import rfc3339
 from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
-from daemon.faults import TowerError
+from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
 from daemon.units import format_duration
 from protocol import defaults
 from protocol.aio.dial import dial
@@ -49,7 +49,8 @@ async def run_checks(config: AgentConfig, *, version: str, only: str | None = No
     places = {host: store for host, store in (await enrolled(stores)).items() if only in (None, host)}
     if not places:
         named = f"for host {only!r} " if only else ""
-        raise TowerError("TWR225", f"there is no identity {named}in {stores[0].place('HOST', 'identity.json')}")
+        text = f"there is no identity {named}in {stores[0].place('HOST', 'identity.json')}"
+        raise TowerError("TWR225", text, exit_code=EXIT_COULD_NOT_CHECK)
     for host, store in sorted(places.items()):
         checks += await _host_checks(config, host, store, version)
     checks += _member_checks(config, api, sorted(places))

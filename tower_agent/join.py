@@ -27,5 +27,5 @@ async def join_host(config: AgentConfig, token: str, *, wait: float) -> StoredId
         f"joined host {joined.host} as agent {joined.agent} of cluster {joined.cluster}, until {until}", err=True
     )
     click.echo(f"the identity is {store.place(joined.host, 'identity.json')}; it renews by itself", err=True)
-    click.echo("next: tower-agent run", err=True)
+    click.echo("next: tower-agent run (where it runs already: restart it)", err=True)
     return joined
