@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.lab import assets, progress
+from tests.lab.processes import wait_until
 
 
 def program(path: Path) -> Path:
@@ -93,6 +98,55 @@ def test_a_build_lands_whole_in_a_folder_named_after_its_inputs_and_happens_once
     assert assets.ensure(["etcd"], environ=environ)["etcd"] != first["etcd"]
 
 
+SLOW_GO = """#!/bin/sh
+[ $1 = env ] && {{ echo go1.26.1; exit; }}
+echo $$ >> {folder}/builds
+sleep {seconds}
+while [ "$1" != -o ]; do shift; done; echo "#!/bin/sh" > "$2"; chmod +x "$2"
+"""
+RUN = "import sys; from pathlib import Path; from tests.lab import assets; assets.CACHE = Path(sys.argv.pop(1)); "
+
+
+def start_build(folder: Path, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN + "sys.exit(assets.main())", str(cache), "etcd"],
+        cwd=assets.ROOT,
+        env={"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def slow_go(folder: Path, seconds: float) -> Path:
+    (folder / "go").write_text(SLOW_GO.format(folder=folder, seconds=seconds))
+    (folder / "go").chmod(0o755)
+    return folder / "builds"
+
+
+def test_two_builds_at_once_take_turns_and_build_once(tmp_path: Path, empty_cache: Path) -> None:
+    builds = slow_go(tmp_path, 1)
+    first, second = start_build(tmp_path, empty_cache), start_build(tmp_path, empty_cache)
+    outputs = [process.communicate(timeout=20) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] != ""
+    assert len(builds.read_text().splitlines()) == 1
+    assert sum("another build of the control plane is running" in said for _, said in outputs) == 1
+
+
+def test_an_interrupted_build_ends_its_compilers_and_leaves_no_half(tmp_path: Path, empty_cache: Path) -> None:
+    builds = slow_go(tmp_path, 600)
+    process = start_build(tmp_path, empty_cache)
+    wait_until(lambda: builds.exists() and builds.read_text().endswith("\n"), "the build", 20)
+    compiler = int(builds.read_text())
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; what is built stays" in said
+    wait_until(lambda: not Path(f"/proc/{compiler}").exists(), "end of the compiler", 5)
+    assert [path.name for path in empty_cache.rglob("*etcd*")] == ["etcd.build.log"]
+
+
 def test_an_unknown_program_is_refused_with_the_list() -> None:
     with pytest.raises(assets.AssetError, match=r"no such program: minikube; there are kube-apiserver, .*kwok"):
         assets.ensure(["minikube"])
@@ -112,3 +166,25 @@ def test_plain_progress_says_what_is_done_for_how_long_and_what_is_next() -> Non
         "  kubectl  0:30  400 packages compiled; next: etcd",
         "  kubectl  1:05  59 MB",
     ]
+
+
+def test_on_a_terminal_one_line_lives_and_is_cleared(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    now, out = [0.0], Terminal()
+    with progress.Progress(out, lambda: now[0]).step("kube-apiserver", following=["kubectl", "etcd"]) as step:
+        for second in (1.0, 61.0):
+            now[0] = second
+            step.now("downloading k8s.io/a-module-with-a-rather-long-name v0.35.4")
+        step.done("103 MB")
+    shown = [line for line in re.split(r"\r\x1b\[K", out.getvalue()) if line]
+    assert [line[:24] for line in shown] == [
+        "/ kube-apiserver  0:01  ",
+        "- kube-apiserver  1:01  ",
+        "  kube-apiserver  1:01  ",
+    ]
+    assert all(len(line) < 60 for line in shown[:2])
+    assert shown[2] == "  kube-apiserver  1:01  103 MB\n"
