@@ -7,12 +7,15 @@ deadline and at most one bounded head, body or handshake message in memory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_address, ip_network
 from time import monotonic
 from typing import Any, Final, Protocol
 
@@ -23,7 +26,6 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from protocol.aio.link import Link
-from protocol.aio.tlspump import TlsError, TlsFailure, TlsServerSocketPump
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import (
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST_HEAD: Final = 16 * KIB
 MAX_REQUEST_BODY: Final = 64 * KIB
+TLS_SHUTDOWN: Final = 2.0
+BACKLOG: Final = 1024
+ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 FEATURES: Final = frozenset({FEATURE_ACK})
 _REASONS: Final = {
     200: "OK", 201: "Created", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
@@ -104,7 +109,8 @@ class TunnelListener:
         credentials: asked for at each handshake, so that a rotated certificate takes effect at once.
         verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
         authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
-        admit: called before a handshake costs anything; HandshakeRejected (BUSY) turns a storm away.
+        admit: called with the peer's address before a handshake costs anything; HandshakeRejected (BUSY) turns a storm
+            away.
         http: answers other requests.
         on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
     """
@@ -115,13 +121,13 @@ class TunnelListener:
     http: Callable[[HttpRequest], Awaitable[HttpResponse]]
     on_tunnel: Callable[[Tunnel], None]
     budget: Budget
-    admit: Callable[[], None] = lambda: None
+    admit: Callable[[str], None] = lambda _remote: None
     limits: Limits = field(default_factory=Limits)
     on_refused: Refused | None = None
     deadline: float = HANDSHAKE_DEADLINE
     max_unauthenticated: int = MAX_UNAUTHENTICATED
-    _servers: list[asyncio.Server] = field(default_factory=list)
-    _waiting: set[_ServerLink] = field(default_factory=set)
+    _listening: list[tuple[socket.socket, asyncio.Task[None]]] = field(default_factory=list)
+    _waiting: dict[_ServerLink, str] = field(default_factory=dict)  # to the network they come from, oldest first
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(
@@ -133,25 +139,42 @@ class TunnelListener:
         sock: socket.socket | None = None,
     ) -> tuple[str, int]:
         """Listen; the address. OSError when it cannot be bound. A plain listener (no context) is for `ws://`."""
-        loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"sock": sock}
-        if sock is None:
-            options = {"host": host, "port": port, "reuse_address": True}
-
-        def connection() -> asyncio.BaseProtocol:
-            link = _ServerLink(self, private=ssl_context is not None)
-            return link if ssl_context is None else _TlsEnd(link, ssl_context, self.deadline)
-
-        server = await loop.create_server(connection, backlog=1024, **options)
-        self._servers.append(server)
-        address = server.sockets[0].getsockname()
+        found = [sock] if sock is not None else await _bound(host, port)
+        for each in found:
+            each.setblocking(False)
+            each.listen(BACKLOG)
+            accepting = asyncio.create_task(self._accept(each, ssl_context), name="tunnel-port-accept")
+            self._listening.append((each, accepting))
+        address = found[0].getsockname()
         return str(address[0]), int(address[1])
+
+    async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Takes connections itself: `create_server` tells nobody of TLS handshakes that fail, nor bounds them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    log.error("the tunnel port cannot accept: %s; trying again in %g s", error, ACCEPT_AGAIN)
+                    await asyncio.sleep(ACCEPT_AGAIN)
+                continue
+            remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
+            link = _ServerLink(self, private=context is not None, remote=remote)
+            if self.enter(link):
+                link.connecting = self.run(link.connect(sock, context), "tunnel-port-connect")
+            else:
+                sock.close()
+                self.refused(remote, "tls", Code.BUSY, "too many connections that have not authenticated")
 
     async def stop(self) -> None:
         """Accept no more and drop what is not a tunnel yet; tunnels are their owner's. Idempotent."""
-        servers, self._servers = self._servers, []
-        for server in servers:
-            server.close()
+        listening, self._listening = self._listening, []
+        for _, accepting in listening:
+            accepting.cancel()
+        await asyncio.gather(*(accepting for _, accepting in listening), return_exceptions=True)
+        for sock, _ in listening:
+            sock.close()
         for link in list(self._waiting):
             link.abort("the server stops")
         for task in list(self._tasks):
@@ -163,21 +186,31 @@ class TunnelListener:
     # ---- what connections call ----------------------------------------------------------------------------------
 
     def enter(self, link: _ServerLink) -> bool:
-        """Count a connection that has proven nothing yet; False when there are too many."""
+        """Count a connection that has proven nothing yet; False when there are too many.
+
+        When all places are taken, the network with most of them gives up its oldest for one with fewer: whoever opens
+        connections and says nothing keeps out nobody but its neighbours.
+        """
+        network = network_of(link.remote)
         if len(self._waiting) >= self.max_unauthenticated:
-            return False
-        self._waiting.add(link)
+            held = Counter(self._waiting.values())
+            greedy, most = held.most_common(1)[0]
+            if held[network] + 1 >= most:
+                return False
+            next(each for each, its in self._waiting.items() if its == greedy).give_way()
+        self._waiting[link] = network
         return True
 
     def leave(self, link: _ServerLink) -> None:
         """It became a tunnel, or went."""
-        self._waiting.discard(link)
+        self._waiting.pop(link, None)
 
-    def run(self, work: Awaitable[None], name: str) -> None:
+    def run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Own a connection's asynchronous part."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def refused(self, remote: str, stage: str, code: Code, text: str, hello: Hello | None = None) -> None:
         """Report a refusal."""
@@ -188,7 +221,7 @@ class TunnelListener:
 class _ServerLink(Link):
     """One connection to the tunnel port: a request head, then either an HTTP answer or a handshake and a tunnel."""
 
-    def __init__(self, listener: TunnelListener, *, private: bool) -> None:
+    def __init__(self, listener: TunnelListener, *, private: bool, remote: str) -> None:
         super().__init__(client=False, private=private, owner=self)
         self._listener = listener
         self._request: _Request | None = _Request()
@@ -197,27 +230,44 @@ class _ServerLink(Link):
         self._stage = "http"
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
-        self.remote = ""
+        self.connecting: asyncio.Task[None] | None = None
+        self.remote = remote
 
-    def enter(self, transport: asyncio.BaseTransport) -> bool:
-        """Be counted, before anything is spent on it; False when there are too many."""
-        peer = transport.get_extra_info("peername")
-        self.remote = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "local"
-        if self._listener.enter(self):
-            return True
-        self._report(Code.BUSY, "too many connections that have not authenticated")
-        return False
+    async def connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Take over an accepted socket, through its TLS handshake; its failure is reported."""
+        options: dict[str, Any] = {}
+        if context is not None:
+            deadline = self._listener.deadline
+            options = {"ssl": context, "ssl_handshake_timeout": deadline, "ssl_shutdown_timeout": TLS_SHUTDOWN}
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._loop.connect_accepted_socket(lambda: self, sock, **options)
+        except ssl.SSLError as error:
+            self._tls_failed(Code.PROTOCOL, f"no TLS handshake: {(error.reason or str(error)).lower()}")
+        except (OSError, TimeoutError) as error:
+            # A connection that is closed without a handshake was a look at the port.
+            if isinstance(error, TimeoutError) or "taking longer" in str(error):
+                self._tls_failed(Code.TIMEOUT, f"no TLS handshake within {self._listener.deadline:g} s")
+        finally:
+            if self._transport is None:
+                self._settled()
+                sock.close()
 
-    def tls_failed(self, code: Code, text: str) -> None:
-        """There was no connection to speak of; `_TlsEnd` closes it."""
+    def _tls_failed(self, code: Code, text: str) -> None:
         self._stage = "tls"
         self._report(code, text)
 
+    def give_way(self) -> None:
+        """Leave the place that it has taken, wherever it is on its way to a tunnel."""
+        self._report(Code.BUSY, "too many connections that have not authenticated, most of them from there")
+        self._settled()
+        if self._transport is not None:
+            self.abort("it gives way")
+        elif self.connecting is not None:
+            self.connecting.cancel()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if not self._private and not self.enter(transport):
-            self.close("too many connections")
-            return
         self._timer = self._loop.call_later(self._listener.deadline, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -240,10 +290,6 @@ class _ServerLink(Link):
         elif self._stage == "http" and self._heard:
             self._answer(HttpResponse(408, f"{text}\n".encode(), "text/plain"))
         self._refuse(Code.TIMEOUT, text)
-
-    def left(self) -> None:
-        """Whatever became of it, it is no longer one that waits."""
-        self._settled()
 
     def _settled(self) -> None:
         if self._timer is not None:
@@ -354,7 +400,7 @@ class _ServerLink(Link):
         if self._handshake is None:
             if kind != FrameType.HELLO:
                 raise HandshakeRejected(Code.PROTOCOL, f"a frame of type {kind} in place of HELLO")
-            listener.admit()
+            listener.admit(self.remote)
             own = listener.credentials()
             self._handshake = ServerHandshake(
                 chain=own.chain,
@@ -430,30 +476,35 @@ class _ServerLink(Link):
         self._settled()
 
 
-class _TlsEnd(TlsServerSocketPump):
-    """The TLS of one connection: counted from its first byte, its failures reported."""
+async def _bound(host: str | None, port: int) -> list[socket.socket]:
+    """A socket for each address of `host`; OSError when one cannot be had."""
+    loop = asyncio.get_running_loop()
+    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(infos):
+            sock = socket.socket(family, kind, protocol)
+            bound.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+    except OSError:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
 
-    __slots__ = ("_link",)
 
-    def __init__(self, link: _ServerLink, context: ssl.SSLContext, deadline: float) -> None:
-        super().__init__(context, lambda: link, handshake_deadline=deadline, on_failure=self._failed)
-        self._link = link
-
-    def connection_made(self, transport: Any) -> None:
-        if self._link.enter(transport):
-            super().connection_made(transport)
-        else:
-            self._on_failure = None
-            transport.abort()
-
-    def _failed(self, error: TlsError) -> None:
-        if self._start:  # a connection that never said anything was a look at the port
-            code = Code.TIMEOUT if error.failure is TlsFailure.DEADLINE else Code.PROTOCOL
-            self._link.tls_failed(code, str(error))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._link.left()
+def network_of(remote: str) -> str:
+    """Where a peer comes from, for limits: its IPv4 address, or the /64 of its IPv6 one."""
+    try:
+        address = ip_address(remote.rpartition(":")[0].partition("%")[0])
+    except ValueError:
+        return remote
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((int(address) >> 64 << 64, 64)))
 
 
 class _BadRequest(Exception):
@@ -468,6 +519,7 @@ class _Request:
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._head = 0
+        self._after = 0
         self._fields = 0
         self._target = bytearray()
         self._headers_done = False
@@ -489,6 +541,10 @@ class _Request:
                 self.rest += bytes(data)
                 return True
             self._check_head()
+        # What is no body counts too: a chunk's extension, or a trailer, may go on for ever.
+        self._after += len(data)
+        if self._after > 2 * MAX_REQUEST_BODY:
+            raise _BadRequest(413, f"a body above {MAX_REQUEST_BODY} bytes")
         return self._parse(data) if len(data) else self._done
 
     def _check_head(self) -> None:

@@ -106,10 +106,7 @@ async def test_a_handler_that_fails_is_500_without_details(caplog: pytest.LogCap
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413, "body above"),
         (
             b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-             b"8000\r\n"
-            + b"x" * 32768
-            + b"\r\n8001\r\n"
-            + b"x" * 32769,
+            b"8000\r\n" + b"x" * 32768 + b"\r\n8001\r\n" + b"x" * 32769,
             413,
             "body above",
         ),
@@ -160,20 +157,53 @@ async def test_half_a_tls_hello_is_closed_at_the_deadline(size: int, contexts: A
         reader, writer = await asyncio.open_connection(*made.address)
         writer.write((b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200))[:size])
         async with asyncio.timeout(PATIENCE):
-            await reader.read(-1)
+            assert await reader.read(-1) == b""
         writer.transport.abort()
-        await made.dial()
+        refusal = await made.refusal()
+        assert (refusal.stage, refusal.code) == ("tls", Code.TIMEOUT)
+        assert "no TLS handshake within 0.1 s" in refusal.text
+        assert not made.listener._waiting
 
 
-async def test_plain_http_and_garbage_on_the_tls_port_harm_nobody(contexts: Any) -> None:
+async def test_plain_http_and_garbage_on_the_tls_port_are_reported(contexts: Any) -> None:
     async with tower(*contexts) as made:
-        for sent in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x00" * 100):
+        server, _ = await made.pair(accepting(Echo()), instance="honest")
+        for number, (sent, says) in enumerate(
+            ((b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "http_request"), (b"\x00" * 100, "wrong_version_number"))
+        ):
             reader, writer = await asyncio.open_connection(*made.address)
             writer.write(sent)
             async with asyncio.timeout(PATIENCE):
                 await reader.read(-1)
             writer.transport.abort()
+            refusal = await made.refusal(number + 1)
+            assert (refusal.stage, refusal.code) == ("tls", Code.PROTOCOL)
+            assert says in refusal.text.replace(" ", "_")
+        assert not made.listener._waiting
+        await server.open("kubernetes", Recorder())
+
+
+async def test_connections_are_bounded_before_their_tls(contexts: Any) -> None:
+    async with tower(*contexts, max_unauthenticated=2) as made:
+        silent = [await asyncio.open_connection(*made.address) for _ in range(2)]
+        reader, writer = await asyncio.open_connection(*made.address)
+        assert await reader.read(-1) == b""
+        assert (await made.refusal()).code is Code.BUSY
+        for _, one in (*silent, (reader, writer)):
+            one.transport.abort()
+        async with asyncio.timeout(PATIENCE):
+            while made.listener._waiting:
+                await asyncio.sleep(0.005)
         await made.dial()
+        assert len(made.refusals) == 1, "who only looks at the port is not counted"
+
+
+async def test_a_request_that_comes_with_the_last_flight_of_tls_is_answered(contexts: Any) -> None:
+    async with tower(*contexts) as made:
+        for _ in range(20):
+            async with connected(made) as raw:
+                raw.write(b"GET /v1/enrolment HTTP/1.1\r\nHost: tower\r\n\r\n")
+                assert (await raw.head()).startswith("HTTP/1.1 200 OK")
 
 
 async def test_a_peer_that_goes_in_the_middle_is_reported_and_a_probe_is_not() -> None:
@@ -368,7 +398,7 @@ async def test_what_comes_between_proof_and_welcome_is_refused() -> None:
 
 
 async def test_a_storm_is_turned_away_before_it_costs_anything() -> None:
-    def admit() -> None:
+    def admit(remote: str) -> None:
         raise HandshakeRejected(Code.BUSY, "too many handshakes now", 1.5)
 
     def never() -> Any:
