@@ -51,6 +51,9 @@ class SharedBucket:
                 del self._shares[next(iter(self._shares))]
         self._shares[network] = share
         wait = share.take(now)
-        if wait is not None and self._all.left(now) <= self._all.burst / 2:
-            return wait
+        if wait is not None:
+            spare = min(self._all.burst, self._all.burst / 2 + 1)  # beyond its share, it leaves half to the others
+            missing = spare - self._all.left(now)
+            if missing > 0:
+                return min(wait, missing / self._all.rate)
         return self._all.take(now)
