@@ -126,15 +126,15 @@ class IdentityStore(ABC):
         return await self._change(change)
 
     async def save(self, identity: StoredIdentity, *, replaces: StoredIdentity | None) -> StoredIdentity:
-        """Keep `identity` where `replaces` was (None: where nothing was), and drop the pending join of its host.
+        """Keep `identity` where `replaces` was (None: where nothing was).
 
-        Returns what is kept afterwards: where another agent wrote meanwhile, that one's identity is to be adopted.
+        Returns what is kept afterwards: where another agent wrote meanwhile, that one's identity is to be adopted. The
+        join's keys stay: to whoever comes second with the same token the server gives the same answer for them.
         """
         identity.check()
         expected = replaces.chain_pem if replaces is not None else None
 
         def change(entries: Entries) -> StoredIdentity:
-            entries.pop((identity.host, PENDING), None)
             kept = self._decode_identity(entries, identity.host)
             if kept is not None and kept.chain_pem != expected:
                 return kept

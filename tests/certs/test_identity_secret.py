@@ -23,7 +23,7 @@ async def test_entries_lie_under_keys_that_a_secret_allows_and_foreign_ones_stay
     identity = enrolled(authority, await store.pending("hq", "t"))
     assert set(secret.data) == {"note", "Not.A-Host", "hq.pending.json"}
     await store.save(identity, replaces=None)
-    assert set(secret.data) == {"note", "Not.A-Host", "hq.identity.json"}
+    assert set(secret.data) == {"note", "Not.A-Host", "hq.identity.json", "hq.pending.json"}
     await store.forget("hq")
     assert secret.data == {"note": b"by hand", "Not.A-Host": b"x"}
 

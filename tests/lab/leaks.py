@@ -18,14 +18,10 @@ import pytest
 import pytest_asyncio
 import uvloop
 
+from tests.lab.processes import ADOPTED
+
 GRACE = 2.0
 POLL = 0.02
-_adopted: set[int] = set()
-
-
-def adopt(pid: int) -> None:
-    """A child that was started during a test and belongs to a wider fixture (an agent that was started again)."""
-    _adopted.add(pid)
 
 
 def pytest_configure() -> None:
@@ -84,7 +80,7 @@ def children() -> dict[str, str]:
         except FileNotFoundError:  # a thread that has just ended
             continue
         for pid in pids:
-            if int(pid) in _adopted:
+            if int(pid) in ADOPTED:
                 continue
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -24,6 +24,9 @@ POLL = 0.05
 # it, and of the range that a tower server allocates from.
 PORTS = range(20000, 32000)
 
+ADOPTED: set[int] = set()
+"""Children that were started during a test and belong to a wider fixture (an agent that was started again)."""
+
 
 class LabError(Exception):
     """Something of the lab did not come up, or ended; the text says what, and shows the end of its log."""

@@ -1,7 +1,8 @@
 """Runs a program of the product with other constants: `python -m tests.lab.scaled '{"PING_INTERVAL": 0.5}' PROGRAM ...`
 
 A test of hours of silence, or of a certificate's whole life, would take as long. The limits are constants, so they are
-changed before anything reads them; everything else about the process is as it is.
+changed before anything reads them (names with dots are those of other modules than `protocol.defaults`); everything
+else about the process is as it is.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ def longest(factor: float) -> float:
 
 def main() -> None:
     changes, program = json.loads(sys.argv[1]), sys.argv[2]
-    for name, value in changes.items():
-        if not hasattr(defaults, name):
-            raise SystemExit(f"protocol.defaults has no {name}")
-        setattr(defaults, name, value)
+    for path, value in changes.items():  # in order: what a module makes of the defaults is fixed when it is imported
+        where, _, name = path.rpartition(".")
+        place: Any = importlib.import_module(where) if where else defaults
+        if not hasattr(place, name):
+            raise SystemExit(f"{place.__name__} has no {name}")
+        setattr(place, name, value)
     sys.argv = sys.argv[2:]
     module: Any = importlib.import_module(f"{program.replace('-', '_')}.main")
     module.main()

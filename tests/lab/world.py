@@ -20,9 +20,8 @@ from typing import Any, Protocol, Self
 import yaml
 
 from tests.lab.controlplane import Done, run
-from tests.lab.leaks import adopt
 from tests.lab.network import MemberNetwork
-from tests.lab.processes import Child, LabError, free_ports, wait_until
+from tests.lab.processes import ADOPTED, Child, LabError, free_ports, wait_until
 from tests.lab.scaled import idle_limits
 
 BIN = Path(sys.executable).parent
@@ -98,6 +97,8 @@ class TowerWorld:
     def start(self) -> None:
         server = self._child("tower-server", "run", "--config", self.config)
         self._children.insert(0, self._children.pop())  # stopped last, also where agents outlived the one before
+        if self.members:
+            ADOPTED.add(server.pid)  # a test of a wider world has started it again
         server.until(self._answers, "the server answers", START_DEADLINE)
 
     def stop_server(self) -> int:
@@ -203,7 +204,7 @@ class TowerWorld:
         self._children.remove(member.agent)
         member.agent.stop()
         agent = self.start_agent(name, member.plane, member.config)
-        adopt(agent.pid)
+        ADOPTED.add(agent.pid)
         self.members[name] = replace(member, agent=agent)
         return agent
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.lab.controlplane import Done
-from tests.lab.leaks import adopt
 from tests.lab.network import MemberNetwork
 from tests.lab.pki import ClusterCA, write_kubeconfig
-from tests.lab.processes import Child, LabError, free_ports
+from tests.lab.processes import ADOPTED, Child, LabError, free_ports
 from tests.lab.world import ROOT
 from tests.loopback.backend import TOKEN
 
@@ -61,7 +60,7 @@ class BackendMember:
         listening.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "tests.loopback.backend", self.folder, str(self.port)]
         self._child = Child("backend", argv, log=self.folder / "backend.log", cwd=ROOT)
-        adopt(self._child.pid)
+        ADOPTED.add(self._child.pid)
         self._child.until(listening.exists, "the backend listens", START_DEADLINE)
 
     def stop(self) -> None:
