@@ -50,7 +50,7 @@ class Health:
         self._metrics = metrics
         self._checks: dict[str, Check] = {}
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}  # the one heard of last is the last
         self.stopping = False
 
     def check(self, name: str, check: Check) -> None:
@@ -84,6 +84,22 @@ class Health:
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
+
+    def make_room(self) -> bool:
+        """Whether there is a place for one more connection. Who was silent longest gives up his: nobody who merely
+        sits on all places may keep a kubelet out, which would end the process for it."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            idle = next((connection for connection in self._connections if connection.idle), None)
+            if idle is None:
+                return False
+            self._connections.pop(idle)
+            idle.abort()
+        return True
+
+    def heard_of(self, connection: _Connection) -> None:
+        """It is the newest now."""
+        self._connections.pop(connection, None)
+        self._connections[connection] = None
 
     async def not_ready(self) -> dict[str, str]:
         """Why the process is not ready, by check; empty when it is."""
@@ -136,18 +152,23 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports share no base with asyncio's
-        if len(self._health._connections) >= MAX_CONNECTIONS:
+        if not self._health.make_room():
             self._transport.abort()
             return
-        self._health._connections.add(self)
+        self._health.heard_of(self)
         self._arm(HEAD_DEADLINE)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._health._connections.discard(self)
+        self._health._connections.pop(self, None)
         self._disarm()
         if self._task is not None:
             self._task.cancel()
         self._transport = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no answer is being made for it."""
+        return self._task is None
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -181,6 +202,7 @@ class _Connection(asyncio.Protocol):
         if self._task is None and self._transport is not None:
             method, path = self._parser.get_method(), self._url.split(b"?", 1)[0].decode("ascii", "replace")
             self._disarm()
+            self._health.heard_of(self)
             self._transport.pause_reading()
             self._task = asyncio.get_running_loop().create_task(self._respond(method, path), name="health-request")
 

@@ -183,16 +183,50 @@ def test_a_silent_peer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     run()
 
 
-def test_more_connections_than_allowed_are_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_sits_on_all_places_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
 
     @on_uvloop
     async def run() -> None:
-        async with connected(Health(), times=3) as pairs:
+        async with connected(Health(), times=2) as (scraper, sitter):
+            scraper[1].write(get("/healthz"))
+            assert (await scraper[0].readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+            kubelet = await asyncio.open_connection(*scraper[1].get_extra_info("peername"))
             with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
-                await pairs[2][0].readexactly(1)
-            pairs[0][1].write(get("/healthz"))
-            assert (await pairs[0][0].readline()).startswith(b"HTTP/1.1 200")
+                await sitter[0].readexactly(1)
+            for reader, writer in (kubelet, scraper):
+                writer.write(get("/healthz"))
+                assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200")
+            kubelet[1].close()
+
+    run()
+
+
+def test_more_requests_than_allowed_at_once_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+
+    @on_uvloop
+    async def run() -> None:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            asked.set()
+            await answer.wait()
+
+        health = Health()
+        health.check("slow", slow)
+        async with connected(health, times=2) as pairs:
+            for _, writer in pairs:
+                asked.clear()
+                writer.write(get("/readyz"))
+                await asked.wait()
+            reader, writer = await asyncio.open_connection(*pairs[0][1].get_extra_info("peername"))
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
+                await reader.readexactly(1)
+            writer.close()
+            answer.set()
+            for reader, _ in pairs:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200")
 
     run()
 
