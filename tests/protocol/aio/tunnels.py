@@ -224,3 +224,9 @@ def accepting(*protocols: Any) -> Callable[[IncomingStream], None]:
 
 def void(_: StreamTransport) -> None:
     """A callback returns nothing."""
+
+
+async def quiet(*tunnels: Tunnel) -> None:
+    """What both ends had to say has arrived: a round trip each way."""
+    for tunnel in tunnels:
+        await tunnel.ping()
