@@ -108,11 +108,12 @@ def fault_response(
     head_only: bool = False,
     close: bool = True,
     audit_id: str = "",
+    status: int | None = None,
 ) -> bytes:
-    """The answer for an entry of the fault table; without a message its title is used."""
+    """The answer for an entry of the fault table; without a message its title is used, without a status its own."""
     entry = fault(what) if isinstance(what, str) else what
     return status_response(
-        entry.http_status,
+        entry.http_status if status is None else status,
         message or entry.title,
         code=entry.code,
         mend=entry.mend if mend is None else mend,

@@ -30,6 +30,8 @@ class Answer:
     message: str
     mend: str | None = None
     retry_after: float | None = None
+    status: int | None = None
+    """In place of the fault's own: why an agent was refused is not what its callers did wrong."""
 
 
 class Answerer:
@@ -139,6 +141,7 @@ class _Reader(asyncio.Protocol):
             mend=answer.mend,
             retry_after=answer.retry_after,
             head_only=self._method == b"HEAD ",
+            status=answer.status,
         )
         self._transport.write(response)
         self._transport.write_eof()

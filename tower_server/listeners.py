@@ -90,6 +90,7 @@ class CallerPort:
             verdict.code if verdict.code.startswith("TWR2") else "TWR201",
             f"cluster {member.name} cannot be reached: {cause}",
             retry_after=RETRY_AFTER if hold.return_likely or member.serving else None,
+            status=503,
         )
 
     # ---- what connections call ----------------------------------------------------------------------------------
