@@ -77,7 +77,7 @@ WRITES = {
     ),
     "label": (["label", "configmap", "made", "a=b"], None),
     "annotate": (["annotate", "configmap", "made", "a=b"], None),
-    "what came of it": (["get", "configmap", "made", "-o", "yaml", "--show-managed-fields"], None),
+    "what came of it": (["get", "configmap", "made", "-o", "yaml"], None),
     "delete": (["delete", "configmap", "made"], None),
     "delete again": (["delete", "configmap", "made"], None),
     "create many": (["create", "configmap", "large", "--from-literal=blob=" + "x" * 100_000, "-o", "json"], None),
