@@ -139,11 +139,12 @@ class Member:
         self.judge()
 
     def refuse(self, agent: str, remote: str, code: str, text: str) -> None:
-        """A handshake of this cluster was refused after its identity was known."""
+        """A handshake that named this cluster was refused. Whoever it was has proven nothing: refusals that follow one
+        another take one line of the history, so that nobody outside can push out what has happened."""
         now = time.time()
-        last = self.history[0] if self.history else None
-        if last is None or (last.event, last.agent, last.code) != ("refused", agent, code):
-            self.history.appendleft(Entry(now, "refused", agent, remote, code, text))
+        if self.history and self.history[0].event == "refused":
+            self.history.popleft()
+        self.history.appendleft(Entry(now, "refused", agent, remote, code, text))
         self.refused = Ended(now, code, text)
         self.judge()
 

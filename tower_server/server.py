@@ -58,6 +58,8 @@ STORE_FILE: Final = "tower.db"
 HOUSEKEEPING: Final = 10.0
 TIDY_EVERY: Final = 3600.0
 DRAIN: Final = 2.0  # seconds that streams get to end when the server stops
+REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, at no cost of theirs
+REFUSAL_LINES_BURST: Final = 100
 COME_BACK: Final = 5.0  # agents are spread over this many seconds
 
 log = get_logger(__name__)
@@ -89,6 +91,8 @@ class Server:
         self._parts: _Parts | None = None
         self._budget = Budget(defaults.PROCESS_BUDGET)
         self._handshakes: SharedBucket | None = None
+        self._refusal_lines: SharedBucket | None = None
+        self._unsaid = 0
         self._of_peers = Supervisor(on_failure=_is_the_peers)
         self._tidied = 0.0
         self.health_address = ""
@@ -196,6 +200,7 @@ class Server:
     def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
         config, now = self._config.admission, asyncio.get_running_loop().time()
         self._handshakes = SharedBucket(rate=config.handshakes_per_second, burst=config.handshake_burst, now=now)
+        self._refusal_lines = SharedBucket(rate=REFUSAL_LINES_RATE, burst=REFUSAL_LINES_BURST, now=now)
         enrolment = Enrolment(
             store=services.store,
             host=services.authority.host,
@@ -282,8 +287,15 @@ class Server:
 
     def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         self._metrics.handshakes.labels(code.name.lower()).inc()
-        named = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
-        log.warning("tunnel-port-refused", remote=remote, stage=stage, code=code.name, text=text, **named)
+        named: dict[str, Any] = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
+        assert self._refusal_lines is not None
+        if self._refusal_lines.take(asyncio.get_running_loop().time(), network_of(remote)) is None:
+            if self._unsaid:
+                named["more"] = self._unsaid
+            self._unsaid = 0
+            log.warning("tunnel-port-refused", remote=remote, stage=stage, code=code.name, text=text, **named)
+        else:
+            self._unsaid += 1
         self.services.agents.refused(remote=remote, stage=stage, code=code, text=text, hello=hello)
 
     # ---- now and then -------------------------------------------------------------------------------------------

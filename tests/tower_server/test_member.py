@@ -103,9 +103,11 @@ async def test_a_configured_number_is_what_is_expected(metrics):
 
 async def test_the_history_is_bounded_newest_first_and_repeats_no_refusal(metrics):
     member = await made(metrics)
-    for _ in range(30):
-        member.refuse("a1", "192.0.2.1:1", "TWR209", "revoked")
-    assert [entry.event for entry in member.history] == ["refused"]
+    member.add(first := tunnel("a0"))
+    for number in range(30):  # a stranger may name any agent and fail in any way
+        member.refuse(f"a{number}", "192.0.2.1:1", ("TWR209", "TWR507")[number % 2], "revoked")
+    assert [(entry.event, entry.agent) for entry in member.history] == [("refused", "a29"), ("opened", "a0")]
+    member.remove(first, closed())
     for number in range(30):
         each = tunnel(f"a{number}")
         member.add(each)
