@@ -60,6 +60,11 @@ class Budget:
         return max(0, mine if self.parent is None else min(mine, self.parent.free))
 
     @property
+    def full(self) -> bool:
+        """Whether nothing is free; `free` costs more, and this is asked for each piece of data."""
+        return self.used >= self.limit or (self.parent is not None and self.parent.used >= self.parent.limit)
+
+    @property
     def pressed(self) -> bool:
         """Whether borrowers should shrink."""
         return self.used > PRESSURE * self.limit or (self.parent is not None and self.parent.pressed)

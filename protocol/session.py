@@ -210,7 +210,7 @@ class Session:
             found.charged += len(data)
             self.budget.charge(len(data))
             self._scheduler.schedule(found)
-        if found.queued > self.limits.send_high or (found.queued and not self.budget.free):
+        if found.queued > self.limits.send_high or (found.queued and self.budget.full):
             found.full = True
         return not found.full
 

@@ -27,6 +27,8 @@ class State(Enum):
     BOTH_FINISHED = "both finished"  # kept until everything queued was sent and everything received was consumed
     CLOSED = "closed"  # forgotten
 
+    __hash__ = object.__hash__  # Enum's own hashes the name in Python; sets of states are asked for each frame
+
 
 class Input(Enum):
     """What can happen to a stream. `S_` is done by this end, `R_` is received."""
