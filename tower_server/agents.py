@@ -128,9 +128,10 @@ class Agents:
             except Conflict:
                 record = await self._store.get(Kind.AGENT, agent.record_name)
                 held = Agent.read(record)
+                # An answer from before the revocation, of this token or an older one, gives nothing back.
+                if held.uid == agent.uid and held.revoked is not None and agent.created <= held.revoked:
+                    raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked") from None
                 if (held.uid, held.token) == (agent.uid, agent.token):
-                    if held.revoked is not None:
-                        raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked") from None
                     return
                 try:
                     await self._store.update(Kind.AGENT, agent.record_name, agent.data(), expect=record.version)

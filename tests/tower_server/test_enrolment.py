@@ -106,6 +106,20 @@ async def test_a_revoked_agent_does_not_come_back_by_its_old_token(tmp_path):
         assert (refused.answer.status, refused.code) == (403, "TWR209")
 
 
+async def test_no_token_from_before_a_revocation_takes_it_back(tmp_path):
+    async with running(tmp_path) as server:
+        first, keys = await server.add("edge-1"), {"key": generate_key(), "serving_key": generate_key()}
+        identity = await enrol(server, first, **keys)
+        made = await admin(server, "POST", "/v1/clusters/edge-1/tokens", {})
+        second = parse_token(made.json()["token"])
+        await enrol(server, second, **keys)
+        await admin(server, "POST", f"/v1/agents/edge-1/{identity.reply.agent}/revoke")
+        for token in (first, second):
+            assert (await refusal(server, token, **keys)).code == "TWR209"
+        (shown,) = (await admin(server, "GET", "/v1/agents")).json()["items"]
+        assert shown["revoked"] is not None
+
+
 async def test_too_many_enrolments_are_told_when_to_come_back(tmp_path):
     async with running(tmp_path, admission={"enrolments_per_second": 0.1, "enrolment_burst": 1}) as server:
         token = await server.add("edge-1", uses=2)
