@@ -97,6 +97,6 @@ def forwarded_for(address: str) -> bytes:
     elif host.count(":") == 1:
         host = host.partition(":")[0]
     try:
-        return str(ip_address(host)).encode()
+        return str(ip_address(host.partition("%")[0])).encode()  # a zone is of another machine, and any text at all
     except ValueError:
         return b""

@@ -73,6 +73,8 @@ def test_a_stripped_protocol_list_keeps_the_others_in_order() -> None:
         ("1.2.3.4\r\nX: y", b""),
         ("1.2.3.4, 5.6.7.8", b""),
         ("evil:1", b""),
+        ("[fe80::1%eth0]:443", b"fe80::1"),
+        ("[fe80::1%x\r\nImpersonate-User: root]:443", b"fe80::1"),  # Python takes any text for a zone
     ],
 )
 def test_only_an_address_goes_into_forwarded_for(address: str, expected: bytes) -> None:
