@@ -134,6 +134,10 @@ def _sort(head: RequestHead) -> tuple[list[bytes], list[Field]]:
 
 
 def _kind_of(lower: bytes) -> _Kind:
+    if b"_" in lower:  # some servers take it for a hyphen
+        lower = lower.replace(b"_", b"-")
+        if lower in _KINDS:
+            return _KINDS[lower]
     if lower.startswith(IMPERSONATE):
         return _Kind.IMPERSONATE
     return _Kind.DROP if lower.startswith(DROPPED_PREFIXES) else _Kind.KEEP

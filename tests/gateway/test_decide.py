@@ -243,6 +243,11 @@ def test_names_that_the_policy_lacks_are_refused_with_the_lines_to_add() -> None
     assert 'groups:\n        - "ops"' in verdict.message
 
 
+def test_a_certificate_caller_gets_no_impersonation_past_by_its_spelling() -> None:
+    plain = ask(caller=CERTIFICATE)
+    assert ask(b"Impersonate_User: root", b"impersonate_extra_a: x", caller=CERTIFICATE) == plain
+
+
 @pytest.mark.parametrize("groups", [("system:masters",), ("system:nodes",)])
 def test_system_names_never_by_default(groups: tuple[str, ...]) -> None:
     assert refused(ask(caller=Caller(identity=Identity(groups=groups)))).status == 403
@@ -256,6 +261,10 @@ ALWAYS_DROPPED = [
     b"x-remote-group: system:masters",
     b"X-Remote-Extra-Scopes: a",
     b"X-Remote-Uid: 0",
+    b"X_Remote_User: root",
+    b"X-Remote_Group: system:masters",
+    b"Audit_ID: chosen",
+    b"Content_Length: 5",
     b"X-Real-Ip: 1.2.3.4",
     b"X-Forwarded-For: 1.2.3.4",
     b"X-Forwarded-Proto: http",
