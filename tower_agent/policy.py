@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from daemon import yamlfile
 from daemon.faults import TowerError
 from gateway.errors import PolicyError
 from gateway.policy import Policy
 from tower_agent.member import MemberApi
+
+MAX_NAMED: Final = 10  # names in one sentence; it travels in every status
 
 
 class PolicyFile:
@@ -105,4 +107,6 @@ async def drift(api: MemberApi, policy: Policy) -> str | None:
     ]
     if not missing:
         return None
-    return f"the policy allows what RBAC does not let this agent impersonate: {', '.join(missing)}"
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    named = ", ".join(missing[:MAX_NAMED])
+    return f"the policy allows what RBAC does not let this agent impersonate: {named}{more}"

@@ -44,7 +44,6 @@ async def test_a_join_leaves_a_private_identity(tmp_path: Path) -> None:
     assert list_number(kept) == 1
     for file in (folder / "east").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert not (folder / "east" / "pending.json").exists()
 
 
 @pytest.mark.asyncio

@@ -105,3 +105,13 @@ async def test_drift_names_what_rbac_lacks(tmp_path: Path) -> None:
         assert asked == [("users", "jane"), ("groups", "devs"), ("groups", "ops")]
         served.respond = lambda _request: (201, {"status": {"allowed": True}})
         assert await drift(member, policy) is None
+
+
+@pytest.mark.asyncio
+async def test_drift_stays_one_sentence(tmp_path: Path) -> None:
+    pki = Pki(tmp_path)
+    policy = Policy.from_dict("east", {"users": [f"user-{number:02}" for number in range(12)]})
+    async with backend(lambda _request: (201, {"status": {"allowed": False}}), pki.server) as served:
+        text = await drift(api(tmp_path, served.port, pki), policy)
+    assert text is not None
+    assert text.endswith("user user-09 and 2 more")

@@ -57,7 +57,7 @@ async def test_a_join_into_a_secret_keeps_what_others_wrote(tmp_path: Path) -> N
         joined = await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
         assert server.puts >= 3  # the first was refused, since someone else had written
         assert base64.b64decode(server.data["note"]) == b"mine"
-        assert set(server.data) == {"note", "east.identity.json"}
+        assert "east.identity.json" in server.data
 
         sibling = SecretIdentityStore(Secret(member, "tower-east", "identity"))
         assert await sibling.hosts() == ("east",)
