@@ -20,8 +20,6 @@ from daemon.health import Health
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
-from protocol import defaults
-from protocol.flow import Budget
 from tower_agent.access import Access
 from tower_agent.config import KUBERNETES, AgentConfig, Service
 from tower_agent.enrol import Enrolment
@@ -63,7 +61,7 @@ class Agent:
         self._version = product_version()
         self._hosts: list[HostAgent] = []
         self._broken: dict[str, str] = {}
-        self._budget = Budget(defaults.PROCESS_BUDGET)
+        self._budget = config.memory.budget()
         self._probe: Probe | None = None
         self.health_address = ""
 

@@ -16,6 +16,7 @@ from daemon.config import Section
 from daemon.faults import TowerError
 from daemon.health import split_address as split_listener
 from daemon.log import Format, Level
+from daemon.memory import Memory
 from protocol import defaults
 
 KUBERNETES = "kubernetes"
@@ -126,6 +127,7 @@ class AgentConfig(Section):
     """Whom each host may act as, see `tower-agent policy`; without it, what the manifest of a new member allows."""
     services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
     hosts: list[Host] = Field(default_factory=list)
+    memory: Memory = Memory()
     log: Log = Log()
 
     @field_validator("health_address")

@@ -93,6 +93,7 @@ class HostAgent:
                 on_stream=self.services.on_stream,
                 instance=around.instance,
                 budget=around.budget,
+                limits=around.config.memory.limits(),
             ),
             metrics=around.metrics,
             tasks=self._tasks,

@@ -28,7 +28,7 @@ from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import Code
-from protocol.flow import Budget
+from protocol.flow import Budget, Limits
 from protocol.handshake import AgentHandshake
 from tower_agent.faultof import dial_fault
 from tower_agent.services import END_AT_TOWER
@@ -61,6 +61,7 @@ class LinkParts:
     on_stream: Callable[[IncomingStream], None]
     instance: str
     budget: Budget
+    limits: Limits
 
 
 class LinkSupervisor:
@@ -128,6 +129,7 @@ class LinkSupervisor:
                 handshake=parts.handshake(),
                 instance=parts.instance,
                 budget=parts.budget,
+                limits=parts.limits,
                 on_stream=parts.on_stream,
                 on_hop=on_hop,
             )

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from certs.names import is_label
 from daemon.config import Duration, Section
 from daemon.log import Format, Level
+from daemon.memory import Memory
 from protocol import defaults
 
 SCHEMES: Final = {"wss": 443, "https": 443, "ws": 80, "http": 80}
@@ -135,6 +136,7 @@ class ServerConfig(Section):
     callers: Callers = Callers()
     admission: Admission = Admission()
     enrolment: EnrolmentTokens = EnrolmentTokens()
+    memory: Memory = Memory()
     log: Log = Log()
 
     @field_validator("host")

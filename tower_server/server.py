@@ -26,11 +26,9 @@ from daemon.log import get_logger
 from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
 from daemon.process import Process
 from daemon.supervisor import Supervisor
-from protocol import defaults
 from protocol.aio.listener import Credentials, TunnelListener, network_of
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
-from protocol.flow import Budget
 from protocol.handshake import Hello
 from tower_server.admin.app import AdminApp
 from tower_server.admin.services import Services
@@ -89,7 +87,7 @@ class Server:
         self._version = version
         self._metrics = ServerMetrics(version=version)
         self._parts: _Parts | None = None
-        self._budget = Budget(defaults.PROCESS_BUDGET)
+        self._budget = config.memory.budget()
         self._handshakes: SharedBucket | None = None
         self._refusal_lines: SharedBucket | None = None
         self._unsaid = 0
@@ -229,6 +227,7 @@ class Server:
             http=enrolment.answer,
             on_tunnel=self._admit_tunnel,
             budget=self._budget,
+            limits=self._config.memory.limits(),
             admit=self._admit,
             on_refused=self._refused,
         )
