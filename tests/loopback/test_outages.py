@@ -290,7 +290,7 @@ def test_an_agent_that_is_frozen_is_given_up_and_welcomed_back(tower: TowerWorld
     try:
         gone(tower)
         asking = Asking(caller)
-        assert "no sign of life" in status_of(asking.done())
+        assert "nothing heard from the peer" in status_of(asking.done())
         assert asking.seconds < 3.0
     finally:
         agent.send(signal.SIGCONT)
