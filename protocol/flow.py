@@ -113,17 +113,17 @@ class ReceiveCredit:
         self.consumed += size
         outstanding = self.granted - self.consumed
         if outstanding > self.window // 2:
-            return None
-        self._resize(outstanding, now, ASSUMED_RTT if rtt is None else rtt)
+            return None  # so that a window may be halved below
+        self._resize(now, ASSUMED_RTT if rtt is None else rtt)
         self._renewed_at = now
         if self.consumed + self.window <= self.granted:
             return None
         self.granted = self.consumed + self.window
         return self.granted
 
-    def _resize(self, outstanding: int, now: float, rtt: float) -> None:
+    def _resize(self, now: float, rtt: float) -> None:
         if self._budget.pressed:
-            size = max(self._limits.reserved_credit, self.window // 2, outstanding)
+            size = max(self._limits.reserved_credit, self.window // 2)  # never below what is granted: see above
             self._budget.give(self.window - size)
             self.window = size
         elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * max(rtt, LEAST_RTT):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.constants import Code
@@ -15,6 +15,7 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lam
 bodies = st.dictionaries(st.text(min_size=1).filter(lambda key: key not in ("type", "kind")), values, max_size=3)
 
 
+@settings(max_examples=40)
 @given(said=st.lists(st.tuples(st.text(min_size=1), bodies), max_size=4), step=st.integers(1, 50))
 def test_messages_arrive_however_they_are_cut(said, step) -> None:
     raw = b"".join(encode_message(kind, **fields) for kind, fields in said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.constants import HEADER, HEADER_SIZE, FrameType
@@ -34,6 +34,7 @@ def sent(out: list[Buffer]) -> list[tuple[int, int, bytes]]:
     return found
 
 
+@settings(max_examples=40)
 @given(
     pieces=st.lists(st.lists(st.integers(1, 200 * KIB), min_size=8, max_size=12), min_size=2, max_size=4),
     limits=st.lists(st.integers(1, 300 * KIB), min_size=1, max_size=30),

@@ -324,6 +324,7 @@ def test_cancelling_at_a_human_rate_is_none() -> None:
     assert book.session.lost is None
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_opens_leave_a_bounded_session() -> None:
     book = Playbook(open_backlog=256)
     for first in range(1, 200_001, 2000):
@@ -496,6 +497,30 @@ def test_a_reset_overtakes_queued_data_and_frees_it() -> None:
     book.session.reset(1, Code.INTERNAL, "twice")
     assert [line for line in book.says() if line[:3] in ("RST", "DAT")] == ["RST 1 INTERNAL broken"]
     assert book.session.budget.used == 0
+
+
+def test_nothing_is_said_of_a_stream_after_its_reset() -> None:
+    book = Playbook(initial_credit=16 * KIB)
+    book.opened()
+    book.hears(data(1, bytes(16 * KIB)))
+    book.session.consume(1, 16 * KIB, 1.0)
+    book.session.send(1, b"x")
+    book.session.finish(1)
+    book.session.reset(1, Code.CANCELLED, "")
+    assert [line for line in book.says() if not line.startswith("ACK")] == ["RST 1 CANCELLED"]
+    assert not book.session.wants_to_send
+
+
+def test_what_was_sent_before_the_answer_is_not_flushed_yet() -> None:
+    """A reset would cancel the open together with the data that followed it."""
+    book = Playbook(opens_odd=True)
+    stream = book.session.open("kubernetes", 0.0)
+    book.session.send(stream, b"fire and forget")
+    book.session.finish(stream)
+    book.says()
+    assert not book.session.flushed(stream)
+    book.hears(ok(stream))
+    assert book.session.flushed(stream)
 
 
 def test_a_reset_of_a_stream_that_is_asked_for_makes_room_in_the_backlog() -> None:
