@@ -16,6 +16,7 @@ from tests.loopback import forgery
 from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels, watching
 from tests.loopback.member import BackendMember
 
+pytestmark = pytest.mark.slow
 NAME = "mover"
 BACK = 20.0
 LIFE = 12.0  # seconds of an agent's certificates

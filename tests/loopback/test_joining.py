@@ -87,6 +87,7 @@ def test_a_token_lets_its_one_key_in_and_no_other(world: TowerWorld, token: Call
         refused(join(text), text, "TWR206", "used up", "token")
 
 
+@pytest.mark.slow
 def test_a_wrong_secret_and_an_unknown_token_are_not_told_apart(
     world: TowerWorld, token: Callable[..., str], join: Join
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_wrong_secret_and_an_unknown_token_are_not_told_apart(
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_an_expired_token_says_so(world: TowerWorld, token: Callable[..., str], join: Join) -> None:
     text = token(ttl=1)
     wait_until(lambda: _state(world, text) == "Expired", "the token's end", 5.0)
@@ -112,6 +114,7 @@ def _state(world: TowerWorld, text: str) -> str:
     return next(str(item["state"]) for item in items if item["id"] == parse_token(text).id)
 
 
+@pytest.mark.slow
 def test_a_revoked_token_says_so(world: TowerWorld, token: Callable[..., str], join: Join) -> None:
     text = token()
     world.towerctl("revoke", "token", parse_token(text).id)
@@ -129,18 +132,19 @@ def test_a_token_for_another_tower_never_sends_its_secret(
     assert world.call("GET", "/v1/tokens")[1] == before
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "twr1.####", "twr1." + "A" * 5000])
+@pytest.mark.parametrize("text", ["twr1.####", pytest.param("twr1." + "A" * 5000, marks=pytest.mark.slow)])
 def test_what_is_no_token_is_refused_without_a_connection(join: Join, text: str) -> None:
     done = join(text)
     assert done.code != 0
     assert re.match(r"tower-agent: TWR\d{3}: .+\n  .+", done.stderr.decode())
 
 
-@pytest.mark.parametrize("many", [6, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
-def test_many_who_join_at_once_with_one_token_make_one_identity(
-    world: TowerWorld, cluster: str, token: Callable[..., str], config: Callable[..., Path], many: int
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fifty_who_join_at_once_with_one_token_make_one_identity(
+    world: TowerWorld, cluster: str, token: Callable[..., str], config: Callable[..., Path]
 ) -> None:
-    text = token()
+    text, many = token(), 50
     joining = [
         subprocess.Popen(
             [str(BIN / "tower-agent"), "--config", str(config()), "join"],
@@ -166,6 +170,7 @@ def test_many_who_join_at_once_with_one_token_make_one_identity(
     assert len(agents) == 1
 
 
+@pytest.mark.slow
 def test_agents_of_one_state_directory_share_one_identity(
     world: TowerWorld, cluster: str, token: Callable[..., str], config: Callable[..., Path]
 ) -> None:
@@ -188,6 +193,7 @@ def test_agents_of_one_state_directory_share_one_identity(
     assert len(world.call("GET", f"/v1/agents?cluster={cluster}")[1]["items"]) == 1
 
 
+@pytest.mark.slow
 def test_the_identity_is_kept_for_its_owner_alone(
     token: Callable[..., str], join: Join, config: Callable[..., Path], world: TowerWorld
 ) -> None:

@@ -174,6 +174,7 @@ def test_a_killed_agent_cuts_its_streams_with_a_reason_and_new_callers_are_held_
     assert (found["state"], found["ready"], found["code"]) == ("TunnelDown", "False", "TWR201")
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_says_goodbye_and_callers_are_told_so(tower: TowerWorld, caller: Caller) -> None:
     assert tower.members[NAME].agent.stop() == 0
     gone(tower)
@@ -195,6 +196,7 @@ def test_a_caller_is_held_until_the_agent_is_back_and_then_served(
     assert waiting(tower) == 0
 
 
+@pytest.mark.slow
 def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
@@ -215,6 +217,7 @@ def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
         relay.do("open")
 
 
+@pytest.mark.slow
 def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     relay.do("shut")
     gone(tower)
@@ -226,6 +229,7 @@ def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Calle
         relay.do("open")
 
 
+@pytest.mark.slow
 def test_no_tunnel_answer_close_says_nothing_at_all(own_world: Callable[..., TowerWorld]) -> None:
     silent = own_world(settings={"callers": {"address": "127.0.0.1", "no_tunnel_answer": "close"}})
     silent.towerctl("add", "cluster", NAME)
@@ -253,6 +257,7 @@ def test_a_cut_link_is_back_within_moments_and_both_ends_say_why(
     assert history[1]["text"]
 
 
+@pytest.mark.slow
 def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     series = f'tower_tunnel_closes_total{{cause="DEAD_PEER",member_cluster="{NAME}"}}'
     agent = tower.members[NAME].agent
@@ -270,6 +275,7 @@ def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: 
     tower.until_state(NAME, "Connected", deadline=BACK)
 
 
+@pytest.mark.slow
 def test_a_corrupted_byte_ends_the_link_and_never_arrives(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     with caller.connect() as running:
         running.send(running.request("GET", "/bytes/50000000"))
@@ -284,6 +290,7 @@ def test_a_corrupted_byte_ends_the_link_and_never_arrives(tower: TowerWorld, cal
     assert Asking(caller).done().status == 200
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_frozen_is_given_up_and_welcomed_back(tower: TowerWorld, caller: Caller) -> None:
     agent = tower.members[NAME].agent
     agent.send(signal.SIGSTOP)
@@ -301,6 +308,7 @@ def test_an_agent_that_is_frozen_is_given_up_and_welcomed_back(tower: TowerWorld
 # ---- the member's apiserver ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_apiserver_that_is_down_is_502_and_told_from_a_tunnel_that_is(
     tower: TowerWorld, caller: Caller, backend: BackendMember
 ) -> None:
@@ -319,6 +327,7 @@ def test_an_apiserver_that_is_down_is_502_and_told_from_a_tunnel_that_is(
     tower.until_state(NAME, "Connected", deadline=BACK)
 
 
+@pytest.mark.slow
 def test_an_apiserver_that_is_not_ready_makes_the_cluster_not_ready(
     tower: TowerWorld, caller: Caller, backend: BackendMember
 ) -> None:
@@ -336,6 +345,7 @@ def test_an_answer_that_breaks_off_does_not_look_complete(caller: Caller) -> Non
         caller.ask("/cut")
 
 
+@pytest.mark.slow
 def test_the_agents_health_follows_its_tunnel(tower: TowerWorld, relay: Network) -> None:
     def ready() -> tuple[int, Any]:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", health_port(tower, NAME), timeout=5)) as asked:

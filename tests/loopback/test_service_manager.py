@@ -23,6 +23,8 @@ from tests.lab.world import BIN, ROOT, TowerWorld
 from tests.loopback.callers import Caller, metrics, ticks_until_end
 from tests.loopback.member import BackendMember
 
+pytestmark = pytest.mark.slow
+
 # As systemd does it: the descriptors from 3 on, the variables naming this very process, then the program.
 LAUNCH = """
 import fcntl, os, sys

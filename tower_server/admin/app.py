@@ -68,6 +68,7 @@ CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
 _WITH_BODY: Final = frozenset({("clusters",), ("clusters", _CLUSTER, "tokens"), ("clusters", _CLUSTER, "credentials")})
 _LABELS: Final = {_CLUSTER: "cluster", _AGENT: "agent", _TOKEN: "token"}
 _FORWARD: Final = ("clusters", _CLUSTER, "forward", "SERVICE")
+MAX_LOGGED: Final = 200  # characters of what a caller sent
 _QUERIES: Final = frozenset({"cluster", "watch"})
 
 
@@ -102,12 +103,16 @@ class AdminApp:
                 log.info("admin", caller=_caller(request.scope), method=request.method, path=request.url.path)
             return _json(201 if request.method == "POST" and pattern in _WITH_BODY else 200, result)
         except TowerError as error:
+            _note_refusal(request.scope, request.method, error)
             return error_response(error)
         except _WrongMethod as wrong:
             refusal = TowerError("TWR612", f"{request.method} is not a call of this path")
+            _note_refusal(request.scope, request.method, refusal, status=405)
             return error_response(refusal, status=405, headers={"Allow": ", ".join(wrong.allowed)})
         except StoreError as error:
-            return error_response(store_fault(error))
+            fault = store_fault(error)
+            _note_refusal(request.scope, request.method, fault)
+            return error_response(fault)
         except Exception as error:  # the boundary: a defect is one failed call, not the end of the API
             log.error("admin-call-failed", method=request.method, path=request.url.path, exc_info=True)
             return error_response(TowerError("TWR112", f"{type(error).__name__}; the server's log says more"))
@@ -120,6 +125,7 @@ class AdminApp:
             if arguments is None:
                 raise TowerError("TWR612", "there is no WebSocket at this path")
         except TowerError as error:
+            _note_refusal(websocket.scope, "WebSocket", error)
             await websocket.send_denial_response(error_response(error))
             return
         await forward(self._services, websocket, arguments[_CLUSTER], arguments["SERVICE"], refuse=error_response)
@@ -186,6 +192,19 @@ def _match(pattern: tuple[str, ...], parts: list[str]) -> Arguments | None:
         if kind in _LABELS:
             known_name(part, _LABELS[kind])
     return arguments
+
+
+def _note_refusal(scope: Scope, method: str, error: TowerError, *, status: int | None = None) -> None:
+    """One line; the path may be anything, so it is cut. Never the query or the body."""
+    log.info(
+        "admin-refused",
+        caller=_caller(scope),
+        method=method[:MAX_LOGGED],
+        path=str(scope["path"])[:MAX_LOGGED],
+        status=status or error.http_status,
+        code=error.code,
+        text=error.message[:MAX_LOGGED],
+    )
 
 
 def _caller(scope: Scope) -> str:
