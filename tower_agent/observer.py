@@ -53,6 +53,10 @@ class RequestObserver:
             self._metrics.denied.labels(record.fault).inc()
         self._audit.write(record)
 
+    def close(self) -> None:
+        """Write what is queued; for the end."""
+        self._audit.flush()
+
     def tls_failed(self, failure: str, text: str, caller_address: str, connection_id: str) -> None:
         """A caller's TLS came to nothing."""
         self._metrics.caller_tls_failures.inc()
