@@ -80,10 +80,9 @@ def _join(world: TowerWorld, member: BackendMember, folder: Path) -> str:
         argv = [str(BIN / "tower-agent"), "--config", str(config), "join", "--wait", "100ms"]
         done = run(argv, world.environment(), token.encode())
         (world.folder / f"join-{state}.log").write_bytes(done.stdout + done.stderr)
-        check = run([*argv[:3], "check"], world.environment())
-        (world.folder / f"check-{state}.log").write_bytes(check.stdout + check.stderr)
-        shown = run([*argv[:3], "config", "show"], world.environment())
-        (world.folder / f"show-{state}.log").write_bytes(shown.stdout + shown.stderr)
+    for command in (["check"], ["config", "show"]):
+        said = run([str(BIN / "tower-agent"), "--config", str(config), *command], world.environment())
+        (world.folder / f"{command[0]}.log").write_bytes(said.stdout + said.stderr)
     return token
 
 
@@ -102,7 +101,7 @@ def search(canaries: dict[str, str], texts: dict[str, str]) -> list[str]:
 
 def test_logs_hold_none(world: TowerWorld, canaries: dict[str, str]) -> None:
     texts = {path.name: path.read_text() for path in world.folder.glob("*.log")}
-    assert len(texts) >= 12
+    assert len(texts) >= 8
     assert "canary" in texts["agent-edge-1.log"]  # the requests themselves are there
     assert search(canaries, texts) == []
 
