@@ -16,6 +16,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.process_collector import ProcessCollector
 
+from daemon.tally import RequestTally
+
 STATES: Final = ("NeverConnected", "TunnelDown", "ApiserverDown", "AuthFailed", "Degraded", "Connected", "Unknown")
 OPEN_RESULTS: Final = ("ok", "no_tunnel", "refused", "limit", "timeout", "lost")
 DIRECTIONS: Final = ("to_member", "from_member")
@@ -189,13 +191,8 @@ class AgentMetrics(_Metrics):
         )
         self.tunnel_rtt = self._gauge("agent_tunnel_rtt_seconds", "Last measured round trip to a host.", "host")
         self.streams = self._gauge("agent_streams", "Open streams by declared service.", "service")
-        self.stream_bytes = self._counter("agent_stream_bytes_total", "Bytes relayed for callers.", "direction")
-        self.requests = self._counter("agent_requests_total", "Requests of callers by verb and status.", "verb", "code")
-        self.request_duration = self._histogram(
-            "agent_request_duration_seconds",
-            "From the head of a request to the head of its answer; watches and upgrades are not in it.",
-            "verb",
-        )
+        self.tally = RequestTally(buckets=_FAST)
+        self.registry.register(self.tally)
         self.denied = self._counter(
             "agent_denied_total", "Requests that the agent refused itself, by reason.", "reason"
         )

@@ -30,6 +30,12 @@ def _path(path: str) -> str:
     return quoted(redact_text(path))
 
 
+@lru_cache(maxsize=1024)  # a kept connection says the same with each request
+def _parties(connection: str, caller: str, who: str) -> str:
+    named = who if who == BEARER else redact_text(who)
+    return f'"connection": {quoted(connection)}, "caller": {quoted(caller)}, "who": {quoted(named)}'
+
+
 class AuditLog:
     """Writes the requests of one host to the log's stream."""
 
@@ -52,10 +58,9 @@ class AuditLog:
             asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
         elif len(self._lines) >= MAX_LINES:
             self.flush()
-        named, place = who if who == BEARER else redact_text(who), redact_text(path)
         self._lines.append(
-            f'{self._head}{audit_id}", "connection": {quoted(connection)}, "caller": {quoted(caller)}, '
-            f'"who": {quoted(named)}, "verb": "{verb}", "method": {quoted(method)}, "path": {quoted(place)}, '
+            f'{self._head}{audit_id}", {_parties(connection, caller, who)}, "verb": "{verb}", '
+            f'"method": {quoted(method)}, "path": {_path(path)}, '
             f'"code": {code}, "fault": "{fault}", "bytes_in": {bytes_in}, "bytes_out": {bytes_out}, '
             f'"duration": {took:.6f}, "time": "{self._time}.{int((now - second) * 1000):03d}Z"}}\n'
         )

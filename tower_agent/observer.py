@@ -1,13 +1,8 @@
-"""Where the gateway's records go: one audit line a request, and the figures that the heartbeat carries.
-
-Metric children are bound once for each pair of labels, since a request costs one look-up here and nothing more.
-"""
+"""Where the gateway's records go: one audit line a request, metrics, and the figures that the heartbeat carries."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from prometheus_client import Counter, Histogram
 
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
@@ -28,27 +23,16 @@ class RequestObserver:
         self._host = host
         self._audit = AuditLog(host)
         self._metrics = metrics
-        self._to_member, self._from_member = map(metrics.stream_bytes.labels, ("to_member", "from_member"))
-        self._counters: dict[tuple[str, int], Counter] = {}
-        self._histograms: dict[str, Histogram] = {}
+        self._tally = metrics.tally
 
     def request(self, record: RequestRecord) -> None:
         """One request has ended."""
         self.requests += 1
         self.failures += record.code >= 500
-        key = (record.verb, record.code)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._counters[key] = self._metrics.requests.labels(record.verb, str(record.code))
-        counter.inc()
-        self._to_member.inc(record.bytes_in)
-        self._from_member.inc(record.bytes_out)
-        if record.verb not in _UNTIMED and record.answered_after:
+        self._tally.count(record.verb, record.code, record.bytes_in, record.bytes_out)
+        if record.answered_after and record.verb not in _UNTIMED:
             self.seconds += record.answered_after
-            histogram = self._histograms.get(record.verb)
-            if histogram is None:
-                histogram = self._histograms[record.verb] = self._metrics.request_duration.labels(record.verb)
-            histogram.observe(record.answered_after)
+            self._tally.time(record.verb, record.answered_after)
         if record.fault:
             self._metrics.denied.labels(record.fault).inc()
         self._audit.write(record)

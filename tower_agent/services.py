@@ -113,8 +113,8 @@ class Services:
     def _ended(self, incoming: IncomingStream, splice: Splice, moved: Transferred) -> None:
         self._splices.discard(splice)
         self._metrics.streams.labels(incoming.service).dec()
-        self._metrics.stream_bytes.labels("to_member").inc(moved.forward)
-        self._metrics.stream_bytes.labels("from_member").inc(moved.backward)
+        self._metrics.tally.to_member += moved.forward
+        self._metrics.tally.from_member += moved.backward
         log.info(
             "stream-ended",
             service=incoming.service,
