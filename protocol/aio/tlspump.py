@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 from protocol import defaults
 from protocol.aio.buffers import shared_buffer
 
-PLAIN_BUFFER_BYTES: Final = 64 * defaults.KIB
+PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
 ENCRYPT_AT_ONCE_BYTES: Final = (
     8 * defaults.KIB
 )  # from here on a copy into the queue costs more than a record of its own

@@ -11,6 +11,7 @@ from typing import Self
 import pytest
 
 from protocol.aio.tlspump import (
+    PLAIN_BUFFER_BYTES,
     PLAIN_HTTP_ANSWER,
     TlsClientSocketPump,
     TlsError,
@@ -271,7 +272,7 @@ async def test_pausing_inside_data_received_holds_what_is_decrypted_next(pki: Pk
             before = len(server.data)
             await server.until(lambda before=before: len(server.data) > before)
             await asyncio.sleep(0.001)
-            assert len(server.data) - before <= 65536
+            assert len(server.data) - before <= PLAIN_BUFFER_BYTES
             assert "eof" not in server.events or len(server.data) == 1_000_000
             server.transport.resume_reading()
         await server.until(lambda: "eof" in server.events)
