@@ -97,7 +97,8 @@ class Probing:
                 again = 0.0  # opened while this probe ran
         finally:
             self._busy.discard(member.name)
-            self.soon(member.name, after=again)
+            # Whoever asked for the next one meanwhile does not wait for the turn after it.
+            self.soon(member.name, after=0.0 if member.name in self._due else again)
 
     async def now(self, member: Member) -> ProbeResult | None:
         """One probe of a cluster through the tunnel whose turn it is; None when it has no tunnel any more."""
