@@ -68,10 +68,16 @@ class Sealer:
         certificates = x509.load_pem_x509_certificates(chain_pem + self._root_pem)
         self._chain = [certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates]
         self._sign = sign
+        self._offered: tuple[_SealKey, bytes] | None = None  # signed once, since strangers may ask at any rate
 
     def offer(self, at: float) -> bytes:
         """The offer as JSON, for anyone who asks."""
         key = self._current(at)
+        if self._offered is None or self._offered[0] is not key:
+            self._offered = key, self._signed(key)
+        return self._offered[1]
+
+    def _signed(self, key: _SealKey) -> bytes:
         return codec.encode(
             {
                 "host": self._host,

@@ -30,7 +30,7 @@ from tower_server.store.base import Kind, NotFound, Store
 from tower_server.tokens import Tokens
 
 PATH: Final = "/v1/enrolment"
-NAME_CHARACTERS: Final = 10  # of the key's fingerprint: 40 bits, for the few agents of one cluster
+NAME_CHARACTERS: Final = 20  # of the key's fingerprint: 80 bits, so that nobody makes a key for another agent's name
 
 log = get_logger(__name__)
 

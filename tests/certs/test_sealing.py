@@ -155,3 +155,23 @@ def test_what_is_sealed_is_bound_to_key_and_context() -> None:
 def test_nothing_is_sealed_to_a_key_that_everyone_has(key: bytes) -> None:
     with pytest.raises(SealError, match=r"nothing can be sealed"):
         seal(b"x", key, CONTEXT)
+
+
+def test_an_offer_is_signed_once_for_its_key_and_its_certificate(authority: Authority) -> None:
+    key, signed = generate_key(), []
+
+    def sign(data: bytes) -> bytes:
+        signed.append(data)
+        return signer(key)(data)
+
+    issued = authority.issue_server("s1", ["*.members.tower"], public_key=key.public_key(), at=AT)
+    sealer = Sealer(bundle=authority.bundle, chain_pem=issued.chain_pem, sign=sign)
+    assert sealer.offer(AT) == sealer.offer(AT + 1)
+    assert len(signed) == 1
+    later = AT + SEAL_KEY_LIFETIME + 1
+    assert check_offer(sealer.offer(later), ca=authority.bundle.fingerprint, at=later).seal_key
+    assert len(signed) == 2
+    renewed = authority.issue_server("s2", ["*.members.tower"], public_key=key.public_key(), at=AT)
+    sealer.vouch(chain_pem=renewed.chain_pem, sign=sign)
+    assert check_offer(sealer.offer(later), ca=authority.bundle.fingerprint, at=later).server.name == "s2"
+    assert len(signed) == 3

@@ -29,6 +29,7 @@ async def test_the_same_key_gets_the_same_answer_again(tmp_path):
         assert again.reply.chain == first.reply.chain
         assert again.reply.serving_chain == first.reply.serving_chain
         assert len((await admin(server, "GET", "/v1/agents")).json()["items"]) == 1
+        assert len(first.reply.agent) == 20  # 80 bits of its key: nobody makes another key of that name
 
 
 async def test_another_key_finds_the_token_used(tmp_path):
