@@ -159,8 +159,10 @@ def _volumes(plan: Plan) -> list[Object]:
         {"name": "state", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
     ]
     if plan.token is not None:
-        # Optional, since the token is of no use any more once the agent has joined: it may be deleted.
-        volumes.append({"name": "token", "secret": {"secretName": plan.token_secret, "optional": True}})
+        # Optional, since the token is of no use any more once the agent has joined: it may be deleted. The files are
+        # root's, so the agent reads them as the group (`fsGroup`), and nobody else does.
+        secret = {"secretName": plan.token_secret, "optional": True, "defaultMode": 0o440}
+        volumes.append({"name": "token", "secret": secret})
     return volumes
 
 

@@ -71,6 +71,7 @@ async def get(address: str, path: str) -> tuple[int, str]:
 async def test_run_joins_first_where_it_has_a_token_file(make_member: MakeMember, tmp_path: Path) -> None:
     async with make_member() as member, serving_tower(new_tower()) as tower:
         file = tmp_path / "token"
+        file.touch(mode=0o600)
         file.write_text(str(tower.token()))
         config = configuration(tmp_path, kubeconfig=str(member.kubeconfig), token_file=str(file))
         async with running(tmp_path / "log", "run", "--config", config) as agent:
@@ -88,6 +89,7 @@ async def test_a_stop_is_heard_while_the_server_is_away(make_member: MakeMember,
         async with serving_tower(new_tower()) as tower:
             pass
         file = tmp_path / "token"
+        file.touch(mode=0o600)
         file.write_text(str(tower.token()))
         config = configuration(tmp_path, kubeconfig=str(member.kubeconfig), token_file=str(file))
         async with running(tmp_path / "log", "run", "--config", config) as agent:

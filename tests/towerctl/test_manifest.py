@@ -52,6 +52,13 @@ def test_the_token_stands_in_its_secret_and_nowhere_else() -> None:
     assert "twr1.secret" not in yaml.safe_dump(made)
 
 
+def test_nobody_but_the_agent_reads_the_mounted_token() -> None:
+    spec = pod(objects(plan()))
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "token"]
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"]
+
+
 def test_without_a_token_nothing_asks_for_one() -> None:
     made = objects(plan(token=None))
     assert [each["metadata"]["name"] for each in of_kind(made, "Secret")] == ["tower-agent-host-a-identity"]

@@ -1,12 +1,14 @@
 """Opens the one SQLite file: refuses what is not ours or newer than we are, and brings what is older up to date.
 
-The file holds the tower's private keys: it is made 0600 before SQLite sees it, and set back to that when widened.
+The file holds the tower's private keys: it is made 0600 before SQLite sees it, and set back to that when widened. What
+somebody else has put in its place (a link, a file of theirs) is refused before a key is written to it.
 Exclusive locking is the fence against a second server on the same state directory, and keeps the write-ahead log out of
 shared memory: only one connection ever writes or checkpoints.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -50,17 +52,31 @@ def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqli
 def _make_private(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.fchmod(descriptor, 0o600)
+            owner = os.fstat(descriptor).st_uid
+            if owner == os.geteuid():
+                os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise TowerError(
+                "TWR105",
+                f"the store {path} is a symbolic link, which whoever made it can turn to another file",
+                mend="set state_dir to the directory that holds the file itself, or move the file here",
+            ) from error
         raise TowerError(
             "TWR105",
             f"the store {path} cannot be opened: {error.strerror or error}",
             mend=f"let this user (uid {os.geteuid()}) write the directory {path.parent}, or set another state_dir",
         ) from error
+    if owner != os.geteuid():
+        raise TowerError(
+            "TWR105",
+            f"the store {path} belongs to uid {owner}, and this server runs as uid {os.geteuid()}",
+            mend=f"run the server as its owner, or `chown` {path.parent} and what is in it to the server's user",
+        )
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:

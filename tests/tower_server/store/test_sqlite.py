@@ -57,6 +57,22 @@ async def test_a_widened_file_is_made_private_again(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+async def test_a_link_or_a_file_of_somebody_else_gets_no_key(tmp_path, monkeypatch):
+    path, elsewhere = tmp_path / "tower.db", tmp_path / "elsewhere"
+    path.symlink_to(elsewhere)
+    with pytest.raises(TowerError, match="symbolic link") as caught:
+        await SqliteStore.open(path)
+    assert (caught.value.code, elsewhere.exists()) == ("TWR105", False)
+    path.unlink()
+    path.touch(mode=0o644)
+    somebody = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: somebody)  # seen from there, the file is another user's
+    with pytest.raises(TowerError, match=f"belongs to uid {path.stat().st_uid}") as caught:
+        await SqliteStore.open(path)
+    assert caught.value.code == "TWR105"
+    assert (path.stat().st_size, stat.S_IMODE(path.stat().st_mode)) == (0, 0o644)
+
+
 async def test_a_second_server_on_the_same_file_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite_file, "LOCK_WAIT", 0.05)
     with pytest.raises(TowerError) as caught:
