@@ -41,8 +41,10 @@ def agent_verifier(
 
     def verify(chain: Sequence[bytes], transcript: bytes, signature: bytes) -> AgentIdentity:
         try:
-            identity = bundle.verify_agent(chain, clock(), allow_expired_for=allow_expired_for, revocations=revoked())
+            identity = bundle.identify_agent(chain)
+            # First, so that EXPIRED and REVOKED are said of who holds the key, not of who has seen the certificate.
             _check_signature(identity.public_key, transcript, signature)
+            identity.check(clock(), revoked(), allow_expired_for=allow_expired_for)
         except Untrusted as exc:
             raise _rejected(exc) from exc
         return identity

@@ -7,7 +7,8 @@ kept. The signature covers a prefix that no certificate begins with, so the list
 An entry names a certificate by serial, or an agent or user *up to a time*: what was issued to them later is good again.
 An agent entry `*` stands for all agents of a cluster. Certificates carry whole seconds and a second's ties count as
 revoked: who is readmitted in the very second of the revocation has to ask again. Numbers only rise: an agent refuses a
-list with a lower number, and one with the same number and another content.
+list with a lower number, and one with the same number and another content. The same list signed again later replaces
+the earlier one: it says how old an agent's knowledge is, and no replay of an older signature makes it look younger.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def list_number(encoded: bytes) -> int:
 
 
 def newer(held: RevocationList | None, offered: RevocationList) -> RevocationList:
-    """`offered`, when it may replace `held`: a higher number, or the same list once more."""
+    """The one to go by, `offered` when it may replace `held`: a higher number, or the same list signed later."""
     if held is None or offered.number > held.number:
         return offered
     if offered.number < held.number:
@@ -130,9 +131,9 @@ def newer(held: RevocationList | None, offered: RevocationList) -> RevocationLis
             f"the revocation list has number {offered.number}, lower than {held.number} which is in force",
             f"after a restore from a backup its number must pass {held.number}: each revocation adds one",
         )
-    if offered != held:
+    if replace(offered, issued_at=held.issued_at) != held:
         raise ListRefused(f"two different revocation lists have the number {held.number}")
-    return held
+    return offered if offered.issued_at > held.issued_at else held
 
 
 def _parse(payload: bytes) -> RevocationList:

@@ -716,7 +716,9 @@ _TABLE: Final = (
         "The revocation list is refused",
         "The list is not signed by this tower, or its number is lower than the one in force.",
         "An old backup of the server was restored, or an attack.",
-        "on the server raise the list by any revocation; if nothing was restored, look for an intruder",
+        "after a restore revoke again what was revoked, until the number has passed the one in the message: each "
+        "revocation adds only one, and agents go by the list that they have until then; if nothing was restored, look "
+        "for an intruder",
         400,
         "RevocationsRefused",
     ),
@@ -728,6 +730,16 @@ _TABLE: Final = (
         "join again, or use the certificate made for that purpose",
         401,
         "Untrusted",
+    ),
+    Fault(
+        "TWR508",
+        "The revocation list is stale",
+        "The server signs and sends the list anew every hour; the one that the agent has is older than three hours.",
+        "Something between agent and server withholds it, an older copy of the server was restored (TWR506), or the "
+        "clocks are hours apart.",
+        "see the agent's log for TWR506 and correct the clocks; else find out who ends the link's TLS on the way",
+        503,
+        "RevocationsStale",
     ),
     # 6xx: command line and admin API
     Fault(

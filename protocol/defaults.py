@@ -37,6 +37,8 @@ CERTIFICATE_BACKDATE: Final = 300.0  # before the time of issue, for clocks that
 TOKEN_LIFETIME: Final = 3600.0
 SEAL_KEY_LIFETIME: Final = 3600.0  # of the key that enrolments are sealed to; the one before it still opens
 TOKEN_USES: Final = 1
+REVOCATIONS_EVERY: Final = 3600.0  # the list is signed and sent anew, so that an agent sees when one is kept from it
+REVOCATIONS_STALE: Final = 3 * REVOCATIONS_EVERY
 
 # Liveness.
 PING_INTERVAL: Final = 5.0
@@ -88,6 +90,7 @@ READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
 MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are
+NEW_CALLERS: Final = 512  # of one network at one port, younger than HEAD_DEADLINE: nobody may have recognised them yet
 UPSTREAM_IDLE_CONNECTIONS: Final = 128  # kept connections to the apiserver, of each of the two pools
 CONTROL_BACKLOG: Final = 8192  # control frames waiting for a peer that does not read, above which the tunnel is closed
 

@@ -2,6 +2,7 @@
 
 A grant is an absolute offset and is never taken back. Each stream reserves a small share when it opens; all above is
 borrowed from the tunnel's budget and the process', only while its reader reads, and is not renewed under pressure.
+A tunnel that has more than its share of the process leaves the last quarter of it to the others.
 The window doubles while the reader consumes a window in less than about two round trips (the same signal that QUIC
 implementations use), so that neither a long path nor a fast reader is limited by it.
 """
@@ -44,25 +45,40 @@ class Limits:
 
 
 class Budget:
-    """A bound on bytes, optionally inside a larger one (a tunnel's inside the process')."""
+    """A bound on bytes, optionally inside a larger one (a tunnel's inside the process').
 
-    __slots__ = ("limit", "parent", "used")
+    Of several inside one, each may always take its even share; above that, only what lies below PRESSURE, so that one
+    of them cannot keep the others out.
+    """
+
+    __slots__ = ("_holders", "limit", "parent", "used")
 
     def __init__(self, limit: int, parent: Budget | None = None) -> None:
         self.limit = limit
         self.parent = parent
         self.used = 0
+        self._holders = 0  # budgets inside this one of which something is used
 
     @property
     def free(self) -> int:
         """What can still be taken, here and above."""
         mine = self.limit - self.used
-        return max(0, mine if self.parent is None else min(mine, self.parent.free))
+        return max(0, mine if self.parent is None else min(mine, self.parent._free_for(self)))
+
+    def _free_for(self, inner: Budget) -> int:
+        free = self.free
+        holders = self._holders + (inner.used <= 0)
+        if holders < 2:
+            return free
+        return max(min(free, self.limit // holders - inner.used), free - int((1 - PRESSURE) * self.limit))
 
     @property
     def full(self) -> bool:
         """Whether nothing is free; `free` costs more, and this is asked for each piece of data."""
-        return self.used >= self.limit or (self.parent is not None and self.parent.used >= self.parent.limit)
+        parent = self.parent
+        return self.used >= self.limit or (
+            parent is not None and parent.used >= PRESSURE * parent.limit and self.free == 0
+        )
 
     @property
     def pressed(self) -> bool:
@@ -78,10 +94,13 @@ class Budget:
 
     def charge(self, size: int) -> None:
         """Account for bytes that exist already; may pass the limit, which presses the borrowers."""
-        budget: Budget | None = self
-        while budget is not None:
-            budget.used += size
-            budget = budget.parent
+        before = self.used
+        self.used += size
+        parent = self.parent
+        if parent is not None:
+            if (before > 0) != (self.used > 0):
+                parent._holders += 1 if self.used > 0 else -1
+            parent.charge(size)
 
     def give(self, size: int) -> None:
         """Return bytes."""

@@ -73,6 +73,7 @@ class HostAgent:
         self._channels: list[ControlChannel] = []
         self._reachable = asyncio.Event()
         self._renewal_fault: TowerError | None = None
+        self._stale: str | None = None
         self.observer: Final = RequestObserver(trust.host, around.metrics)
         self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
         self.services: Final = Services(
@@ -130,6 +131,7 @@ class HostAgent:
         await asyncio.sleep(0)  # the tunnels' last words leave in this turn
         await self._tasks.close()
         await self.gateway.close()
+        self.observer.close()
 
     def not_ready(self) -> str | None:
         """Why this host cannot use the member through this agent; None when it can."""
@@ -162,10 +164,22 @@ class HostAgent:
             "services": self.services.report(),
             "requests": self.observer.figures(),
             "policy": {"drift": self.drift},
+            "revocations": {"stale": self._stale_revocations()},
             "identity_expires": self.trust.validity.not_after,
             "serving_expires": self.trust.serving_validity.not_after,
             "renewal": None if self._renewal_fault is None else self._renewal_fault.message,
         }
+
+    def _stale_revocations(self) -> str | None:
+        """Said in the log when it begins, and when it is over."""
+        stale = self.trust.stale_revocations(time.time())
+        if (stale is None) != (self._stale is None):
+            if stale is not None:
+                log.error("revocations-stale", host=self.trust.host, code="TWR508", text=stale)
+            else:
+                log.info("revocations-fresh", host=self.trust.host)
+        self._stale = stale
+        return stale
 
     def _control_opened(self, incoming: IncomingStream) -> None:
         incoming.accept(
@@ -198,6 +212,8 @@ class HostAgent:
             self.gateway.recheck()
             log.info("revocations-taken", host=self.trust.host, number=self.trust.revocations.number)
             self._tasks.start(self._keep_revocations(encoded), name=f"revocations {self.trust.host}")
+        if self._stale is not None:
+            self.report()
 
     async def _keep_revocations(self, encoded: bytes) -> None:
         try:

@@ -2,7 +2,7 @@
 
 Trust is per host, so that several hosts in one member cannot pass for each other. The revocation list only ever moves
 forward: a list with a lower number is refused, and the last one is kept where the identity lies, so that a restart
-forgets nothing.
+forgets nothing. A list that has grown old while the tunnel stands is one that somebody withholds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from certs.errors import CertsError
 from certs.handshake import server_verifier
 from certs.identity import IdentityStore, StoredIdentity
 from certs.keys import key_from_pem, make_csr, signer
-from certs.peers import ClientIdentity, Validity
+from certs.peers import ClientIdentity, Validity, rfc3339
 from certs.renewal import prove_renewal
 from certs.revocation import RevocationList, newer, verify_list
 from certs.verify import TrustBundle, load_chain
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from protocol import defaults
 from protocol.aio.dial import FEATURES
 from protocol.handshake import NONCE_SIZE, AgentHandshake
 from tower_agent.faultof import certs_fault
@@ -34,6 +35,7 @@ class HostTrust:
     def __init__(self, store: IdentityStore, identity: StoredIdentity, revocations: RevocationList | None) -> None:
         self._store: Final = store
         self.revocations = revocations
+        self._revocations_at = _known_since(revocations, time.time())
         self._use(identity)
 
     @classmethod
@@ -98,12 +100,19 @@ class HostTrust:
         identity.check(time.time(), self.revocations)
 
     def take_revocations(self, encoded: bytes) -> bool:
-        """Put a list that the server sent in force; True when it is new. CertsError for one that may not be taken."""
-        accepted = newer(self.revocations, _read_list(encoded, self.bundle))
-        if accepted is self.revocations:
+        """Put a list that the server sent in force; True when it is new, and not the same signed again. CertsError for
+        one that may not be taken."""
+        held, accepted = self.revocations, newer(self.revocations, _read_list(encoded, self.bundle))
+        if accepted is held:
             return False
-        self.revocations = accepted
-        return True
+        self.revocations, self._revocations_at = accepted, _known_since(accepted, time.time())
+        return held is None or accepted.number != held.number
+
+    def stale_revocations(self, at: float) -> str | None:
+        """What is wrong when nothing newer has come for too long; to be asked while a tunnel stands."""
+        if at - self._revocations_at <= defaults.REVOCATIONS_STALE:
+            return None
+        return f"the newest revocation list that came is of {rfc3339(self._revocations_at)}"
 
     async def keep_revocations(self, encoded: bytes) -> None:
         """Store a list that is in force, for the next start."""
@@ -146,6 +155,11 @@ class HostTrust:
             return False
         self._use(stored)
         return True
+
+
+def _known_since(held: RevocationList | None, at: float) -> float:
+    """When what is known was true: never later than now, so that a server's clock that runs ahead hides nothing."""
+    return at if held is None else min(at, held.issued_at)
 
 
 def _read_list(encoded: bytes, bundle: TrustBundle) -> RevocationList:

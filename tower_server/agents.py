@@ -15,7 +15,7 @@ from typing import Final
 
 from certs.ca import Authority
 from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
-from certs.peers import AgentIdentity
+from certs.peers import AgentIdentity, rfc3339
 from certs.renewal import check_renewal
 from daemon.faults import TowerError
 from daemon.wirefault import wire_fault
@@ -31,9 +31,9 @@ from tower_server.tunnels import TunnelRegistry
 ATTEMPTS: Final = 8
 
 # The refusals that say something about a cluster's agents; others are about this moment or the peer's software.
-TELLING: Final = frozenset(
-    {Code.REVOKED, Code.EXPIRED, Code.UNTRUSTED, Code.BAD_SIGNATURE, Code.WRONG_CLUSTER, Code.DELETED}
-)
+PROVEN: Final = frozenset({Code.REVOKED, Code.EXPIRED, Code.DELETED})
+UNPROVEN: Final = frozenset({Code.UNTRUSTED, Code.BAD_SIGNATURE, Code.WRONG_CLUSTER})
+"""Whoever it was has shown nothing but the cluster's name: a line of its history, and no verdict on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,26 @@ class Agents:
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""
         member = self._registry.members.get(hello.cluster) if hello is not None else None
-        if code in TELLING and member is not None and hello is not None:
-            member.refuse(hello.instance, remote, wire_fault(code, "TWR203"), text)
+        if code in PROVEN | UNPROVEN and member is not None and hello is not None:
+            member.refuse(hello.instance, remote, wire_fault(code, "TWR203"), text, proven=code in PROVEN)
+
+    async def close_expired(self, *, at: float) -> None:
+        """Closes tunnels whose agent's identity ran out while they were open; they come back to renew and no more.
+
+        What an agent shows at its handshake is the older one once it has renewed, so its record has the last word.
+        """
+        for member, tunnel in self._registry:
+            agent = tunnel.peer.agent
+            if tunnel.renew_only or at <= tunnel.data.get("expires", tunnel.peer.not_after):
+                continue
+            try:
+                expires = Agent.read(await self.find(member.name, agent)).identity_expires
+            except TowerError:  # its record has just gone, and its tunnels are closed for that
+                continue
+            tunnel.data["expires"] = expires
+            if at > expires:
+                text = f"the identity of agent {agent} expired at {rfc3339(expires)}; it may come back to renew it"
+                tunnel.close(Code.EXPIRED, text)
 
     # ---- identities ---------------------------------------------------------------------------------------------
 

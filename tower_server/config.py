@@ -89,6 +89,8 @@ class Callers(Section):
     hold: Duration = defaults.HOLD
     """How long a caller is kept waiting for a tunnel that was up a moment ago."""
     hold_waiters: int = Field(default=defaults.HOLD_WAITERS, ge=0, le=65536)
+    new_per_network: int = Field(default=defaults.NEW_CALLERS, ge=1)
+    """Connections of one network to one cluster's port, of those that opened in the last ten seconds."""
     no_tunnel_answer: Literal["status", "close"] = "status"
     """`status`: a 503 that says why, for which the server ends the caller's TLS; `close`: nothing but the end."""
 

@@ -1,8 +1,9 @@
 """The control stream: what server and agent tell each other beside callers' bytes, as lines of JSON.
 
-The server opens it in every tunnel and at once sends the revocation list; it sends each newer one as it comes. From the
-agent come its heartbeats and requests to renew. A tunnel without a control stream could not be told of a revocation, so
-it is closed when the stream ends. At most one renewal of a tunnel is under way; no task and no buffer otherwise.
+The server opens it in every tunnel and at once sends the revocation list; it sends each newer one as it comes, and now
+and then the same one signed again. From the agent come its heartbeats and requests to renew. A tunnel without a control
+stream could not be told of a revocation, so it is closed when the stream ends. At most one renewal of a tunnel is under
+way; no task and no buffer otherwise.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Control:
         return encode_message("revocations", list=base64.b64encode(self._revocations.signed).decode())
 
     def revoked(self) -> None:
-        """The list has changed: every agent hears it."""
+        """The list has changed, or was signed again: every agent hears it."""
         for _, tunnel in self._registry:
             control = tunnel.data.get("control")
             if isinstance(control, ControlStream):

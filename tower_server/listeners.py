@@ -2,6 +2,9 @@
 
 A port that cannot be bound is a condition of its cluster and is tried again until it can; the tunnel and the other
 ports go on meanwhile. Listeners may be inherited from systemd (named `port-6012`), so that a restart refuses nobody.
+
+Whether a caller is anybody is found out at the member's end, within HEAD_DEADLINE; whoever is not is cut off there. So
+a connection of that age has been recognised, and of younger ones a network has a bounded number at each port.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from protocol import defaults
+from protocol.aio.listener import network_of
 from tower_server.answer import Answer, Answerer
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
@@ -23,6 +29,7 @@ from tower_server.sockets import listening_socket
 BACKLOG: Final = 1024
 RETRY_EVERY: Final = 5.0  # seconds between attempts to bind a port that another process holds
 RETRY_AFTER: Final = 1.0  # told to callers while a return is likely
+REFUSALS_SAID_EVERY: Final = 60.0  # seconds between log lines about connections that a port refuses
 
 log = get_logger(__name__)
 audit = get_logger("audit")
@@ -40,6 +47,10 @@ class CallerPort:
         self.since = time.time()
         self.answerer = owner.answerer
         self.connections: set[CallerConnection] = set()
+        self._new: dict[CallerConnection, str] = {}  # to the network that they come from, oldest first
+        self._new_of: Counter[str] = Counter()
+        self._refused = 0
+        self._refused_said = float("-inf")
         self._owner = owner
         self._streams = member.metrics.streams(service)
         self._server: asyncio.Server | None = None
@@ -95,9 +106,45 @@ class CallerPort:
 
     # ---- what connections call ----------------------------------------------------------------------------------
 
-    def entered(self, connection: CallerConnection) -> None:
+    def entered(self, connection: CallerConnection) -> bool:
+        """False for one that has to go: too many of its network's have just come."""
+        network = network_of(connection.caller)
+        self._forget_known(connection.opened_at - defaults.HEAD_DEADLINE)
+        if self._new_of[network] >= self._owner.per_network:
+            self._refuse(network)
+            return False
+        self._new[connection] = network
+        self._new_of[network] += 1
         self.connections.add(connection)
         self._owner.entered()
+        return True
+
+    def _forget_known(self, before: float) -> None:
+        while self._new and (oldest := next(iter(self._new))).opened_at <= before:
+            self._forget(oldest)
+
+    def _forget(self, connection: CallerConnection) -> None:
+        network = self._new.pop(connection, None)
+        if network is not None:
+            self._new_of[network] -= 1
+            if not self._new_of[network]:
+                del self._new_of[network]
+
+    def _refuse(self, network: str) -> None:
+        self._owner.throttled.inc()
+        self._refused += 1
+        now = self.loop.time()
+        if now - self._refused_said >= REFUSALS_SAID_EVERY:
+            log.warning(
+                "callers-refused",
+                cluster=self.member.name,
+                service=self.service,
+                network=network,
+                connections=self._refused,
+                text=f"more than {self._owner.per_network} connections within {defaults.HEAD_DEADLINE:g} s",
+                mend="raise callers.new_per_network if they are meant",
+            )
+            self._refused, self._refused_said = 0, now
 
     def count(self, result: str) -> None:
         """Counts how an open ended."""
@@ -117,6 +164,7 @@ class CallerPort:
         if connection not in self.connections:
             return
         self.connections.discard(connection)
+        self._forget(connection)
         self._owner.left()
         stream = connection.stream
         audit.info(
@@ -164,6 +212,8 @@ class CallerPorts:
         answerer: Answerer,
         answers: bool,
         open_duration: Any,
+        per_network: int,
+        throttled: Any,
         inherited: Mapping[str, list[socket.socket]] | None = None,
     ) -> None:
         self.bind = bind
@@ -171,6 +221,8 @@ class CallerPorts:
         self.answers = answers
         self.ids: ConnectionIds = connection_ids()
         self.open_duration = open_duration
+        self.per_network = per_network
+        self.throttled = throttled
         self.idle = asyncio.Event()
         """Set while there is no connection at all."""
         self.idle.set()

@@ -138,15 +138,17 @@ class Member:
             self.hold.lost()
         self.judge()
 
-    def refuse(self, agent: str, remote: str, code: str, text: str) -> None:
-        """A handshake that named this cluster was refused. Whoever it was has proven nothing: refusals that follow one
-        another take one line of the history, so that nobody outside can push out what has happened."""
+    def refuse(self, agent: str, remote: str, code: str, text: str, *, proven: bool) -> None:
+        """A handshake that named this cluster was refused. Refusals that follow one another take one line of the
+        history, so that nobody outside can push out what has happened; and what a peer that has not `proven` to be
+        one of its agents brings about is no more than that line."""
         now = time.time()
         if self.history and self.history[0].event == "refused":
             self.history.popleft()
         self.history.appendleft(Entry(now, "refused", agent, remote, code, text))
-        self.refused = Ended(now, code, text)
-        self.judge()
+        if proven:
+            self.refused = Ended(now, code, text)
+            self.judge()
 
     @property
     def expected(self) -> int:
@@ -222,6 +224,8 @@ class Member:
         probe = probe if isinstance(probe, Mapping) else {}
         policy = self.report.get("policy")
         drift = policy.get("drift") if isinstance(policy, Mapping) else None
+        revocations = self.report.get("revocations")
+        stale = revocations.get("stale") if isinstance(revocations, Mapping) else None
         return Facts(
             now=time.time(),
             tunnels=len(self.serving),
@@ -236,6 +240,7 @@ class Member:
             report_text=_text(probe.get("text")),
             failing=next((text for tunnel in self.serving if (text := _text(tunnel.data.get("failing")))), ""),
             drift=_text(drift),
+            stale=_text(stale),
         )
 
 

@@ -83,8 +83,10 @@ class CallerConnection(asyncio.BufferedProtocol):
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH)
         self.caller = address_text(transport.get_extra_info("peername"))
-        self._port.entered(self)
-        self._begin()
+        if self._port.entered(self):
+            self._begin()
+        else:
+            self.abort("too many connections of its network have just come")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._early is None:

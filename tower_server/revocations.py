@@ -16,6 +16,7 @@ from certs.errors import ListRefused
 from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, RevocationList
 from daemon.faults import TowerError
+from protocol import defaults
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
 
 RECORD: Final = "list"
@@ -26,7 +27,9 @@ Change = Callable[[RevocationList], RevocationList]
 class Revocations:
     """Make it with `await Revocations.load(...)`."""
 
-    def __init__(self, store: Store, authority: Authority, current: RevocationList, version: Version | None) -> None:
+    def __init__(
+        self, store: Store, authority: Authority, current: RevocationList, version: Version | None, *, at: float
+    ) -> None:
         self._store = store
         self._authority = authority
         self._version = version
@@ -35,7 +38,8 @@ class Revocations:
         self.current = current
         self.signed = b""
         """What agents are sent."""
-        self._sign()
+        self.signed_at = 0.0
+        self._sign(at)
 
     @classmethod
     async def load(cls, store: Store, authority: Authority, *, at: float) -> Revocations:
@@ -43,12 +47,18 @@ class Revocations:
         try:
             record = await store.get(Kind.REVOCATION, RECORD)
         except NotFound:
-            return cls(store, authority, empty, None)
-        return cls(store, authority, _read(record.data, authority.host), record.version)
+            return cls(store, authority, empty, None, at=at)
+        return cls(store, authority, _read(record.data, authority.host), record.version, at=at)
 
     def subscribe(self, observer: Callable[[], None]) -> None:
-        """`observer` is called after every change."""
+        """`observer` is called when there is something to send: after every change, and every now and then."""
         self._observers.append(observer)
+
+    def repeat(self, *, at: float) -> None:
+        """Signs the list in force anew when its signature has become old, which shows agents that none is withheld."""
+        if not 0 <= at - self.signed_at < defaults.REVOCATIONS_EVERY:
+            self._sign(at)
+            self._tell()
 
     async def revoke_agent(self, cluster: str, agent: str, *, at: float) -> None:
         await self._change(lambda held: replace(held, agents={**held.agents, (cluster, agent): at}), at)
@@ -77,7 +87,10 @@ class Revocations:
                 break
             else:
                 raise TowerError("TWR108", "the revocation list is changed by others all the time")
-        self._sign()
+        self._sign(at)
+        self._tell()
+
+    def _tell(self) -> None:
         for observer in self._observers:
             observer()
 
@@ -100,8 +113,10 @@ class Revocations:
         except ListRefused as error:
             raise TowerError("TWR506", error.text, mend=error.mend) from error
 
-    def _sign(self) -> None:
-        self.signed = self.current.for_members().sign(self._authority.revocation_signer())
+    def _sign(self, at: float) -> None:
+        """Number and content stay, and the record as it is: only the time of this signature is another."""
+        signing = replace(self.current.for_members(), issued_at=at)
+        self.signed, self.signed_at = signing.sign(self._authority.revocation_signer()), at
 
     def items(self) -> list[dict[str, Any]]:
         """For people: what is revoked, one entry each."""

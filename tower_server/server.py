@@ -132,6 +132,8 @@ class Server:
             answerer=Answerer(certificate.answer_context),
             answers=config.callers.no_tunnel_answer == "status",
             open_duration=metrics.stream_open_duration.observe,
+            per_network=config.callers.new_per_network,
+            throttled=metrics.throttled.labels("callers"),
             inherited=self._process.listeners,
         )
         clusters = Clusters(
@@ -310,6 +312,8 @@ class Server:
                 parts.sealer.vouch(chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
             log.info("server-certificate-renewed", expires=parts.certificate.issued.not_after)
         self._reload(parts.file_certificate)
+        parts.services.revocations.repeat(at=now)
+        await parts.services.agents.close_expired(at=now)
         await parts.services.clusters.save()
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now

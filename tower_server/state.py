@@ -68,6 +68,8 @@ class Facts:
     """What is wrong with one of several tunnels, while another serves."""
     drift: str = ""
     """How policy and RBAC are apart, in the agent's words."""
+    stale: str = ""
+    """Why the agent takes its revocation list for one that is withheld, in its words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def judge(facts: Facts) -> Verdict:
         return _failed(facts, facts.probe)
     if facts.failing:
         return Verdict("Degraded", "True", "TWR202", f"one of {facts.tunnels} tunnels does not serve: {facts.failing}")
+    if facts.stale:
+        return Verdict("Degraded", "True", "TWR508", facts.stale)
     if facts.drift:
         return Verdict("Degraded", "True", "TWR307", facts.drift)
     if facts.tunnels < facts.expected:

@@ -86,6 +86,9 @@ def test_numbers_only_rise() -> None:
     assert newer(None, FULL) is FULL
     assert newer(FULL, replace(FULL, number=8)).number == 8
     assert newer(FULL, replace(FULL)) is FULL
+    again, before = (replace(FULL, issued_at=FULL.issued_at + shift) for shift in (60, -60))
+    assert newer(FULL, again) is again
+    assert newer(FULL, before) is FULL
     with pytest.raises(ListRefused, match=r"number 6, lower than 7.*must pass 7"):
         newer(FULL, replace(FULL, number=6))
     with pytest.raises(ListRefused, match=r"two different revocation lists have the number 7"):

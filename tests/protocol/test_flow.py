@@ -140,3 +140,27 @@ def test_the_window_is_charged_to_the_byte_whatever_happens(limit, steps) -> Non
         pytest.fail("all consumed and no new grant: the stream would stand still for ever")
     credit.release()
     assert budget.used == others
+
+
+def test_no_tunnel_of_several_takes_the_whole_process() -> None:
+    process = Budget(48 * MIB)
+    greedy, other = Budget(48 * MIB, process), Budget(48 * MIB, process)
+    assert greedy.free == 48 * MIB, "alone, a tunnel may have all"
+    other.charge(16 * KIB)
+    while greedy.take(16 * KIB):
+        pass
+    assert greedy.full
+    assert greedy.used < 37 * MIB
+    assert not other.full
+    assert other.take(11 * MIB), "what the greedy one has left is the other's"
+    greedy.give(greedy.used)
+    assert other.free >= 24 * MIB - other.used, "its share"
+    other.give(other.used)
+    assert greedy.take(48 * MIB), "and alone again, all of it"
+
+
+def test_each_tunnel_may_take_its_even_share_however_full_the_process_is() -> None:
+    process = Budget(100)
+    tunnels = [Budget(100, process) for _ in range(4)]
+    assert all(tunnel.take(25) for tunnel in tunnels)
+    assert process.used == 100

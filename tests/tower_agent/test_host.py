@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import structlog.testing
 
 from certs.identity_files import DirectoryIdentityStore
 from certs.keys import key_from_pem
@@ -183,3 +184,26 @@ async def test_an_identity_renewed_by_a_sibling_is_adopted(
             while agent.trust.validity.serial != sibling.validity.serial:
                 await asyncio.sleep(0.01)
         assert not tower.renewals
+
+
+@pytest.mark.asyncio
+async def test_a_withheld_list_is_said_in_the_log_and_to_the_host(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        control = control_of(await tower.tunnel())
+        assert (await control.next("status"))["revocations"] == {"stale": None}
+        monkeypatch.setattr("protocol.defaults.REVOCATIONS_STALE", -1.0)
+        with structlog.testing.capture_logs() as lines:
+            agent.report()
+            agent.report()
+            stale = (await control.next("status"))["revocations"]["stale"]
+            assert "the newest revocation list that came is of" in stale
+            assert (await control.next("status"))["revocations"]["stale"] == stale
+            monkeypatch.setattr("protocol.defaults.REVOCATIONS_STALE", 3600.0)
+            control.send("revocations", list=as_text(tower.revoke()))
+            assert (await control.next("status"))["revocations"] == {"stale": None}
+        said = [line for line in lines if line["event"].startswith("revocations-")]
+        assert [line["event"] for line in said] == ["revocations-stale", "revocations-taken", "revocations-fresh"]
+        assert (said[0]["code"], said[0]["host"]) == ("TWR508", "east")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from certs.errors import ListRefused, Untrusted
 from certs.identity_files import DirectoryIdentityStore
 from daemon.faults import TowerError
+from protocol.defaults import REVOCATIONS_STALE
 from tests.tower_agent.tower import new_tower, serving_tower, state_dir
 from tower_agent.enrol import Enrolment
 from tower_agent.trust import HostTrust
@@ -74,3 +76,30 @@ async def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         await HostTrust.load(store, "east")
     assert caught.value.code == "TWR104"
     assert "identity.json" in caught.value.message
+
+
+@pytest.mark.asyncio
+async def test_a_list_that_grows_old_is_noticed_and_no_replay_makes_it_young(tmp_path: Path) -> None:
+    store = DirectoryIdentityStore(state_dir(tmp_path))
+    async with serving_tower(new_tower()) as tower:
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    trust = await HostTrust.load(store, "east")
+    now = time.time()
+    assert trust.stale_revocations(now) is None
+    assert trust.stale_revocations(now + REVOCATIONS_STALE + 60) is not None, "one that never came"
+
+    def signed(at: float) -> bytes:
+        assert tower.revocations is not None
+        return replace(tower.revocations, issued_at=at).sign(tower.authority.revocation_signer())
+
+    tower.revoke()
+    old, fresh, ahead = (signed(now + shift) for shift in (-REVOCATIONS_STALE - 60, -5, 7 * 86400))
+    assert trust.take_revocations(old) is True
+    assert "is of" in str(trust.stale_revocations(now))
+    assert trust.take_revocations(fresh) is False, "the same list: nothing to keep or to check anew"
+    assert trust.stale_revocations(now) is None
+    trust.take_revocations(old)
+    assert trust.stale_revocations(now) is None
+    assert trust.stale_revocations(now + REVOCATIONS_STALE) is not None
+    trust.take_revocations(ahead)
+    assert trust.stale_revocations(now + REVOCATIONS_STALE + 60) is not None, "a clock that runs ahead hides nothing"

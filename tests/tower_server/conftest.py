@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
+import pytest
+import structlog
 import uvloop
+
+
+@pytest.fixture(autouse=True)
+def _log_of_no_other_test() -> None:
+    """A level that another room's test has set for its process would keep lines from those who look at them here."""
+    structlog.reset_defaults()
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

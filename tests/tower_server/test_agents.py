@@ -8,6 +8,7 @@ import pytest
 import structlog.testing
 
 from certs.ca import Authority
+from certs.keys import generate_key
 from certs.verify import load_chain
 from protocol.aio.hops import DialError
 from protocol.constants import Code
@@ -214,3 +215,65 @@ async def test_strangers_do_not_write_the_log_full(tmp_path, monkeypatch):
         said = [line for line in lines if line["event"] == "tunnel-port-refused"]
         assert len(said) == 11
         assert said[-1]["more"] == 20
+
+
+async def test_a_tunnel_whose_identity_expires_while_it_is_open_is_closed_and_may_renew(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, "HOUSEKEEPING", 0.05)
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        short = server.services.authority.issue_agent(
+            "edge-1", identity.reply.agent, public_key=identity.key.public_key(), at=time.time() - 56, ttl=60.0
+        )
+        await server.services.agents.update(
+            "edge-1", identity.reply.agent, lambda held: dataclasses.replace(held, identity_expires=short.not_after)
+        )
+        agent = Agent(server, replaced(identity, chain=short.chain_pem))
+        assert not (await agent.connect()).renew_only
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code is Code.EXPIRED
+        assert (await agent.connect()).renew_only
+        await agent.close()
+
+
+async def test_a_tunnel_is_not_closed_for_an_identity_that_was_renewed_but_for_one_that_was_not(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2") as other:
+        agents, past = server.services.agents, time.time() + 8 * DAY
+        later = past + DAY
+        await agents.update(
+            "edge-2", other.identity.reply.agent, lambda held: dataclasses.replace(held, identity_expires=later)
+        )
+        await agents.close_expired(at=past)
+        await until(lambda: agent.closed)
+        assert agent.closed[0].code is Code.EXPIRED
+        assert "expired at" in agent.closed[0].text
+        assert "renew" in agent.closed[0].text
+        assert not other.closed
+        assert server.member("edge-1").last_close.code == "EXPIRED"
+        await agents.close_expired(at=later + 1)
+        await until(lambda: other.closed)
+
+
+async def test_who_proves_nothing_changes_nothing_but_the_history(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2") as other:
+        member, identity = server.member("edge-1"), agent.identity
+        agents = server.services.agents
+        revoked = other.identity.reply.agent
+        await agent.close()
+        await until(lambda: not member.tunnels)
+        assert member.verdict.state == "TunnelDown"
+        stranger = Authority.create("hq", at=time.time()).issue_agent(
+            "edge-1", "a1", public_key=identity.key.public_key(), at=time.time()
+        )
+        old = server.services.authority.issue_agent(
+            "edge-1", identity.reply.agent, public_key=identity.key.public_key(), at=time.time() - 120 * DAY
+        )
+        await agents.revoke("edge-2", revoked)
+        for chain, key, code in (
+            (stranger.chain_pem, identity.key, Code.UNTRUSTED),
+            (identity.reply.chain, generate_key(), Code.BAD_SIGNATURE),
+            (old.chain_pem, generate_key(), Code.BAD_SIGNATURE),
+        ):
+            shown = dataclasses.replace(replaced(identity, chain=chain), key=key)
+            assert (await refused(Agent(server, shown, instance=code.name))).code == code
+            assert (member.history[0].event, member.history[0].agent) == ("refused", code.name)
+            assert member.verdict.state == "TunnelDown", code

@@ -149,3 +149,15 @@ async def test_a_tunnel_without_its_control_stream_is_closed(tmp_path):
         agent.control.transport.abort()
         await until(lambda: agent.closed)
         assert "control stream" in agent.closed[0].text
+
+
+async def test_the_same_list_is_sent_again_freshly_signed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.server.HOUSEKEEPING", 0.05)
+    monkeypatch.setattr("protocol.defaults.REVOCATIONS_EVERY", 0.2)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await admin(server, "POST", "/v1/callers/alice/revoke")
+        await until(lambda: agent.control is not None and len(lists(agent)) >= 4)
+        *_, before, last = lists(agent)
+        assert (before.number, before.users) == (last.number, last.users)
+        assert "alice" in last.users
+        assert last.issued_at > before.issued_at

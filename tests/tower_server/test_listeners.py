@@ -1,10 +1,13 @@
 """Callers' ports: taken ones heal, the second service comes and goes, nothing is left behind."""
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
+import structlog.testing
 
+from protocol import defaults
 from tests.tower_server.kit import (
     Echo,
     admin,
@@ -73,3 +76,38 @@ async def test_a_thousand_connections_leave_nothing_behind(tmp_path):
         await until(lambda: all(stream.service == "tower.control" for stream in agent.tunnel.streams()))
         rendered = server.services.metrics.render()
         assert b'tower_streams{member_cluster="edge-1",service="kubernetes"} 0.0' in rendered
+
+
+async def test_a_network_has_a_bounded_number_of_new_connections_at_a_port(tmp_path, monkeypatch):
+    async with running(tmp_path, callers={"new_per_network": 5}) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Echo)
+        port = server.services.clusters.ports.of("edge-1")[0]
+
+        async def kept(source: str) -> asyncio.StreamWriter | None:
+            """A connection that is let in; None where it is closed without a byte."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", port.port, local_addr=(source, 0))
+            stack.callback(lambda: writer.transport.abort())
+            try:
+                writer.write(b"hi")
+                return writer if await reader.read(2) == b"hi" else None
+            except ConnectionResetError:
+                return None
+
+        with contextlib.ExitStack() as stack:
+            with structlog.testing.capture_logs() as lines:
+                held = [await kept("127.0.0.1") for _ in range(5)]
+                assert all(held)
+                assert [await kept("127.0.0.1") for _ in range(4)] == [None] * 4
+            (line,) = [line for line in lines if line["event"] == "callers-refused"]
+            assert (line["cluster"], line["network"]) == ("edge-1", "127.0.0.1")
+            assert b'tower_throttled_total{limit="callers"} 4.0' in server.services.metrics.render()
+            assert await kept("127.0.0.9"), "others are not kept out"
+            held[0].transport.abort()
+            await until(lambda: len(port.connections) == 5)
+            assert await kept("127.0.0.1"), "who leaves makes room"
+            assert await kept("127.0.0.1") is None
+            monkeypatch.setattr(defaults, "HEAD_DEADLINE", 0.0)
+            assert await kept("127.0.0.1"), "who has stayed that long has been recognised, and does not count"
+        await until(lambda: not port.connections)
+        assert not port._new
+        assert not port._new_of

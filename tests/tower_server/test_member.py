@@ -105,7 +105,7 @@ async def test_the_history_is_bounded_newest_first_and_repeats_no_refusal(metric
     member = await made(metrics)
     member.add(first := tunnel("a0"))
     for number in range(30):  # a stranger may name any agent and fail in any way
-        member.refuse(f"a{number}", "192.0.2.1:1", ("TWR209", "TWR507")[number % 2], "revoked")
+        member.refuse(f"a{number}", "192.0.2.1:1", ("TWR209", "TWR507")[number % 2], "revoked", proven=number % 2 == 0)
     assert [(entry.event, entry.agent) for entry in member.history] == [("refused", "a29"), ("opened", "a0")]
     member.remove(first, closed())
     for number in range(30):

@@ -49,6 +49,7 @@ def test_fewer_tunnels_a_failing_one_and_drift_are_degraded_while_serving():
     assert verdict(expected=2) == ("Degraded", "True", "TWR202")
     assert verdict(tunnels=2, failing="its apiserver refuses") == ("Degraded", "True", "TWR202")
     assert verdict(drift="policy names alice, RBAC does not") == ("Degraded", "True", "TWR307")
+    assert verdict(stale="the list is of yesterday", drift="x") == ("Degraded", "True", "TWR508")
 
 
 def test_without_a_tunnel_the_cause_is_the_last_thing_that_happened():
