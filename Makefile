@@ -26,7 +26,7 @@ check: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/lint-imports
 
 test-fast: $(STAMP) ## rings 1 and 2 without floods and leak loops; under a minute
-	$(BIN)/pytest -m "not slow and not cluster" -q
+	$(BIN)/pytest -m "not slow and not cluster" -q -n 2 --dist loadfile
 
 test: $(STAMP) check ## everything, all rings, from nothing
 	@$(BIN)/python -m tests.lab.debian iproute2 nftables
