@@ -14,6 +14,8 @@ import pytest
 from tests.lab import assets, progress
 from tests.lab.processes import wait_until
 
+pytestmark = pytest.mark.slow  # many processes
+
 
 def program(path: Path) -> Path:
     path.write_text("#!/bin/sh\n")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab import debian
 
+pytestmark = pytest.mark.slow  # many processes
+
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

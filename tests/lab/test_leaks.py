@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # many processes
+
 ROOT = Path(__file__).resolve().parents[2]
 BAD = """
 import asyncio, socket, subprocess, time

@@ -10,6 +10,8 @@ import pytest
 from tests.lab.network import MemberNetwork, lacking, reachable
 from tests.lab.processes import LabError
 
+pytestmark = pytest.mark.slow  # many processes
+
 
 @pytest.fixture
 def network():

@@ -11,6 +11,8 @@ import pytest
 
 from tests.lab.processes import PORTS, Child, LabError, free_ports
 
+pytestmark = pytest.mark.slow  # many processes
+
 
 def test_a_child_that_ends_early_is_reported_with_its_code_and_log(tmp_path: Path) -> None:
     child = Child("etcd", ["sh", "-c", "echo disk full; exit 3"], log=tmp_path / "log")

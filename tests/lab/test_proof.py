@@ -10,6 +10,8 @@ import pytest
 
 from tests.lab import proof
 
+pytestmark = pytest.mark.slow  # many processes
+
 GOOD = {
     "version": "echo 'Server Version: v1'",
     "get": "echo kube-system",

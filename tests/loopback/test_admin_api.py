@@ -14,7 +14,7 @@ import pytest
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import logs, moves
 
-pytestmark = pytest.mark.usefixtures("bystanders")
+pytestmark = [pytest.mark.usefixtures("bystanders"), pytest.mark.slow]
 DEEP = b'{"name":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 HUGE = b'{"name":"' + b"a" * (2 << 20) + b'"}'
 BAD = {

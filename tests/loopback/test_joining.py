@@ -19,7 +19,7 @@ from tests.lab.world import BIN, TowerWorld
 from tests.loopback.callers import logs, moves
 from tests.loopback.member import BackendMember
 
-pytestmark = pytest.mark.usefixtures("bystanders")
+pytestmark = [pytest.mark.usefixtures("bystanders"), pytest.mark.slow]
 Join = Callable[..., Done]
 
 

@@ -26,6 +26,8 @@ from tests.loopback.callers import Caller, health_port
 from tests.loopback.conftest import EDGE, OTHER
 from tests.loopback.member import BackendMember
 
+pytestmark = pytest.mark.slow  # many processes
+
 BEARER = "canary-bearer-3f9a1c77d2"
 QUERY = "canary-query-5e1b0a9914"
 COOKIE = "canary-cookie-77aa12bc01"

@@ -28,7 +28,7 @@ from tests.loopback.callers import ended, logs, metrics, moves, tunnels
 from tests.loopback.conftest import DEADLINES, EDGE, OTHER
 from tests.loopback.hostile import BROKEN, OPENED, admitted, handshake_of, linked, outer, rejected
 
-pytestmark = pytest.mark.usefixtures("bystanders")
+pytestmark = [pytest.mark.usefixtures("bystanders"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

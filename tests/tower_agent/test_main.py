@@ -17,6 +17,8 @@ from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import new_tower, serving_tower
 from tower_agent.main import run_line
 
+pytestmark = pytest.mark.slow  # many processes
+
 
 def configuration(folder: Path, **settings: object) -> Path:
     file = folder / "agent.yaml"

@@ -14,6 +14,8 @@ from tests.tower_server.test_ports import free_range
 from tower_server.config import ServerConfig
 from tower_server.main import FLAGS
 
+pytestmark = pytest.mark.slow  # many processes
+
 PROGRAM = [sys.executable, "-c", "from tower_server.main import main; main()"]
 
 
