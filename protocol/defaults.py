@@ -82,8 +82,10 @@ MAX_CREDIT: Final = 32 * MIB
 TUNNEL_BUDGET: Final = 48 * MIB
 PROCESS_BUDGET: Final = 48 * MIB
 
-SEND_HIGH: Final = 128 * KIB  # bytes of a stream waiting for credit or their turn, above which its writer pauses
-SEND_LOW: Final = 32 * KIB
+# Bytes of a stream that wait for credit or their turn, above which its writer pauses: more than one read brings, or
+# every read would pause and resume the connection that it came from.
+SEND_HIGH: Final = 384 * KIB
+SEND_LOW: Final = 128 * KIB
 READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 
 # Counts.
