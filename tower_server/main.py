@@ -1,4 +1,7 @@
-"""`tower-server`: run the server, show its configuration, print its version, complete a shell."""
+"""`tower-server`: run the server, show its configuration, print its version, complete a shell.
+
+`--config` may stand before or after the command, as with tower-agent; after it, it wins.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +38,20 @@ FLAGS: Final = {
 }
 
 
-def _options(command: F) -> F:
-    for key, text in reversed(FLAGS.items()):
-        command = click.option(f"--{key.replace('_', '-')}", help=text)(command)
-    file = click.option(
+def _file(**more: Any) -> Callable[[F], F]:
+    return click.option(
         "--config",
         "config_file",
         type=click.Path(path_type=Path, dir_okay=False),
-        envvar=CONFIG_VARIABLE,
         help=f"Configuration file; {defaults.SERVER_CONFIG_FILE} when that exists.",
+        **more,
     )
-    return file(command)
+
+
+def _options(command: F) -> F:
+    for key, text in reversed(FLAGS.items()):
+        command = click.option(f"--{key.replace('_', '-')}", help=text)(command)
+    return _file()(command)
 
 
 def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig]:
@@ -61,17 +67,23 @@ def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig
     return Loaded(moved.value, {**moved.origins, **{(key,): "default of a user" for key in unset}})
 
 
+def _load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig]:
+    return load(config_file or click.get_current_context().find_object(Path), flags)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@_file(envvar=CONFIG_VARIABLE)
+@click.pass_context
+def cli(context: click.Context, config_file: Path | None) -> None:
     """The host side of Tower: holds the tunnels of member clusters and the ports that reach them."""
+    context.obj = config_file
 
 
 @cli.command("run")
 @_options
 def run_command(config_file: Path | None, **flags: Any) -> None:
     """Run the server until it is told to stop by SIGTERM or Ctrl-C."""
-    loaded = load(config_file, flags)
-    config = loaded.value
+    config = _load(config_file, flags).value
     configure(level=config.log.level, style=config.log.format)
 
     async def main(process: Process) -> None:
@@ -91,7 +103,7 @@ def config_group() -> None:
 @_options
 def show(config_file: Path | None, **flags: Any) -> None:
     """Print the configuration in force and where each value comes from, secrets replaced."""
-    click.echo(load(config_file, flags).render(), nl=False)
+    click.echo(_load(config_file, flags).render(), nl=False)
 
 
 @cli.command("version")

@@ -125,6 +125,21 @@ def test_config_show_prints_values_and_origins(config):
     assert "hold_waiters: 256  # default" in result.stdout
 
 
+def test_config_may_stand_before_the_command_as_with_the_agent(config, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("host: other\n")
+    config.write_text(config.read_text() + "host: hq\n")
+    before = run("--config", str(config), "config", "show", env={"TOWER_CONFIG": str(other)})
+    assert f"host: hq  # file {config}:" in before.stdout, before.stderr
+    after = run("--config", str(other), "config", "show", "--config", str(config))
+    assert f"host: hq  # file {config}:" in after.stdout, after.stderr
+    variable = run("config", "show", env={"TOWER_CONFIG": str(other)})
+    assert f"host: other  # file {other}:1" in variable.stdout, variable.stderr
+    missing = run("--config", str(tmp_path / "none.yaml"), "run")
+    assert missing.returncode == 1
+    assert "none.yaml" in missing.stderr
+
+
 def test_a_wrong_call_is_exit_2():
     assert run("rnu").returncode == 2
     assert run("run", "--nonsense").returncode == 2
