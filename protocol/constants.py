@@ -22,6 +22,9 @@ CONTROL_SERVICE: Final = "tower.control"
 # Both ends count numbered frames and acknowledge them: what resuming a cut tunnel rests on.
 FEATURE_ACK: Final = "ack"
 
+# An instance that begins like this (no host name can) only tries the way: its tunnel is given no streams.
+CHECK_INSTANCE: Final = "check:"
+
 
 class FrameType(IntEnum):
     """Frame types. Those below 16 are numbered: both ends count them, in order, without a number on the wire."""

@@ -23,7 +23,7 @@ from protocol.aio.dial import dial
 from protocol.aio.hops import DialError, Hop, OnHop
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
-from protocol.constants import Code
+from protocol.constants import CHECK_INSTANCE, Code
 from protocol.flow import Budget
 from tower_agent.access import Access
 from tower_agent.config import AgentConfig
@@ -131,7 +131,7 @@ async def _open_and_close(target: DialTarget, trust: HostTrust, version: str, on
     """The whole way, for real. Streams that come meanwhile are told to go to another tunnel."""
     tunnel = await dial(
         target,
-        handshake=trust.handshake(instance=f"check-{secrets.token_hex(4)}", software=version),
+        handshake=trust.handshake(instance=f"{CHECK_INSTANCE}{secrets.token_hex(4)}", software=version),
         instance="check",
         budget=Budget(defaults.PROCESS_BUDGET),
         on_stream=_decline,

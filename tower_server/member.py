@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from daemon.metrics import ClusterMetrics
 from protocol.aio.tunnel import Closed, Tunnel
-from protocol.constants import Code
+from protocol.constants import CHECK_INSTANCE, Code
 from tower_server.hold import Hold
 from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
 
@@ -81,14 +81,14 @@ class Member:
     @property
     def serving(self) -> list[Tunnel]:
         """The tunnels that new streams may go to."""
-        return [tunnel for tunnel in self.tunnels if not tunnel.draining and not tunnel.renew_only]
+        return [each for each in self.tunnels if not each.draining and not each.renew_only and not _only_checks(each)]
 
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel. One whose own probe failed is taken only when there is no other."""
         best: Tunnel | None = None
         load = (2, 0)
         for tunnel in self.tunnels:
-            if tunnel.closed is None and not tunnel.draining and not tunnel.renew_only:
+            if tunnel.closed is None and not tunnel.draining and not tunnel.renew_only and not _only_checks(tunnel):
                 mine = (1 if tunnel.data.get("failing") else 0, tunnel.stream_count)
                 if best is None or mine < load:
                     best, load = tunnel, mine
@@ -98,6 +98,8 @@ class Member:
         """A tunnel has opened (after WELCOME)."""
         now = time.time()
         self.tunnels.append(tunnel)
+        if _only_checks(tunnel):
+            return
         self.history.appendleft(Entry(now, "opened", tunnel.peer.agent, tunnel.remote))
         if tunnel.renew_only:
             self.refused = Ended(
@@ -119,6 +121,8 @@ class Member:
             return
         now = time.time()
         self.tunnels.remove(tunnel)
+        if _only_checks(tunnel):
+            return
         self.history.appendleft(Entry(now, "closed", tunnel.peer.agent, tunnel.remote, closed.code.name, closed.text))
         if not tunnel.renew_only:
             self.connected = now
@@ -133,6 +137,8 @@ class Member:
 
     def going_away(self, tunnel: Tunnel, text: str) -> None:
         """The agent drains a tunnel: it takes no new streams, and another one is to be expected."""
+        if _only_checks(tunnel):
+            return
         if not self.serving:
             self.last_close = Ended(time.time(), Code.DRAINING.name, f"its agent is stopping ({text})")
             self.hold.lost()
@@ -159,7 +165,7 @@ class Member:
 
     def _counted(self) -> None:
         self._count_since = time.time()
-        self.metrics.tunnels.set(len(self.tunnels))
+        self.metrics.tunnels.set(sum(not _only_checks(each) for each in self.tunnels))
 
     def tick(self) -> None:
         """Now and then: what only time changes."""
@@ -242,6 +248,12 @@ class Member:
             drift=_text(drift),
             stale=_text(stale),
         )
+
+
+def _only_checks(tunnel: Tunnel) -> bool:
+    """`tower-agent check` goes the whole way and hangs up: that is neither the cluster's return nor its loss, and must
+    not stand where somebody looks for the cause of an outage."""
+    return tunnel.instance.startswith(CHECK_INSTANCE)
 
 
 def _text(value: object) -> str:

@@ -10,7 +10,7 @@ from certs.identity_files import DirectoryIdentityStore
 from daemon.checks import Report
 from daemon.checkview import by_hop
 from daemon.faults import TowerError
-from protocol.constants import Code
+from protocol.constants import CHECK_INSTANCE, Code
 from protocol.errors import HandshakeRejected
 from tests.tower_agent.backend import Pki, Request, backend
 from tests.tower_agent.conftest import MakeMember
@@ -54,6 +54,7 @@ async def test_all_is_well_but_for_the_rights(make_member: MakeMember, tmp_path:
         assert "TWR307" in shown
         assert "user tower:east:probe" in shown
         assert (await tower.tunnels[-1].wait_closed()).text == "only a check"
+        assert tower.tunnels[-1].instance.startswith(CHECK_INSTANCE)  # so that it changes nothing at the server
 
 
 @pytest.mark.asyncio

@@ -16,7 +16,7 @@ from tower_server.state import ProbeResult
 pytestmark = pytest.mark.asyncio
 
 
-def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False):
+def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False, instance="pod-1"):
     """A stand-in for the far end: what a member looks at of a tunnel."""
     return SimpleNamespace(
         id=f"t-{agent}",
@@ -25,6 +25,7 @@ def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False):
         stream_count=streams,
         draining=draining,
         renew_only=renew_only,
+        instance=instance,
         closed=None,
         rtt=0.01,
         data={},
@@ -95,6 +96,24 @@ async def test_a_farewell_lowers_what_is_expected_and_a_cut_does_not(metrics, mo
     assert member.expected == 2
     member.remove(three[1], closed())
     assert member.expected == 2
+
+
+async def test_a_check_from_the_member_leaves_the_cause_of_an_outage_as_it_is(metrics):
+    told = []
+    member = await made(metrics, changed=lambda member: told.append(member.verdict))
+    member.add(lost := tunnel())
+    member.remove(lost, closed(text="the connection was closed"))
+    before, history = member.verdict, list(member.history)
+    assert before.state == "TunnelDown"
+    told.clear()
+    member.add(check := tunnel(instance="check:0a1b2c3d"))
+    assert member.pick() is None
+    assert member.serving == []
+    check.draining = True
+    member.going_away(check, "only a check")
+    member.remove(check, closed(Code.NONE, "only a check", by_peer=True))
+    assert (member.verdict, list(member.history), told) == (before, history, [])
+    assert member.tunnels == []
 
 
 async def test_a_configured_number_is_what_is_expected(metrics):
