@@ -71,7 +71,11 @@ class Health:
             try:
                 self._server = await loop.create_server(lambda: _Connection(self), host, port, reuse_address=True)
             except OSError as exc:
-                raise TowerError("TWR103", f"cannot listen on {address} for health and metrics: {_why(exc)}") from exc
+                raise TowerError(
+                    "TWR103",
+                    f"cannot listen on {address} for health and metrics: {_why(exc)}",
+                    mend="stop what listens there (`ss -ltnp` names it), or set another `health_address`",
+                ) from exc
         bound = self._server.sockets[0].getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 

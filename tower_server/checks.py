@@ -58,7 +58,7 @@ async def _store(services: Services) -> Result:
 async def _public_url(services: Services) -> Result:
     if services.public_url is None:
         return warn("TWR111", "no public_url is set: join commands cannot be made")
-    return ok(f"agents reach this server at {services.public_url}")
+    return ok(f"agents are told to dial {services.public_url}")
 
 
 async def _ca(services: Services) -> Result:

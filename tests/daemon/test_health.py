@@ -243,6 +243,7 @@ async def test_a_taken_address_is_named_with_a_mend() -> None:
     assert f"cannot listen on {address} for health and metrics: " in caught.value.message
     assert "address already in use" in caught.value.message
     assert "ss -ltnp" in caught.value.mend
+    assert "another `health_address`" in caught.value.mend
 
 
 @on_uvloop
