@@ -76,7 +76,8 @@ def print_table(resource: Resource, items: Sequence[Object], *, output: str, hea
     if headers and rows:
         rows.insert(0, [column.header for column in columns])
     if not rows:
-        say(f"No {resource.plural} found.")
+        mend = " Add one: `towerctl add cluster NAME`" if resource.singular == "cluster" else ""
+        say(f"No {resource.plural} found.{mend}")
         return [len(column.header) for column in columns]
     widths = table.widths_of(rows)
     for row in rows:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -34,6 +35,8 @@ def test_no_rows_leave_standard_output_empty(capsys: pytest.CaptureFixture[str])
     print_list(THING, {"items": []}, output="table", headers=True)
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "No things found.\n")
+    print_list(replace(THING, singular="cluster", plural="clusters"), {"items": []}, output="table", headers=True)
+    assert capsys.readouterr().err == "No clusters found. Add one: `towerctl add cluster NAME`\n"
 
 
 def test_one_object_is_no_list(capsys: pytest.CaptureFixture[str]) -> None:
