@@ -70,3 +70,8 @@ def test_an_error_can_bring_its_own_mend_and_usage_exits_2() -> None:
 def test_an_unknown_code_is_a_defect_at_once() -> None:
     with pytest.raises(KeyError):
         TowerError("TWR999", "x")
+
+
+def test_what_kubectl_makes_of_a_401_is_found_under_its_cause() -> None:
+    """kubectl drops the message of a 401, so the words it says instead must lead on."""
+    assert "You must be logged in to the server" in fault("TWR305").meaning
