@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+
+# A shell that runs its commands in the background has them ignore Ctrl-C, and children inherit that: tests send it to
+# programs that rely on what a terminal gives them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["tests.lab.leaks", "tests.lab.required", "pytester"]

@@ -186,12 +186,16 @@ LEAF = SAMPLE.issue_client("alice", ["devs"], public_key=generate_key().public_k
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
-@given(st.data())
-def test_no_altered_byte_gets_through(data: st.DataObject) -> None:
+@given(st.tuples(st.integers(0, len(LEAF) - 1), st.integers(1, 255)))
+def test_no_altered_byte_makes_somebody_else(change: tuple[int, int]) -> None:
     altered = bytearray(LEAF)
-    altered[data.draw(st.integers(0, len(LEAF) - 1))] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(Untrusted):
-        SAMPLE.bundle.verify_client([bytes(altered)], AT)
+    altered[change[0]] ^= change[1]
+    try:
+        found = SAMPLE.bundle.verify_client([bytes(altered)], AT)
+    except Untrusted:
+        return
+    # Outside of what is signed: the count of unused bits before the signature may be read past.
+    assert found == SAMPLE.bundle.verify_client([LEAF], AT)
 
 
 def test_a_bundle_comes_back_from_its_pem(authority: Authority, every_kind: dict[str, Issued]) -> None:

@@ -95,19 +95,22 @@ def test_exec_with_a_terminal(pair: Pair, env: Mapping[str, str]) -> None:
 
 
 def test_the_transport_that_was_asked_for_is_the_one_used(
-    pair: Pair, world: TowerWorld, env: Mapping[str, str]
+    pair: Pair, world: TowerWorld, member: ControlPlane, env: Mapping[str, str]
 ) -> None:
     """kubectl falls back to SPDY silently where WebSocket fails: the agent's audit lines tell them apart."""
-    agent = world.members[MEMBER].agent
-    before = len(agent.log.read_text())
-    assert pair.tunnel.kubectl("exec", *POD, "--", "true", env=env).code == 0
-    with pair.tunnel.start("port-forward", *POD[:2], "pod/shared", ":9", env=env) as forward:
+    agent, pod = world.members[MEMBER].agent, f"asked-{'spdy' if env else 'websocket'}"
+    member.create_pod(pod, namespace="shared")
+    assert pair.tunnel.kubectl("exec", "-n", "shared", pod, "--", "true", env=env).code == 0
+    with pair.tunnel.start("port-forward", "-n", "shared", f"pod/{pod}", ":9", env=env) as forward:
         local_port(forward)
-    wait_until(lambda: agent.log.read_text().count('"code": 101', before) >= 2, "two upgrades in the agent's log", 10)
-    lines = [json.loads(line) for line in agent.log.read_text()[before:].splitlines()]
-    upgrades = [(line["method"], line["path"].rpartition("/")[2]) for line in lines if line.get("code") == 101]
+
+    def upgrades() -> list[tuple[str, str]]:
+        lines = [json.loads(line) for line in agent.log.read_text().splitlines() if f"/pods/{pod}/" in line]
+        return [(line["method"], line["path"].rpartition("/")[2]) for line in lines if line.get("code") == 101]
+
+    wait_until(lambda: len(upgrades()) >= 2, "two upgrades in the agent's log", 10)
     method = "POST" if env else "GET"
-    assert upgrades == [(method, "exec"), (method, "portforward")]
+    assert upgrades() == [(method, "exec"), (method, "portforward")]
 
 
 def test_attach_sees_what_is_typed(pair: Pair, env: Mapping[str, str]) -> None:
