@@ -98,7 +98,7 @@ def test_the_transport_that_was_asked_for_is_the_one_used(
     pair: Pair, world: TowerWorld, member: ControlPlane, env: Mapping[str, str]
 ) -> None:
     """kubectl falls back to SPDY silently where WebSocket fails: the agent's audit lines tell them apart."""
-    agent, pod = world.members[MEMBER].agent, f"asked-{'spdy' if env else 'websocket'}"
+    agent, pod = world.members[MEMBER].agent, f"asked-{pair.caller}-{'spdy' if env else 'websocket'}"
     member.create_pod(pod, namespace="shared")
     assert pair.tunnel.kubectl("exec", "-n", "shared", pod, "--", "true", env=env).code == 0
     with pair.tunnel.start("port-forward", "-n", "shared", f"pod/{pod}", ":9", env=env) as forward:
