@@ -24,7 +24,9 @@ M_ARENA_MAX: Final = -8
 KEEP_BYTES: Final = 16 * MIB  # of free memory at the top of the heap
 LARGE_BYTES: Final = 8 * MIB  # a block from here on is mapped by itself
 ARENAS: Final = 2  # one for the loop, one for its few worker threads
-YOUNG_OBJECTS: Final = 20_000  # allocations between collections; streams are freed by counting, not by these
+# Allocations between collections, and collections of the young between those of the older. Streams are freed by
+# counting; what a tunnel leaves behind in cycles is old by then and must not wait for millions of allocations.
+COLLECT: Final = (5_000, 10, 10)
 
 
 class Memory(Section):
@@ -64,4 +66,4 @@ def settle_collector() -> None:
     """After start-up: what has been imported stays, and collections look at the rest, seldom."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
+    gc.set_threshold(*COLLECT)
