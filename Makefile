@@ -25,7 +25,7 @@ check: $(STAMP) ## ruff, mypy --strict, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-fast: $(STAMP) ## rings 1 and 2 without floods and leak loops; under a minute
+test-fast: $(STAMP) ## rings 1 and 2 without floods, leak loops and whole programs
 	$(BIN)/pytest -m "not slow and not cluster" -q -n 2 --dist loadfile
 
 test: $(STAMP) check ## everything, all rings, from nothing
