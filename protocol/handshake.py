@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from protocol.constants import HEADER_SIZE, VERSION, Code, FrameType
 from protocol.defaults import MAX_HANDSHAKE_BYTES
@@ -32,10 +32,7 @@ Signer = Callable[[bytes], bytes]
 Chain = Sequence[bytes]
 
 
-class PeerIdentity(Protocol):
-    """What a verifier makes of a chain. Agents also have `cluster` and `agent`; this room reads `cluster` only."""
-
-
+# What a verifier makes of a chain is the caller's; `ServerHandshake` reads `cluster` of it, and nothing else.
 Verifier = Callable[[Chain, bytes, bytes], Any]
 
 
