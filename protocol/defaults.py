@@ -43,6 +43,7 @@ REVOCATIONS_STALE: Final = 3 * REVOCATIONS_EVERY
 # Liveness.
 PING_INTERVAL: Final = 5.0
 DEAD_AFTER: Final = 15.0
+STALL_AFTER: Final = 2.0  # without progress, a tunnel gets no new streams while there is another
 BACKOFF_MIN: Final = 0.2
 BACKOFF_MAX: Final = 30.0
 

@@ -99,6 +99,7 @@ class Session:
         self._heard_at = now
         self._acked_received = 0
         self._ack_at: float | None = None
+        self._owed_at: float | None = None  # since when frames wait for their ACK without any progress
         self._resets_left = RESET_BURST
         self._resets_at = now
         self._receivers: dict[int, Callable[[int, memoryview, float], None]] = {
@@ -128,6 +129,11 @@ class Session:
     def wants_to_send(self) -> bool:
         """Whether `data_to_send` has something."""
         return bool(self._control or self._grants or self._scheduler)
+
+    def overdue(self, now: float) -> float:
+        """For how long the peer has owed an answer, to frames or to a PING, without any progress; 0 when it owes none."""
+        asked = next(iter(self._pings.values()), now)
+        return now - (asked if self._owed_at is None else min(asked, self._owed_at))
 
     def queued(self, stream: int) -> int:
         """Bytes of a stream that wait for credit or their turn; 0 when it is gone."""
@@ -322,6 +328,8 @@ class Session:
             for stream in self._scheduler.fill(out, limit, now):
                 self.frames_sent += 1
                 self._settle(stream)
+        if self._owed_at is None and self.frames_sent > self.frames_acked and FEATURE_ACK in self.features:
+            self._owed_at = now
         return out
 
     def _settle(self, stream: Stream) -> None:
@@ -494,6 +502,8 @@ class Session:
             raise RemoteProtocolError(
                 Code.PROTOCOL, f"ACK of {acked} frames, expected {self.frames_acked} to {self.frames_sent}"
             )
+        if acked > self.frames_acked:
+            self._owed_at = now if acked < self.frames_sent else None
         self.frames_acked = acked
 
     def _receive_ping(self, stream: int, payload: memoryview, now: float) -> None:

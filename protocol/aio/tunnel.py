@@ -18,7 +18,7 @@ from protocol import events
 from protocol.aio.link import Link
 from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.constants import CONTROL_SERVICE, Code
-from protocol.defaults import DIAL_DEADLINE, KIB
+from protocol.defaults import DIAL_DEADLINE, KIB, STALL_AFTER
 from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
 from protocol.session import Session
 
@@ -144,6 +144,19 @@ class Tunnel:
     def draining(self) -> bool:
         """Whether no new streams go here."""
         return self.session.draining or self.session.peer_draining
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the peer has owed an answer for so long that a new stream had better go elsewhere.
+
+        Four round trips count as too long only from STALL_AFTER on: a link that is merely slow and full answers.
+        """
+        return self.session.overdue(monotonic()) >= max(STALL_AFTER, 4 * (self.session.rtt or 0.0))
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait in this tunnel, in either direction, or that its peers were granted."""
+        return self.session.budget.used
 
     def streams(self) -> list[StreamInfo]:
         """The live streams, oldest first."""

@@ -610,6 +610,39 @@ def test_a_silent_link_is_pinged_and_then_dead_never_earlier() -> None:
     is_over(book)
 
 
+def test_what_the_peer_owes_is_overdue_until_it_makes_progress() -> None:
+    book = Playbook()
+    book.hears(number(FrameType.PONG, 1))
+    assert book.session.overdue(book.now + 3.0) == 0, "nothing was asked"
+    book.opened(grant=10 * MIB)
+    book.hears(number(FrameType.ACK, 1))
+    assert book.session.overdue(book.now + 3.0) == 0
+    book.session.send(1, b"data")
+    book.says()
+    book.session.send(1, b"more")
+    book.says()
+    assert book.session.overdue(book.now + 3.0) == pytest.approx(3.0)
+    book.now += 3.0
+    book.hears(number(FrameType.ACK, 2))
+    assert book.session.overdue(book.now + 1.0) == pytest.approx(1.0), "progress, and one more is owed"
+    book.hears(number(FrameType.ACK, 2))
+    assert book.session.overdue(book.now + 1.0) == pytest.approx(1.0), "the same again is none"
+    book.hears(number(FrameType.ACK, 3))
+    assert book.session.overdue(book.now + 9.0) == 0
+    book.session.ping(book.now)
+    assert book.session.overdue(book.now + 2.0) == pytest.approx(2.0)
+
+
+def test_a_peer_without_acknowledgements_owes_none() -> None:
+    book = Playbook()
+    book.session.features = frozenset()
+    book.hears(number(FrameType.PONG, 1))
+    book.opened(grant=10 * MIB)
+    book.session.send(1, b"data")
+    book.says()
+    assert book.session.overdue(book.now + 60.0) == 0
+
+
 def test_any_byte_is_life() -> None:
     book = Playbook()
     for _ in range(20):

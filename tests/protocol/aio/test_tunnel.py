@@ -263,6 +263,26 @@ async def test_a_peer_that_goes_silent_is_dead_at_the_deadline() -> None:
         agent.link_lost("the test ends")
 
 
+async def test_a_tunnel_whose_peer_owes_an_answer_is_stalled_long_before_it_is_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.1)
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Echo()))
+        await server.open("kubernetes", Recorder())
+        await server.ping()
+        assert not server.stalled
+        heard, agent._link.owner = agent._link.owner, Deaf()
+        server.start_open("kubernetes", Recorder())
+        async with asyncio.timeout(PATIENCE):
+            while not server.stalled:
+                await asyncio.sleep(0.01)
+        assert server.closed is None
+        assert server.buffered > 0
+        agent._link.owner = heard
+        agent.link_lost("the test ends")
+
+
 class Deaf:
     """A frozen process: its socket takes bytes and nobody answers."""
 
