@@ -522,10 +522,10 @@ _TABLE: Final = (
     ),
     Fault(
         "TWR309",
-        "The access to the member's apiserver is not usable",
-        "The kubeconfig or ServiceAccount of the agent cannot be read or lacks something.",
+        "The access to the apiserver is not usable",
+        "The kubeconfig or ServiceAccount of the process cannot be read or lacks something.",
         "A wrong path or context, a failing exec plugin, or no ServiceAccount mounted.",
-        "correct `kubeconfig:` in the agent's configuration; try it with `kubectl --kubeconfig FILE version`",
+        "correct `kubeconfig:` (the server's is `store.kubeconfig:`); try it with `kubectl --kubeconfig FILE version`",
         500,
         "AccessUnusable",
     ),

@@ -17,10 +17,10 @@ from typing import Any, Final, TypeVar
 from certs.identity import IdentityStore
 from daemon.faults import TowerError
 from daemon.health import Health
+from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
-from tower_agent.access import Access
 from tower_agent.config import KUBERNETES, AgentConfig, Service
 from tower_agent.enrol import Enrolment
 from tower_agent.host import HostAgent, Surroundings

@@ -13,13 +13,13 @@ from typing import cast
 from certs.peers import ClientIdentity
 from certs.tls import callers_context
 from daemon.faults import TowerError
+from daemon.kube.access import Access
 from gateway.audit import Observer
 from gateway.errors import UpstreamError
 from gateway.policy import Policy
 from gateway.proxy import Gateway
 from gateway.tls import Apiserver
 from gateway.upstream import Upstreams
-from tower_agent.access import Access
 from tower_agent.pemfile import in_memory
 from tower_agent.trust import HostTrust
 

@@ -17,6 +17,7 @@ from certs.identity import IdentityStore
 from certs.peers import rfc3339
 from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
 from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
+from daemon.kube.access import Access
 from daemon.units import format_duration
 from protocol import defaults
 from protocol.aio.dial import dial
@@ -25,7 +26,6 @@ from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.constants import CHECK_INSTANCE, Code
 from protocol.flow import Budget
-from tower_agent.access import Access
 from tower_agent.config import AgentConfig
 from tower_agent.faultof import certs_fault, dial_fault
 from tower_agent.member import MemberApi, readiness

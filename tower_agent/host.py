@@ -18,6 +18,7 @@ from typing import Any, Final
 from certs.errors import CertsError
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
+from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
@@ -27,7 +28,6 @@ from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.constants import Code
 from protocol.flow import Budget
-from tower_agent.access import Access
 from tower_agent.apiserver import make_gateway, serving_context
 from tower_agent.config import AgentConfig
 from tower_agent.control import ControlChannel

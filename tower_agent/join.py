@@ -6,7 +6,7 @@ import click
 
 from certs.identity import StoredIdentity
 from certs.peers import rfc3339
-from tower_agent.access import Access
+from daemon.kube.access import Access
 from tower_agent.config import AgentConfig
 from tower_agent.enrol import Enrolment
 from tower_agent.member import MemberApi

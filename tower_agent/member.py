@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.faults import TowerError
+from daemon.kube.access import Access
 from protocol import defaults
 from protocol.aio.hops import DialError
-from tower_agent.access import Access
 from tower_agent.http import Answer, fetch
 
 _JSON: Final = ("Accept", "application/json")

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
@@ -22,7 +23,6 @@ from protocol.aio.splice import Splice, Transferred
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tcpdial import connect_tcp
 from protocol.constants import CONTROL_SERVICE, Code
-from tower_agent.access import Access
 from tower_agent.config import KUBERNETES, Service, split_address
 
 END_AT_TOWER = "ends_at_tower"  # key in Tunnel.data: whether the link's TLS ends at the tower

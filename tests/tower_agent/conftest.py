@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from certs.identity_files import DirectoryIdentityStore
+from daemon.kube.access import Access
 from daemon.metrics import AgentMetrics
 from gateway.policy import Policy
 from protocol.flow import Budget
 from tests.tower_agent.backend import Backend, Pki, Request, backend, write_kubeconfig
 from tests.tower_agent.tower import Tower, state_dir
-from tower_agent.access import Access
 from tower_agent.config import AgentConfig
 from tower_agent.enrol import Enrolment
 from tower_agent.host import HostAgent, Surroundings

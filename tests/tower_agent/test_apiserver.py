@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from daemon.kube.access import Access
 from gateway.errors import UpstreamError
 from tests.tower_agent.backend import Pki, write_kubeconfig
-from tower_agent.access import Access
 from tower_agent.apiserver import make_upstreams
 
 

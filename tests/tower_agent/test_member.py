@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from daemon.faults import TowerError
+from daemon.kube.access import Access
 from tests.tower_agent.backend import Pki, Request, backend, write_kubeconfig
-from tower_agent.access import Access
 from tower_agent.member import MemberApi, readiness
 
 

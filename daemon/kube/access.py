@@ -1,8 +1,8 @@
-"""How the agent reaches its member's apiserver, and as whom.
+"""How a process reaches its apiserver, and as whom: the agent its member's, the server its host's.
 
 Two TLS contexts that never mix: the bare one presents nothing and carries callers' own bearer tokens, the other one
-presents the agent's client certificate where it has one. The agent's token (a ServiceAccount's, rotated by the kubelet;
-a `tokenFile`'s; an exec plugin's) is read again when it may have changed, and lives in this process only.
+presents the process' own client certificate where it has one. Its own token (a ServiceAccount's, rotated by the
+kubelet; a `tokenFile`'s; an exec plugin's) is read again when it may have changed, and lives in this process only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from certs.errors import AuthorityError
 from certs.tls import ClientTrust, client_context, load_pair
 from daemon.faults import TowerError
+from daemon.kube.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
 from protocol.aio.proxydial import DialTarget
-from tower_agent.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
@@ -31,7 +31,7 @@ PLUGIN_EARLY: Final = 30.0  # seconds before its expiry that a plugin's token is
 
 
 class Access:
-    """One apiserver and the agent's credential for it."""
+    """One apiserver and the process' own credential for it."""
 
     def __init__(self, config: Kubeconfig) -> None:
         parts = urlsplit(config.server)
@@ -148,7 +148,7 @@ def in_cluster(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Ku
         raise TowerError(
             "TWR309",
             "no kubeconfig was named, and this is not a pod (KUBERNETES_SERVICE_HOST is not set)",
-            mend="name the member's kubeconfig with --kubeconfig FILE",
+            mend="name a kubeconfig: --kubeconfig FILE with tower-agent, `store.kubeconfig` for tower-server",
         )
     try:
         ca = (folder / "ca.crt").read_bytes()
@@ -156,7 +156,7 @@ def in_cluster(environ: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Ku
         raise TowerError(
             "TWR309",
             f"the pod has no ServiceAccount mounted: {folder / 'ca.crt'}: {error.strerror}",
-            mend="set automountServiceAccountToken: true for the agent's pod",
+            mend="set automountServiceAccountToken: true for this pod",
         ) from error
     bracketed = f"[{host}]" if ":" in host else host
     return Kubeconfig(

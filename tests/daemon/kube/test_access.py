@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from daemon.faults import TowerError
+from daemon.kube import access as access_module
+from daemon.kube.access import Access, in_cluster
 from protocol.aio.proxydial import DialTarget
 from tests.tower_agent.backend import Pki, backend, write_kubeconfig
-from tower_agent import access as access_module
-from tower_agent.access import Access, in_cluster
 from tower_agent.http import fetch
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from daemon.faults import TowerError
+from daemon.kube.kubeconfig import read_kubeconfig
 from tests.tower_agent.backend import write_kubeconfig
-from tower_agent.kubeconfig import read_kubeconfig
 
 
 def test_data_files_and_relative_paths(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reads from a kubeconfig what the agent needs of it: one cluster and one credential.
+"""Reads from a kubeconfig what a process needs of it: one cluster and one credential.
 
 The `kubernetes` library would do more and cost 54 MB of memory in a process that stays. Read as kubectl reads: relative
 paths are relative to the file, data wins over a file, `token` over `tokenFile`. Not supported, and refused by name:
@@ -92,7 +92,7 @@ def _refuse_unsupported(path: Path, cluster: dict[str, Any], user: dict[str, Any
     if cluster.get("insecure-skip-tls-verify"):
         raise _unusable(path, "insecure-skip-tls-verify is not accepted; give certificate-authority instead")
     if cluster.get("proxy-url"):
-        raise _unusable(path, "proxy-url is not supported: the agent must reach its apiserver directly")
+        raise _unusable(path, "proxy-url is not supported: the apiserver must be reachable directly")
     for key in ("username", "password", "auth-provider"):
         if user.get(key):
             raise _unusable(path, f"{key!r} is not supported; use a token, a client certificate or an exec plugin")
