@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
@@ -103,11 +103,17 @@ class Report:
         counts = {status: sum(item.status == status for item in self.items) for status in STATUSES}
         object.__setattr__(self, "counts", counts)
 
-    def exit_code(self, *, fail_on_warning: bool = False) -> int:
-        """0 fine (warnings too, unless asked), 1 something failed, 3 nothing failed but something was not checkable."""
-        if self.counts["failed"] or (fail_on_warning and self.counts["warning"]):
+    def exit_code(self, *, fail_on_warning: bool = False, ignore: Collection[str] = ()) -> int:
+        """0 fine (warnings too, unless asked), 1 something failed, 3 nothing failed but something was not checkable.
+
+        Args:
+            ignore: codes (`TWR503`) and families of them (`TWR5XX`) that count as fine, though they are shown.
+        """
+        alike = tuple(code.rstrip("X") for code in ignore)
+        counted = {item.status for item in self.items if not (item.code and item.code.startswith(alike))}
+        if "failed" in counted or (fail_on_warning and "warning" in counted):
             return EXIT_FAILED
-        return EXIT_COULD_NOT_CHECK if self.counts["unknown"] or not self.items else 0
+        return EXIT_COULD_NOT_CHECK if "unknown" in counted or not self.items else 0
 
     def document(self) -> dict[str, Any]:
         """The JSON form: `{apiVersion, kind: CheckList, seconds, items: [...]}`; keys are only ever added."""

@@ -75,6 +75,7 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help="The configuration file.")
+@click.version_option(package_name="tower-tunnel", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
     """Join this cluster (the member) to tower servers and serve them.

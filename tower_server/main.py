@@ -72,6 +72,7 @@ def _load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfi
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name=DISTRIBUTION, prog_name=NAME, message="%(prog)s %(version)s")
 @_file(envvar=CONFIG_VARIABLE)
 @click.pass_context
 def cli(context: click.Context, config_file: Path | None) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,23 +32,31 @@ def cache_directory() -> Path:
     return root / "tower" / "credentials"
 
 
-def cache_file(socket: str, cluster: str, user: str | None, ca: str = "") -> Path:
-    """Servers, clusters, users and CAs are kept apart by a hash: any of them may hold any character."""
-    parts = (os.path.abspath(socket), cluster, user or "", ca)
+def cache_file(socket: str, cluster: str, user: str | None, ca: str = "", *, groups: Sequence[str] = ()) -> Path:
+    """Servers, clusters, users, groups and CAs are kept apart by a hash: any of them may hold any character."""
+    parts = (os.path.abspath(socket), cluster, user or "", ca, *groups)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return cache_directory() / f"{cluster}-{digest}.json"
 
 
-def credential(client: AdminClient, cluster: str, *, user: str | None, ca: str = "", refresh: bool = False) -> Object:
+def credential(
+    client: AdminClient,
+    cluster: str,
+    *,
+    user: str | None,
+    groups: Sequence[str] = (),
+    ca: str = "",
+    refresh: bool = False,
+) -> Object:
     """The ExecCredential to print. `ca` is whatever names the CA that the kubeconfig trusts."""
-    path = cache_file(client.path, cluster, user, ca)
+    path = cache_file(client.path, cluster, user, ca, groups=groups)
     now = time.time()
     held = None if refresh else _read(path)
     if held is not None and now < held["renew_at"]:
         found: Object = held["credential"]
         return found
     try:
-        made = _issue(client, cluster, user, now)
+        made = _issue(client, cluster, user, groups, now)
     except ServerUnreachable as error:
         if held is None or now >= held["not_after"]:
             raise
@@ -57,11 +66,11 @@ def credential(client: AdminClient, cluster: str, *, user: str | None, ca: str =
     return issued
 
 
-def _issue(client: AdminClient, cluster: str, user: str | None, now: float) -> Object:
+def _issue(client: AdminClient, cluster: str, user: str | None, groups: Sequence[str], now: float) -> Object:
     from certs.kubeconfig import exec_credential
     from towerctl.issue import issue
 
-    issued = issue(client, cluster, user=user, ttl=None)
+    issued = issue(client, cluster, user=user, groups=groups, ttl=None)
     renew_at = now + (issued.not_after - now) * defaults.RENEW_AT
     return {
         "credential": exec_credential(chain_pem=issued.chain_pem, key_pem=issued.key_pem, not_after=renew_at),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from certs.keys import generate_key, key_to_pem, make_csr
@@ -22,11 +23,15 @@ class Issued:
     answer: Object
 
 
-def issue(client: AdminClient, cluster: str, *, user: str | None, ttl: float | None) -> Issued:
-    """A certificate for `user` (the host's admin when None) in `cluster`, good for `ttl` seconds."""
+def issue(
+    client: AdminClient, cluster: str, *, user: str | None, ttl: float | None, groups: Sequence[str] = ()
+) -> Issued:
+    """A certificate for `user` (the host's admin when None) and `groups` in `cluster`, good for `ttl` seconds."""
     key = generate_key()
     body: Object = {"csr": make_csr(key).decode()}
     body |= {name: value for name, value in (("user", user), ("ttl", ttl)) if value is not None}
+    if groups:
+        body["groups"] = list(groups)
     with suggesting(client, cluster):
         answer = client.post(path_of("clusters", cluster, "credentials"), body)
     chain = answer.get("chain")

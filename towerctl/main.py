@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 import click
+from click.shell_completion import ShellComplete
 
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
 from towerctl.root import COMPLETE_VARIABLE, cli
@@ -38,6 +39,20 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def complete() -> NoReturn:
+    """`kubectl_complete-tower`: what kubectl asks for after `kubectl tower ... <TAB>`, the unfinished word last.
+
+    It prints one candidate a line and a last line `:DIRECTIVE` (cobra's: 4 keeps the shell from offering files).
+    """
+    words = sys.argv[1:] or [""]
+    found = ShellComplete(cli, {}, PROGRAM, COMPLETE_VARIABLE).get_completions(words[:-1], words[-1])
+    for item in found:
+        if item.type == "plain":
+            click.echo(item.value)
+    click.echo(":0" if any(item.type in ("file", "dir") for item in found) else ":4")
+    sys.exit(0)
 
 
 def sentence(error: TowerError) -> str:

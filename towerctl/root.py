@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import click
+
 from towerctl.lazy import LazyGroup
 from towerctl.words import PROGRAM
 
@@ -43,3 +45,4 @@ cli = LazyGroup(
     no_args_is_help=True,
     callback=lambda: None,
 )
+click.version_option(package_name="tower-tunnel", prog_name=PROGRAM, message="%(prog)s %(version)s")(cli)

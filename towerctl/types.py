@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from protocol import defaults
 from towerctl.context import Ctl
+from towerctl.errors import usage
+from towerctl.words import PROGRAM
 
+F = TypeVar("F", bound=Callable[..., Any])
 LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _USER: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]{0,62}[\x21-\x7e])?")
 
@@ -64,20 +68,62 @@ class Cluster(Name):
 
 
 class User(click.ParamType[str]):
-    """A caller's name, as it stands in a certificate and in an HTTP header."""
+    """The name of a caller or of a group, as it stands in a certificate and in an HTTP header."""
 
-    name = "user"
+    def __init__(self, what: str = "caller") -> None:
+        self.name = what
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         if not _USER.fullmatch(text):
             self.fail(
-                f"{text[:80]!r} cannot be a caller's name: use 1 to 64 printable ASCII characters, "
+                f"{text[:80]!r} cannot be a {self.name}'s name: use 1 to 64 printable ASCII characters, "
                 "no space at either end",
                 param,
                 ctx,
             )
         return text
+
+
+class FaultCode(click.ParamType[str]):
+    """A code of the table of faults; with `families`, also all of a kind: TWR5xx."""
+
+    name = "code"
+
+    def __init__(self, *, families: bool = False) -> None:
+        self._families = families
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from daemon.faults import FAULTS
+
+        text = str(value).upper()
+        if self._families and not any(code.startswith(text.rstrip("X")) for code in FAULTS if len(text) == len(code)):
+            self.fail(f"{text[:40]!r} is no fault and no family of faults: `{PROGRAM} explain` lists them", param, ctx)
+        return text
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from daemon.faults import FAULTS
+
+        known = [(code, fault.title) for code, fault in FAULTS.items() if code.startswith(incomplete.upper())]
+        return [CompletionItem(code, help=title) for code, title in known]
+
+
+def group_option() -> Callable[[F], F]:
+    """`--group`, as often as wanted: the groups of a caller named by `--as`."""
+    return click.option(
+        "--group",
+        "groups",
+        type=User("group"),
+        multiple=True,
+        metavar="NAME",
+        help="With --as: a group to appear in, as the member's owner allows it; may be given several times.",
+    )
+
+
+def needs_user(user: str | None, groups: tuple[str, ...]) -> None:
+    """Groups of the host's own admin are the host's own: they cannot be chosen."""
+    if groups and user is None:
+        raise usage("--group goes with --as: the groups of the host's own admin are fixed", mend="add --as NAME")
 
 
 def names_of(ctx: click.Context, kind: str) -> list[str]:

@@ -124,10 +124,16 @@ class TestInstalled:
         for command in COMMANDS:
             arguments = ["version", "--client"] if command in ("towerctl", "kubectl-tower") else ["version"]
             assert metadata["Version"] in run(installed / command, *arguments, cwd=home, env=clean), command
+            assert metadata["Version"] in run(installed / command, "--version", cwd=home, env=clean), command
 
     def test_faults_are_explained_offline(self, installed: Path, clean: dict[str, str]) -> None:
         for command in ("towerctl", "kubectl-tower"):
             assert "TWR201" in run(installed / command, "explain", "TWR201", cwd=Path(clean["HOME"]), env=clean)
+
+    def test_kubectl_completes_the_plugin(self, installed: Path, clean: dict[str, str]) -> None:
+        said = run(installed / "kubectl_complete-tower", "explain", "TWR20", cwd=Path(clean["HOME"]), env=clean)
+        assert "TWR201" in said.split()
+        assert said.endswith(":4\n")
 
     def test_it_imports_from_its_own_environment(self, installed: Path, clean: dict[str, str]) -> None:
         code = f"import {', '.join(sorted(PACKAGES))}; print(*(m.__file__ for m in ({', '.join(sorted(PACKAGES))})))"

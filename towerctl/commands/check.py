@@ -5,7 +5,9 @@ Exit code, in every format: 0 fine (warnings too), 1 something failed, 3 it coul
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -16,7 +18,7 @@ from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import ServerUnreachable
 from towerctl.lazy import Command
 from towerctl.output import Object, output_option, print_document, say
-from towerctl.types import Cluster, Duration
+from towerctl.types import Cluster, Duration, FaultCode
 from towerctl.words import PROGRAM
 
 if TYPE_CHECKING:
@@ -30,18 +32,28 @@ AGAIN: Final = 1.0
 @click.argument("cluster", required=False, type=Cluster())
 @click.option("--wait", type=Duration(), metavar="DURATION", help="Check again until nothing fails, such as 2m.")
 @click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    type=FaultCode(families=True),
+    metavar="CODE",
+    help="Do not fail for this fault, such as TWR503, or a family, TWR5xx; may be given several times.",
+)
 @output_option("table", "json", "yaml")
 @pass_ctl
-def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on_warning: bool, output: str) -> int:
+def check(
+    ctl: Ctl, cluster: str | None, wait: float | None, fail_on_warning: bool, ignore: tuple[str, ...], output: str
+) -> int:
     """Check the server and all clusters, or the server and CLUSTER."""
     from daemon.checks import Report
 
+    verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on_warning, ignore=ignore)
     client = ctl.client(timeout=max(ctl.timeout, DEADLINE))
     try:
         document = _measure(client, cluster)
         report = Report.of(document)
-        if wait is not None and report.exit_code(fail_on_warning=fail_on_warning):
-            document, report = _again(client, cluster, wait, fail_on_warning)
+        if wait is not None and verdict(report):
+            document, report = _again(client, cluster, wait, verdict)
     except ServerUnreachable as error:
         error.exit_code = EXIT_COULD_NOT_CHECK
         raise
@@ -52,7 +64,7 @@ def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on_warning: bo
         click.echo(by_category(report, paint=paint, command=PROGRAM), nl=False)
     else:
         print_document(document, output)
-    return report.exit_code(fail_on_warning=fail_on_warning)
+    return verdict(report)
 
 
 def _measure(client: AdminClient, cluster: str | None) -> Object:
@@ -64,7 +76,9 @@ def _measure(client: AdminClient, cluster: str | None) -> Object:
         return client.get("/v1/check", {"cluster": cluster})
 
 
-def _again(client: AdminClient, cluster: str | None, wait: float, fail_on_warning: bool) -> tuple[Object, Report]:
+def _again(
+    client: AdminClient, cluster: str | None, wait: float, verdict: Callable[[Report], int]
+) -> tuple[Object, Report]:
     from daemon.checks import Report
     from daemon.units import format_duration
 
@@ -74,6 +88,6 @@ def _again(client: AdminClient, cluster: str | None, wait: float, fail_on_warnin
         document = _measure(client, cluster)
         report = Report.of(document)
         left = end - time.monotonic()
-        if left <= 0 or not report.exit_code(fail_on_warning=fail_on_warning):
+        if left <= 0 or not verdict(report):
             return document, report
         time.sleep(min(AGAIN, left))

@@ -8,12 +8,13 @@ import click
 
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command
-from towerctl.types import Cluster, User
+from towerctl.types import Cluster, User, group_option, needs_user
 
 
 @click.command(cls=Command)
 @click.argument("cluster", type=Cluster())
 @click.option("--as", "user", type=User(), metavar="NAME", help="The caller's name; the host's admin when left out.")
+@group_option()
 @click.option(
     "--ca",
     default="",
@@ -22,11 +23,13 @@ from towerctl.types import Cluster, User
 )
 @click.option("--refresh", is_flag=True, help="Make a new certificate even if the kept one is still good.")
 @pass_ctl
-def credential(ctl: Ctl, cluster: str, user: str | None, ca: str, refresh: bool) -> None:
+def credential(ctl: Ctl, cluster: str, user: str | None, groups: tuple[str, ...], ca: str, refresh: bool) -> None:
     """Print an ExecCredential for CLUSTER, as kubectl asks for it (client.authentication.k8s.io/v1).
 
     Key and certificate are kept in the user's cache directory (0600) and renewed at two thirds of their life.
     """
     from towerctl import credentials
 
-    click.echo(json.dumps(credentials.credential(ctl.client(), cluster, user=user, ca=ca, refresh=refresh)))
+    needs_user(user, groups)
+    made = credentials.credential(ctl.client(), cluster, user=user, groups=groups, ca=ca, refresh=refresh)
+    click.echo(json.dumps(made))

@@ -7,27 +7,16 @@ import re
 from dataclasses import asdict
 
 import click
-from click.shell_completion import CompletionItem
 
 from daemon.faults import FAULTS, Fault, TowerError
 from towerctl.lazy import Command
 from towerctl.output import output_option, print_document
 from towerctl.table import format_row, widths_of
-
-
-class _Code(click.ParamType[str]):
-    name = "code"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [
-            CompletionItem(code, help=entry.title)
-            for code, entry in FAULTS.items()
-            if code.startswith(incomplete.upper())
-        ]
+from towerctl.types import FaultCode
 
 
 @click.command(cls=Command)
-@click.argument("code", required=False, type=_Code())
+@click.argument("code", required=False, type=FaultCode())
 @output_option("table", "json", "yaml")
 def explain(code: str | None, output: str) -> None:
     """Say what CODE means, what causes it and how to mend it; without CODE list all of them. Needs no server."""

@@ -17,7 +17,7 @@ from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import not_understood, usage
 from towerctl.lazy import Command
 from towerctl.output import Object, say
-from towerctl.types import Cluster, Duration, User
+from towerctl.types import Cluster, Duration, User, group_option, needs_user
 from towerctl.words import PROGRAM
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--as", "user", type=User(), metavar="NAME", help="Appear in the member as NAME, once its owner allows it."
 )
+@group_option()
 @click.option("--context-name", metavar="NAME", help="How the entries are called. [default: the cluster's name]")
 @click.option("--merge", is_flag=True, help="Merge into FILE, or into the first file of KUBECONFIG, or ~/.kube/config.")
 @click.option("--use", is_flag=True, help="With --merge: make it the current context.")
@@ -47,6 +48,7 @@ def kubeconfig(
     embed: bool,
     ttl: float | None,
     user: str | None,
+    groups: tuple[str, ...],
     context_name: str | None,
     merge: bool,
     use: bool,
@@ -60,13 +62,14 @@ def kubeconfig(
     from certs.errors import KubeconfigError
     from daemon.faults import TowerError
 
+    needs_user(user, groups)
     if ttl is not None and not embed:
         raise usage("--ttl goes with --embed: the plugin's certificates renew themselves", mend="add --embed")
     if (use or overwrite) and not merge:
         raise usage("--use and --overwrite go with --merge", mend="add --merge")
     if context_name is not None and not (context_name.strip() and context_name.isprintable()):
         raise usage(f"{context_name!r} cannot be the name of a context", mend="use printable characters")
-    config = _config(ctl, cluster, name=context_name or cluster, user=user, embed=embed, ttl=ttl)
+    config = _config(ctl, cluster, name=context_name or cluster, user=user, groups=groups, embed=embed, ttl=ttl)
     try:
         _deliver(config, file=file, merge=merge, use=use, overwrite=overwrite)
     except KubeconfigError as error:
@@ -75,7 +78,16 @@ def kubeconfig(
         say(f"The member decides about {user!r}: until its owner allows that name, a 403 says which lines to add.")
 
 
-def _config(ctl: Ctl, cluster: str, *, name: str, user: str | None, embed: bool, ttl: float | None) -> Object:
+def _config(
+    ctl: Ctl,
+    cluster: str,
+    *,
+    name: str,
+    user: str | None,
+    groups: tuple[str, ...],
+    embed: bool,
+    ttl: float | None,
+) -> Object:
     from certs import kubeconfig as files
 
     client = ctl.client()
@@ -83,7 +95,7 @@ def _config(ctl: Ctl, cluster: str, *, name: str, user: str | None, embed: bool,
         from daemon.units import format_age
         from towerctl.issue import issue
 
-        issued = issue(client, cluster, user=user, ttl=ttl)
+        issued = issue(client, cluster, user=user, groups=groups, ttl=ttl)
         connection = _connection(issued.answer)
         left = format_age(issued.not_after - _now())
         say(f"The file is as secret as a password and good for {left}; `{PROGRAM} revoke caller` ends it earlier.")
@@ -94,7 +106,7 @@ def _config(ctl: Ctl, cluster: str, *, name: str, user: str | None, embed: bool,
         arguments += ["--socket", os.path.abspath(ctl.socket)]
     arguments += ["--ca", hashlib.sha256(connection.ca_pem).hexdigest()[:16]]
     if user is not None:
-        arguments += ["--as", user]
+        arguments += ["--as", user, *(part for group in groups for part in ("--group", group))]
     return files.with_plugin(connection, name=name, command=plugin_command(), arguments=arguments)
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.towerctl.kit import Shell
 
 
@@ -38,3 +40,18 @@ def test_waiting_says_so_and_ends(live: Shell, cluster: str) -> None:
     ran = live("check", cluster, "--wait", "100ms")
     assert ran.code == 1
     assert "checking again for up to 100ms" in ran.err
+
+
+@pytest.mark.parametrize("ignored", ["TWR200", "twr2xx"])
+def test_a_fault_that_is_ignored_is_shown_and_does_not_fail(live: Shell, cluster: str, ignored: str) -> None:
+    ran = live("check", cluster, "--ignore", ignored)
+    assert ran.code == 0
+    assert f"x TWR200 {cluster}" in ran.out
+
+
+def test_ignoring_another_fault_changes_nothing(live: Shell, cluster: str) -> None:
+    assert live("check", cluster, "--ignore", "TWR5xx").code == 1
+
+
+def test_a_code_that_is_none_cannot_be_ignored(shell: Shell) -> None:
+    shell("check", "--ignore", "TWR9xx").refused("'TWR9XX' is no fault", "towerctl explain", code=2)

@@ -51,3 +51,24 @@ def test_the_other_shells_get_a_script_of_their_own(shell: Shell, shell_name: st
 
 def test_an_unknown_shell_is_a_usage_error_that_lists_the_known(shell: Shell) -> None:
     shell("completion", "tcsh").refused("bash", "zsh", "fish", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "candidates", "directive"),
+    [
+        (["de"], ["describe", "delete"], ":4"),
+        (["describe", "cluster", "l"], ["lab"], ":4"),
+        (["get", "clusters", "-o", "j"], ["json"], ":4"),
+        (["kubeconfig", "lab", "-f", ""], [], ":0"),
+    ],
+    ids=["verb", "name", "value", "file"],
+)
+def test_kubectl_completes_through_the_plugins_own_program(
+    folder: Path, words: list[str], candidates: list[str], directive: str
+) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "TOWER_ADMIN_SOCKET": str(folder / "s")}
+    with peer(folder / "s", http("200 OK", CLUSTERS)):
+        done = subprocess.run(
+            [BIN / "kubectl_complete-tower", *words], env=env, capture_output=True, text=True, timeout=30
+        )
+    assert (done.returncode, done.stdout.split()) == (0, [*candidates, directive]), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
 from tests.towerctl.kit import Shell
 
@@ -18,3 +19,13 @@ def test_the_name_that_was_asked_for_is_in_the_certificate(live: Shell, cluster:
 def test_a_name_that_no_certificate_may_carry_is_refused(live: Shell, cluster: str) -> None:
     live("credential", cluster, "--as", "system:masters").refused("system:masters")
     live("credential", cluster, "--as", "a\rb").refused("cannot be a caller's name", code=2)
+
+
+def test_groups_are_in_the_certificate_and_kept_apart_from_other_groups(live: Shell, cluster: str) -> None:
+    for groups in (["dev"], ["dev", "ops"], []):
+        arguments = [part for group in groups for part in ("--group", group)]
+        printed = json.loads(live.ok("credential", cluster, "--as", "bob", *arguments))
+        certificate = x509.load_pem_x509_certificate(printed["status"]["clientCertificateData"].encode())
+        assert [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)] == groups
+    live("credential", cluster, "--group", "dev").refused("--group goes with --as", "add --as NAME", code=2)
+    live("credential", cluster, "--as", "bob", "--group", "system:masters").refused("system:masters")

@@ -79,6 +79,18 @@ def test_the_plugin_asks_for_the_other_name_too(live: Shell, cluster: str) -> No
     assert user["exec"]["args"][-2:] == ["--as", "alice"]
 
 
+def test_groups_that_were_asked_for_are_in_the_certificate_and_go_to_the_plugin(live: Shell, cluster: str) -> None:
+    groups = ("--as", "alice", "--group", "dev", "--group", "ops")
+    found = certificate(read(live.ok("kubeconfig", cluster, "--embed", *groups))[1])
+    assert subject(found, NameOID.ORGANIZATION_NAME) == ["dev", "ops"]
+    _, user = read(live.ok("kubeconfig", cluster, *groups))
+    assert user["exec"]["args"][-6:] == list(groups)
+
+
+def test_groups_need_a_name_to_go_with(live: Shell, cluster: str) -> None:
+    live("kubeconfig", cluster, "--group", "dev").refused("--group goes with --as", "add --as NAME", code=2)
+
+
 @pytest.mark.parametrize("name", ["system:admin", "tower:elsewhere:admin"])
 def test_a_name_that_is_not_this_hosts_to_give_is_refused(live: Shell, cluster: str, name: str) -> None:
     live("kubeconfig", cluster, "--embed", "--as", name).refused(name)
