@@ -131,7 +131,7 @@ class Session:
         return bool(self._control or self._grants or self._scheduler)
 
     def overdue(self, now: float) -> float:
-        """For how long the peer has owed an answer, to frames or to a PING, without any progress; 0 when it owes none."""
+        """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
         asked = next(iter(self._pings.values()), now)
         return now - (asked if self._owed_at is None else min(asked, self._owed_at))
 

@@ -84,15 +84,14 @@ class Member:
         return [each for each in self.tunnels if not each.draining and not each.renew_only and not _only_checks(each)]
 
     def pick(self) -> Tunnel | None:
-        """The least loaded healthy tunnel. One whose own probe failed is taken only when there is no other."""
-        best: Tunnel | None = None
-        load = (2, 0)
-        for tunnel in self.tunnels:
-            if tunnel.closed is None and not tunnel.draining and not tunnel.renew_only and not _only_checks(tunnel):
-                mine = (1 if tunnel.data.get("failing") else 0, tunnel.stream_count)
-                if best is None or mine < load:
-                    best, load = tunnel, mine
-        return best
+        """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
+
+        One that stalls is taken only when there is no other, and so is one whose own probe failed.
+        """
+        found = [each for each in self.serving if each.closed is None]
+        if len(found) < 2:
+            return found[0] if found else None
+        return min(found, key=_load)
 
     def add(self, tunnel: Tunnel) -> None:
         """A tunnel has opened (after WELCOME)."""
@@ -248,6 +247,16 @@ class Member:
             drift=_text(drift),
             stale=_text(stale),
         )
+
+
+def _load(tunnel: Tunnel) -> tuple[bool, bool, int, int, float]:
+    return (
+        tunnel.stalled,
+        bool(tunnel.data.get("failing")),
+        tunnel.stream_count,
+        tunnel.buffered,
+        tunnel.rtt or 0.0,
+    )
 
 
 def _only_checks(tunnel: Tunnel) -> bool:

@@ -16,7 +16,17 @@ from tower_server.state import ProbeResult
 pytestmark = pytest.mark.asyncio
 
 
-def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False, instance="pod-1"):
+def tunnel(
+    agent="a1",
+    *,
+    streams=0,
+    draining=False,
+    renew_only=False,
+    instance="pod-1",
+    stalled=False,
+    buffered=0,
+    rtt=0.01,
+):
     """A stand-in for the far end: what a member looks at of a tunnel."""
     return SimpleNamespace(
         id=f"t-{agent}",
@@ -27,7 +37,9 @@ def tunnel(agent="a1", *, streams=0, draining=False, renew_only=False, instance=
         renew_only=renew_only,
         instance=instance,
         closed=None,
-        rtt=0.01,
+        rtt=rtt,
+        stalled=stalled,
+        buffered=buffered,
         data={},
     )
 
@@ -59,6 +71,23 @@ async def test_draining_renewing_and_closed_tunnels_get_no_streams(metrics):
     member.remove(busy, closed())
     assert member.pick() is failing
     failing.closed = closed()
+    assert member.pick() is None
+
+
+async def test_new_streams_go_to_the_least_loaded_tunnel_and_around_one_that_stalls(metrics):
+    member = await made(metrics)
+    stalled, full, far, near, busy = (
+        tunnel("stalled", stalled=True),
+        tunnel("full", streams=2, buffered=2_000_000),
+        tunnel("far", streams=2, rtt=0.3),
+        tunnel("near", streams=2, rtt=0.02),
+        tunnel("busy", streams=9),
+    )
+    for each in (stalled, full, far, near, busy):
+        member.add(each)
+    for expected in (near, far, full, busy, stalled):
+        assert member.pick() is expected
+        member.remove(expected, closed())
     assert member.pick() is None
 
 

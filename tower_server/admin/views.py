@@ -136,7 +136,7 @@ def tunnel_view(member: Member, tunnel: Tunnel) -> Object:
             "instance": tunnel.instance,
             "remote": tunnel.remote,
             "dialect": tunnel.dialect,
-            "state": "Draining" if tunnel.draining else "RenewOnly" if tunnel.renew_only else "Open",
+            "state": _state(tunnel),
             "rtt": tunnel.rtt,
             "streams": tunnel.stream_count,
             "bytes_in": tunnel.bytes_in,
@@ -145,6 +145,14 @@ def tunnel_view(member: Member, tunnel: Tunnel) -> Object:
             "version": tunnel.software or None,
         },
     )
+
+
+def _state(tunnel: Tunnel) -> str:
+    if tunnel.draining:
+        return "Draining"
+    if tunnel.renew_only:
+        return "RenewOnly"
+    return "Stalled" if tunnel.stalled else "Open"
 
 
 def stream_view(member: Member, tunnel: Tunnel, stream: StreamInfo) -> Object:
