@@ -194,6 +194,34 @@ _TABLE: Final = (
         503,
         "ServerStopping",
     ),
+    Fault(
+        "TWR114",
+        "A Kubernetes apiserver does not answer",
+        "Objects could not be read or written: no connection, no answer in time, or an answer that is an error of its "
+        "own.",
+        "The apiserver is down or overloaded, or the network, a proxy or a firewall between is.",
+        "check it from here: `kubectl get --raw /readyz`; nothing is lost, it is tried again",
+        503,
+        "KubernetesUnreachable",
+    ),
+    Fault(
+        "TWR115",
+        "A Kubernetes apiserver forbids a request",
+        "The apiserver did not accept the credential, or its RBAC does not allow what was asked.",
+        "A Role or binding that was not applied or was changed, or a token that is no longer valid.",
+        "apply the manifests again; the message names the rule that is missing",
+        500,
+        "KubernetesForbids",
+    ),
+    Fault(
+        "TWR116",
+        "A Kubernetes apiserver refused a request",
+        "The object is not there, not served, not valid, or another writer was first.",
+        "A missing namespace or CRD, a webhook that refuses, or objects changed by hand.",
+        "do what the apiserver's own words in the message ask for",
+        500,
+        "KubernetesRefused",
+    ),
     # 2xx: tunnel, link, enrolment, agent
     Fault(
         "TWR200",
@@ -446,6 +474,15 @@ _TABLE: Final = (
         "use wss://, or say in the configuration by name that you accept it",
         400,
         "TransportNotAllowed",
+    ),
+    Fault(
+        "TWR228",
+        "No agent serves here",
+        "The way out is fine, but no agent that is ready answers at this machine's `health_address`.",
+        "The agent was never started, has stopped, or says in /readyz what it still waits for.",
+        "start it (`tower-agent run`, or its service) and see its log; away from the agent this means nothing",
+        503,
+        "AgentNotServing",
     ),
     # 3xx: the member's apiserver
     Fault(

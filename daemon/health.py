@@ -19,6 +19,7 @@ import httptools
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from daemon.units import split_address
 from protocol.defaults import HEAD_DEADLINE
 
 MAX_CONNECTIONS: Final = 64  # probes and a few scrapers; more is a mistake or an attack
@@ -67,7 +68,8 @@ class Health:
         if sock is not None:
             self._server = await loop.create_server(lambda: _Connection(self), sock=sock)
         else:
-            host, port = split_address(address)
+            name, port = split_address(address)
+            host = name or None
             try:
                 self._server = await loop.create_server(lambda: _Connection(self), host, port, reuse_address=True)
             except OSError as exc:
@@ -247,14 +249,6 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def split_address(address: str) -> tuple[str | None, int]:
-    """("127.0.0.1", 9443) of "127.0.0.1:9443"; ":9443" is all addresses (None); IPv6 in brackets. Raises TWR101."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or (":" in host and host[0] != "["):
-        raise TowerError("TWR101", f"{address!r} is not an address; write HOST:PORT, [IPV6]:PORT or :PORT")
-    return host.strip("[]") or None, int(port)
 
 
 def _why(exc: OSError) -> str:

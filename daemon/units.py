@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them ("256KiB", "40s", "24h"), and ages as kubectl prints them.
+"""Sizes, durations and addresses as people write them ("256KiB", "40s", "[::1]:9443"), and ages as kubectl prints them.
 
 Reading and writing stand together so that what one prints the other reads. pydantic is imported only where a model is
 built: the command line reads durations too, and every Tab in a shell would pay for it.
@@ -135,3 +135,19 @@ def format_bytes(count: float | None) -> str:
     if not unit:
         return f"{count:.0f}"
     return f"{count:.1f}{unit}" if count < 10 else f"{count:.0f}{unit}"
+
+
+def split_address(text: Any, *, listener: bool = True) -> tuple[str, int]:
+    """`host:port` or `[v6]:port` as a pair. Raises ValueError.
+
+    Args:
+        listener: whether `:port` (all addresses, host "") and port 0 (any free one) make sense.
+    """
+    host, colon, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    bare = host.removeprefix("[").removesuffix("]")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    least = 0 if listener else 1
+    if not colon or not least <= number <= 65535 or (":" in bare) != (host != bare) or not (bare or listener):
+        forms = "HOST:PORT, [IPV6]:PORT or :PORT" if listener else "HOST:PORT such as grafana.monitoring:3000"
+        raise ValueError(f"must be {forms}, not {text!r}")
+    return bare, number

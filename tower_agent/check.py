@@ -18,7 +18,7 @@ from certs.peers import rfc3339
 from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
 from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
 from daemon.kube.access import Access
-from daemon.units import format_duration
+from daemon.units import format_duration, split_address
 from protocol import defaults
 from protocol.aio.dial import dial
 from protocol.aio.hops import DialError, Hop, OnHop
@@ -28,6 +28,7 @@ from protocol.constants import CHECK_INSTANCE, Code
 from protocol.flow import Budget
 from tower_agent.config import AgentConfig
 from tower_agent.faultof import certs_fault, dial_fault
+from tower_agent.http import Answer, fetch
 from tower_agent.member import MemberApi, readiness
 from tower_agent.policy import PolicyFile, drift
 from tower_agent.stores import enrolled, needs_secret, stores_of
@@ -170,6 +171,29 @@ def _member_checks(config: AgentConfig, api: MemberApi | TowerError, hosts: list
         return warn("TWR307", "; ".join(found)) if found else ok("as the policy says")
 
     return [
+        Check("agent", lambda: _running(config.health_address), category=_MEMBER, subject=_MEMBER, code="TWR228"),
         Check("apiserver", apiserver, category=_MEMBER, subject=_MEMBER, code="TWR303"),
         Check("rights", rights, needs=("apiserver",), category=_MEMBER, subject=_MEMBER, code="TWR307"),
     ]
+
+
+async def _running(address: str) -> Result:
+    """Whether the agent of this machine is there: a way out that nobody walks serves nobody. Only ever a warning,
+    since the check may be made before the agent is started, or elsewhere."""
+    host, port = split_address(address)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    target = DialTarget(host=host, port=port, path="", ssl_context=None, proxy_env=False)
+    try:
+        answer = await fetch(target, "GET", "/readyz")
+    except DialError as error:
+        return warn("TWR228", f"nobody answers at {target.authority}: {error.text}")
+    if answer.status != 200:
+        return warn("TWR228", f"the agent at {target.authority} is not ready: {_reasons(answer)}")
+    return ok(f"ready at {target.authority}")
+
+
+def _reasons(answer: Answer) -> str:
+    try:
+        return "; ".join(f"{name}: {reason}" for name, reason in answer.json()["reasons"].items())
+    except (ValueError, KeyError, TypeError, AttributeError):  # something else listens there
+        return f"status {answer.status}: {answer.text()}"

@@ -13,29 +13,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from certs.names import is_label
 from daemon.config import Section
-from daemon.faults import TowerError
-from daemon.health import split_address as split_listener
 from daemon.log import Format, Level
 from daemon.memory import Memory
+from daemon.units import split_address
 from protocol import defaults
 
 KUBERNETES = "kubernetes"
 KUBESPHERE = "kubesphere"
 Mode = Literal["gateway", "passthrough"]
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`host:port` (`[v6]:port`) as a pair; raises ValueError."""
-    host, _, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if (
-        not bare
-        or not (port.isascii() and port.isdigit())
-        or not 0 < int(port) < 65536
-        or (":" in bare) != (host != bare)
-    ):
-        raise ValueError(f"must be HOST:PORT such as grafana.monitoring:3000, not {text!r}")
-    return bare, int(port)
 
 
 def split_secret(text: str) -> tuple[str, str]:
@@ -66,7 +51,7 @@ class Service(Section):
     @classmethod
     def _an_address(cls, value: str | None) -> str | None:
         if value is not None:
-            split_address(value)
+            split_address(value, listener=False)
         return value
 
 
@@ -125,6 +110,8 @@ class AgentConfig(Section):
     """An enrolment token: used at start when there is no identity yet."""
     policy_file: Path | None = None
     """Whom each host may act as, see `tower-agent policy`; without it, what the manifest of a new member allows."""
+    links: int = Field(default=defaults.LINKS, ge=1, le=defaults.MAX_LINKS)
+    """Tunnels to each host: connections of their own, over which the host spreads callers."""
     services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
     hosts: list[Host] = Field(default_factory=list)
     memory: Memory = Memory()
@@ -133,10 +120,7 @@ class AgentConfig(Section):
     @field_validator("health_address")
     @classmethod
     def _listens(cls, value: str) -> str:
-        try:
-            split_listener(value)
-        except TowerError as error:
-            raise ValueError(error.message) from error
+        split_address(value)
         return value
 
     @field_validator("services")

@@ -16,6 +16,7 @@ from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
+from daemon.units import split_address
 from gateway.proxy import Gateway
 from protocol import defaults
 from protocol.aio.hops import DialError, unnoted
@@ -23,7 +24,7 @@ from protocol.aio.splice import Splice, Transferred
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tcpdial import connect_tcp
 from protocol.constants import CONTROL_SERVICE, Code
-from tower_agent.config import KUBERNETES, Service, split_address
+from tower_agent.config import KUBERNETES, Service
 
 END_AT_TOWER = "ends_at_tower"  # key in Tunnel.data: whether the link's TLS ends at the tower
 
@@ -83,7 +84,7 @@ class Services:
             )
         else:
             assert service.address is not None
-            self._start(incoming, *split_address(service.address))
+            self._start(incoming, *split_address(service.address, listener=False))
 
     def close(self) -> None:
         """Cut the relays that run."""

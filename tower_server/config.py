@@ -19,22 +19,12 @@ from certs.names import is_label
 from daemon.config import Duration, Section
 from daemon.log import Format, Level
 from daemon.memory import Memory
+from daemon.units import split_address
 from protocol import defaults
 
 SCHEMES: Final = {"wss": 443, "https": 443, "ws": 80, "http": 80}
 _RANGE: Final = re.compile(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*")
 CONFIG_VARIABLE: Final = "TOWER_CONFIG"
-
-
-def split_address(text: object) -> tuple[str, int]:
-    """`host:port`, `[v6]:port` or `:port` (all addresses) as a pair; raises ValueError."""
-    if not isinstance(text, str):
-        raise ValueError("must be HOST:PORT, [IPV6]:PORT or :PORT, in quotes")
-    host, colon, port = text.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535 or (":" in bare) != (host != bare):
-        raise ValueError(f"must be HOST:PORT, [IPV6]:PORT or :PORT, not {text!r}")
-    return bare, int(port)
 
 
 def _port_range(value: Any) -> Any:

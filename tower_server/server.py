@@ -26,6 +26,7 @@ from daemon.log import get_logger
 from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
 from daemon.process import Process
 from daemon.supervisor import Supervisor
+from daemon.units import split_address
 from protocol.aio.listener import Credentials, TunnelListener, network_of
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
@@ -38,7 +39,7 @@ from tower_server.answer import Answerer
 from tower_server.authority import load_or_create
 from tower_server.bucket import SharedBucket
 from tower_server.clusters import Clusters
-from tower_server.config import ServerConfig, machine_name, split_address, url_host
+from tower_server.config import ServerConfig, machine_name, url_host
 from tower_server.control import Control
 from tower_server.enrolment import Enrolment
 from tower_server.listeners import CallerPorts

@@ -12,7 +12,8 @@ import uvloop
 
 from daemon import health as module
 from daemon.faults import TowerError
-from daemon.health import Health, split_address
+from daemon.health import Health
+from daemon.units import split_address
 
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -255,17 +256,3 @@ async def test_an_inherited_socket_is_used() -> None:
     health = Health()
     assert await health.start("ignored:1", sock=sock) == f"127.0.0.1:{port}"
     await health.stop()
-
-
-@pytest.mark.parametrize(
-    ("text", "pair"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", (None, 80)), ("[::1]:80", ("::1", 80)), ("h:0", ("h", 0))],
-)
-def test_addresses(text: str, pair: tuple[str | None, int]) -> None:
-    assert split_address(text) == pair
-
-
-@pytest.mark.parametrize("text", ["", "80", "h:", "h:x", "h:70000", "::1:80", "h:-1", "h:8²"])
-def test_what_is_no_address_says_what_one_looks_like(text: str) -> None:
-    with pytest.raises(TowerError, match=r"write HOST:PORT, \[IPV6\]:PORT or :PORT"):
-        split_address(text)

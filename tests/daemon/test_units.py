@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.units import format_age, format_bytes, format_duration, parse_duration, parse_size
+from daemon.units import format_age, format_bytes, format_duration, parse_duration, parse_size, split_address
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,23 @@ def test_measured_times(seconds: float | None, text: str) -> None:
 )
 def test_byte_counts(count: float | None, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), (":80", ("", 80)), ("[::1]:80", ("::1", 80)), ("h:0", ("h", 0))],
+)
+def test_addresses(text: str, pair: tuple[str, int]) -> None:
+    assert split_address(text) == pair
+
+
+@pytest.mark.parametrize("text", ["", "80", "h", "h:", "h:x", "h:70000", "::1:80", "h:-1", "h:8²", 80])
+def test_what_is_no_address_says_what_one_looks_like(text: object) -> None:
+    with pytest.raises(ValueError, match=r"must be HOST:PORT, \[IPV6\]:PORT or :PORT"):
+        split_address(text)
+
+
+@pytest.mark.parametrize("text", [":80", "h:0", "h", "::1:80"])
+def test_what_can_be_listened_on_cannot_always_be_dialled(text: str) -> None:
+    with pytest.raises(ValueError, match="must be HOST:PORT such as"):
+        split_address(text, listener=False)

@@ -10,6 +10,7 @@ from certs.identity_files import DirectoryIdentityStore
 from daemon.checks import Report
 from daemon.checkview import by_hop
 from daemon.faults import TowerError
+from daemon.health import Health
 from protocol.constants import CHECK_INSTANCE, Code
 from protocol.errors import HandshakeRejected
 from tests.tower_agent.backend import Pki, Request, backend
@@ -39,20 +40,24 @@ def statuses(report: Report) -> dict[str, str]:
 
 
 FINE = ["identity", "dns", "tcp", "tls", "upgrade", "authentication", "apiserver"]
+NOBODY = "127.0.0.1:1"  # a port that no test listens on
 
 
 @pytest.mark.asyncio
 async def test_all_is_well_but_for_the_rights(make_member: MakeMember, tmp_path: Path) -> None:
     async with make_member(respond=answers) as member, serving_tower(new_tower()) as tower:
         state = await joined(tower, tmp_path)
-        report = await run_checks(AgentConfig(state_dir=state, kubeconfig=member.kubeconfig), version="1")
-        assert statuses(report) == {**dict.fromkeys(FINE, "ok"), "rights": "warning"}
+        config = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig, health_address=NOBODY)
+        report = await run_checks(config, version="1")
+        assert statuses(report) == {**dict.fromkeys(FINE, "ok"), "agent": "warning", "rights": "warning"}
         assert report.exit_code() == 0
         shown = by_hop(report)
         assert "tcp 127.0.0.1" in shown
         assert "chain ends at 'tower root'" in shown or "chain ends at" in shown
         assert "TWR307" in shown
         assert "user tower:east:probe" in shown
+        assert "! TWR228 agent: nobody answers at 127.0.0.1:1" in shown
+        assert "tower-agent run" in shown
         assert (await tower.tunnels[-1].wait_closed()).text == "only a check"
         assert tower.tunnels[-1].instance.startswith(CHECK_INSTANCE)  # so that it changes nothing at the server
 
@@ -128,3 +133,20 @@ async def test_the_apiserver_is_checked_by_itself(make_member: MakeMember, tmp_p
             assert statuses(report)["authentication"] == "ok"
         with pytest.raises(TowerError, match="no identity for host 'west'"):
             await run_checks(config, version="1", only="west")
+
+
+@pytest.mark.asyncio
+async def test_an_agent_that_runs_is_asked_whether_it_is_ready(make_member: MakeMember, tmp_path: Path) -> None:
+    async with make_member(respond=answers) as member, serving_tower(new_tower()) as tower:
+        state = await joined(tower, tmp_path)
+        health = Health()
+        address = await health.start("127.0.0.1:0")
+        config = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig, health_address=address)
+        try:
+            assert statuses(await run_checks(config, version="1"))["agent"] == "ok"
+            health.check("east", lambda: "no tunnel for 3s")
+            waits = await run_checks(config, version="1")
+        finally:
+            await health.stop()
+        assert "TWR228 agent: the agent at " + address + " is not ready: east: no tunnel for 3s" in by_hop(waits)
+        assert waits.exit_code() == 0

@@ -9,7 +9,7 @@ import pytest
 from daemon.config import load
 from daemon.faults import TowerError
 from protocol import defaults
-from tower_agent.config import AgentConfig, split_address, split_secret
+from tower_agent.config import AgentConfig, split_secret
 
 
 def loaded(tmp_path: Path, text: str) -> AgentConfig:
@@ -33,7 +33,7 @@ def test_services_in_both_spellings(tmp_path: Path) -> None:
         "  kubernetes: {mode: passthrough}\n",
     )
     assert config.services["grafana"].address == "grafana.monitoring:3000"
-    assert split_address(str(config.services["kubesphere"].address)) == ("fd00::1", 80)
+    assert config.services["kubesphere"].address == "[fd00::1]:80"
     assert config.services["kubernetes"].mode == "passthrough"
 
 
@@ -49,7 +49,7 @@ def test_services_in_both_spellings(tmp_path: Path) -> None:
         ("hosts: [{name: East}]", "a host's name is a DNS label"),
         ("hosts: [{name: east}, {name: east}]", "names a host twice"),
         ("identity_secret: justaname", "NAMESPACE/NAME"),
-        ("health_address: nonsense", "is not an address"),
+        ("health_address: nonsense", "must be HOST:PORT, [IPV6]:PORT or :PORT"),
         ("kubernetes: x", "unknown key"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from daemon.config import load
 from daemon.faults import TowerError
-from tower_server.config import ServerConfig, machine_name, normal_url, split_address, user_places
+from tower_server.config import ServerConfig, machine_name, normal_url, user_places
 
 
 def of(text, tmp_path):
@@ -73,14 +73,6 @@ def test_a_mistake_names_file_key_and_what_would_be_right(tmp_path, text, said):
 )
 def test_urls_have_one_form(text, url):
     assert normal_url(text) == url
-
-
-def test_addresses():
-    assert split_address(":8443") == ("", 8443)
-    assert split_address("[::1]:1") == ("::1", 1)
-    for wrong in ("::1:80", "a", "a:", "a:x", "a:70000"):
-        with pytest.raises(ValueError, match="must be HOST:PORT"):
-            split_address(wrong)
 
 
 def test_root_keeps_the_defaults_and_others_get_places_of_their_own():
