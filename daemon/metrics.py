@@ -181,7 +181,8 @@ class AgentMetrics(_Metrics):
 
     def __init__(self, *, version: str) -> None:
         super().__init__(version=version)
-        self.connected = self._gauge("agent_connected", "Whether the tunnel to a host is open (1).", "host")
+        self.connected = self._gauge("agent_connected", "Whether a tunnel to a host is open (1).", "host")
+        self.tunnels = self._gauge("agent_tunnels", "Open tunnels to a host.", "host")
         self.dials = self._counter(
             "agent_dials_total",
             "Dials to a host: the hop that failed, or `none`, and the result.",

@@ -90,6 +90,8 @@ SEND_LOW: Final = 128 * KIB
 READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 
 # Counts.
+LINKS: Final = 1
+MAX_LINKS: Final = 16  # of one agent to one host
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
 MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are

@@ -162,9 +162,8 @@ class Agent:
         metrics.apiserver_up.set(1 if probe.ok else 0)
         metrics.buffer_bytes.set(self._budget.used)
         for host in self._hosts:
-            rtt = host.link.tunnel.rtt if host.link.tunnel is not None else None
-            if rtt is not None:
-                metrics.tunnel_rtt.labels(host.trust.host).set(rtt)
+            if host.rtt is not None:
+                metrics.tunnel_rtt.labels(host.trust.host).set(host.rtt)
             host.report()
 
     def _probe_fields(self) -> dict[str, Any]:

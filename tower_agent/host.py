@@ -1,4 +1,4 @@
-"""One host as its agent sees it: identity, tunnel, gateway, control stream. Several hosts share nothing but the member.
+"""One host as its agent sees it: identity, tunnels, gateway, control streams. Hosts share nothing but the member.
 
 Every part may fail by itself: a refused renewal or a bad revocation list is said and tried again, and the tunnel stays;
 a lost tunnel leaves the gateway's state as it is.
@@ -26,6 +26,7 @@ from gateway.policy import Policy
 from protocol import defaults
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
+from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.flow import Budget
 from tower_agent.apiserver import make_gateway, serving_context
@@ -70,7 +71,7 @@ class HostAgent:
         self._target: DialTarget | None = None
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
-        self._channels: list[ControlChannel] = []
+        self._channels: dict[ControlChannel, Tunnel] = {}
         self._reachable = asyncio.Event()
         self._renewal_fault: TowerError | None = None
         self._stale: str | None = None
@@ -85,48 +86,68 @@ class HostAgent:
             metrics=around.metrics,
             tasks=self._tasks,
         )
-        self.link: Final = LinkSupervisor(
+        self.links: Final = [self._link(number) for number in range(around.config.links)]
+        self._links_changed()
+
+    def _link(self, number: int) -> LinkSupervisor:
+        around, trust = self._around, self.trust
+        instance = f"{around.instance}.{number}" if number else around.instance  # the server tells tunnels apart by it
+        return LinkSupervisor(
             LinkParts(
                 host=trust.host,
                 target=self._dial_target,
-                handshake=lambda: trust.handshake(instance=around.instance, software=around.version),
+                handshake=lambda: trust.handshake(instance=instance, software=around.version),
                 ends_at_tower=trust.ends_at_tower,
                 on_stream=self.services.on_stream,
-                instance=around.instance,
+                instance=instance,
                 budget=around.budget,
                 limits=around.config.memory.limits(),
+                changed=self._links_changed,
             ),
             metrics=around.metrics,
             tasks=self._tasks,
         )
 
+    def _links_changed(self) -> None:
+        open_now = sum(link.state.connected for link in self.links)
+        self._around.metrics.tunnels.labels(self.trust.host).set(open_now)
+        self._around.metrics.connected.labels(self.trust.host).set(1 if open_now else 0)
+
     def _dial_target(self) -> DialTarget:
         """Kept from dial to dial, since it holds the system's authorities; read anew after TLS was what failed."""
-        fault = self.link.state.fault
-        if self._target is None or (fault is not None and fault.code in _TLS_FAULTS):
+        faults = {link.state.fault.code for link in self.links if link.state.fault is not None}
+        if self._target is None or faults & _TLS_FAULTS:
             self._target = self._way.tunnel(self.trust.identity.url, self.trust.bundle)
         return self._target
 
     @property
     def state(self) -> LinkState:
-        """How the link is."""
-        return self.link.state
+        """How the best link is."""
+        return next((link.state for link in self.links if link.state.connected), self.links[0].state)
+
+    @property
+    def rtt(self) -> float | None:
+        """Of the best tunnel, seconds."""
+        tunnels = (link.tunnel for link in self.links)
+        return min((each.rtt for each in tunnels if each is not None and each.rtt is not None), default=None)
 
     def start(self) -> None:
         """Begin to dial and serve."""
         self.gateway.start()
         self._note_expiry()
-        self._tasks.restart(self.link.run, name=f"link {self.trust.host}")
+        for number, link in enumerate(self.links):
+            self._tasks.restart(link.run, name=f"link {self.trust.host} {number}")
         self._tasks.restart(self._renew_forever, name=f"renewal {self.trust.host}")
 
     async def drain(self, text: str, deadline: float = defaults.AGENT_DRAIN) -> None:
         """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any."""
         self.gateway.drain()
-        await self.link.drain(text, deadline)
+        await asyncio.gather(*(link.drain(text, deadline) for link in self.links))
 
     async def close(self, text: str) -> None:
         """End the tunnels with a reason, then everything else."""
-        self.link.close(Code.SHUTDOWN, text)
+        for link in self.links:
+            link.close(Code.SHUTDOWN, text)
         self.services.close()
         await asyncio.sleep(0)  # the tunnels' last words leave in this turn
         await self._tasks.close()
@@ -137,7 +158,7 @@ class HostAgent:
         """Why this host cannot use the member through this agent; None when it can."""
         if self._failure is not None:
             return self._failure
-        state = self.link.state
+        state = self.state
         if state.connected:
             return None
         return "no tunnel yet" if state.fault is None else f"{state.fault.code}: {state.fault.message}"
@@ -182,22 +203,19 @@ class HostAgent:
         return stale
 
     def _control_opened(self, incoming: IncomingStream) -> None:
+        tunnel = incoming.tunnel
+
+        def ready(channel: ControlChannel) -> None:
+            self._channels[channel] = tunnel
+            self._reachable.set()
+            channel.status(self._status())
+
         incoming.accept(
-            ControlChannel(
-                on_ready=self._channel_ready,
-                on_lost=self._channel_lost,
-                on_revocations=self._revocations_came,
-            )
+            ControlChannel(on_ready=ready, on_lost=self._channel_lost, on_revocations=self._revocations_came)
         )
 
-    def _channel_ready(self, channel: ControlChannel) -> None:
-        self._channels.append(channel)
-        self._reachable.set()
-        channel.status(self._status())
-
     def _channel_lost(self, channel: ControlChannel) -> None:
-        if channel in self._channels:
-            self._channels.remove(channel)
+        self._channels.pop(channel, None)
         if not self._channels:
             self._reachable.clear()
 
@@ -249,7 +267,8 @@ class HostAgent:
             if not await self.trust.reload():
                 csr, serving_csr = self.trust.requests()
                 proof = self.trust.prove(csr, serving_csr)
-                chain, serving_chain = await self._channels[-1].renew(csr, serving_csr, proof)
+                channel = min(self._channels, key=lambda each: _trouble(self._channels[each]))
+                chain, serving_chain = await channel.renew(csr, serving_csr, proof)
                 await self.trust.adopt(chain, serving_chain)
         except CertsError as error:
             raise TowerError("TWR504", f"the renewed identity cannot be used: {error.text}") from error
@@ -272,7 +291,8 @@ class HostAgent:
         """Everything that shows the identity shows the new one from now on."""
         self.gateway.context = serving_context(self.trust)
         self._note_expiry()
-        self.link.renewed()
+        for link in self.links:
+            link.renewed()
         self.report()
 
     def _note_expiry(self) -> None:
@@ -283,3 +303,7 @@ class HostAgent:
     def _died(self, name: str, error: BaseException) -> None:
         """A defect in one of this host's short tasks: /readyz says it, and nothing else is touched."""
         self._failure = f"TWR112: the task {name!r} ended by {type(error).__name__}; see the log"
+
+
+def _trouble(tunnel: Tunnel) -> tuple[bool, bool]:
+    return tunnel.stalled, tunnel.draining

@@ -37,6 +37,7 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     ),
     "token_file": click.option("--token-file", type=_PATH, help="The enrolment token's file."),
     "policy_file": click.option("--policy-file", type=_PATH, help="Whom each host may act as."),
+    "links": click.option("--links", type=click.IntRange(1, defaults.MAX_LINKS), help="Tunnels to each host."),
     "health_address": click.option("--health-address", metavar="HOST:PORT", help="/healthz, /readyz and /metrics."),
     "log.level": click.option(
         "--log-level", "log_level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged."

@@ -1,4 +1,4 @@
-"""Keeps one host's tunnel up: dials, waits, dials again.
+"""Keeps one tunnel to a host up: dials, waits, dials again. A host has as many of these as `links` says.
 
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
 lasted: a server that welcomes and hangs up at once is not hammered. When the server drains (GOAWAY) the next tunnel is
@@ -42,7 +42,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LinkState:
-    """How the link to one host is. Wall-clock times; `fault` is why there is no tunnel."""
+    """How one link to a host is. Wall-clock times; `fault` is why there is no tunnel."""
 
     connected: bool
     since: float
@@ -62,10 +62,11 @@ class LinkParts:
     instance: str
     budget: Budget
     limits: Limits
+    changed: Callable[[], None]
 
 
 class LinkSupervisor:
-    """One host's link. `run` until cancelled, then `close`."""
+    """One link to a host. `run` until cancelled, then `close`."""
 
     def __init__(self, parts: LinkParts, *, metrics: AgentMetrics, tasks: Supervisor) -> None:
         self._parts = parts
@@ -78,7 +79,6 @@ class LinkSupervisor:
         self._stopping = False
         self.tunnel: Tunnel | None = None
         self.state = LinkState(False, time.time())
-        metrics.connected.labels(parts.host).set(0)
 
     async def run(self) -> None:
         """Until it is cancelled; every failure is a state, a log line and a back-off."""
@@ -110,7 +110,7 @@ class LinkSupervisor:
             await _emptied(self.tunnel, deadline, lambda: True)
 
     def close(self, code: Code, text: str) -> None:
-        """End every tunnel of this host, saying why."""
+        """End every tunnel of this link, saying why."""
         for tunnel in (self.tunnel, *self._draining):
             if tunnel is not None:
                 tunnel.close(code, text)
@@ -213,7 +213,7 @@ class LinkSupervisor:
 
     def _set(self, state: LinkState) -> None:
         self.state = state
-        self._metrics.connected.labels(self._parts.host).set(1 if state.connected else 0)
+        self._parts.changed()
 
 
 async def _emptied(tunnel: Tunnel, deadline: float, may_end: Callable[[], bool]) -> None:

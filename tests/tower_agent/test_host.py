@@ -13,9 +13,11 @@ from certs.identity_files import DirectoryIdentityStore
 from certs.keys import key_from_pem
 from certs.revocation import RevocationList
 from gateway.policy import Policy
+from protocol.aio.tunnel import Tunnel
+from protocol.constants import Code
 from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember
-from tests.tower_agent.tower import as_text, control_of, new_tower, serving_tower
+from tests.tower_agent.tower import Tower, as_text, control_of, new_tower, serving_tower
 from tower_agent import host as host_module
 from tower_agent.trust import HostTrust
 
@@ -44,6 +46,46 @@ async def test_three_kinds_of_caller(make_member: MakeMember) -> None:
         assert member.apiserver.requests[0].headers["x-forwarded-for"] == "203.0.113.9"
         for caller in (admin, bearer, nobody):
             caller.close()
+
+
+async def of_links(tower: Tower, count: int) -> list[Tunnel]:
+    """The tunnels that live, once there are so many."""
+    async with asyncio.timeout(10):
+        while len(found := [each for each in tower.tunnels if each.closed is None]) != count:
+            await asyncio.sleep(0.01)
+    return found
+
+
+@pytest.mark.asyncio
+async def test_several_links_are_tunnels_of_their_own_and_one_that_is_lost_leaves_the_others(
+    make_member: MakeMember,
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower, links=3)
+        first, *rest = await of_links(tower, 3)
+        assert len({tunnel.instance for tunnel in tower.tunnels}) == 3
+        caller = await Caller.open(rest[0], tower.caller_context(tower.client(*ADMIN)))
+        first.close(Code.TUNNEL_LOST, "cut by the test")
+        assert agent.not_ready() is None
+        assert (await caller.ask())[0] == 200
+        again = await of_links(tower, 3)
+        assert again[:2] == rest
+        assert again[2].instance == first.instance
+        caller.close()
+        assert b'tower_agent_tunnels{host="east"} 3.0' in member.metrics.render()
+
+
+@pytest.mark.asyncio
+async def test_one_of_several_links_renews_and_every_link_gets_the_new_identity(make_member: MakeMember) -> None:
+    tower = new_tower(identity_ttl=1000.0, backdate=700.0)
+    async with make_member() as member, serving_tower(tower):
+        agent = await member.agent(tower, links=2)
+        before, tower.backdate = agent.trust.validity.not_after, 0.0
+        for tunnel in await of_links(tower, 2):
+            async with asyncio.timeout(10):
+                while (await control_of(tunnel).next("status"))["identity_expires"] == before:
+                    pass
+        assert len(tower.renewals) == 1
 
 
 @pytest.mark.asyncio

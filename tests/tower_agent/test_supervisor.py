@@ -97,7 +97,7 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
         assert f"127.0.0.1:{tower.port}" in await fault(agent, "TWR211")
         async with serving_tower(tower):
             await tower.tunnel()
-            assert agent.link.tunnel is None or agent.link.tunnel.closed is None
+            assert all(link.tunnel is None or link.tunnel.closed is None for link in agent.links)
 
 
 @pytest.mark.asyncio
