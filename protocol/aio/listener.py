@@ -102,33 +102,28 @@ class Refused(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class TunnelListener:
-    """Accepts agents.
+class PortListener:
+    """A port of WebSockets and small HTTP requests, whatever is spoken over the WebSocket: `link` says what.
 
     Attributes:
-        credentials: asked for at each handshake, so that a rotated certificate takes effect at once.
-        verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
-        authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
         admit: called with the peer's address before a handshake costs anything; HandshakeRejected (BUSY) turns a storm
             away.
-        http: answers other requests.
-        on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
+        http: answers requests that open no WebSocket.
+        max_unauthenticated: connections that have not proven who they are.
     """
 
-    credentials: Callable[[], Credentials]
-    verify: Verifier
-    authenticate: Callable[[Hello, Any, str], Awaitable[Admission]]
     http: Callable[[HttpRequest], Awaitable[HttpResponse]]
-    on_tunnel: Callable[[Tunnel], None]
-    budget: Budget
     admit: Callable[[str], None] = lambda _remote: None
-    limits: Limits = field(default_factory=Limits)
     on_refused: Refused | None = None
     deadline: float = HANDSHAKE_DEADLINE
     max_unauthenticated: int = MAX_UNAUTHENTICATED
     _listening: list[tuple[socket.socket, asyncio.Task[None]]] = field(default_factory=list)
-    _waiting: dict[_ServerLink, str] = field(default_factory=dict)  # to the network they come from, oldest first
+    _waiting: dict[ServerLink, str] = field(default_factory=dict)  # to the network they come from, oldest first
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def link(self, *, private: bool, remote: str) -> ServerLink:
+        """The protocol for one accepted connection."""
+        raise NotImplementedError
 
     async def start(
         self,
@@ -160,7 +155,7 @@ class TunnelListener:
                     await asyncio.sleep(ACCEPT_AGAIN)
                 continue
             remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
-            link = _ServerLink(self, private=context is not None, remote=remote)
+            link = self.link(private=context is not None, remote=remote)
             if self.enter(link):
                 link.connecting = self.run(link.connect(sock, context), "tunnel-port-connect")
             else:
@@ -185,7 +180,7 @@ class TunnelListener:
 
     # ---- what connections call ----------------------------------------------------------------------------------
 
-    def enter(self, link: _ServerLink) -> bool:
+    def enter(self, link: ServerLink) -> bool:
         """Count a connection that has proven nothing yet; False when there are too many.
 
         When all places are taken, the network with most of them gives up its oldest for one with fewer: whoever opens
@@ -201,7 +196,7 @@ class TunnelListener:
         self._waiting[link] = network
         return True
 
-    def leave(self, link: _ServerLink) -> None:
+    def leave(self, link: ServerLink) -> None:
         """It became a tunnel, or went."""
         self._waiting.pop(link, None)
 
@@ -218,15 +213,35 @@ class TunnelListener:
             self.on_refused(remote=remote, stage=stage, code=code, text=text, hello=hello)
 
 
-class _ServerLink(Link):
-    """One connection to the tunnel port: a request head, then either an HTTP answer or a handshake and a tunnel."""
+@dataclass(slots=True, kw_only=True)
+class TunnelListener(PortListener):
+    """Accepts agents.
 
-    def __init__(self, listener: TunnelListener, *, private: bool, remote: str) -> None:
+    Attributes:
+        credentials: asked for at each handshake, so that a rotated certificate takes effect at once.
+        verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
+        authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
+        on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
+    """
+
+    credentials: Callable[[], Credentials]
+    verify: Verifier
+    authenticate: Callable[[Hello, Any, str], Awaitable[Admission]]
+    on_tunnel: Callable[[Tunnel], None]
+    budget: Budget
+    limits: Limits = field(default_factory=Limits)
+
+    def link(self, *, private: bool, remote: str) -> ServerLink:
+        return _TunnelLink(self, private=private, remote=remote)
+
+
+class ServerLink(Link):
+    """One connection to such a port: a request head, then either an HTTP answer or, by `upgrade`, a WebSocket."""
+
+    def __init__(self, listener: PortListener, *, private: bool, remote: str) -> None:
         super().__init__(client=False, private=private, owner=self)
         self._listener = listener
         self._request: _Request | None = _Request()
-        self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
-        self._handshake: ServerHandshake | None = None
         self._stage = "http"
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
@@ -286,7 +301,7 @@ class _ServerLink(Link):
         self._timer = None
         text = f"nothing complete within {self._listener.deadline:g} s"
         if self._request is None:
-            self.write([reject(Code.TIMEOUT, f"no handshake within {self._listener.deadline:g} s")])
+            self._say_too_late()
         elif self._stage == "http" and self._heard:
             self._answer(HttpResponse(408, f"{text}\n".encode(), "text/plain"))
         self._refuse(Code.TIMEOUT, text)
@@ -303,8 +318,14 @@ class _ServerLink(Link):
         self.close(text)
 
     def _report(self, code: Code, text: str) -> None:
-        handshake = self._handshake
-        self._listener.refused(self.remote, self._stage, code, text, handshake.hello if handshake else None)
+        self._listener.refused(self.remote, self._stage, code, text, self._hello())
+
+    def _hello(self) -> Hello | None:
+        """What the peer has said of itself."""
+        return None
+
+    def _say_too_late(self) -> None:
+        """Tell a peer whose handshake has taken too long."""
 
     # ---- HTTP ---------------------------------------------------------------------------------------------------
 
@@ -316,15 +337,21 @@ class _ServerLink(Link):
             return
         if not done:
             return
-        path = request.target.partition("?")[0]
-        if path == TUNNEL_PATH:
+        if self._wants_tunnel(request):
             self._upgrade(request)
         elif request.upgrade:
+            path = request.target.partition("?")[0]
             self._turn_away(404, f"no tunnel at {path[:80]!r}; it is at {TUNNEL_PATH}")
         else:
             self._stage = "request"
             whole = HttpRequest(request.method, request.target, request.headers, bytes(request.body), self.remote)
             self._listener.run(self._serve(whole), "tunnel-port-request")
+
+    def _wants_tunnel(self, request: _Request) -> bool:
+        raise NotImplementedError
+
+    def _upgrade(self, request: _Request) -> None:
+        raise NotImplementedError
 
     async def _serve(self, request: HttpRequest) -> None:
         try:
@@ -363,6 +390,51 @@ class _ServerLink(Link):
         if self._transport is not None and not self.closing:
             self._transport.write("\r\n".join(head).encode() + b"\r\n\r\n" + response.body)
 
+    def _accept_websocket(self, request: _Request, protocol: ServerProtocol) -> bool:
+        """Answer an opening handshake; True when what follows are frames."""
+        answer = protocol.accept(Request(request.target, request.headers, request.method))
+        if self._transport is not None:
+            self._transport.write(answer.serialize())
+        if answer.status_code != 101:
+            self._report(Code.PROTOCOL, f"not a WebSocket request that is taken: answered {answer.status_code}")
+            self._linger()
+            return False
+        self._request = None
+        self._stage = "handshake"
+        return True
+
+    def link_received(self, data: memoryview) -> None:
+        """What comes over the WebSocket, until it has another owner."""
+        raise NotImplementedError
+
+    def link_writable(self) -> None:
+        """Nothing waits before the tunnel."""
+
+    def link_lost(self, reason: str) -> None:
+        if self._timer is not None and self._heard and self._stage in ("http", "handshake", "authenticate"):
+            self._report(Code.TUNNEL_LOST, reason)
+        self._settled()
+
+
+class _TunnelLink(ServerLink):
+    """The handshake of `tower.v1`, and the tunnel that it ends in."""
+
+    _listener: TunnelListener
+
+    def __init__(self, listener: TunnelListener, *, private: bool, remote: str) -> None:
+        super().__init__(listener, private=private, remote=remote)
+        self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
+        self._handshake: ServerHandshake | None = None
+
+    def _hello(self) -> Hello | None:
+        return self._handshake.hello if self._handshake else None
+
+    def _say_too_late(self) -> None:
+        self.write([reject(Code.TIMEOUT, f"no handshake within {self._listener.deadline:g} s")])
+
+    def _wants_tunnel(self, request: _Request) -> bool:
+        return request.target.partition("?")[0] == TUNNEL_PATH
+
     def _upgrade(self, request: _Request) -> None:
         offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))
         if request.upgrade and SUBPROTOCOL not in map(str.strip, offered.split(",")):
@@ -370,17 +442,8 @@ class _ServerLink(Link):
             return
         # An agent is not a browser and sends no Origin: whoever sends one is turned away.
         protocol = ServerProtocol(origins=[None], subprotocols=[Subprotocol(SUBPROTOCOL)])
-        answer = protocol.accept(Request(request.target, request.headers, request.method))
-        if self._transport is not None:
-            self._transport.write(answer.serialize())
-        if answer.status_code != 101:
-            self._report(Code.PROTOCOL, f"not a WebSocket request that is taken: answered {answer.status_code}")
-            self._linger()
-            return
-        self._request = None
-        self._stage = "handshake"
-        if request.rest:
-            super().received(memoryview(request.rest))
+        if self._accept_websocket(request, protocol) and request.rest:
+            self.received(memoryview(request.rest))
 
     # ---- the handshake ------------------------------------------------------------------------------------------
 
@@ -466,14 +529,6 @@ class _ServerLink(Link):
         if not error.by_peer:
             self.write([reject(error.code, error.text, error.retry_after)])
         self._refuse(error.code, error.text)
-
-    def link_writable(self) -> None:
-        """Nothing waits before the tunnel."""
-
-    def link_lost(self, reason: str) -> None:
-        if self._timer is not None and self._heard and self._stage in ("http", "handshake", "authenticate"):
-            self._report(Code.TUNNEL_LOST, reason)
-        self._settled()
 
 
 async def _bound(host: str | None, port: int) -> list[socket.socket]:
