@@ -2,7 +2,8 @@
 
 A process of its own that relays TCP to TARGET and takes one command a connection on CONTROL: `cut` resets every
 connection, `shut` does that and accepts no more, `open` accepts again, `stall` goes on without moving a byte (a
-half-open link), `flow` ends that, `corrupt` changes one byte of the next block from the agent.
+half-open link), `flow` ends that, `corrupt` changes one byte of the next block from the agent. `cut one` and
+`stall one` are for the oldest connection only.
 """
 
 from __future__ import annotations
@@ -21,13 +22,32 @@ from tests.lab.world import ROOT
 RESET = struct.pack("ii", 1, 0)
 
 
+class Connection:
+    """One that is relayed."""
+
+    def __init__(self, ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter]) -> None:
+        self.ends = ends
+        self.flows = asyncio.Event()
+
+    def flow(self, flows: bool) -> None:
+        if flows:
+            self.flows.set()
+        else:
+            self.flows.clear()
+
+    def cut(self) -> None:
+        for each in self.ends:
+            each.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            each.transport.abort()
+        self.flows.set()  # a pump that waits finds out
+
+
 class Relay:
     def __init__(self, port: int, target: int) -> None:
         self._port, self._target = port, target
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._connections: list[Connection] = []  # oldest first
+        self._flows = True  # those to come too
         self._corrupt = False
 
     async def command(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,25 +55,28 @@ class Relay:
         match name:
             case "cut":
                 self._cut()
+            case "cut one":
+                self._connections[0].cut()
             case "shut":
                 assert self._server is not None
                 self._server.close()
                 self._cut()
             case "open":
                 self._server = await asyncio.start_server(self._relay, "127.0.0.1", self._port)
-            case "stall":
-                self._flows.clear()
-            case "flow":
-                self._flows.set()
+            case "stall" | "flow":
+                self._flows = name == "flow"
+                for connection in self._connections:
+                    connection.flow(self._flows)
+            case "stall one":
+                self._connections[0].flow(False)
             case "corrupt":
                 self._corrupt = True
         writer.write(b"done\n")
         writer.close()
 
     def _cut(self) -> None:
-        for writer in self._writers:
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            writer.transport.abort()
+        for connection in self._connections:
+            connection.cut()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -61,19 +84,24 @@ class Relay:
         except OSError:
             writer.transport.abort()
             return
-        both = {writer, far}
-        self._writers |= both
+        made = Connection((writer, far))
+        made.flow(self._flows)
+        self._connections.append(made)
         await asyncio.gather(
-            self._pump(reader, far, agent=True), self._pump(far_reader, writer), return_exceptions=True
+            self._pump(reader, far, made.flows, agent=True),
+            self._pump(far_reader, writer, made.flows),
+            return_exceptions=True,
         )
-        self._writers -= both
-        for each in both:
+        self._connections.remove(made)
+        for each in made.ends:
             each.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, agent: bool = False) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event, *, agent: bool = False
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await self._flows.wait()
+                await flows.wait()
                 if agent and self._corrupt and len(data) > 8:
                     self._corrupt = False
                     data = data[:-1] + bytes([data[-1] ^ 0xFF])
