@@ -19,6 +19,7 @@ from daemon.config import Loaded
 from daemon.faults import TowerError
 from daemon.log import configure
 from daemon.process import Process, report, run
+from daemon.units import format_bytes
 from protocol import defaults
 from tower_server.config import CONFIG_VARIABLE, ServerConfig, user_places
 
@@ -105,6 +106,46 @@ def config_group() -> None:
 def show(config_file: Path | None, **flags: Any) -> None:
     """Print the configuration in force and where each value comes from, secrets replaced."""
     click.echo(_load(config_file, flags).render(), nl=False)
+
+
+_STATE = click.option("--state-dir", help="Directory of the store.")
+
+
+@cli.command("backup")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
+@_STATE
+@_file()
+def backup_command(config_file: Path | None, file: Path, overwrite: bool, state_dir: str | None) -> None:
+    """Copy the whole state into FILE (0600), also while the server runs.
+
+    The copy holds the tower CA with its keys: whoever reads it can act as the tower.
+    """
+    from tower_server import backup
+    from tower_server.server import STORE_FILE
+
+    config = _load(config_file, {"state_dir": state_dir}).value
+    data = backup.snapshot(config.state_dir / STORE_FILE, config.admin_socket)
+    backup.write(data, file, replace=overwrite)
+    click.echo(f"{file}: {backup.inspect(data, str(file))}, {format_bytes(len(data))}", err=True)
+
+
+@cli.command("restore")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--replace", is_flag=True, help="Put the state that is there aside.")
+@_STATE
+@_file()
+def restore_command(config_file: Path | None, file: Path, replace: bool, state_dir: str | None) -> None:
+    """Make the copy in FILE the state of this machine's server, which must not run meanwhile."""
+    from tower_server import backup
+    from tower_server.server import STORE_FILE
+
+    database = _load(config_file, {"state_dir": state_dir}).value.state_dir / STORE_FILE
+    contents, aside = backup.restore(backup.read_copy(file), database, replace=replace)
+    click.echo(f"{database}: {contents}", err=True)
+    if aside is not None:
+        click.echo(f"The state before lies in {aside}.", err=True)
+    click.echo("What was revoked after the copy was made is not revoked in it: revoke it again.", err=True)
 
 
 @cli.command("version")

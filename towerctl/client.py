@@ -12,36 +12,22 @@ import http.client
 import json
 import os
 import pwd
-import socket
 import stat
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from daemon.unixhttp import UnixConnection
 from towerctl.errors import AdminRefused, ServerUnreachable
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
-API_HOST: Final = "localhost"
-"""The Host that the admin API answers to; others are refused there, so that no web page can be aimed at it."""
-
 Object = dict[str, Any]
 
 
 def path_of(*parts: str) -> str:
     """A path below /v1 from parts that may hold any character."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float | None) -> None:
-        super().__init__(API_HOST, timeout=timeout)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
 
 
 class AdminClient:
@@ -90,8 +76,8 @@ class AdminClient:
     @contextlib.contextmanager
     def _answer(
         self, method: str, path: str, *, query: Mapping[str, str] | None, body: Object | None, timeout: float
-    ) -> Iterator[tuple[_UnixConnection, http.client.HTTPResponse]]:
-        connection = _UnixConnection(self.path, timeout)
+    ) -> Iterator[tuple[UnixConnection, http.client.HTTPResponse]]:
+        connection = UnixConnection(self.path, timeout)
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if payload is not None else {})
         try:

@@ -18,7 +18,8 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, InvalidStatus
 
 from daemon.faults import TowerError
-from towerctl.client import API_HOST, AdminClient, path_of, refusal_of, unreachable
+from daemon.unixhttp import API_HOST
+from towerctl.client import AdminClient, path_of, refusal_of, unreachable
 
 READ_BYTES: Final = 64 * 1024
 MAX_MESSAGE: Final = 1024 * 1024

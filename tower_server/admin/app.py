@@ -94,6 +94,10 @@ class AdminApp:
             query = _query(request.scope)
             if parts == ["clusters"] and request.method == "GET" and query.get("watch") in ("1", "true"):
                 return watch_clusters(self._services)
+            if parts == ["backup"] and request.method == "GET":
+                log.info("admin", caller=_caller(request.scope), method=request.method, path=request.url.path)
+                data = await self._services.store.snapshot()
+                return Response(data, 200, {"Cache-Control": "no-store"}, "application/vnd.sqlite3")
             call, arguments, pattern = _find(request.method, parts)
             document = await read_object(request)
             if pattern not in _WITH_BODY:

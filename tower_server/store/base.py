@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NewType
 
+from daemon.faults import TowerError
+
 Version = NewType("Version", str)
 Data = Mapping[str, Any]
 
@@ -123,6 +125,14 @@ class Store(ABC):
     @abstractmethod
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
         """Takes the record away, or `NotFound`, or `Conflict` when its version is not `expect` (None: any)."""
+
+    async def snapshot(self) -> bytes:
+        """The whole state of one moment as a file, `TowerError` where the store is kept by something else."""
+        raise TowerError(
+            "TWR605",
+            "this server keeps its state in a store that is backed up by other means",
+            mend="back up the cluster that holds it (etcd, or the objects in the server's namespace)",
+        )
 
     @abstractmethod
     async def close(self) -> None:

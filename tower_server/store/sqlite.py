@@ -88,6 +88,9 @@ class SqliteStore(Store):
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
         await self._write(lambda: _delete(self._connection, kind, name, expect))
 
+    async def snapshot(self) -> bytes:
+        return await self._run(self._connection.serialize)
+
     async def close(self) -> None:
         if self._closed:
             return

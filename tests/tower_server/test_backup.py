@@ -1,0 +1,188 @@
+"""A copy is of one moment, of a running server too, and makes a server of the same name, CA, clusters and ports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from daemon.faults import TowerError
+from tests.tower_server.kit import admin, running
+from tower_server import backup
+from tower_server.backup import inspect, read_copy, restore, snapshot, write
+from tower_server.main import cli
+from tower_server.store.base import Kind
+from tower_server.store.sqlite_file import MIGRATIONS, open_database
+
+
+def database(folder: Path) -> Path:
+    return folder / "state" / "tower.db"
+
+
+async def copied(folder: Path) -> bytes:
+    """The state of the server that runs in this loop."""
+    return await asyncio.to_thread(snapshot, database(folder), folder / "admin.sock")
+
+
+def refused(caught: pytest.ExceptionInfo[TowerError], code: str, text: str, mend: str) -> None:
+    assert caught.value.code == code
+    assert text in caught.value.message
+    assert mend in caught.value.mend
+
+
+@pytest.mark.asyncio
+async def test_a_copy_of_a_running_server_makes_the_same_server_elsewhere(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    async with running(here) as server:
+        await server.add("edge-1")
+        port, root = server.port("edge-1"), server.services.authority.bundle.root_pem
+        data = await copied(here)
+        await server.add("edge-2")  # after the copy: not in it
+    contents, aside = restore(data, database(there), replace=False)
+    assert (contents.counts[Kind.CLUSTER], aside) == (1, None)
+    assert stat.S_IMODE(database(there).stat().st_mode) == 0o600
+    async with running(there, ports={"range": (port, port), "bind": "127.0.0.1"}) as server:
+        assert [cluster["name"] for cluster in (await admin(server, "GET", "/v1/clusters")).json()["items"]] == [
+            "edge-1"
+        ]
+        assert server.port("edge-1") == port
+        assert server.services.authority.bundle.root_pem == root
+
+
+@pytest.mark.asyncio
+async def test_writes_that_go_on_meanwhile_are_in_the_copy_whole_or_not_at_all(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        adding = asyncio.create_task(asyncio.wait_for(_fill(server), 30))
+        copies = [inspect(await copied(tmp_path), "copy") for _ in range(5)]
+        await adding
+        copies.append(inspect(await copied(tmp_path), "copy"))
+    found = [contents.counts.get(Kind.CLUSTER, 0) for contents in copies]
+    assert found == sorted(found)
+    assert found[-1] == 8
+
+
+async def _fill(server: object) -> None:
+    for number in range(8):
+        await server.add(f"edge-{number}")  # type: ignore[attr-defined]
+
+
+@pytest.mark.asyncio
+async def test_without_a_server_the_file_itself_is_read(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+    assert str(inspect(await copied(tmp_path), "copy")) == "1 cluster, 0 agents"
+
+
+def test_without_server_and_file_it_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(TowerError) as caught:
+        snapshot(database(tmp_path), tmp_path / "admin.sock")
+    refused(caught, "TWR104", f"there is no store at {database(tmp_path)}", "--state-dir")
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_restored_beneath_a_running_server(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        data = await copied(tmp_path)
+        with pytest.raises(TowerError) as caught:
+            await asyncio.to_thread(restore, data, database(tmp_path), replace=True)
+        refused(caught, "TWR107", "is held by another process", "stop the other tower-server")
+        assert (await admin(server, "GET", "/v1/clusters")).status == 200
+
+
+@pytest.mark.asyncio
+async def test_a_state_that_is_there_is_replaced_only_on_request_and_put_aside(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        empty = await copied(tmp_path)
+        await server.add("edge-1")
+    with pytest.raises(TowerError) as caught:
+        restore(empty, database(tmp_path), replace=False)
+    refused(caught, "TWR104", "holds a state already (1 cluster, 0 agents)", "--replace")
+    contents, aside = restore(empty, database(tmp_path), replace=True)
+    assert str(contents) == "0 clusters, 0 agents"
+    assert aside is not None
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+    assert str(inspect(read_copy(aside), "aside")) == "1 cluster, 0 agents"
+    async with running(tmp_path) as server:
+        assert (await admin(server, "GET", "/v1/clusters")).json()["items"] == []
+
+
+def some_state(folder: Path) -> bytes:
+    folder.mkdir(exist_ok=True)
+    connection = open_database(folder / "s.db")
+    data = connection.serialize()
+    connection.close()
+    return data
+
+
+def newer(folder: Path) -> bytes:
+    connection = open_database(folder / "newer.db")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    data = connection.serialize()
+    connection.close()
+    return data
+
+
+def foreign(folder: Path) -> bytes:
+    connection = sqlite3.connect(folder / "foreign.db")
+    connection.execute("CREATE TABLE other (x)")
+    connection.commit()
+    data = connection.serialize()
+    connection.close()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "text"),
+    [
+        (lambda folder: b"", "TWR104", "is not the state of a tower server"),
+        (lambda folder: os.urandom(9000), "TWR104", "is not the state of a tower server"),
+        (lambda folder: some_state(folder)[:5000], "TWR104", ""),
+        (lambda folder: some_state(folder)[:100] + bytes(12000), "TWR104", ""),
+        (foreign, "TWR104", "is not the state of a tower server"),
+        (newer, "TWR106", "was written by a newer tower-server"),
+    ],
+    ids=["empty", "noise", "cut short", "blanked", "another program's", "newer"],
+)
+def test_what_is_no_copy_is_refused_and_changes_nothing(tmp_path: Path, make: object, code: str, text: str) -> None:
+    data = make(tmp_path)  # type: ignore[operator]
+    with pytest.raises(TowerError) as caught:
+        restore(data, database(tmp_path), replace=True)
+    refused(caught, code, text, "")
+    assert caught.value.mend
+    assert not database(tmp_path).exists()
+
+
+def test_a_copy_is_private_and_no_file_is_replaced_unasked(tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    write(b"one", target, replace=False)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    with pytest.raises(TowerError) as caught:
+        write(b"two", target, replace=False)
+    refused(caught, "TWR104", f"{target} exists already", "--overwrite")
+    write(b"two", target, replace=True)
+    assert target.read_bytes() == b"two"
+    with pytest.raises(TowerError) as caught:
+        write(b"x", tmp_path / "none" / "copy", replace=False)
+    refused(caught, "TWR104", "cannot be written", "directory that exists")
+
+
+def test_the_commands_say_what_they_copied_and_what_is_to_be_done(tmp_path: Path) -> None:
+    some_state(tmp_path / "state")
+    (tmp_path / "state" / "s.db").rename(database(tmp_path))
+    config = tmp_path / "server.yaml"
+    config.write_text(f"state_dir: {tmp_path}/state\nadmin_socket: {tmp_path}/admin.sock\n")
+    copy = tmp_path / "copy"
+    made = CliRunner().invoke(cli, ["backup", str(copy), "--config", str(config)])
+    assert made.exit_code == 0, made.output
+    assert f"{copy}: 0 clusters, 0 agents, " in made.stderr
+    back = CliRunner().invoke(cli, ["restore", str(copy), "--config", str(config)])
+    assert back.exit_code == 0, back.output
+    assert "revoke it again" in back.stderr
+    assert backup.inspect(copy.read_bytes(), "copy").schema == len(MIGRATIONS)

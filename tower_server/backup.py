@@ -1,0 +1,182 @@
+"""`tower-server backup` and `restore`: the whole state as one SQLite file, the tower CA with its keys in it.
+
+A running server holds its file exclusively, so it is asked for the copy, over its admin socket; without a server the
+file itself is read, under the same lock. Either way the copy is of one moment. Restoring needs the lock too, so it
+cannot happen beneath a server, and it replaces a store only on request, after putting that aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from certs.files import replace_file
+from daemon.faults import TowerError
+from daemon.unixhttp import UnixConnection
+from tower_server.store.base import Kind
+from tower_server.store.sqlite_file import APPLICATION_ID, MIGRATIONS, explain, open_database
+
+DEADLINE: Final = 60.0
+MAX_BYTES: Final = 1 << 30  # a thousand clusters take a few MiB; what is larger is something else
+MAX_ERROR: Final = 64 * 1024
+_MAGIC: Final = b"SQLite format 3\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a copy holds, for the person who is about to rely on it."""
+
+    schema: int
+    counts: dict[str, int]
+
+    def __str__(self) -> str:
+        clusters, agents = self.counts.get(Kind.CLUSTER, 0), self.counts.get(Kind.AGENT, 0)
+        return f"{clusters} cluster{'s' * (clusters != 1)}, {agents} agent{'s' * (agents != 1)}"
+
+
+def snapshot(database: Path, admin_socket: Path) -> bytes:
+    """The state as of now. Raises TowerError TWR104, TWR105, TWR107 or what the server refused with."""
+    try:
+        data = _ask(str(admin_socket))
+    except (FileNotFoundError, ConnectionRefusedError):  # no server runs: the file is free to be read
+        data = _read(database)
+    except (OSError, http.client.HTTPException) as error:
+        raise TowerError(
+            "TWR602",
+            f"the server at {admin_socket} did not give its state: {str(error) or type(error).__name__}",
+            mend="run this as the server's user, with the server's configuration (--config), and look at its log",
+        ) from error
+    inspect(data, f"the copy of {database}")
+    return data
+
+
+def _ask(path: str) -> bytes:
+    connection = UnixConnection(path, DEADLINE)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/backup")
+        response = connection.getresponse()
+        if response.status != 200:
+            raise _refusal(response.status, response.read(MAX_ERROR))
+        data = response.read(MAX_BYTES)
+        if response.length:
+            raise http.client.IncompleteRead(data, response.length)
+        return data
+
+
+def _refusal(status: int, body: bytes) -> TowerError:
+    try:
+        said = json.loads(body)
+        return TowerError(said["code"], said["message"], mend=said["mend"])
+    except (ValueError, KeyError, TypeError):
+        return TowerError("TWR602", f"the server answered {status} when it was asked for its state")
+
+
+def _read(database: Path) -> bytes:
+    if not database.exists():
+        raise TowerError(
+            "TWR104",
+            f"there is no store at {database}, and no server runs that could be asked",
+            mend="name the server's configuration with --config, or its state directory with --state-dir",
+        )
+    with _locked(database) as connection:
+        return connection.serialize()
+
+
+@contextlib.contextmanager
+def _locked(database: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(open_database(database)) as connection:
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            raise explain(error, database) from error
+
+
+def inspect(data: bytes, what: str) -> Contents:
+    """What is in a copy. Raises TowerError: TWR104 for what is none or is damaged, TWR106 for a newer one."""
+    broken = TowerError(
+        "TWR104", f"{what} is not the state of a tower server", mend="use a file that `tower-server backup` wrote"
+    )
+    if not data.startswith(_MAGIC):
+        raise broken
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        try:
+            connection.deserialize(_unjournaled(data))
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            schema = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if application != APPLICATION_ID:
+                raise broken
+            if problem != "ok":
+                raise TowerError("TWR104", f"{what} is damaged: {problem}", mend="use an older copy")
+            if schema > len(MIGRATIONS):
+                raise TowerError(
+                    "TWR106",
+                    f"{what} was written by a newer tower-server (schema {schema}; this one knows {len(MIGRATIONS)})",
+                    mend="restore it with the newer tower-server",
+                )
+            rows = connection.execute("SELECT kind, count(*) FROM records GROUP BY kind").fetchall()
+        except sqlite3.Error as error:
+            raise TowerError("TWR104", f"{what} cannot be read: {error}", mend="use an older copy") from error
+    return Contents(schema, {str(kind): int(count) for kind, count in rows})
+
+
+def _unjournaled(data: bytes) -> bytes:
+    """The same database, marked as one without write-ahead log (bytes 18 and 19 of the header): a copy in memory has
+    none, and SQLite would refuse to open it."""
+    return data[:18] + b"\x01\x01" + data[20:]
+
+
+def write(data: bytes, target: Path, *, replace: bool) -> None:
+    """Keeps the copy in a file of mode 0600. Raises TowerError TWR104."""
+    if target.exists() and not replace:
+        raise TowerError("TWR104", f"{target} exists already", mend="name another file, or add --overwrite")
+    try:
+        replace_file(target, data)
+    except OSError as error:
+        raise TowerError(
+            "TWR104",
+            f"the copy cannot be written to {target}: {error.strerror or error}",
+            mend="name a file in a directory that exists, that this user may write, and that has room",
+        ) from error
+
+
+def read_copy(source: Path) -> bytes:
+    """A copy from a file. Raises TowerError TWR104."""
+    try:
+        with source.open("rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError as error:
+        raise TowerError(
+            "TWR104", f"{source} cannot be read: {error.strerror or error}", mend="name the copy that backup wrote"
+        ) from error
+
+
+def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Path | None]:
+    """Makes the copy the state of the next server; also where the state before was put, if there was one.
+
+    Raises TowerError: TWR107 while a server runs, TWR104 where a state is there and `replace` is not.
+    """
+    contents = inspect(data, "the copy")
+    aside = None
+    with _locked(database) as connection:
+        if connection.execute("SELECT count(*) FROM records").fetchone()[0]:
+            there = inspect(connection.serialize(), str(database))
+            if not replace:
+                raise TowerError(
+                    "TWR104",
+                    f"{database} holds a state already ({there})",
+                    mend="add --replace to put it aside, or name another directory with --state-dir",
+                )
+            aside = database.with_name(f"{database.name}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+            write(connection.serialize(), aside, replace=False)
+        with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+            copy.deserialize(_unjournaled(data))
+            copy.backup(connection)
+    return contents, aside
