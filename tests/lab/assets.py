@@ -34,6 +34,7 @@ from tests.lab.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
 GO_MODULES = Path(__file__).resolve().parent / "go"
+GO_PEERS = ROOT / "tests" / "interop" / "go"
 CACHE = ROOT / ".cache" / "lab"
 GO_VERSION = (1, 26)  # what kwok's go.mod asks for
 BUILD_DEADLINE = 45 * 60.0
@@ -47,9 +48,14 @@ class AssetError(Exception):
 @dataclass(frozen=True, slots=True)
 class Program:
     name: str
-    module: str  # folder below tests/lab/go
+    module: str  # folder below tests/lab/go, or the peers' name
     package: str
     first_build: int  # seconds on two cores with empty caches, for the estimate that is shown
+    modfile: str = "go.mod"  # one of several lets the same sources be built with other versions
+
+    @property
+    def sources(self) -> Path:
+        return GO_PEERS if self.module == "peers" else GO_MODULES / self.module
 
 
 PROGRAMS: Mapping[str, Program] = {
@@ -60,6 +66,10 @@ PROGRAMS: Mapping[str, Program] = {
         Program("etcd", "controlplane", "go.etcd.io/etcd/server/v3", 20),
         Program("streamlet", "controlplane", "./streamlet", 5),
         Program("kwok", "kwok", "sigs.k8s.io/kwok/cmd/kwok", 120),
+        Program("go-agent-2020", "peers", "./agent", 15),
+        Program("go-proxy-2020", "peers", "./proxy", 5),
+        Program("go-agent-2023", "peers", "./agent", 5, "vintage2023.mod"),
+        Program("go-proxy-2023", "peers", "./proxy", 5, "vintage2023.mod"),
     )
 }
 OVERRIDES = {
@@ -107,7 +117,7 @@ def _is_program(path: Path) -> bool:
 
 def _folder(program: Program) -> Path:
     digest = hashlib.sha256(f"{_flags(program)} {platform.machine()}".encode())
-    module = GO_MODULES / program.module
+    module = program.sources
     for path in sorted(module.rglob("*")):
         if path.is_file():
             digest.update(f"\0{path.relative_to(module)}\0".encode() + path.read_bytes())
@@ -116,12 +126,13 @@ def _folder(program: Program) -> Path:
 
 def _flags(program: Program) -> list[str]:
     linker = ["-s", "-w"]
-    required = re.search(r"\bk8s\.io/kubernetes (v1\.(\d+)\S*)", (GO_MODULES / program.module / "go.mod").read_text())
+    required = re.search(r"\bk8s\.io/kubernetes (v1\.(\d+)\S*)", (program.sources / program.modfile).read_text())
     if required:  # so that /version tells the truth: nothing else stamps a build from a module
         stamp = {"gitVersion": required[1], "gitMajor": "1", "gitMinor": required[2], "gitTreeState": "clean"}
         stamp |= {"gitCommit": "modproxy", "buildDate": "1970-01-01T00:00:00Z"}
         linker += [f"-X {package}.{key}={value}" for package in VERSION_PACKAGES for key, value in stamp.items()]
-    return ["-trimpath", "-ldflags", " ".join(linker)]
+    versions = [] if program.modfile == "go.mod" else [f"-modfile={program.modfile}"]
+    return [*versions, "-trimpath", "-ldflags", " ".join(linker)]
 
 
 def _build_all(programs: Sequence[Program], environ: Mapping[str, str]) -> dict[str, Path]:
@@ -188,7 +199,7 @@ def _build(go: str, program: Program, progress: Progress, *, following: Sequence
     with progress.step(program.name, following=following) as step, log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            cwd=GO_MODULES / program.module,
+            cwd=program.sources,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -211,7 +222,7 @@ def _build(go: str, program: Program, progress: Progress, *, following: Sequence
         if process.returncode != 0:
             tail = "\n".join("    " + line for line in log.read_text(errors="replace").splitlines()[-12:])
             raise AssetError(
-                f"building {program.name} failed: `go build {program.package}` in {GO_MODULES / program.module} "
+                f"building {program.name} failed: `go build {program.package}` in {program.sources} "
                 f"ended with {process.returncode}\n{tail}\n  log: {log}\n"
                 "  next: see the last line; downloads need the network, a build about 4 GB of disk"
             )

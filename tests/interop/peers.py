@@ -1,0 +1,168 @@
+"""The Go peers as child processes: a proxy (the host's end) and an agent (the member's), of either vintage in use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from tests.lab import assets
+from tests.lab.pki import ClusterCA
+from tests.lab.processes import ADOPTED, Child, free_ports
+
+Vintage = Literal["2020", "2023"]
+VINTAGES: Final[tuple[Vintage, ...]] = ("2020", "2023")
+CLUSTER: Final = "edge-1"
+TOKEN: Final = "5f" * 32
+START_DEADLINE: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A pod's ServiceAccount: a folder with `token` and `ca.crt`, and the environment that names the apiserver."""
+
+    folder: Path
+    host: str
+    port: int
+
+    def use(self, token: str) -> None:
+        """Write the token as the kubelet does: beside, then renamed."""
+        (self.folder / "token.new").write_text(token)
+        (self.folder / "token.new").rename(self.folder / "token")
+
+
+def make_account(folder: Path, *, host: str, port: int, ca: bytes, token: str) -> Account:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ca.crt").write_bytes(ca)
+    account = Account(folder, host, port)
+    account.use(token)
+    return account
+
+
+class GoProxy:
+    """The host's end with one cluster; ports of 127.0.0.1 only. Start with `start`, or as a context manager."""
+
+    def __init__(self, folder: Path, vintage: Vintage, *, name: str = CLUSTER, token: str = TOKEN) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.vintage, self.name, self.token = folder, vintage, name, token
+        self.port, self.kubernetes_port, self.kubesphere_port = free_ports(3)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.ca = ClusterCA(folder, "tower-ca")
+        self.kubeconfig = folder / f"{name}.kubeconfig"
+        ports = {"kubernetesPort": self.kubernetes_port, "kubespherePort": self.kubesphere_port}
+        (folder / "clusters.json").write_text(json.dumps([{"name": name, "token": token, **ports}]))
+        self._child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        assert self._child is not None
+        return self._child
+
+    @property
+    def available(self) -> bool:
+        """What the proxy says of the cluster; its listeners may need another moment."""
+        path = self.folder / f"{self.name}.available"
+        return path.exists() and path.read_text() == "true"
+
+    def start(self) -> None:
+        program = assets.ensure([f"go-proxy-{self.vintage}"])[f"go-proxy-{self.vintage}"]
+        pair = self.ca.files
+        arguments: list[str | Path] = ["-bind", "127.0.0.1", "-port", str(self.port), "-clusters"]
+        arguments += [
+            self.folder / "clusters.json",
+            "-state",
+            self.folder,
+            "-ca-cert",
+            pair.certificate,
+            "-ca-key",
+            pair.key,
+        ]
+        self._child = Child("go-proxy", [program, *arguments], log=self.folder / "proxy.log")
+        ADOPTED.add(self._child.pid)
+        log = self.folder / "proxy.log"
+        self._child.until(lambda: "listening on" in log.read_text(), "the Go proxy listens", START_DEADLINE)
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+class GoAgent:
+    """The member's end. It works by a kubeconfig with an inline certificate, or by a ServiceAccount's token."""
+
+    def __init__(
+        self,
+        folder: Path,
+        vintage: Vintage,
+        server: str,
+        *,
+        credential: Path | Account,
+        name: str = CLUSTER,
+        token: str = TOKEN,
+        kubesphere: str = "127.0.0.1:9",
+        keepalive: str = "10s",
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.vintage = folder, vintage
+        self._arguments: list[str | Path] = [f"--name={name}", f"--token={token}", f"--proxy-server={server}"]
+        self._arguments += [f"--keepalive={keepalive}", f"--kubesphere-service={kubesphere}", "--v=0"]
+        self._environ = {"PATH": os.environ["PATH"], **(environ or {})}
+        if isinstance(credential, Account):
+            self._arguments.append(f"--account={credential.folder}")
+            self._environ |= {
+                "KUBERNETES_SERVICE_HOST": credential.host,
+                "KUBERNETES_SERVICE_PORT": str(credential.port),
+            }
+        else:
+            self._arguments.append(f"--kubeconfig={credential}")
+        self._child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        assert self._child is not None
+        return self._child
+
+    @property
+    def said(self) -> str:
+        """Its log so far."""
+        return (self.folder / "agent.log").read_text(errors="replace")
+
+    def start(self, *, connected: bool = True) -> None:
+        """Run it; with `connected` until the server has taken its registration."""
+        program = assets.ensure([f"go-agent-{self.vintage}"])[f"go-agent-{self.vintage}"]
+        self._child = Child("go-agent", [program, *self._arguments], log=self.folder / "agent.log", env=self._environ)
+        ADOPTED.add(self._child.pid)
+        if connected:
+            self._child.until(lambda: " connected" in self.said, "the Go agent is connected", START_DEADLINE)
+
+    def stop(self) -> None:
+        if self._child is not None:
+            self._child.stop()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
