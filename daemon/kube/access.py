@@ -12,17 +12,19 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from certs.errors import AuthorityError
 from certs.tls import ClientTrust, client_context, load_pair
 from daemon.faults import TowerError
 from daemon.kube.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
-from protocol.aio.proxydial import DialTarget
+from protocol.aio.proxydial import DialTarget, open_connection
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
@@ -49,6 +51,7 @@ class Access:
         self._token: str | None = config.token
         self._stale_at = float("inf") if config.token else 0.0
         self._refreshing = asyncio.Lock()
+        self._context: ssl.SSLContext | None = None
 
     @classmethod
     def find(cls, kubeconfig: Path | None, context: str | None = None) -> Access:
@@ -113,6 +116,17 @@ class Access:
             proxy_env=False,
             expected_ca="the authority named by the agent's access",
         )
+
+    async def connect(self, factory: Callable[[], P]) -> tuple[asyncio.Transport, P]:
+        """A connection that presents the own certificate, where there is one. DialError, TowerError TWR309."""
+        if self._context is None:
+            self._context = self.own_context()
+        return await open_connection(self.target(self._context), factory)
+
+    def forget_token(self) -> None:
+        """The token was refused: it is read, or the plugin asked, before the next use."""
+        if self._config.token_file is not None or self._config.plugin is not None:
+            self._stale_at = 0.0
 
     def token(self) -> str | None:
         """The agent's bearer token as last read; None where it works by certificate alone."""

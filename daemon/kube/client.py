@@ -1,0 +1,353 @@
+"""A client of unstructured objects: dicts in, dicts out, one method a verb.
+
+Every call has a deadline over all its tries. Tried again, with jitter: what never reached the apiserver; 429 and any
+5xx that carries Retry-After (the apiserver's word that nothing was done); other 5xx and cut answers of reads only. A
+write whose fate is unknown raises `Unreachable`, since only its author knows whether it may be said twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import urlencode
+
+from daemon.backoff import Backoff
+from daemon.kube.connection import Connection, Connections, Cut, Endpoint, Head
+from daemon.kube.errors import Ask, Gone, KubeError, Throttled, Unreachable, refusal
+from daemon.kube.resources import Object, Resource, name_of, namespace_of
+from daemon.kube.watch import Event, Lines, decode
+from protocol.aio.hops import DialError
+
+DEADLINE: Final = 10.0  # of one call, all tries included
+RETRY_MIN: Final = 0.1
+RETRY_MAX: Final = 3.0
+PAGE: Final = 250  # objects of one page of a list; kubeconfigs make a Cluster 10 KiB
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of one page
+WATCH_SECONDS: Final = (240, 300)  # a watch is asked to end within; spread, so that many do not end together
+SILENCE: Final = 150.0  # a bookmark is due each minute: a watch that says nothing for that long is dead
+
+PatchKind = Literal["merge", "json"]
+_PATCHES: Final[Mapping[str, str]] = {
+    "merge": "application/merge-patch+json",
+    "json": "application/json-patch+json",
+    "apply": "application/apply-patch+yaml",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All objects of one consistent moment, and the version to watch from without missing a change."""
+
+    items: list[Object]
+    version: str
+
+
+class Client:
+    """One apiserver as one account. `close` it; calls under way end with their own deadlines."""
+
+    def __init__(self, endpoint: Endpoint, *, user_agent: str) -> None:
+        self._endpoint = endpoint
+        self._connections = Connections(endpoint)
+        self._user_agent = user_agent
+        self.requests = 0
+        """How many requests were sent, for tests and figures."""
+
+    @property
+    def address(self) -> str:
+        return self._endpoint.address
+
+    def close(self) -> None:
+        self._connections.close()
+
+    # ---- verbs --------------------------------------------------------------------------------------------------
+
+    async def get(
+        self, resource: Resource, name: str, *, namespace: str | None = None, deadline: float = DEADLINE
+    ) -> Object:
+        """The object, or NotFound."""
+        ask = Ask("get", resource, namespace, name)
+        return await self._object(ask, "GET", deadline=deadline)
+
+    async def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+        page: int = PAGE,
+        deadline: float = 3 * DEADLINE,
+    ) -> Listing:
+        """Everything that the selectors match, page by page; begins anew when the pages' version runs out."""
+        ask = Ask("list", resource, namespace)
+        selectors = {"labelSelector": labels, "fieldSelector": fields}
+        ends = asyncio.get_running_loop().time() + deadline
+        while True:
+            try:
+                return await self._pages(ask, selectors, page, ends)
+            except Gone:
+                if asyncio.get_running_loop().time() > ends:
+                    raise
+
+    async def create(
+        self, resource: Resource, body: Object, *, field_manager: str = "", deadline: float = DEADLINE
+    ) -> Object:
+        """The new object as stored, or AlreadyExists."""
+        ask = Ask("create", resource, namespace_of(body), name_of(body) or None)
+        return await self._object(ask, "POST", body=body, query={"fieldManager": field_manager}, deadline=deadline)
+
+    async def replace(
+        self,
+        resource: Resource,
+        body: Object,
+        *,
+        subresource: str = "",
+        field_manager: str = "",
+        deadline: float = DEADLINE,
+    ) -> Object:
+        """The whole object in place of the old one; Conflict when its resourceVersion is no longer the stored one."""
+        ask = Ask("replace", resource, namespace_of(body), name_of(body), subresource)
+        return await self._object(ask, "PUT", body=body, query={"fieldManager": field_manager}, deadline=deadline)
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Any,
+        *,
+        namespace: str | None = None,
+        kind: PatchKind = "merge",
+        subresource: str = "",
+        field_manager: str = "",
+        deadline: float = DEADLINE,
+    ) -> Object:
+        """A merge patch (a dict) or JSON patch (a list). With metadata.resourceVersion in it: Conflict if changed."""
+        ask = Ask("patch", resource, namespace, name, subresource)
+        query = {"fieldManager": field_manager}
+        return await self._object(ask, "PATCH", body=patch, query=query, content=_PATCHES[kind], deadline=deadline)
+
+    async def apply(
+        self,
+        resource: Resource,
+        body: Object,
+        *,
+        field_manager: str,
+        force: bool = False,
+        subresource: str = "",
+        deadline: float = DEADLINE,
+    ) -> Object:
+        """Server-side apply: makes the object, or changes the fields named and drops those that were named before.
+
+        Conflict where another manager owns a field, unless `force`. Safe to repeat, and repeated as reads are.
+        """
+        ask = Ask("apply", resource, namespace_of(body), name_of(body), subresource)
+        query = {"fieldManager": field_manager, "force": "true" if force else ""}
+        whole = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+        return await self._object(
+            ask, "PATCH", body=whole, query=query, content=_PATCHES["apply"], deadline=deadline, safe=True
+        )
+
+    async def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        version: str | None = None,
+        propagation: str = "Background",
+        deadline: float = DEADLINE,
+    ) -> None:
+        """Take it away, or NotFound; Conflict where `uid` or `version` is another by now."""
+        ask = Ask("delete", resource, namespace, name)
+        wanted = {"uid": uid, "resourceVersion": version}
+        preconditions = {key: value for key, value in wanted.items() if value is not None}
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        if preconditions:
+            options["preconditions"] = preconditions
+        await self._object(ask, "DELETE", body=options, deadline=deadline)
+
+    async def raw(self, path: str, *, deadline: float = DEADLINE) -> tuple[int, bytes]:
+        """GET any path, such as /readyz or /version: status and body of what comes back. Unreachable without one."""
+        try:
+            async with asyncio.timeout(deadline):
+                request = await self._request("GET", path, b"", "")
+                async with self._connections.use() as connection:
+                    head, body = await self._exchange(connection, request)
+        except (DialError, Cut, TimeoutError) as error:
+            raise self._unreachable(f"get {path}", error, deadline) from error
+        return head.status, body
+
+    async def watch(
+        self,
+        resource: Resource,
+        *,
+        version: str,
+        namespace: str | None = None,
+        labels: str = "",
+        fields: str = "",
+        silence: float = SILENCE,
+    ) -> AsyncIterator[Event]:
+        """Changes after `version` and bookmarks, until the apiserver ends it (normal, every few minutes).
+
+        Raises Gone (list anew), Unreachable (also after `silence` seconds without a word), Forbidden, NotServed.
+        Close it with `aclose()`.
+        """
+        ask = Ask("watch", resource, namespace)
+        query = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "labelSelector": labels,
+            "fieldSelector": fields,
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311
+        }
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(DEADLINE):
+                connection = await self._connections.dial()
+                head = await connection.ask(await self._request("GET", _target(ask, query), b"", ""))
+                if head.status != 200:
+                    raise self._refused(ask, head, await _body(connection))
+            lines = Lines()
+            while True:
+                async with asyncio.timeout(silence):
+                    piece = await connection.read()
+                if not piece:
+                    return
+                for line in lines.feed(piece):
+                    yield decode(ask, self.address, line)
+        except (DialError, Cut, TimeoutError) as error:
+            raise self._unreachable(ask, error, silence) from error
+        except ValueError as error:
+            raise Unreachable("TWR114", f"{self.address} answered {ask} with what is no watch: {error}") from error
+        finally:
+            if connection is not None:
+                connection.abort()
+
+    # ---- requests -----------------------------------------------------------------------------------------------
+
+    async def _pages(self, ask: Ask, selectors: dict[str, str], page: int, ends: float) -> Listing:
+        items: list[Object] = []
+        query = {**selectors, "limit": str(page)}
+        while True:
+            left = max(0.0, ends - asyncio.get_running_loop().time())
+            found = await self._object(ask, "GET", query=query, deadline=left)
+            items += found.get("items") or ()
+            metadata = found.get("metadata") or {}
+            query["continue"] = metadata.get("continue") or ""
+            if not query["continue"]:
+                return Listing(items, str(metadata.get("resourceVersion", "")))
+
+    async def _object(
+        self,
+        ask: Ask,
+        method: str,
+        *,
+        deadline: float,
+        body: Any = None,
+        query: Mapping[str, str] | None = None,
+        content: str = "application/json",
+        safe: bool = False,
+    ) -> Object:
+        data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        target = _target(ask, query or {})
+        ends = asyncio.get_running_loop().time() + deadline
+        backoff = Backoff(random=random.random, minimum=RETRY_MIN, maximum=RETRY_MAX)
+        last: KubeError | None = None
+        renewed = False
+        try:
+            async with asyncio.timeout_at(ends):
+                while True:
+                    try:
+                        return await self._once(ask, method, target, data, content, safe=safe or method == "GET")
+                    except KubeError as error:
+                        last = error
+                    if last.status == 401 and not renewed:
+                        renewed = True
+                        self._endpoint.forget_token()
+                        continue
+                    delay = backoff.next(retry_after=last.retry_after)
+                    if not last.again or asyncio.get_running_loop().time() + delay >= ends:
+                        raise last
+                    await asyncio.sleep(delay)
+        except TimeoutError as error:
+            raise last or self._unreachable(ask, error, deadline) from error
+
+    async def _once(self, ask: Ask, method: str, target: str, data: bytes, content: str, *, safe: bool) -> Object:
+        """One try. The KubeError it raises says by `again` whether another one may follow."""
+        request = await self._request(method, target, data, content)
+        sent = False
+        try:
+            async with self._connections.use() as connection:
+                sent = True
+                head, answer = await self._exchange(connection, request)
+        except DialError as error:
+            raise self._unreachable(ask, error, 0.0, again=not sent and error.hop != "tls") from error
+        except Cut as error:
+            raise self._unreachable(ask, error, 0.0, again=safe) from error
+        if not 200 <= head.status < 300:
+            raise self._refused(ask, head, answer, safe=safe)
+        try:
+            found = json.loads(answer)
+        except ValueError as error:
+            raise Unreachable("TWR114", f"{self.address} answered {ask} without JSON", ask=ask) from error
+        if not isinstance(found, dict):
+            raise Unreachable("TWR114", f"{self.address} answered {ask} with what is no object", ask=ask)
+        return found
+
+    async def _exchange(self, connection: Connection, request: bytes) -> tuple[Head, bytes]:
+        self.requests += 1
+        head = await connection.ask(request)
+        return head, await _body(connection)
+
+    async def _request(self, method: str, target: str, data: bytes, content: str) -> bytes:
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self.address}", f"User-Agent: {self._user_agent}"]
+        lines.append("Accept: application/json")
+        token = await self._endpoint.fresh_token()
+        if token is not None:
+            lines.append(f"Authorization: Bearer {token}")
+        if data:
+            lines.append(f"Content-Type: {content}")
+        if data or method not in {"GET", "DELETE"}:
+            lines.append(f"Content-Length: {len(data)}")
+        if any("\r" in line or "\n" in line for line in lines):
+            raise ValueError("a request line or header holds a line break")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + data
+
+    def _refused(self, ask: Ask, head: Head, body: bytes, *, safe: bool = False) -> KubeError:
+        told = head.headers.get("retry-after", "")
+        retry_after = float(told) if told.isascii() and told.isdigit() else None
+        error = refusal(ask, self.address, head.status, body, retry_after=retry_after)
+        unavailable = isinstance(error, Throttled | Unreachable)
+        error.again = unavailable and (safe or retry_after is not None or head.status == 429)
+        return error
+
+    def _unreachable(self, ask: Ask | str, error: Exception, deadline: float, *, again: bool = False) -> Unreachable:
+        text = f"did not answer within {deadline:g} s" if isinstance(error, TimeoutError) else str(error)
+        made = Unreachable("TWR114", f"{ask}: {self.address} {text}", ask=ask if isinstance(ask, Ask) else None)
+        made.again = again
+        return made
+
+
+async def _body(connection: Connection) -> bytes:
+    """The whole rest of an answer."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await connection.read():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_ANSWER_BYTES:
+            raise Cut(f"sent more than {MAX_ANSWER_BYTES} bytes", answered=True)
+    return b"".join(pieces)
+
+
+def _target(ask: Ask, query: Mapping[str, str]) -> str:
+    name = None if ask.verb == "create" else ask.name
+    path = ask.resource.path(ask.namespace, name, ask.subresource)
+    given = {key: value for key, value in query.items() if value}
+    return f"{path}?{urlencode(given)}" if given else path
