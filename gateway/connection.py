@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_INTERIM_ANSWERS: Final = 16
 LAST_CHUNK: Final = b"0\r\n\r\n"
+EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
+DRAIN_IDLE: Final = 1.0  # a draining connection between requests: the next may be on its way already
 MAX_LOGGED_PATH: Final = 1024
 CALLER_LEFT: Final = 499  # in records only: the caller went away before there was an answer
 JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
@@ -64,6 +66,7 @@ class CallerConnection:
         "connection_id",
         "deadline",
         "dial",
+        "ending",
         "forward",
         "forwarded",
         "full",
@@ -89,6 +92,7 @@ class CallerConnection:
         "started",
         "stem",
         "transport",
+        "tunnel",
         "upstream",
         "upstream_ended",
         "upstream_is_full",
@@ -104,6 +108,7 @@ class CallerConnection:
         self.caller = Caller()
         self.proven = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else can happen
+        self.tunnel: Any = None  # the one that carries it, if any
         self.phase = Phase.HEAD
         self.stem = gateway.audit_stem()
         self.sequence = 0
@@ -135,6 +140,7 @@ class CallerConnection:
         self.close_after = False
         self.upstream_is_full = False
         self.upstream_ended = False
+        self.ending = -1  # a watch that is to end: what it had got when that was looked at last
         self.started = 0.0
         self.answered_at = 0.0
         self.bytes_in = 0
@@ -144,6 +150,7 @@ class CallerConnection:
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.tunnel = transport.get_extra_info("tunnel")
         if not self.address and (peer := transport.get_extra_info("peername")):
             self.address = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
         self.forwarded = forwarded_for(self.address)
@@ -429,7 +436,7 @@ class CallerConnection:
             or request.upgrade is not None
             or unread
             or isinstance(body, UntilClose)
-            or self.gateway.draining
+            or self.leaving
         )
         out = relayed_head(head, close=self.close_after)
         self.response = head
@@ -459,6 +466,8 @@ class CallerConnection:
         self.transport.write(before + piece if before else piece)
         if body.done:
             self._finish(clean=consumed == len(data))
+        elif self.ending >= 0 and body.at_boundary and piece[-3:] == EVENT_END:
+            self._end_watch()
 
     def _splice(self, head: ResponseHead, rest: memoryview) -> None:
         request, upstream = self.head, self.upstream
@@ -565,7 +574,7 @@ class CallerConnection:
         head = self.head
         assert head is not None
         bodiless = not head.length and scanner(head.framing, head.length, RequestError) is None
-        close = not (head.keep_alive and bodiless and head.upgrade is None) or self.gateway.draining
+        close = not (head.keep_alive and bodiless and head.upgrade is None) or self.leaving
         answer = status_response(
             verdict.status,
             verdict.message,
@@ -678,23 +687,37 @@ class CallerConnection:
         """End the request that is under way: by an answer if none was begun, else by breaking it off."""
         self._fail(GatewayError(code, message))
 
+    @property
+    def leaving(self) -> bool:
+        """Whether the next answer is the last one: the gateway drains, or the tunnel that carries this connection."""
+        return self.gateway.draining or (self.tunnel is not None and self.tunnel.draining)
+
     def drain(self) -> None:
-        """Close between requests; a request that runs is the last one. A watch, which would run on, ends cleanly.
+        """Called again and again while `leaving`. A request that runs is the last one; between two, the connection
+        closes after a moment, in which a request that was on its way is still answered. A watch ends cleanly between
+        two events: behind a whole line, or once nothing has come since the last look.
 
         Only a watch, whose client asks again: an end put into a list would pass for the whole of it.
         """
         self.close_after = True
         if self.phase is Phase.HEAD and not self.held:
-            self.transport.close()
-        elif self.phase is Phase.EXCHANGE and self.response_body is not None and self.response_body.at_boundary:
-            head, response = self.head, self.response
-            assert head is not None
-            assert response is not None
-            if verb_of(head.method, head.target, upgrade=False) == "watch":
-                self.transport.write(LAST_CHUNK)
-                self._record(response.status)
-                self._drop_upstream()
-                self._linger()
+            self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE)
+        elif self.phase is Phase.EXCHANGE and self.response_body is not None and self._watches():
+            if self.ending == self.bytes_out and self.response_body.at_boundary:
+                self._end_watch()
+            else:
+                self.ending = self.bytes_out
+
+    def _watches(self) -> bool:
+        head = self.head
+        return head is not None and verb_of(head.method, head.target, upgrade=head.upgrade is not None) == "watch"
+
+    def _end_watch(self) -> None:
+        assert self.response is not None
+        self.transport.write(LAST_CHUNK)
+        self._record(self.response.status)
+        self._drop_upstream()
+        self._linger()
 
     def abort(self) -> None:
         self.transport.abort()

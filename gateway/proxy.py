@@ -24,6 +24,7 @@ from gateway.policy import Policy
 from gateway.upstream import Upstreams
 from protocol import defaults
 from protocol.aio.tlspump import TlsError, TlsServerPump, TlsServerSocketPump
+from protocol.aio.tunnel import Tunnel
 
 
 class Gateway:
@@ -62,6 +63,7 @@ class Gateway:
         self._clock = clock
         self._handshake_deadline = handshake_deadline
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[Tunnel] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -93,11 +95,18 @@ class Gateway:
         for connection in list(self.connections):
             connection.recheck()
 
-    def drain(self) -> None:
-        """Take no further requests on connections that are open; those that run go on."""
-        self.draining = True
+    def drain(self, tunnel: Tunnel | None = None) -> None:
+        """Bring connections, all or those of a tunnel that drains, to their end; requests that run go on, watches end."""
+        if tunnel is None:
+            self.draining = True
+        else:
+            self._leaving.add(tunnel)
+        self._drain()
+
+    def _drain(self) -> None:
         for connection in list(self.connections):
-            connection.drain()
+            if connection.leaving:
+                connection.drain()
 
     async def close(self) -> None:
         """Break off everything. Idempotent."""
@@ -162,6 +171,10 @@ class Gateway:
         self._ticker = self.loop.call_later(defaults.GATEWAY_TICK, self._tick)
         for connection in list(self.connections):
             connection.tick(now, wall)
+        if self._leaving:
+            self._leaving = {tunnel for tunnel in self._leaving if tunnel.closed is None}
+        if self.draining or self._leaving:
+            self._drain()
         self.upstreams.expire(now)
 
     def _tls_failed(self, error: TlsError, caller_address: str, connection_id: str) -> None:

@@ -615,6 +615,37 @@ async def test_draining_closes_idle_connections_and_says_close_on_running_ones(p
         assert (await busy.rest()).endswith(b"Connection: close\r\n\r\n{}")
 
 
+async def test_a_request_that_crosses_the_drain_of_an_idle_connection_is_answered(pki: Pki) -> None:
+    async with world(pki) as w:
+        caller = await w.call()
+        await caller.say(GET)
+        await caller.answer()
+        w.gateway.drain()
+        await caller.say(GET)
+        assert (await caller.rest()).endswith(b"Connection: close\r\n\r\n{}")
+
+
+async def test_a_busy_watch_ends_behind_a_whole_event_and_never_within_one(pki: Pki) -> None:
+    async def events(side: Apiside) -> None:
+        await side.head()
+        await side.say(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not side.reader.at_eof():  # each event in two chunks, as the apiserver sends large ones
+            await side.say(b'8\r\n{"half":\r\n')
+            await asyncio.sleep(0.02)
+            await side.say(b"3\r\n1}\n\r\n")
+            await asyncio.sleep(0.02)
+
+    async with world(pki, answer=events) as w:
+        watch = await w.call(pki.client())
+        await watch.say(WATCH)
+        await watch.head()
+        assert await watch.read(13) == b'8\r\n{"half":\r\n'
+        w.gateway.drain()
+        rest = (await watch.rest()).removeprefix(b"3\r\n1}\n\r\n")
+        assert rest.endswith(b"0\r\n\r\n")
+        assert set(rest.removesuffix(b"0\r\n\r\n").split(b'8\r\n{"half":\r\n3\r\n1}\n\r\n')) == {b""}
+
+
 async def test_draining_ends_a_watch_cleanly_and_leaves_other_answers_alone(pki: Pki) -> None:
     async with world(pki, answer=watching) as w:
         watch, other = await w.call(pki.client()), await w.call(pki.client())
