@@ -26,6 +26,7 @@ PACKAGES: Mapping[str, Callable[[], bool]] = {
     "nginx-light": _program("nginx"),
     "wrk": _program("wrk"),
     "curl": _program("curl"),
+    "systemd": _program("systemd-analyze"),
     "python3-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
 }
 
