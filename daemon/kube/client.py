@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
@@ -191,7 +191,7 @@ class Client:
         labels: str = "",
         fields: str = "",
         silence: float = SILENCE,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Changes after `version` and bookmarks, until the apiserver ends it (normal, every few minutes).
 
         Raises Gone (list anew), Unreachable (also after `silence` seconds without a word), Forbidden, NotServed.

@@ -1,0 +1,182 @@
+"""The copy stays true through pieces, cuts, 410, a lost CRD, silence; subscribers hear each change once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from daemon.backoff import Backoff
+from daemon.faults import TowerError
+from daemon.kube.client import Client
+from daemon.kube.reflector import Change, Reflector
+from daemon.kube.resources import SECRETS
+from tests.daemon.kube.fakeapi import PATIENCE, Answer, FakeApi, Request, event, status, thing
+
+pytestmark = pytest.mark.asyncio
+
+
+class Script:
+    """Answers lists and watches one after the other; a watch beyond the script stays silent."""
+
+    def __init__(self, lists: list[Answer], watches: list[Answer]) -> None:
+        self._lists: Iterator[Answer] = iter(lists)
+        self._watches: Iterator[Answer] = iter(watches)
+        self.watched_from: list[str] = []
+
+    def __call__(self, request: Request) -> Answer:
+        if "watch" not in request.query:
+            return next(self._lists)
+        self.watched_from.append(request.query["resourceVersion"])
+        return next(self._watches, Answer(pieces=(), hang=True))
+
+
+def listed(version: int, *items: object, more: str = "") -> Answer:
+    metadata = {"resourceVersion": str(version), **({"continue": more} if more else {})}
+    return Answer(body={"metadata": metadata, "items": list(items)})
+
+
+def watched(*events: bytes, hang: bool = False) -> Answer:
+    return Answer(pieces=(b"".join(events),) if events else (), hang=hang)
+
+
+class Seen:
+    """What subscribers heard, and whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.changes: list[str] = []
+
+    def __call__(self, change: Change) -> None:
+        self.changes.append(f"{change.type} {change.object['metadata']['name']}")
+
+
+async def follow(
+    script: Script, until: Callable[[Reflector, Seen], bool], *, silence: float = 60.0
+) -> tuple[Reflector, Seen]:
+    async with FakeApi(script).serving() as api:
+        client = Client(api, user_agent="test")
+        backoff = Backoff(random=lambda: 0.0, minimum=0.001, maximum=0.002)
+        reflector, seen = Reflector(client, SECRETS, silence=silence, backoff=backoff), Seen()
+        reflector.subscribe(seen)
+        task = asyncio.create_task(reflector.run())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not until(reflector, seen):
+                    await asyncio.sleep(0.005)
+                    if task.done():
+                        await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            client.close()
+        return reflector, seen
+
+
+async def test_pages_become_one_list_and_the_watch_begins_at_its_version() -> None:
+    script = Script(
+        [listed(7, thing("a", 3), more="next"), listed(7, thing("b", 5))], [watched(event("ADDED", thing("c", 8)))]
+    )
+    reflector, seen = await follow(script, lambda _r, seen: len(seen.changes) == 3)
+    assert seen.changes == ["ADDED a", "ADDED b", "ADDED c"]
+    assert script.watched_from[0] == "7"
+    assert reflector.get("a") == {"apiVersion": "v1", "kind": "Secret", **thing("a", 3)}
+    assert reflector.version == "8"
+
+
+async def test_a_broken_watch_goes_on_where_it_was_and_bookmarks_count() -> None:
+    bookmark = event("BOOKMARK", {"metadata": {"resourceVersion": "20"}})
+    script = Script([listed(7)], [watched(event("ADDED", thing("a", 9))), watched(bookmark), Answer(cut=True)])
+    reflector, seen = await follow(script, lambda _r, _s: len(script.watched_from) >= 4)
+    assert script.watched_from[:4] == ["7", "9", "20", "20"]
+    assert (reflector.lists, seen.changes) == (1, ["ADDED a"])
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        status(410, "Expired"),
+        watched(event("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})),
+    ],
+)
+async def test_410_lists_anew_and_tells_only_what_differs(gone: Answer) -> None:
+    first = listed(7, thing("same", 1), thing("changed", 2), thing("deleted", 3), thing("remade", 4, uid="old"))
+    second = listed(30, thing("same", 1), thing("changed", 9), thing("remade", 10, uid="new"), thing("new", 11))
+    script = Script([first, second], [gone])
+    _reflector, seen = await follow(script, lambda r, _s: r.lists == 2 and r.watches == 2)
+    assert seen.changes[:4] == ["ADDED same", "ADDED changed", "ADDED deleted", "ADDED remade"]
+    assert seen.changes[4:] == ["DELETED deleted", "MODIFIED changed", "DELETED remade", "ADDED remade", "ADDED new"]
+    assert script.watched_from == ["7", "30"]
+
+
+async def test_events_may_end_anywhere_in_a_piece() -> None:
+    stream = event("ADDED", thing("ä", 8)) + event("MODIFIED", thing("ä", 9)) + event("DELETED", thing("ä", 10))
+    script = Script([listed(7)], [Answer(pieces=tuple(stream[i : i + 1] for i in range(len(stream))))])
+    reflector, seen = await follow(script, lambda _r, seen: len(seen.changes) == 3)
+    assert seen.changes == ["ADDED ä", "MODIFIED ä", "DELETED ä"]
+    assert dict(reflector.items) == {}
+
+
+async def test_an_outage_and_a_deleted_crd_are_waited_out_with_the_copy_kept() -> None:
+    script = Script(
+        [listed(7, thing("a", 3)), status(404, "NotFound"), status(503, "ServiceUnavailable"), listed(50)],
+        [status(404, "NotFound")],
+    )
+    kept = []
+
+    def until(reflector: Reflector, _seen: Seen) -> bool:
+        if reflector.fault is not None:
+            kept.append((reflector.fault.code, reflector.get("a") is not None))
+        return reflector.lists == 2
+
+    reflector, seen = await follow(script, until)
+    assert kept
+    assert set(kept) <= {("TWR116", True), ("TWR114", True)}
+    assert reflector.fault is None
+    assert seen.changes == ["ADDED a", "DELETED a"]
+    assert script.watched_from[:2] == ["7", "50"]
+
+
+async def test_a_silent_watch_is_dialled_again() -> None:
+    script = Script([listed(7)], [watched(hang=True), watched(event("ADDED", thing("a", 8)), hang=True)])
+    await follow(script, lambda _r, seen: bool(seen.changes), silence=0.2)
+    assert script.watched_from[:2] == ["7", "7"]
+
+
+async def test_a_watch_that_ends_at_once_each_time_is_a_failure_with_a_cause() -> None:
+    script = Script([listed(7)], [watched()] * 3)
+    faults: list[TowerError] = []
+
+    def until(reflector: Reflector, _seen: Seen) -> bool:
+        if reflector.fault is not None:
+            faults.append(reflector.fault)
+        return reflector.watches == 4
+
+    await follow(script, until)
+    assert faults
+    assert "as soon as they begin" in faults[0].message
+
+
+async def test_a_line_without_end_and_a_line_that_is_no_event_end_the_watch_only() -> None:
+    script = Script(
+        [listed(7)], [watched(b"not json\n"), watched(b'{"type": 5}\n'), watched(event("ADDED", thing("a", 8)))]
+    )
+    reflector, seen = await follow(script, lambda _r, seen: bool(seen.changes))
+    assert seen.changes == ["ADDED a"]
+    assert reflector.lists == 1
+
+
+async def test_who_waits_for_the_first_list_hears_what_is_in_its_way() -> None:
+    refused = status(403, "Forbidden", 'User "x" cannot list resource "secrets"')
+    async with FakeApi(lambda _request: refused).serving() as api:
+        client = Client(api, user_agent="test")
+        reflector = Reflector(client, SECRETS, namespace="tower-system")
+        task = asyncio.create_task(reflector.run())
+        with pytest.raises(TowerError) as caught:
+            await reflector.wait_synced(0.5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        client.close()
+    assert caught.value.code == "TWR115"
+    rule = '{apiGroups: [""], resources: ["secrets"], verbs: ["list"]}'
+    assert caught.value.mend == f"add to the Role in namespace tower-system of this account: {rule}"
