@@ -111,6 +111,24 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
     return run(main, name=PROGRAM)
 
 
+@cli.command(epilog="Example: tower-agent leave east")
+@_options(*_WAY)
+@click.argument("host", required=False)
+@click.option("--forget", is_flag=True, help="Take the identity away here without asking the host.")
+def leave(file: Path | None, host: str | None, forget: bool, **flags: Any) -> int:
+    """Leave HOST (or the only one) for good: it revokes this agent, and the identity is taken away here."""
+    config = _load(file, flags).value
+    log.configure(level="warning", style="console" if sys.stderr.isatty() else config.log.format)
+
+    async def main(_process: Process) -> int:
+        from tower_agent.leave import leave_host
+
+        await leave_host(config, host, forget=forget)
+        return 0
+
+    return run(main, name=PROGRAM)
+
+
 @cli.command("run")
 @_options(*_ALL)
 def run_command(file: Path | None, **flags: Any) -> int:

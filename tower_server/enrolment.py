@@ -1,4 +1,4 @@
-"""`GET` and `POST /v1/enrolment` beside the tunnel: how a member gets its first identity.
+"""`/v1/enrolment` and `/v1/leave` beside the tunnel: how a member gets its first identity, and gives it back.
 
 The offer is for anyone; a post is opened, its token compared, and only then is anything made or written. Each refusal
 has its own code, since the person at the other end can mend each in another way. An agent's name comes from its key, so
@@ -16,7 +16,9 @@ from typing import Final
 from certs.enrolment import EnrolmentReply, EnrolmentRequest, Received, receive
 from certs.errors import CertsError
 from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
+from certs.leaving import who_leaves
 from certs.sealing import Sealer
+from certs.verify import TrustBundle
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
@@ -30,6 +32,7 @@ from tower_server.store.base import Kind, NotFound, Store
 from tower_server.tokens import Tokens
 
 PATH: Final = "/v1/enrolment"
+LEAVE: Final = "/v1/leave"
 NAME_CHARACTERS: Final = 20  # of the key's fingerprint: 80 bits, so that nobody makes a key for another agent's name
 
 log = get_logger(__name__)
@@ -54,6 +57,7 @@ class Enrolment:
         self._store = store
         self._host = host
         self._trust = trust
+        self._bundle = TrustBundle.from_pem(trust)
         self._sealer = sealer
         self._tokens = tokens
         self._agents = agents
@@ -63,6 +67,8 @@ class Enrolment:
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """For any request that is not a tunnel."""
+        if request.target == LEAVE and request.method == "POST":
+            return await self._leave(request)
         if request.target.partition("?")[0] != PATH:
             return _error(TowerError("TWR612", "this is a tower's tunnel port; there is nothing at this path"))
         if request.method == "GET":
@@ -77,11 +83,27 @@ class Enrolment:
         except TowerError as error:
             return self._refused(request, error)
 
-    async def _enrol(self, request: HttpRequest) -> bytes:
+    async def _leave(self, request: HttpRequest) -> HttpResponse:
+        """Whoever proves to hold an agent's key may have that agent revoked."""
+        try:
+            self._take(request)
+            identity = who_leaves(request.body, self._bundle)
+            await self._agents.revoke(identity.cluster, identity.agent)
+        except CertsError as error:
+            return self._refused(request, certs_fault(error), status=400)
+        except TowerError as error:
+            return self._refused(request, error)
+        log.info("left", cluster=identity.cluster, agent=identity.agent, remote=request.remote)
+        return HttpResponse(200, b"{}\n")
+
+    def _take(self, request: HttpRequest) -> None:
         wait = self._bucket.take(asyncio.get_running_loop().time(), network_of(request.remote))
         if wait is not None:
             self._metrics.throttled.labels("enrolments").inc()
             raise TowerError("TWR221", "too many enrolments at once", retry_after=wait)
+
+    async def _enrol(self, request: HttpRequest) -> bytes:
+        self._take(request)
         received = receive(request.body, sealer=self._sealer, host=self._host, at=time.time())
         asked = received.request
         key, serving_key = public_key_from_csr(asked.csr), public_key_from_csr(asked.serving_csr)
