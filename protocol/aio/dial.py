@@ -6,15 +6,9 @@ Every failure is a DialError that names the hop. Each step has a deadline.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
-
-from websockets.client import ClientProtocol
-from websockets.exceptions import NegotiationError
-from websockets.typing import Subprotocol
-from websockets.uri import parse_uri
 
 from protocol import events
 from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
@@ -22,19 +16,16 @@ from protocol.aio.link import Link
 from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Closed, Tunnel
+from protocol.aio.upgrade import ClientUpgrade
 from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
-from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES, MAX_HEAD_BYTES
+from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
-from protocol.frames import FrameDecoder, printable
+from protocol.frames import FrameDecoder
 from protocol.handshake import AgentHandshake, Welcome, parse_reject, reject
 from protocol.session import Session
 
 FEATURES: Final = frozenset({FEATURE_ACK})
-EVIDENCE_BYTES: Final = 200  # of an unwanted answer's body, for the error
-_STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3}) ?([^\r\n]{0,100})")
-_LENGTH: Final = re.compile(r"\r\ncontent-length: *(\d{1,9})\r\n", re.IGNORECASE)
-_RETRY_AFTER: Final = re.compile(r"\r\nretry-after: *(\d{1,5})\r\n", re.IGNORECASE)
 
 
 async def dial(
@@ -111,14 +102,11 @@ class _ClientLink(Link):
         self, target: DialTarget, handshake: AgentHandshake, take_over: Callable[[Link, Welcome], Tunnel]
     ) -> None:
         super().__init__(client=True, private=target.ssl_context is not None, owner=self)
-        scheme = "ws" if target.ssl_context is None else "wss"
-        uri = parse_uri(f"{scheme}://{target.authority}{target.path}")
-        self._upgrade: ClientProtocol | None = ClientProtocol(uri, subprotocols=[Subprotocol(SUBPROTOCOL)])
+        self._upgrade: ClientUpgrade | None = ClientUpgrade(target, SUBPROTOCOL)
         self._handshake = handshake
         self._take_over = take_over
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
         self._challenged = False
-        self._answer = bytearray()
         self.hop: HopName = "http"
         self.opened: asyncio.Future[Tunnel] = self._loop.create_future()
 
@@ -130,63 +118,30 @@ class _ClientLink(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._upgrade is not None
-        self._upgrade.send_request(self._upgrade.connect())
-        cast("asyncio.Transport", transport).write(b"".join(self._upgrade.data_to_send()))
+        cast("asyncio.Transport", transport).write(self._upgrade.request())
 
     def received(self, data: memoryview) -> None:
         if self._upgrade is None:
             super().received(data)
             return
-        self._answer += data
-        end = self._answer.find(b"\r\n\r\n") + 4
-        if end < 4:
-            if not self._answer.startswith(b"HTTP/1."[: len(self._answer)]):
-                self._fail(DialError("http", f"no HTTP there: it says {bytes(self._answer[:40])!r}"))
-            elif len(self._answer) > MAX_HEAD_BYTES:
-                self._fail(DialError("http", f"an answer of more than {MAX_HEAD_BYTES} bytes to the upgrade"))
+        try:
+            rest = self._upgrade.receive(data)
+        except DialError as error:
+            self._fail(error)
             return
-        head, rest = bytes(self._answer[:end]), bytes(self._answer[end:])
-        if not head.startswith(b"HTTP/1.1 101 "):
-            self._unwanted(head.decode("latin-1"), rest)
-            return
-        upgrade = self._upgrade
-        upgrade.receive_data(head)
-        failure = upgrade.handshake_exc
-        if isinstance(failure, NegotiationError):
-            self._fail(DialError("subprotocol", f"the server did not agree to {SUBPROTOCOL}: {failure}"))
-        elif failure is not None:
-            self._fail(DialError("http", f"no WebSocket there: {failure}"))
-        elif upgrade.subprotocol != SUBPROTOCOL:
-            self._fail(DialError("subprotocol", f"the server did not agree to {SUBPROTOCOL}"))
-        else:
+        if rest is not None:
             self._upgrade = None
-            self._answer.clear()
             self.hop = "handshake"
             self.write([self._handshake.hello()])
             if rest:
                 super().received(memoryview(rest))
 
-    def _unwanted(self, head: str, body: bytes, *, ended: bool = False) -> None:
-        """Another status than 101: an error with what the server says about it, as far as that is announced."""
-        status = _STATUS.match(head)
-        if status is None:
-            self._fail(DialError("http", f"no HTTP there: it says {head[:EVIDENCE_BYTES]!r}"))
-            return
-        length = _LENGTH.search(head)
-        if length is not None and len(body) < min(int(length[1]), EVIDENCE_BYTES) and not ended:
-            return
-        wait = _RETRY_AFTER.search(head)
-        said = body[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
-        text = f"the server answered {status[1]} {printable(status[2])} to the upgrade"
-        text += f": {printable(said)}" if said else ""
-        retry_after = float(wait[1]) if wait else None
-        self._fail(DialError("http", text, code=int(status[1]), retry_after=retry_after))
-
     def eof_received(self) -> bool:
         if self._upgrade is not None and not self.opened.done():
-            head, _, body = bytes(self._answer).partition(b"\r\n\r\n")
-            if body:
-                self._unwanted(f"{head.decode('latin-1')}\r\n", body, ended=True)
+            try:
+                self._upgrade.ended()
+            except DialError as error:
+                self._fail(error)
         return super().eof_received()
 
     # ---- the owner's side while the handshake runs ---------------------------------------------------------------
