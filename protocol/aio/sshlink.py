@@ -1,0 +1,121 @@
+"""SSH over a WebSocket link: what asyncssh takes for its transport, and the link's owner.
+
+Message borders mean nothing. What asyncssh writes in one turn leaves as one message; what arrives in one read is given
+to it at once, however many 1 KiB fragments it came in. A full link stops the channels, not asyncssh: see `Wire.room`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from protocol.aio.link import Link
+from protocol.defaults import KIB
+
+if TYPE_CHECKING:
+    from protocol.aio.ssh import _Wire
+
+WRITE_AT: Final = 64 * KIB  # so much leaves before the turn is over
+MOST_UNSENT: Final = 4 * 1024 * KIB  # answers to a peer that reads nothing: channel data waits outside
+
+
+class SshLink(asyncio.Transport):
+    """Joins a connection to a link whose opening handshake is done."""
+
+    def __init__(self, link: Link, wire: _Wire, *, remote: str) -> None:
+        host, _, port = remote.rpartition(":")
+        super().__init__({"peername": (host, int(port) if port.isdigit() else 0)})
+        self._loop = asyncio.get_running_loop()
+        self._link = link
+        self._wire = wire
+        self._out: list[bytes] = []
+        self._size = 0
+        self._due = False
+        self._in: list[bytes] = []
+        self._in_due = False
+        self.heard_at = self._loop.time()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._unsent = 0
+        link.owner = self
+        wire.room = self._room
+        wire.connection_made(self)
+
+    # ---- the link's owner ---------------------------------------------------------------------------------------
+
+    def link_received(self, data: memoryview) -> None:
+        self._in.append(bytes(data))
+        if not self._in_due:
+            self._in_due = True
+            self._loop.call_soon(self._feed)
+
+    def _feed(self) -> None:
+        self._in_due = False
+        pieces, self._in = self._in, []
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.heard_at = self._loop.time()
+        self.bytes_in += len(data)
+        self._wire.feed(data)
+
+    def link_writable(self) -> None:
+        self._unsent = 0
+        self._wire.pump()
+
+    def link_lost(self, reason: str) -> None:
+        if self._in:
+            self._feed()
+        self._wire.connection_lost(ConnectionError(reason))
+
+    def _room(self) -> bool:
+        return self._link.writable and self._size < WRITE_AT
+
+    # ---- asyncssh's transport -----------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._link.closing:
+            return
+        self._out.append(bytes(data))
+        self._size += len(data)
+        if self._size >= WRITE_AT:
+            self._flush()
+        elif not self._due:
+            self._due = True
+            self._loop.call_soon(self._flush_turn)
+
+    def _flush_turn(self) -> None:
+        self._due = False
+        self._flush()
+        self._wire.pump()
+
+    def _flush(self) -> None:
+        if not self._out:
+            return
+        out, self._out = self._out, []
+        size, self._size = self._size, 0
+        self.bytes_out += size
+        self._link.write(out)
+        if not self._link.writable:
+            self._unsent += size
+            if self._unsent > MOST_UNSENT:
+                self._link.abort("the peer reads nothing, and what must be answered piles up")
+
+    def close(self) -> None:
+        self._flush()
+        self._link.close("closed")
+
+    def abort(self) -> None:
+        """asyncssh calls this for every end, also right after it has said why: what it said still leaves."""
+        self._flush()
+        self._link.close("the SSH connection ended")
+
+    def is_closing(self) -> bool:
+        return self._link.closing
+
+    def get_write_buffer_size(self) -> int:
+        return self._size
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """The link's own hold."""
+
+    def get_protocol(self) -> Any:
+        return self._wire

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+import struct
+from typing import Any
+
+import asyncssh
+import pytest
+
+from protocol.aio import ssh
+from protocol.aio.ssh import AGENT_VERSION, MAX_REQUEST_BYTES, ServerConnection, agent_options, server_options
+from protocol.aio.sshchannel import Channel
+from tests.protocol.aio.sshpeers import Collect, Echo, Owner, channel_limits, connected
+
+pytestmark = pytest.mark.asyncio
+
+
+# ---- the contract with asyncssh -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [(owner, name, found) for owner, names in ssh.PRIVATE.items() for name, found in names.items()],
+    ids=lambda each: getattr(each, "__name__", str(each)),
+)
+async def test_asyncssh_still_has_the_methods_that_are_overridden(
+    owner: type, name: str, parameters: tuple[str, ...]
+) -> None:
+    where = f"asyncssh {asyncssh.__version__}: {owner.__name__}.{name}"
+    assert hasattr(owner, name), f"{where} is gone; protocol/aio/ssh.py overrides or calls it and must follow"
+    found = tuple(inspect.signature(getattr(owner, name)).parameters)[1:]
+    assert found == parameters, f"{where} takes {found}, protocol/aio/ssh.py counts on {parameters}"
+
+
+async def test_asyncssh_still_keeps_the_state_that_is_read() -> None:
+    connection = ServerConnection(Owner(), await server_options(), channel_limits())
+    missing = [name for name in ssh.PRIVATE_STATE if not hasattr(connection, name)]
+    assert not missing, f"asyncssh {asyncssh.__version__} no longer has {missing}, on which protocol/aio/ssh.py rests"
+
+
+async def test_no_other_module_reaches_into_asyncssh() -> None:
+    used = set(ssh.PRIVATE_STATE) | {name for names in ssh.PRIVATE.values() for name in names}
+    source = inspect.getsource(ssh)
+    inherited = {name for name in dir(asyncssh.SSHServerConnection) if name.startswith("_") and name[1] != "_"}
+    # Every private attribute of a connection that the module's text names is one that the contract lists.
+    named = {name for name in inherited if f"self.{name}" in source or f"def {name}(" in source}
+    assert named <= used, f"not in the contract of protocol/aio/ssh.py: {sorted(named - used)}"
+
+
+# ---- handshake ------------------------------------------------------------------------------------------------------
+
+
+async def test_both_ends_agree_on_what_go_agrees_on() -> None:
+    async with connected() as pair:
+        for end in (pair.server, pair.agent):
+            assert end.get_extra_info("send_cipher") == end.get_extra_info("recv_cipher") == "aes128-gcm@openssh.com"
+
+
+class Wire(asyncio.Transport):
+    """Takes what a connection writes, and nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = bytearray()
+        self.ended = asyncio.Event()
+
+    def write(self, data: Any) -> None:
+        self.out += data
+
+    def abort(self) -> None:
+        self.ended.set()
+
+    def is_closing(self) -> bool:
+        return self.ended.is_set()
+
+
+async def fresh() -> tuple[ServerConnection, Wire, Owner]:
+    owner, wire = Owner(), Wire()
+    connection = ServerConnection(owner, await server_options(), channel_limits())
+    connection.connection_made(wire)
+    return connection, wire, owner
+
+
+async def ended(owner: Owner) -> str:
+    async with asyncio.timeout(5):
+        await owner.lost.wait()
+    return owner.reason
+
+
+async def test_the_server_says_go_towers_version() -> None:
+    connection, wire, _ = await fresh()
+    assert bytes(wire.out) == b"SSH-kubesphere-v1-server\r\n"
+    connection.end("done")
+
+
+@pytest.mark.parametrize("line", [AGENT_VERSION, b"SSH-2.0-Go", b"SSH-" + b"x" * 251, b"SSH-"])
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+async def test_version_lines_of_up_to_255_bytes_are_taken(line: bytes, end: bytes) -> None:
+    connection, wire, owner = await fresh()
+    before = len(wire.out)
+    for byte in line + end:
+        connection.feed(bytes((byte,)))
+    assert len(wire.out) > before, "no key exchange was begun"
+    assert not owner.lost.is_set()
+    connection.end("done")
+
+
+@pytest.mark.parametrize(
+    "line", [b"SSH-" + b"x" * 252 + b"\r\n", b"SSH-" + b"x" * 5000, b"GET / HTTP/1.1\r\n", b"\n", b"\0" * 300]
+)
+async def test_other_first_lines_end_the_connection(line: bytes) -> None:
+    connection, wire, owner = await fresh()
+    connection.feed(line)
+    assert "version" in await ended(owner)
+    assert wire.ended.is_set()
+
+
+async def test_what_waits_before_authentication_is_bounded() -> None:
+    connection, _, owner = await fresh()
+    connection.feed(AGENT_VERSION + b"\r\n")
+    connection.feed(struct.pack("!I", 30000) + b"\x04" + b"z" * ssh.MAX_UNAUTHENTICATED_BYTES)
+    assert "before authentication" in await ended(owner)
+
+
+async def test_a_peer_with_weak_key_exchanges_only_is_told_so() -> None:
+    weak = {"kex_algs": ("diffie-hellman-group1-sha1", "diffie-hellman-group14-sha1")}
+    async with connected(agent=weak, authenticated=False) as pair:
+        assert "No matching key exchange" in await ended(pair.server_owner)
+        assert "No matching key exchange" in await ended(pair.agent_owner)
+
+
+async def test_the_server_key_can_be_held_against_a_pin() -> None:
+    options = await agent_options(trusted=lambda fingerprint: fingerprint == "SHA256:other")
+    side = options.protocol_factory()
+    key = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+    assert side.validate_host_public_key("tower", "", 0, key) is False
+    assert (await agent_options()).protocol_factory().validate_host_public_key("tower", "", 0, key) is True
+
+
+# ---- global requests ------------------------------------------------------------------------------------------------
+
+
+async def test_requests_carry_raw_payloads_and_refusals_their_text() -> None:
+    async with connected() as pair:
+        pair.server_owner.answer = lambda name, payload: (False, b"Unauthorized agent")
+        assert await pair.agent.request("config", b'{"Name":"m"}') == (False, b"Unauthorized agent")
+        assert pair.server_owner.requests == [("config", b'{"Name":"m"}')]
+        pair.server_owner.answer = lambda name, payload: (True, b"")
+        assert await pair.agent.request("ping") == (True, b"")
+        # Go's agents refuse every request of the server, which is as good a sign of life.
+        pair.agent_owner.answer = lambda name, payload: (False, b"")
+        assert await pair.server.request("ping") == (False, b"")
+
+
+async def test_the_first_request_that_an_agent_sees_is_an_answer_to_its_own() -> None:
+    async with connected() as pair:
+        await pair.agent.request("config")
+        assert pair.agent_owner.requests == []
+
+
+async def test_a_request_above_the_bound_ends_the_connection() -> None:
+    async with connected() as pair:
+        with pytest.raises(ConnectionError):
+            await pair.agent.request("config", b"x" * (MAX_REQUEST_BYTES + 1))
+        assert pair.server_owner.requests == []
+        assert await ended(pair.server_owner)
+
+
+async def test_requests_without_an_answer_are_bounded() -> None:
+    async with connected() as pair:
+        pair.agent_owner.ssh_request = lambda *_: None  # type: ignore[method-assign]
+        waiting = [asyncio.ensure_future(pair.server.request("ping")) for _ in range(ssh.MAX_WAITING_REQUESTS)]
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionError):
+            await pair.server.request("ping")
+        pair.agent.end("gone")
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in results} == {ConnectionError}
+
+
+# ---- channels -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_agent_gets_the_raw_target() -> None:
+    targets: list[bytes] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        targets.append(target)
+        channel.accept(Echo())
+
+    async with connected(take=take) as pair:
+        end = Collect()
+        pair.server.open("10.0.0.1:443", end)
+        async with asyncio.timeout(5):
+            await end.accepted.wait()
+    assert targets == [b"10.0.0.1:443"]
+
+
+async def test_channels_that_an_agent_opens_are_refused_and_thousands_end_its_connection() -> None:
+    async with connected() as pair:
+        refused = 0
+        for _ in range(1000):
+            end = Collect()
+            pair.agent.open("127.0.0.1:22", end)
+            async with asyncio.timeout(5):
+                error = await end.lost
+            if pair.server_owner.lost.is_set() or "tunnel" in str(error).lower():
+                break
+            assert "takes no channels" in str(error)
+            refused += 1
+        assert refused <= pair.server.limits.refused
+        assert "not taken" in await ended(pair.server_owner)
+        assert pair.server.channel_count == 0
+
+
+async def test_rekeying_under_load_loses_and_alters_nothing() -> None:
+    async with connected(
+        take=lambda channel, _: channel.accept(Echo()), server={"rekey_bytes": 300_000}, agent={"rekey_bytes": 500_000}
+    ) as pair:
+        ends = [Collect() for _ in range(4)]
+        sent = [bytes([number]) * 3_000_000 for number in range(4)]
+        for end, data in zip(ends, sent, strict=True):
+            channel = pair.server.open("echo", end)
+            for at in range(0, len(data), 100_000):
+                channel.write(data[at : at + 100_000])
+        async with asyncio.timeout(40):
+            while any(len(end.data) < 3_000_000 for end in ends):
+                await asyncio.sleep(0.02)
+        assert [bytes(end.data) for end in ends] == sent

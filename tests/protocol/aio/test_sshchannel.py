@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from protocol.aio.sshchannel import SEND_HIGH, Channel
+from protocol.constants import Code
+from protocol.errors import StreamRefused, StreamReset, TunnelLost
+from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Pair, channel_limits, connected
+
+pytestmark = pytest.mark.asyncio
+
+
+async def opened(pair: Pair, end: Collect | None = None) -> tuple[Channel, Collect]:
+    end = end or Collect()
+    channel = pair.server.open("somewhere:1", end)
+    end.connection_made(channel)
+    async with asyncio.timeout(5):
+        await end.accepted.wait()
+    return channel, end
+
+
+async def settled(pair: Pair) -> None:
+    """Both ends have forgotten every channel."""
+    async with asyncio.timeout(5):
+        while pair.server.channel_count or pair.agent.channel_count:
+            await asyncio.sleep(0.01)
+
+
+async def test_bytes_go_both_ways_and_the_budget_comes_back() -> None:
+    limits, theirs = channel_limits(), channel_limits()
+    async with connected(take=lambda channel, _: channel.accept(Echo()), limits=limits, agent_limits=theirs) as pair:
+        channel, end = await opened(pair)
+        assert limits.budget.used > 0
+        channel.write(b"a" * 100_000)
+        channel.write(memoryview(b"b" * 10))
+        channel.write_eof()
+        async with asyncio.timeout(5):
+            assert await end.lost is None
+        assert bytes(end.data) == b"a" * 100_000 + b"b" * 10
+        assert (channel.bytes_out, channel.bytes_in) == (100_010, 100_010)
+        await settled(pair)
+        assert limits.budget.used == theirs.budget.used == 0
+
+
+async def test_data_written_before_the_answer_leaves_after_it() -> None:
+    held: list[Channel] = []
+    async with connected(take=lambda channel, _: held.append(channel)) as pair:
+        end = Collect()
+        channel = pair.server.open("slow:1", end)
+        channel.write(b"early")
+        async with asyncio.timeout(5):
+            while not held:
+                await asyncio.sleep(0.01)
+        assert not end.accepted.is_set()
+        held[0].accept(Echo())
+        async with asyncio.timeout(5):
+            while bytes(end.data) != b"early":
+                await asyncio.sleep(0.01)
+
+
+async def test_a_refusal_carries_its_reason() -> None:
+    async with connected(take=lambda channel, _: channel.refuse(2, "no route to host")) as pair:
+        end = Collect()
+        pair.server.open("nowhere:1", end)
+        async with asyncio.timeout(5):
+            error = await end.lost
+        assert isinstance(error, StreamRefused)
+        assert error.code == Code.DIAL_FAILED
+        assert "no route to host" in error.text
+        await settled(pair)
+
+
+async def test_a_reader_that_stops_stops_its_own_channel_only() -> None:
+    far: list[Collect] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        far.append(Collect())
+        channel.accept(far[-1])
+
+    limits = channel_limits()
+    async with connected(take=take, limits=limits) as pair:
+        stopped, stopped_end = await opened(pair)
+        _, other = await opened(pair)
+        stopped.pause_reading()
+        for end in far:
+            end.transport.write(b"x" * (8 * MIB))
+        async with asyncio.timeout(20):
+            while len(other.data) < 8 * MIB:
+                await asyncio.sleep(0.01)
+        assert not stopped_end.data
+        assert stopped._held_size <= stopped.credit.window <= 2 * MIB
+        assert not far[0].writable.is_set()
+        stopped.resume_reading()
+        async with asyncio.timeout(20):
+            while len(stopped_end.data) < 8 * MIB:
+                await asyncio.sleep(0.01)
+        assert far[0].writable.is_set()
+
+
+async def test_one_byte_packets_to_a_stopped_reader_cost_no_more_than_its_window() -> None:
+    far: list[Any] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        far.append(channel)
+        channel.accept(Collect())
+
+    async with connected(take=take) as pair:
+        channel, end = await opened(pair)
+        channel.pause_reading()
+        for _ in range(5000):
+            far[0].write(b"1")
+            pair.agent.pump()
+        async with asyncio.timeout(10):
+            while channel._held_size < 5000:
+                await asyncio.sleep(0.01)
+        assert len(channel._held) < 10
+        channel.resume_reading()
+        async with asyncio.timeout(5):
+            while len(end.data) < 5000:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_writer_is_paused_by_the_peers_window() -> None:
+    far: list[Any] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        far.append(channel)
+        channel.accept(Collect())
+        channel.pause_reading()
+
+    async with connected(take=take) as pair:
+        channel, end = await opened(pair)
+        while end.writable.is_set():
+            channel.write(b"y" * 65536)
+            await asyncio.sleep(0)
+        assert channel.get_write_buffer_size() <= SEND_HIGH + 65536
+        far[0].resume_reading()
+        async with asyncio.timeout(5):
+            await end.writable.wait()
+
+
+async def test_reset_is_an_end_at_once_and_gives_everything_back() -> None:
+    far: list[Collect] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        far.append(Collect())
+        channel.accept(far[-1])
+
+    limits = channel_limits()
+    async with connected(take=take, limits=limits) as pair:
+        channel, end = await opened(pair)
+        channel.pause_reading()
+        far[0].transport.write(b"z" * 100_000)
+        await asyncio.sleep(0.05)
+        channel.reset(Code.CANCELLED, "the caller is gone")
+        channel.reset(Code.CANCELLED, "twice")
+        async with asyncio.timeout(5):
+            assert await end.lost is None
+            await far[0].lost
+        await settled(pair)
+        assert limits.budget.used == 0
+
+
+async def test_a_reset_before_the_answer_closes_the_channel_when_it_comes() -> None:
+    held: list[Channel] = []
+    async with connected(take=lambda channel, _: held.append(channel)) as pair:
+        end = Collect()
+        channel = pair.server.open("slow:1", end)
+        async with asyncio.timeout(5):
+            while not held:
+                await asyncio.sleep(0.01)
+        channel.reset(Code.CANCELLED, "")
+        far = Collect()
+        held[0].accept(far)
+        async with asyncio.timeout(5):
+            await far.lost
+        await settled(pair)
+
+
+async def test_the_end_of_the_tunnel_is_the_end_of_its_channels() -> None:
+    limits = channel_limits()
+    async with connected(take=lambda channel, _: channel.accept(Echo()), limits=limits) as pair:
+        _, end = await opened(pair)
+        pair.agent.end("killed")
+        async with asyncio.timeout(5):
+            assert isinstance(await end.lost, TunnelLost)
+        assert limits.budget.used == 0
+
+
+async def test_a_protocol_that_fails_loses_its_own_channel_only() -> None:
+    failures: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+
+    class Fails(Collect):
+        def data_received(self, data: bytes) -> None:
+            raise ValueError("no")
+
+    async with connected(take=lambda channel, _: channel.accept(Echo())) as pair:
+        broken, end = await opened(pair, Fails())
+        well, other = await opened(pair)
+        broken.write(b"boom")
+        async with asyncio.timeout(5):
+            assert isinstance(await end.lost, StreamReset)
+        well.write(b"still here")
+        async with asyncio.timeout(5):
+            while bytes(other.data) != b"still here":
+                await asyncio.sleep(0.01)
+    assert [type(each["exception"]) for each in failures] == [ValueError]
+
+
+@pytest.mark.parametrize("kind", ["data", "window", "close"])
+async def test_packets_for_a_channel_that_is_not_open_end_the_connection(kind: str) -> None:
+    async with connected(take=lambda channel, _: channel.accept(Echo())) as pair:
+        channel, _ = await opened(pair)
+        number = channel.number
+        await asyncio.sleep(0)
+        packet = {"data": (94, b"\0\0\0\1x"), "window": (93, b"\0\0\0\1"), "close": (97, b"")}[kind]
+        pair.agent.send_packet(packet[0], (number + 7).to_bytes(4, "big"), packet[1])
+        async with asyncio.timeout(5):
+            await pair.server_owner.lost.wait()
+        assert "channel" in pair.server_owner.reason.lower()
+
+
+async def test_data_beyond_the_window_ends_the_connection() -> None:
+    async with connected(take=lambda channel, _: channel.accept(Collect())) as pair:
+        channel, _ = await opened(pair)
+        channel.pause_reading()
+        piece = b"\0\0\x40\0" + b"w" * 16384
+        for _ in range(channel.credit.granted // 16384 + 1):
+            pair.agent.send_packet(94, channel.number.to_bytes(4, "big"), piece)
+        async with asyncio.timeout(5):
+            await pair.server_owner.lost.wait()
+        assert "window" in pair.server_owner.reason

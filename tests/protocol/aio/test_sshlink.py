@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protocol.aio.link import Link
+from protocol.aio.ssh import ServerConnection, server_options
+from protocol.aio.sshlink import MOST_UNSENT, WRITE_AT, SshLink
+from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Owner, channel_limits, connected
+
+pytestmark = pytest.mark.asyncio
+
+
+class Recording(Link):
+    """A link without a socket."""
+
+    def __init__(self) -> None:
+        super().__init__(client=False, private=True, owner=None)  # type: ignore[arg-type]
+        self.messages: list[bytes] = []
+        self.ended = ""
+
+    def write(self, buffers: object) -> None:
+        self.messages.append(b"".join(buffers))  # type: ignore[arg-type]
+
+    def close(self, reason: str) -> None:
+        self.ended = self.ended or reason
+
+    abort = close
+
+
+async def made() -> tuple[Recording, SshLink, ServerConnection]:
+    link = Recording()
+    wire = ServerConnection(Owner(), await server_options(), channel_limits())
+    return link, SshLink(link, wire, remote="[::1]:9"), wire
+
+
+async def test_what_is_written_in_one_turn_is_one_message() -> None:
+    link, ssh_link, wire = await made()
+    ssh_link.write(b"one")
+    ssh_link.write(b"two")
+    assert not link.messages
+    await asyncio.sleep(0)
+    assert link.messages == [b"SSH-kubesphere-v1-server\r\nonetwo"]
+    ssh_link.write(b"x" * WRITE_AT)
+    assert len(link.messages) == 2
+    wire.end("done")
+    await asyncio.sleep(0)
+
+
+async def test_fragments_of_one_read_reach_ssh_at_once() -> None:
+    link, ssh_link, wire = await made()
+    fed: list[bytes] = []
+    wire.feed = fed.append  # type: ignore[method-assign]
+    for byte in b"SSH-2.0-Go\r\n":
+        ssh_link.link_received(memoryview(bytes((byte,))))
+    await asyncio.sleep(0)
+    assert fed == [b"SSH-2.0-Go\r\n"]
+    assert link.messages
+    wire.end("done")
+    await asyncio.sleep(0)
+
+
+async def test_answers_to_a_peer_that_reads_nothing_are_bounded() -> None:
+    link, ssh_link, wire = await made()
+    link.writable = False
+    for _ in range(MOST_UNSENT // WRITE_AT + 2):
+        ssh_link.write(b"y" * WRITE_AT)
+    assert "reads nothing" in link.ended
+    wire.end("done")
+    await asyncio.sleep(0)
+
+
+async def test_a_full_link_stops_channels_and_goes_on_when_it_has_room() -> None:
+    async with connected(take=lambda channel, _: channel.accept(Echo())) as pair:
+        end = Collect()
+        channel = pair.server.open("echo", end)
+        end.connection_made(channel)
+        async with asyncio.timeout(5):
+            await end.accepted.wait()
+        pair.server_link.pause_writing()
+        channel.write(b"w" * MIB)
+        await asyncio.sleep(0.05)
+        assert channel.get_write_buffer_size() == MIB
+        assert not end.writable.is_set()
+        pair.server_link.resume_writing()
+        async with asyncio.timeout(10):
+            while len(end.data) < MIB:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_loss_of_the_link_is_the_loss_of_the_connection() -> None:
+    async with connected() as pair:
+        pair.server_link.abort("the cable was cut")
+        async with asyncio.timeout(5):
+            await pair.server_owner.lost.wait()
+            await pair.agent_owner.lost.wait()
+        assert "cable" in pair.server_owner.reason
