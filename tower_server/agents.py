@@ -106,7 +106,7 @@ class Agents:
         """Certificates for two keys. Every name in them is the server's decision."""
         now = time.time()
         identity = self._authority.issue_agent(cluster.name, agent, public_key=key, at=now)
-        serving = self._authority.issue_serving(cluster.name, cluster.serving_names, public_key=serving_key, at=now)
+        serving = self._authority.issue_serving(cluster.name, cluster.certificate_names, public_key=serving_key, at=now)
         return Papers(identity.chain_pem.decode(), serving.chain_pem.decode(), identity.not_after, serving.not_after)
 
     async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes, proof: bytes) -> Papers:

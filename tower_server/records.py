@@ -51,11 +51,21 @@ class Cluster(_Stored):
     """None: the most that were seen at once in the last day."""
     connected: float | None = None
     """When a tunnel was last known to be up; None: there never was one."""
+    resource: str = ""
+    """The uid of the Cluster resource that it follows on a Kubernetes host; empty: it was added by hand."""
+    service_names: tuple[str, ...] = ()
+    """Names and addresses of its Services on a Kubernetes host, for the serving certificate too."""
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """All that its serving certificate carries beside the member name."""
+        return tuple(dict.fromkeys((*self.serving_names, *self.service_names)))
 
     @classmethod
     def read(cls, record: Record) -> Self:
         data = dict(record.data)
-        data["serving_names"] = tuple(data.get("serving_names", ()))
+        for key in ("serving_names", "service_names"):
+            data[key] = tuple(data.get(key, ()))
         return super(Cluster, cls).read(Record(record.kind, record.name, record.version, data))
 
 
