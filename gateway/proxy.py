@@ -96,7 +96,7 @@ class Gateway:
             connection.recheck()
 
     def drain(self, tunnel: Tunnel | None = None) -> None:
-        """Bring connections, all or those of a tunnel that drains, to their end; requests that run go on, watches end."""
+        """Bring connections (all, or those of a tunnel that drains) to their end: requests go on, watches end."""
         if tunnel is None:
             self.draining = True
         else:

@@ -59,7 +59,7 @@ PROBE_FRESH_FOR: Final = 30.0
 PROBE_INTERVAL: Final = 10.0
 HOLD: Final = 2.0
 HOLD_WAITERS: Final = 256
-AGENT_DRAIN: Final = 3.0  # how long an agent that is told to stop lets its streams end
+DRAIN: Final = 5.0  # how long a process that stops lets its streams end: callers of its restart wait that long
 RETURN_WINDOW: Final = 40.0  # how long after its last tunnel a cluster is worth holding a caller for
 
 # Connections that the gateway holds.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from certs.names import is_label
-from daemon.config import Section
+from daemon.config import Duration, Section
 from daemon.log import Format, Level
 from daemon.memory import Memory
 from daemon.units import split_address
@@ -112,6 +112,8 @@ class AgentConfig(Section):
     """Whom each host may act as, see `tower-agent policy`; without it, what the manifest of a new member allows."""
     links: int = Field(default=defaults.LINKS, ge=1, le=defaults.MAX_LINKS)
     """Tunnels to each host: connections of their own, over which the host spreads callers."""
+    drain: Duration = defaults.DRAIN
+    """How long an agent that is told to stop lets its streams end; watches end at once, cleanly."""
     services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
     hosts: list[Host] = Field(default_factory=list)
     memory: Memory = Memory()

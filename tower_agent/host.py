@@ -23,7 +23,6 @@ from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
 from gateway.policy import Policy
-from protocol import defaults
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Tunnel
@@ -103,6 +102,7 @@ class HostAgent:
                 budget=around.budget,
                 limits=around.config.memory.limits(),
                 changed=self._links_changed,
+                leaving=self.gateway.drain,
             ),
             metrics=around.metrics,
             tasks=self._tasks,
@@ -139,10 +139,16 @@ class HostAgent:
             self._tasks.restart(link.run, name=f"link {self.trust.host} {number}")
         self._tasks.restart(self._renew_forever, name=f"renewal {self.trust.host}")
 
-    async def drain(self, text: str, deadline: float = defaults.AGENT_DRAIN) -> None:
-        """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any."""
+    async def drain(self, text: str) -> None:
+        """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any.
+
+        GOAWAY comes first: whoever asks again because of what ends here must not be sent here again.
+        """
+        deadline = self._around.config.drain
+        for link in self.links:
+            link.leave(text, deadline)
         self.gateway.drain()
-        await asyncio.gather(*(link.drain(text, deadline) for link in self.links))
+        await asyncio.gather(*(link.emptied(deadline) for link in self.links))
 
     async def close(self, text: str) -> None:
         """End the tunnels with a reason, then everything else."""

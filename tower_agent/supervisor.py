@@ -2,8 +2,8 @@
 
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
 lasted: a server that welcomes and hangs up at once is not hammered. When the server drains (GOAWAY) the next tunnel is
-opened first, and the old one goes on until its streams have ended or its deadline has passed. Nothing that happens here
-reaches another host.
+opened first where there is another server to open it to, and the old one goes on until its streams have ended or its
+deadline has passed. Nothing that happens here reaches another host.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from tower_agent.services import END_AT_TOWER
 
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
 DRAIN_POLL: Final = 0.1
+DRAIN_LAST: Final = 2.0  # before the deadline of a drain: enough for watches to end
 REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
@@ -63,6 +65,7 @@ class LinkParts:
     budget: Budget
     limits: Limits
     changed: Callable[[], None]
+    leaving: Callable[[Tunnel], None]  # the time to end what runs on without end in a tunnel that drains
 
 
 class LinkSupervisor:
@@ -88,12 +91,15 @@ class LinkSupervisor:
             tunnel = await self._dial()
             if tunnel is None:
                 continue
+            if self._stopping:
+                tunnel.close(Code.SHUTDOWN, "the agent is stopping")
+                break
             self.tunnel = tunnel
-            retry_after = await self._hold(tunnel)
+            going = await self._hold(tunnel)
             if self.tunnel is tunnel:
                 self.tunnel = None
-            if retry_after is not None:
-                await asyncio.sleep(random.random() * retry_after)  # noqa: S311  # jitter, not a secret
+            if going is not None:
+                await self._before_next(tunnel, going)
         await asyncio.get_running_loop().create_future()  # drained: only cancelling ends this now
 
     def renewed(self) -> None:
@@ -102,12 +108,16 @@ class LinkSupervisor:
             self._renewed = True
             self.tunnel.close(Code.NONE, "the identity was renewed")
 
-    async def drain(self, text: str, deadline: float) -> None:
-        """Say that this agent goes, and wait until its streams have ended, at most until the deadline."""
+    def leave(self, text: str, deadline: float) -> None:
+        """Say that this agent goes: the server opens no more streams here."""
         self._stopping = True
-        if self.tunnel is not None and self.tunnel.closed is None:
+        if self.tunnel is not None:
             self.tunnel.drain(Code.SHUTDOWN, text, deadline=deadline, retry_after=0.0)
-            await _emptied(self.tunnel, deadline, lambda: True)
+            self._draining.add(self.tunnel)
+
+    async def emptied(self, deadline: float) -> None:
+        """Wait until the streams have ended, at most until the deadline."""
+        await asyncio.gather(*(_emptied(tunnel, deadline) for tunnel in list(self._draining)))
 
     def close(self, code: Code, text: str) -> None:
         """End every tunnel of this link, saying why."""
@@ -147,8 +157,8 @@ class LinkSupervisor:
         self._said = ("", 0.0)
         return tunnel
 
-    async def _hold(self, tunnel: Tunnel) -> float | None:
-        """Until the tunnel has ended or drains; the server's retry-after in the latter case."""
+    async def _hold(self, tunnel: Tunnel) -> events.GoingAway | None:
+        """Until the tunnel has ended or drains; what the server said in the latter case."""
         loop = asyncio.get_running_loop()
         leaving: asyncio.Future[events.GoingAway] = loop.create_future()
 
@@ -173,27 +183,40 @@ class LinkSupervisor:
             "tunnel-drains", host=self._parts.host, tunnel=tunnel.id, why=event.text, deadline=round(event.deadline, 1)
         )
         self._draining.add(tunnel)
-        self._tasks.start(self._finish(tunnel, event.deadline), name=f"drain {tunnel.id}")
-        return event.retry_after
+        self._tasks.start(self._finish(tunnel, event), name=f"drain {tunnel.id}")
+        return event
 
-    async def _finish(self, tunnel: Tunnel, deadline: float) -> None:
-        """Let the streams of a draining tunnel end once the next one stands, at most until the deadline."""
+    async def _before_next(self, tunnel: Tunnel, event: events.GoingAway) -> None:
+        """Wait as the server asked. One that goes before the next tunnel may come has put its jitter on top of its
+        deadline: once its end is there, only the jitter is left to wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(event.retry_after):
+                closed = await tunnel.wait_closed()
+                self._set(LinkState(False, time.time(), fault=_fault(closed)))
+                await asyncio.sleep(max(0.0, event.retry_after - event.deadline))
+
+    async def _finish(self, tunnel: Tunnel, event: events.GoingAway) -> None:
+        """Let the streams of a draining tunnel end, at most until the deadline: those that would never, once the next
+        tunnel stands, or while there is time where none does."""
+        until = time.monotonic() + event.deadline
+        last = until - min(DRAIN_LAST, event.deadline / 2)
         try:
-            await _emptied(tunnel, deadline, lambda: self.tunnel not in (None, tunnel))
+            while event.retry_after < event.deadline and self.tunnel in (None, tunnel) and time.monotonic() < last:
+                if tunnel.closed is not None:
+                    return
+                await asyncio.sleep(DRAIN_POLL)
+            self._parts.leaving(tunnel)
+            await _emptied(tunnel, until - time.monotonic())
         finally:
             self._draining.discard(tunnel)
-            tunnel.close(Code.NONE, "drained")
+            late = tunnel.stream_count > 1
+            tunnel.close(Code.DRAINING if late else Code.NONE, "the time to drain is over" if late else "drained")
 
     async def _ended(self, closed: Closed) -> None:
         if self._renewed:
             self._renewed = False
             return
-        by = "the server" if closed.by_peer else "this end"
-        await self._failed(
-            TowerError(
-                wire_fault(closed.code, "TWR201"), f"the tunnel was closed by {by}: {closed.text} ({closed.code.name})"
-            )
-        )
+        await self._failed(_fault(closed))
 
     async def _failed(self, fault: TowerError) -> None:
         now = time.monotonic()
@@ -216,10 +239,16 @@ class LinkSupervisor:
         self._parts.changed()
 
 
-async def _emptied(tunnel: Tunnel, deadline: float, may_end: Callable[[], bool]) -> None:
-    """Wait until only the control stream is left and `may_end`, or the tunnel or the time is over."""
+def _fault(closed: Closed) -> TowerError:
+    by = "the server" if closed.by_peer else "this end"
+    text = f"the tunnel was closed by {by}: {closed.text} ({closed.code.name})"
+    return TowerError(wire_fault(closed.code, "TWR201"), text)
+
+
+async def _emptied(tunnel: Tunnel, deadline: float) -> None:
+    """Wait until only the control stream is left, or the tunnel or the time is over."""
     until = time.monotonic() + deadline
-    while time.monotonic() < until:
-        if tunnel.closed is not None or (tunnel.stream_count <= 1 and may_end()):
+    while True:
+        if tunnel.closed is not None or tunnel.stream_count <= 1 or time.monotonic() >= until:
             return
         await asyncio.sleep(DRAIN_POLL)

@@ -126,6 +126,8 @@ class ServerConfig(Section):
     health_address: str = defaults.SERVER_HEALTH_ADDRESS
     ports: Ports = Ports()
     callers: Callers = Callers()
+    drain: Duration = defaults.DRAIN
+    """How long a server that is told to stop lets streams end; watches end at once, cleanly."""
     admission: Admission = Admission()
     enrolment: EnrolmentTokens = EnrolmentTokens()
     memory: Memory = Memory()

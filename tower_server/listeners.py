@@ -13,7 +13,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from daemon.faults import TowerError
@@ -52,6 +52,7 @@ class CallerPort:
         self._refused = 0
         self._refused_said = float("-inf")
         self._owner = owner
+        self._inherited = False
         self._streams = member.metrics.streams(service)
         self._server: asyncio.Server | None = None
 
@@ -68,6 +69,7 @@ class CallerPort:
         """Binds, unless it does so already. A failure is kept in `problem`, never raised."""
         if self._server is not None:
             return True
+        self._inherited = self._inherited or sock is not None
         try:
             sock = sock or listening_socket(self._owner.bind, self.port, backlog=BACKLOG)
             self._server = await self.loop.create_server(self._connection, sock=sock)
@@ -87,9 +89,16 @@ class CallerPort:
     def _connection(self) -> CallerConnection:
         return CallerConnection(self, self._owner.ids.next())
 
+    def wait(self, connection: CallerConnection, then: Callable[[bool], None]) -> bool:
+        """Whether a caller that finds no tunnel is kept waiting for one; see `Hold.wait`."""
+        return self.no_tunnel_answers and not self._owner.draining and self.member.hold.wait(connection, then)
+
     def no_tunnel(self) -> Answer:
         """What a caller is told that finds no tunnel."""
         member, hold = self.member, self.member.hold
+        if self._owner.draining:
+            text = f"cluster {member.name} cannot be reached: this tower server is stopping"
+            return Answer("TWR113", text, retry_after=RETRY_AFTER, status=503)
         verdict = member.verdict
         if member.serving:
             cause = "its tunnels take no new streams just now"
@@ -190,6 +199,12 @@ class CallerPort:
         self.member.metrics.from_member.inc(down - connection.moved_in)
         connection.moved_out, connection.moved_in = up, down
 
+    def drain(self) -> None:
+        """Callers of a listener that outlives this process wait for the next one; others are told why they do not get
+        through."""
+        if self._inherited:
+            self.stop_listening()
+
     def stop_listening(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -223,10 +238,8 @@ class CallerPorts:
         self.open_duration = open_duration
         self.per_network = per_network
         self.throttled = throttled
-        self.idle = asyncio.Event()
-        """Set while there is no connection at all."""
-        self.idle.set()
-        self._open = 0
+        self.draining = False
+        self.connections = 0
         self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
         self._ports: dict[tuple[str, str], CallerPort] = {}
 
@@ -261,13 +274,10 @@ class CallerPorts:
                 port.close("the cluster was deleted" if service is None else "the service is no longer declared")
 
     def entered(self) -> None:
-        self._open += 1
-        self.idle.clear()
+        self.connections += 1
 
     def left(self) -> None:
-        self._open -= 1
-        if self._open == 0:
-            self.idle.set()
+        self.connections -= 1
 
     async def run(self) -> None:
         """Tries the ports that do not listen, and samples the counters, until cancelled."""
@@ -280,9 +290,11 @@ class CallerPorts:
                 for connection in list(port.connections):
                     port.sample(connection)
 
-    def stop_listening(self) -> None:
+    def drain(self) -> None:
+        """The server is about to stop, and its tunnels take nothing new."""
+        self.draining = True
         for port in self:
-            port.stop_listening()
+            port.drain()
 
     def close(self, why: str) -> None:
         for port in self:

@@ -147,7 +147,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             if self._early_eof:
                 self.stream.write_eof()
             return
-        if tunnel is None and self._port.no_tunnel_answers and member.hold.wait(self, self._held):
+        if tunnel is None and self._port.wait(self, self._held):
             return
         self._port.count("no_tunnel")
         self._answer(self._port.no_tunnel())

@@ -1,7 +1,8 @@
 """The whole server, put together: what is made in which order, what runs, and how it ends.
 
-Start: store, CA, listeners of the clusters, tunnel port, admin API, health; ready is said when all of them stand. Stop,
-the other way round: no new work, agents are told to move and given a moment, then what is left is ended with a reason.
+Start: store, CA, listeners of the clusters, tunnel port, admin API, health; ready is said when all of them stand. Stop:
+agents are told to move and to end what would never end; callers that still come are told why nobody serves them, or
+wait in a listener that outlives the process; what is left after `drain` ends with a reason.
 """
 
 from __future__ import annotations
@@ -56,10 +57,9 @@ from tower_server.tunnels import TunnelRegistry
 STORE_FILE: Final = "tower.db"
 HOUSEKEEPING: Final = 10.0
 TIDY_EVERY: Final = 3600.0
-DRAIN: Final = 2.0  # seconds that streams get to end when the server stops
+DRAIN_POLL: Final = 0.05
 REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, at no cost of theirs
 REFUSAL_LINES_BURST: Final = 100
-COME_BACK: Final = 5.0  # agents are spread over this many seconds
 
 log = get_logger(__name__)
 
@@ -92,6 +92,7 @@ class Server:
         self._handshakes: SharedBucket | None = None
         self._refusal_lines: SharedBucket | None = None
         self._unsaid = 0
+        self._goes_at: float | None = None  # on the loop's clock, once the server drains
         self._of_peers = Supervisor(on_failure=_is_the_peers)
         self._tidied = 0.0
         self.health_address = ""
@@ -278,6 +279,9 @@ class Server:
     def _admit(self, remote: str) -> None:
         """Before a handshake costs anything."""
         assert self._handshakes is not None
+        if self._goes_at is not None:
+            left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
+            raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
         wait = self._handshakes.take(asyncio.get_running_loop().time(), network_of(remote))
         if wait is not None:
             self._metrics.throttled.labels("handshakes").inc()
@@ -355,20 +359,17 @@ class Server:
 
     async def stop(self) -> None:
         """Ends everything; safe to call for a server that has not started wholly."""
-        parts, self._parts = self._parts, None
-        if parts is None:
+        parts = self._parts
+        if parts is None or self._goes_at is not None:
             return
         registry = parts.services.registry
         parts.health.stopping = True
+        try:
+            await self._drain(parts)
+        finally:
+            self._parts = None
         await parts.listener.stop()
-        parts.ports.stop_listening()
         await parts.admin.stop()
-        registry.drain_all("the server stops", deadline=DRAIN, retry_after=lambda: random.random() * COME_BACK)  # noqa: S311
-        await asyncio.sleep(0)  # what was said leaves before the end can overtake it
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN):
-                await parts.ports.idle.wait()
-        await asyncio.sleep(0)
         parts.ports.close("the server stops")
         registry.close_all(Code.SHUTDOWN, "the server stops")
         with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end
@@ -380,6 +381,29 @@ class Server:
         await self._process.tasks.close()
         await parts.health.stop()
         await parts.store.close()
+
+    async def _drain(self, parts: _Parts) -> None:
+        """Lets what runs end, at most until the deadline. Agents are told to come back after it, spread over the time
+        that it takes to let them all in; one whose tunnel ends before waits for its share of that time only."""
+        registry, deadline = parts.services.registry, self._config.drain
+        tunnels, began = sum(1 for _ in registry), asyncio.get_running_loop().time()
+        spread = tunnels / self._config.admission.handshakes_per_second
+        self._goes_at = began + deadline
+        parts.ports.drain()
+        registry.drain_all(
+            "the server stops",
+            deadline=deadline,
+            retry_after=lambda: deadline + random.random() * spread,  # noqa: S311
+        )
+        for member in registry.members.values():
+            member.hold.close()
+        log.info("draining", tunnels=tunnels, callers=parts.ports.connections, deadline=deadline)
+        while asyncio.get_running_loop().time() < self._goes_at:
+            await asyncio.sleep(DRAIN_POLL)  # the first one also lets what was said leave
+            if not parts.ports.connections and not registry.busy:
+                break
+        took = round(asyncio.get_running_loop().time() - began, 3)
+        log.info("drained", callers=parts.ports.connections, seconds=took)
 
 
 def _is_the_peers(_name: str, _error: BaseException) -> None:

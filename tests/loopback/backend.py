@@ -3,7 +3,9 @@
 It decides who a caller is as an apiserver does (the connection's certificate first, then the bearer token, else 401),
 writes every request's head and the certificate of its connection into FOLDER/requests.jsonl before it answers, and does
 what the path says: `/watch` a line every `TICK` seconds for ever, `/hang` nothing, `/bytes/N` N bytes, `/cut` half an
-answer, `/echo` a protocol that says everything back (by an upgrade). While FOLDER/unready exists, /readyz is 500.
+answer, `/late` one after a second, `/echo` a protocol that says everything back (by an upgrade). `/api/v1/ticks` is a
+resource of which a version comes into being every `TICK` seconds; `?watch=true&resourceVersion=N` tells those after N.
+While FOLDER/unready exists, /readyz is 500.
 """
 
 from __future__ import annotations
@@ -88,6 +90,11 @@ class Backend:
                 writer.write(b"%x\r\n%b\r\n" % (len(line), line))
                 await writer.drain()
                 await asyncio.sleep(TICK)
+        elif path == "/late":
+            await asyncio.sleep(1.0)
+            await self._say(writer, "200 OK", {"kind": "Answer", "path": path})
+        elif path == "/api/v1/ticks":
+            await self._ticks(writer, first[1].partition("resourceVersion=")[2])
         elif path == "/hang":
             await reader.read()
         elif path == "/cut":
@@ -108,6 +115,17 @@ class Backend:
             raise ConnectionResetError
         else:
             await self._say(writer, "200 OK", FACTS.get(path, {"kind": "Answer", "path": path}))
+
+    @staticmethod
+    async def _ticks(writer: asyncio.StreamWriter, after: str) -> None:
+        version = int(after) if after else int(time.time() / TICK)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            version += 1
+            await asyncio.sleep(max(0.0, version * TICK - time.time()))
+            event = b'{"type": "MODIFIED", "object": {"metadata": {"resourceVersion": "%d"}}}\n' % version
+            writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await writer.drain()
 
     @staticmethod
     async def _say(writer: asyncio.StreamWriter, status: str, document: Any) -> None:

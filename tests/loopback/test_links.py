@@ -1,4 +1,4 @@
-"""Several tunnels of one cluster, by one agent's links and by two replicas: new streams go where they are well served."""
+"""Several tunnels of one cluster, by links and by replicas: new streams go where they are served well."""
 
 from __future__ import annotations
 

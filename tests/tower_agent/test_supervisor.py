@@ -57,9 +57,48 @@ async def test_a_drain_ends_at_its_deadline(make_member: MakeMember) -> None:
         old = await tower.tunnel()
         caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
         old.drain(Code.DRAINING, "an upgrade", deadline=0.3, retry_after=0.0)
-        assert (await asyncio.wait_for(old.wait_closed(), 5)).by_peer
+        closed = await asyncio.wait_for(old.wait_closed(), 5)
+        assert (closed.code, closed.text, closed.by_peer) == (Code.DRAINING, "the time to drain is over", True)
         assert (await tower.tunnel()).closed is None
         caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_when_it_is_gone(
+    make_member: MakeMember,
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        old = await tower.tunnel()
+        caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
+        assert (await caller.ask())[0] == 200
+        old.drain(Code.SHUTDOWN, "the server stops", deadline=60.0, retry_after=60.1)
+        await asyncio.wait_for(caller.stream.lost, 10)  # nobody asked for the end of this connection but the drain
+        assert old.closed is None
+        assert len(tower.tunnels) == 1, "no other server to go to"
+        old.close(Code.SHUTDOWN, "the server stops")
+        closed = time.monotonic()
+        assert "the server stops" in await fault(agent, "TWR113")
+        await tower.tunnel()
+        assert time.monotonic() - closed < 10.0
+        await connected(agent)
+
+
+@pytest.mark.asyncio
+async def test_an_idle_stream_of_a_drained_tunnel_ends_once_the_next_one_stands(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        old = await tower.tunnel()
+        caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
+        assert (await caller.ask())[0] == 200
+        tower.refuse = HandshakeRejected(Code.BUSY, "not yet", retry_after=0.1)
+        old.drain(Code.DRAINING, "an upgrade", deadline=60.0, retry_after=0.0)
+        await asyncio.sleep(1.5)  # longer than it takes to close an idle connection
+        assert not caller.stream.lost.done(), "there is nowhere to go yet"
+        tower.refuse = None
+        await tower.tunnel()
+        await asyncio.wait_for(caller.stream.lost, 10)
+        assert (await asyncio.wait_for(old.wait_closed(), 10)).code is Code.NONE
 
 
 @pytest.mark.asyncio

@@ -1,8 +1,12 @@
 """The thin path through everything: a cluster is added, its agent joins, a caller gets through, the state is true."""
 
+import asyncio
+
 import pytest
 
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
+from protocol.aio.hops import DialError
+from protocol.constants import Code
+from tests.tower_server.kit import Agent, Echo, admin, call, enrol, joined, raw, raw_kubernetes, running, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,3 +34,43 @@ async def test_a_restart_keeps_ports_ca_agents_and_tokens(tmp_path):
         await agent.connect()
         assert (await call(server, "edge-1")).status == 200
         await agent.close()
+
+
+async def test_a_server_that_stops_serves_what_runs_and_tells_who_comes_that_it_goes(tmp_path):
+    async with running(tmp_path, drain="60s") as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")))
+        await agent.connect()
+        raw_kubernetes(agent, Echo)
+        async with raw(server, "edge-1") as (reader, writer):
+            writer.write(b"before")
+            assert await reader.readexactly(6) == b"before"
+            stopping = asyncio.create_task(server.server.stop())
+            await until(lambda: agent.tunnel.draining)
+            answer = await call(server, "edge-1")
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert "TWR113" in answer.json()["message"]
+            assert "this tower server is stopping" in answer.json()["message"]
+            with pytest.raises(DialError, match="this server is stopping") as refused:
+                await Agent(server, agent.identity).connect()
+            assert 0 < refused.value.retry_after <= 60
+            writer.write(b"during")
+            assert await reader.readexactly(6) == b"during"
+            assert not stopping.done()
+        await asyncio.wait_for(stopping, 10)  # the last stream has ended: nothing is waited for any more
+        await until(lambda: agent.closed)
+        assert (agent.closed[0].code, agent.closed[0].text) == (Code.SHUTDOWN, "the server stops")
+
+
+async def test_what_outlasts_the_drain_is_cut_with_a_reason(tmp_path):
+    async with running(tmp_path, drain="100ms") as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")))
+        await agent.connect()
+        protocol = Echo()
+        raw_kubernetes(agent, lambda: protocol)
+        async with raw(server, "edge-1") as (reader, writer):
+            writer.write(b"before")
+            assert await reader.readexactly(6) == b"before"
+            await server.server.stop()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert "the server stops" in str(await asyncio.wait_for(protocol.lost, 5))
