@@ -8,4 +8,4 @@ import signal
 # programs that rely on what a terminal gives them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.lab.leaks", "tests.lab.required", "pytester"]
+pytest_plugins = ["tests.lab.leaks", "tests.lab.required", "tests.lab.hostplane", "pytester"]

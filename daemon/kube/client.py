@@ -47,12 +47,13 @@ class Listing:
 
 
 class Client:
-    """One apiserver as one account. `close` it; calls under way end with their own deadlines."""
+    """One apiserver as one account. `close` it; calls and watches under way are cut (Unreachable)."""
 
-    def __init__(self, endpoint: Endpoint, *, user_agent: str) -> None:
+    def __init__(self, endpoint: Endpoint, *, user_agent: str, deadline: float = DEADLINE) -> None:
         self._endpoint = endpoint
         self._connections = Connections(endpoint)
         self._user_agent = user_agent
+        self._deadline = deadline
         self.requests = 0
         """How many requests were sent, for tests and figures."""
 
@@ -66,7 +67,7 @@ class Client:
     # ---- verbs --------------------------------------------------------------------------------------------------
 
     async def get(
-        self, resource: Resource, name: str, *, namespace: str | None = None, deadline: float = DEADLINE
+        self, resource: Resource, name: str, *, namespace: str | None = None, deadline: float | None = None
     ) -> Object:
         """The object, or NotFound."""
         ask = Ask("get", resource, namespace, name)
@@ -80,12 +81,12 @@ class Client:
         labels: str = "",
         fields: str = "",
         page: int = PAGE,
-        deadline: float = 3 * DEADLINE,
+        deadline: float | None = None,
     ) -> Listing:
         """Everything that the selectors match, page by page; begins anew when the pages' version runs out."""
         ask = Ask("list", resource, namespace)
         selectors = {"labelSelector": labels, "fieldSelector": fields}
-        ends = asyncio.get_running_loop().time() + deadline
+        ends = asyncio.get_running_loop().time() + (deadline or 3 * self._deadline)
         while True:
             try:
                 return await self._pages(ask, selectors, page, ends)
@@ -93,8 +94,14 @@ class Client:
                 if asyncio.get_running_loop().time() > ends:
                     raise
 
+    async def newest(self, resource: Resource, *, namespace: str | None = None) -> str:
+        """The version of now, without reading objects."""
+        ask = Ask("list", resource, namespace)
+        found = await self._object(ask, "GET", query={"limit": "1"})
+        return str((found.get("metadata") or {}).get("resourceVersion", ""))
+
     async def create(
-        self, resource: Resource, body: Object, *, field_manager: str = "", deadline: float = DEADLINE
+        self, resource: Resource, body: Object, *, field_manager: str = "", deadline: float | None = None
     ) -> Object:
         """The new object as stored, or AlreadyExists."""
         ask = Ask("create", resource, namespace_of(body), name_of(body) or None)
@@ -107,7 +114,7 @@ class Client:
         *,
         subresource: str = "",
         field_manager: str = "",
-        deadline: float = DEADLINE,
+        deadline: float | None = None,
     ) -> Object:
         """The whole object in place of the old one; Conflict when its resourceVersion is no longer the stored one."""
         ask = Ask("replace", resource, namespace_of(body), name_of(body), subresource)
@@ -123,7 +130,7 @@ class Client:
         kind: PatchKind = "merge",
         subresource: str = "",
         field_manager: str = "",
-        deadline: float = DEADLINE,
+        deadline: float | None = None,
     ) -> Object:
         """A merge patch (a dict) or JSON patch (a list). With metadata.resourceVersion in it: Conflict if changed."""
         ask = Ask("patch", resource, namespace, name, subresource)
@@ -138,7 +145,7 @@ class Client:
         field_manager: str,
         force: bool = False,
         subresource: str = "",
-        deadline: float = DEADLINE,
+        deadline: float | None = None,
     ) -> Object:
         """Server-side apply: makes the object, or changes the fields named and drops those that were named before.
 
@@ -160,7 +167,7 @@ class Client:
         uid: str | None = None,
         version: str | None = None,
         propagation: str = "Background",
-        deadline: float = DEADLINE,
+        deadline: float | None = None,
     ) -> None:
         """Take it away, or NotFound; Conflict where `uid` or `version` is another by now."""
         ask = Ask("delete", resource, namespace, name)
@@ -171,8 +178,9 @@ class Client:
             options["preconditions"] = preconditions
         await self._object(ask, "DELETE", body=options, deadline=deadline)
 
-    async def raw(self, path: str, *, deadline: float = DEADLINE) -> tuple[int, bytes]:
+    async def raw(self, path: str, *, deadline: float | None = None) -> tuple[int, bytes]:
         """GET any path, such as /readyz or /version: status and body of what comes back. Unreachable without one."""
+        deadline = deadline or self._deadline
         try:
             async with asyncio.timeout(deadline):
                 request = await self._request("GET", path, b"", "")
@@ -208,7 +216,7 @@ class Client:
         }
         connection: Connection | None = None
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(self._deadline):
                 connection = await self._connections.dial()
                 head = await connection.ask(await self._request("GET", _target(ask, query), b"", ""))
                 if head.status != 200:
@@ -248,7 +256,7 @@ class Client:
         ask: Ask,
         method: str,
         *,
-        deadline: float,
+        deadline: float | None = None,
         body: Any = None,
         query: Mapping[str, str] | None = None,
         content: str = "application/json",
@@ -256,6 +264,7 @@ class Client:
     ) -> Object:
         data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         target = _target(ask, query or {})
+        deadline = self._deadline if deadline is None else deadline
         ends = asyncio.get_running_loop().time() + deadline
         backoff = Backoff(random=random.random, minimum=RETRY_MIN, maximum=RETRY_MAX)
         last: KubeError | None = None
@@ -330,7 +339,7 @@ class Client:
     def _unreachable(self, ask: Ask | str, error: Exception, deadline: float, *, again: bool = False) -> Unreachable:
         text = f"did not answer within {deadline:g} s" if isinstance(error, TimeoutError) else str(error)
         made = Unreachable("TWR114", f"{ask}: {self.address} {text}", ask=ask if isinstance(ask, Ask) else None)
-        made.again = again
+        made.again = again and not self._connections.closed
         return made
 
 

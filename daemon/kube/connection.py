@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, cast
+from weakref import WeakSet
 
 import httptools
 
@@ -203,7 +204,8 @@ class Connections:
         self._endpoint = endpoint
         self._turns = asyncio.Semaphore(limit)
         self._idle: list[Connection] = []
-        self._closed = False
+        self._open: WeakSet[Connection] = WeakSet()
+        self.closed = False
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
@@ -215,7 +217,7 @@ class Connections:
             except BaseException:
                 connection.abort()
                 raise
-            if connection.kept and not self._closed:
+            if connection.kept and not self.closed:
                 connection.idle_since = asyncio.get_running_loop().time()
                 self._idle.append(connection)
             else:
@@ -223,9 +225,12 @@ class Connections:
 
     async def dial(self) -> Connection:
         """A connection of the caller's own, which aborts it."""
-        if self._closed:
+        if self.closed:
             raise DialError("tcp", f"the client of {self._endpoint.address} is closed")
         _transport, connection = await self._endpoint.connect(Connection)
+        self._open.add(connection)
+        if self.closed:
+            connection.abort()
         return connection
 
     def _take(self) -> Connection | None:
@@ -240,8 +245,8 @@ class Connections:
         return None
 
     def close(self) -> None:
-        """Drop what is idle; what is in use ends with its exchange. Idempotent."""
-        self._closed = True
-        for connection in self._idle:
+        """Drop all connections; exchanges under way are cut. Idempotent."""
+        self.closed = True
+        for connection in list(self._open):
             connection.abort()
         self._idle.clear()

@@ -12,6 +12,7 @@ Invariants that the conformance suite holds for each implementation:
 from __future__ import annotations
 
 import enum
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
@@ -145,3 +146,11 @@ def check_name(kind: Kind, name: str) -> str:
             f"{kind} name {name!r}: at most 253 lower-case letters, digits, '-' and '.', not '-' or '.' at an end"
         )
     return name
+
+
+def encode(kind: Kind, name: str, data: Data) -> str:
+    """The data as JSON, the same text for the same data; Invalid when no store may hold that much."""
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    if len(text.encode()) > MAX_RECORD_BYTES:
+        raise Invalid(f"{kind} {name!r}: {len(text.encode())} bytes of data; a record holds at most {MAX_RECORD_BYTES}")
+    return text

@@ -16,13 +16,11 @@ from typing import Any, Final, TypeVar
 
 from daemon.faults import TowerError
 from tower_server.store.base import (
-    MAX_RECORD_BYTES,
     Change,
     ChangeType,
     Conflict,
     Data,
     Expired,
-    Invalid,
     Kind,
     Listing,
     NotFound,
@@ -30,6 +28,7 @@ from tower_server.store.base import (
     Store,
     Version,
     check_name,
+    encode,
 )
 from tower_server.store.changes import KEPT_CHANGES, ChangeLog
 from tower_server.store.sqlite_file import explain, open_database
@@ -78,11 +77,11 @@ class SqliteStore(Store):
 
     async def create(self, kind: Kind, name: str, data: Data) -> Record:
         check_name(kind, name)
-        text = _encode(kind, name, data)
+        text = encode(kind, name, data)
         return (await self._write(lambda: _create(self._connection, kind, name, text))).record
 
     async def update(self, kind: Kind, name: str, data: Data, *, expect: Version) -> Record:
-        text = _encode(kind, name, data)
+        text = encode(kind, name, data)
         return (await self._write(lambda: _update(self._connection, kind, name, text, expect))).record
 
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
@@ -136,13 +135,6 @@ class SqliteStore(Store):
             f"the store {self._path} does not keep up: {what}",
             mend=f"look at the disk of {self._path.parent}: it is overloaded or failing",
         )
-
-
-def _encode(kind: Kind, name: str, data: Data) -> str:
-    text = json.dumps(data, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-    if len(text.encode()) > MAX_RECORD_BYTES:
-        raise Invalid(f"{kind} {name!r}: {len(text.encode())} bytes of data; a record holds at most {MAX_RECORD_BYTES}")
-    return text
 
 
 def _record(kind: Kind, name: str, version: int, text: str) -> Record:
