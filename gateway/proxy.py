@@ -23,7 +23,8 @@ from gateway.errors import UpstreamError
 from gateway.policy import Policy
 from gateway.upstream import Upstreams
 from protocol import defaults
-from protocol.aio.tlspump import TlsError, TlsServerPump, TlsServerSocketPump
+from protocol.aio.tlsfailure import TlsError
+from protocol.aio.tlspump import TlsServerPump, TlsServerSocketPump
 from protocol.aio.tunnel import Tunnel
 
 

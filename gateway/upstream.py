@@ -11,14 +11,19 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from gateway.decide import PoolName
 from gateway.errors import UpstreamError
 from gateway.tls import Apiserver, upstream_context
 from protocol import defaults
-from protocol.aio.tlspump import TlsClientSocketPump, TlsError, TlsFailure
+from protocol.aio.tlsfailure import TlsError, TlsFailure
+from protocol.aio.tlspump import TlsClientSocketPump
+
+
+Connect = Callable[[Callable[[], Any]], Awaitable[tuple[Any, Any]]]
+"""As `loop.create_connection`, to the one place that it goes to: a channel of somebody's tunnel, say."""
 
 
 class Exchange(Protocol):
@@ -33,12 +38,13 @@ class Exchange(Protocol):
 class Connection:
     """One connection to the apiserver: the protocol above its TLS pump."""
 
-    __slots__ = ("exchange", "idle_since", "pool", "served", "transport")
+    __slots__ = ("exchange", "idle_since", "outdated", "pool", "served", "transport")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
+        self.outdated = False  # dialled with a credential that is no longer the one in use
         self.served = 0
         """Requests it carried before this one: a connection that dies at its first cannot have been stale."""
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anybody sees the connection
@@ -83,6 +89,7 @@ class Pool:
         context: ssl.SSLContext,
         *,
         authorization: Callable[[], bytes] | None = None,
+        connect: Connect | None = None,
         limit: int = defaults.MAX_STREAMS,
         idle_limit: int = defaults.UPSTREAM_IDLE_CONNECTIONS,
         idle_for: float = defaults.UPSTREAM_IDLE,
@@ -91,6 +98,7 @@ class Pool:
         self.name: Final = name
         self.apiserver: Final = apiserver
         self.authorization = authorization
+        self._connect_to = connect or self._dial_tcp
         self._context = context
         self._limit = limit
         self._idle_limit = idle_limit
@@ -120,7 +128,7 @@ class Pool:
     def release(self, connection: Connection, now: float) -> None:
         """Keep a connection whose exchange ended cleanly."""
         connection.exchange = None
-        if self._closed or connection.transport.is_closing():
+        if self._closed or connection.outdated or connection.transport.is_closing():
             self.discard(connection)
             return
         connection.served += 1
@@ -146,6 +154,14 @@ class Pool:
     def expire(self, now: float) -> None:
         """Drop what has been idle for too long; called now and then with the loop's time."""
         while self._idle and now - self._idle[0].idle_since > self._idle_for:
+            self.discard(self._idle[0])
+
+    def renew(self, context: ssl.SSLContext, *, authorization: Callable[[], bytes] | None = None) -> None:
+        """Show another credential from now on: connections that stand on the one before end with their exchange."""
+        self._context, self.authorization = context, authorization
+        for connection in list(self._open):
+            connection.outdated = True
+        while self._idle:
             self.discard(self._idle[0])
 
     def close(self) -> None:
@@ -194,16 +210,14 @@ class Pool:
             if not done.done():
                 done.set_exception(error)
 
-        transport, _ = await loop.create_connection(
+        transport, _ = await self._connect_to(
             lambda: TlsClientSocketPump(
                 self._context,
                 ready,
                 server_hostname=self.apiserver.server_name or self.apiserver.host,
                 handshake_deadline=self._dial_deadline + 1.0,  # the dial's own deadline comes first
                 on_failure=failed,
-            ),
-            self.apiserver.host,
-            self.apiserver.port,
+            )
         )
         try:
             return await done
@@ -211,6 +225,10 @@ class Pool:
             done.cancel()
             transport.abort()
             raise
+
+    async def _dial_tcp(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop()
+        return await loop.create_connection(factory, self.apiserver.host, self.apiserver.port)
 
     def _tls_failed(self, error: TlsError) -> UpstreamError:
         if error.failure in (TlsFailure.UNKNOWN_ISSUER, TlsFailure.BAD_CERTIFICATE):
@@ -239,18 +257,25 @@ class Upstreams:
         authorization: Callable[[], bytes] | None = None,
         certificate_file: str | None = None,
         key_file: str | None = None,
+        connect: Connect | None = None,
         limit: int = defaults.MAX_STREAMS,
         dial_deadline: float = defaults.DIAL_DEADLINE,
     ) -> None:
         self.apiserver: Final = apiserver
         self.bearer: Final = Pool(
-            PoolName.BEARER, apiserver, upstream_context(apiserver), limit=limit, dial_deadline=dial_deadline
+            PoolName.BEARER,
+            apiserver,
+            upstream_context(apiserver),
+            connect=connect,
+            limit=limit,
+            dial_deadline=dial_deadline,
         )
         self.impersonation: Final = Pool(
             PoolName.IMPERSONATION,
             apiserver,
             upstream_context(apiserver, certificate_file=certificate_file, key_file=key_file),
             authorization=authorization,
+            connect=connect,
             limit=limit,
             dial_deadline=dial_deadline,
         )

@@ -15,7 +15,8 @@ from typing import Final, cast
 
 from gateway.status import fault_response
 from protocol import defaults
-from protocol.aio.tlspump import TlsError, TlsServerSocketPump
+from protocol.aio.tlsfailure import TlsError
+from protocol.aio.tlspump import TlsServerSocketPump
 
 MAX_AT_ONCE: Final = 1024
 LINGER: Final = 1.0  # seconds in which a caller may still send, so that what it sends does not cut off the answer

@@ -22,7 +22,8 @@ from daemon.log import get_logger
 from daemon.wirefault import wire_fault
 from protocol import defaults
 from protocol.aio.stream import StreamTransport
-from protocol.aio.tlspump import TlsError, TlsPump
+from protocol.aio.tlsfailure import TlsError
+from protocol.aio.tlspump import TlsPump
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import ProtocolError

@@ -19,7 +19,7 @@ from daemon.wirefault import wire_fault
 from protocol import defaults
 from protocol.aio.buffers import shared_buffer
 from protocol.aio.stream import StreamTransport
-from protocol.aio.tlspump import TlsError
+from protocol.aio.tlsfailure import TlsError
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused, TunnelLost
 from tower_server.answer import Answer

@@ -6,7 +6,9 @@ every connection read buffers of its own. Here all connections of a loop share o
 The pump is the protocol of the raw transport below and the transport of the application protocol above. Invariants:
 - `data_received` hands the application a view that is valid until it returns; plaintext is never decrypted from inside
   `resume_reading` (that would overwrite a view in use), always from a fresh callback.
-- Writes of one loop turn leave as one write of the raw transport. Large ones are encrypted at once, never copied.
+- Each write is encrypted at once, straight from where it lies, and handed to the raw transport, which gathers the
+  writes of a loop turn. So whoever writes small pieces joins them first.
+- `_read` and `_write` are the methods below `ssl.SSLObject`'s, which only pass them on: two calls a record.
 - While the application has paused reading, ciphertext waits undecrypted and the raw transport is paused: the wait is
   bounded by what one read brings.
 - Nothing reaches the application before the handshake is done. It has one deadline; each failure is a `TlsFailure`.
@@ -18,45 +20,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from protocol import defaults
 from protocol.aio.buffers import shared_buffer
+from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
-ENCRYPT_AT_ONCE_BYTES: Final = (
-    8 * defaults.KIB
-)  # from here on a copy into the queue costs more than a record of its own
-FLUSH_AT_BYTES: Final = 256 * defaults.KIB  # ciphertext made within one loop turn before it is handed down
-PLAIN_HTTP_ANSWER: Final = (
-    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
-    b"Client sent an HTTP request to an HTTPS server.\n"
-)
-_HTTP_STARTS: Final = (b"GET ", b"HEAD", b"POST", b"PUT ", b"PATC", b"DELE", b"OPTI", b"CONN", b"PRI ")
-
-
-class TlsFailure(StrEnum):
-    """Why a handshake came to nothing; the label of a counter."""
-
-    PLAIN_HTTP = "plain_http"
-    GARBAGE = "garbage"
-    UNKNOWN_ISSUER = "unknown_issuer"
-    BAD_CERTIFICATE = "bad_certificate"
-    NO_COMMON_VERSION = "no_common_version"
-    REFUSED_BY_PEER = "refused_by_peer"
-    DEADLINE = "deadline"
-    CUT = "cut"
-    OTHER = "other"
-
-
-class TlsError(ConnectionError):
-    """The handshake failed, or the peer broke the record layer later on."""
-
-    def __init__(self, failure: TlsFailure, text: str) -> None:
-        super().__init__(text)
-        self.failure = failure
+RECORD_BYTES: Final = 16 * defaults.KIB  # of plaintext in one TLS record, at most
 
 
 class AppProtocol(Protocol):
@@ -102,13 +74,13 @@ class TlsPump(asyncio.Transport):
         "_peer_done",
         "_plain",
         "_pump_due",
-        "_queue",
+        "_read",
         "_reading",
         "_ssl",
         "_start",
         "_timer",
         "_truncated",
-        "_write_due",
+        "_write",
         "_write_shut",
     )
 
@@ -131,13 +103,15 @@ class TlsPump(asyncio.Transport):
         self._ssl = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
+        below: Any = self._ssl._sslobj  # type: ignore[attr-defined]  # see the module's docstring
+        self._read: Callable[[int, memoryview], int] = below.read
+        self._write: Callable[[Any], int] = below.write
         self._factory = app_protocol_factory
         self._on_failure = on_failure
         self._deadline = handshake_deadline
         self._app: AppProtocol | None = None
         self._lower: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._queue: list[bytes] = []
         self._start = b"" if server_side else None
         self._established = False
         self._reading = True
@@ -147,7 +121,6 @@ class TlsPump(asyncio.Transport):
         self._peer_done = False
         self._eof_delivered = False
         self._truncated = False
-        self._write_due = False
         self._pump_due = False
 
     # -- the protocol of the raw transport ---------------------------------------------------------------------------
@@ -161,7 +134,12 @@ class TlsPump(asyncio.Transport):
         return self._cipher
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(self._cipher[:nbytes])
+        if self._established and not self._closing:
+            self._incoming.write(self._cipher[:nbytes])
+            if self._reading:
+                self._pump()
+        else:
+            self.data_received(self._cipher[:nbytes])
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing:
@@ -191,7 +169,6 @@ class TlsPump(asyncio.Transport):
             report, self._on_failure = self._on_failure, None
             report(TlsError(TlsFailure.CUT, "the connection was lost during the TLS handshake"))
         app, self._app = self._app, None
-        self._queue.clear()
         if app is not None:
             app.connection_lost(exc)
 
@@ -212,7 +189,7 @@ class TlsPump(asyncio.Transport):
             self._send_outgoing()
             return
         except (ssl.SSLError, ssl.CertificateError) as error:
-            self._fail(self._explain(error))
+            self._fail(explained(error, self._start))
             return
         self._established = True
         self._on_failure = None
@@ -223,30 +200,6 @@ class TlsPump(asyncio.Transport):
         # A pipelined first request came with the last flight.
         if self._incoming.pending and self._reading and not self._closing:
             self._pump()
-
-    def _explain(self, error: ssl.SSLError | ssl.CertificateError) -> TlsError:
-        if self._start is not None and self._start.startswith(_HTTP_STARTS):
-            return TlsError(TlsFailure.PLAIN_HTTP, "the peer sent plain HTTP to a TLS port")
-        reason = getattr(error, "reason", None) or ""
-        text = str(getattr(error, "verify_message", "") or error)
-        if isinstance(error, ssl.SSLCertVerificationError):
-            unknown = error.verify_code in (
-                2,
-                18,
-                19,
-                20,
-                21,
-                24,
-            )  # the codes of X509_verify_cert without a trusted issuer
-            failure = TlsFailure.UNKNOWN_ISSUER if unknown else TlsFailure.BAD_CERTIFICATE
-            return TlsError(failure, f"the peer's certificate was refused: {text}")
-        if "ALERT" in reason:
-            return TlsError(TlsFailure.REFUSED_BY_PEER, f"the peer refused the handshake: {reason.lower()}")
-        if self._start is not None and self._start[:1] != b"\x16":
-            return TlsError(TlsFailure.GARBAGE, "what the peer sent is not TLS")
-        if reason in {"UNSUPPORTED_PROTOCOL", "NO_SHARED_CIPHER", "VERSION_TOO_LOW", "NO_SHARED_GROUP"}:
-            return TlsError(TlsFailure.NO_COMMON_VERSION, f"no common TLS version or cipher: {reason.lower()}")
-        return TlsError(TlsFailure.OTHER, f"TLS handshake failed: {text}")
 
     def _too_slow(self) -> None:
         self._timer = None
@@ -279,26 +232,19 @@ class TlsPump(asyncio.Transport):
 
     def _pump(self) -> None:
         """Hand up all that can be decrypted now, a shared buffer full at a time."""
-        tls, incoming, plain = self._ssl, self._incoming, self._plain
+        incoming, plain = self._incoming, self._plain
         while self._reading and not self._closing:
             filled = 0
-            more = False
             try:
-                while True:
-                    count = cast("int", tls.read(PLAIN_BUFFER_BYTES - filled, plain[filled:] if filled else plain))
-                    if not count:
-                        self._peer_done = True
-                        break
+                # A read gives one record; there is always room for a whole one, so that nothing decrypted stays behind
+                # in the TLS object.
+                filled = count = self._read(PLAIN_BUFFER_BYTES, plain)
+                while count and (incoming.pending or incoming.eof) and filled <= PLAIN_BUFFER_BYTES - RECORD_BYTES:
+                    count = self._read(PLAIN_BUFFER_BYTES - filled, plain[filled:])
                     filled += count
-                    # There is always room for a whole record, so nothing decrypted stays behind in the TLS object.
-                    more = incoming.pending > 0
-                    if not more and not incoming.eof:
-                        break
-                    if filled > PLAIN_BUFFER_BYTES - 16384:
-                        more = True
-                        break
+                self._peer_done = not count
             except ssl.SSLWantReadError:
-                more = False
+                pass
             except ssl.SSLZeroReturnError:
                 self._peer_done = True
             except ssl.SSLError as error:
@@ -308,11 +254,9 @@ class TlsPump(asyncio.Transport):
                     self._send_outgoing()
             if filled and self._app is not None:
                 self._app.data_received(plain[:filled])
-            if self._peer_done:
+            if self._peer_done or not filled or not (incoming.pending or incoming.eof):
                 break
-            if not more:
-                break
-        if self._outgoing.pending and not self._write_due:
+        if self._outgoing.pending:
             self._send_outgoing()
         if self._peer_done and self._reading:
             self._deliver_eof()
@@ -336,49 +280,22 @@ class TlsPump(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._write_shut or not data:
             return
-        if len(data) >= ENCRYPT_AT_ONCE_BYTES:
-            self._encrypt_queue()
-            self._encrypt(data)
-            if self._outgoing.pending >= FLUSH_AT_BYTES:
-                self._send_outgoing()
-        else:
-            self._queue.append(data if type(data) is bytes else bytes(data))
-        if not self._write_due:
-            self._write_due = True
-            self._loop.call_soon(self._flush)
+        try:
+            self._write(data)
+        except ssl.SSLError:
+            self._truncated = True
+            if self._lower is not None and not self._lost:
+                self._lower.abort()
+            return
+        if self._lower is not None:
+            self._lower.write(self._outgoing.read())
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        for data in list_of_data:
-            self.write(data)
-
-    def _encrypt_queue(self) -> None:
-        queue = self._queue
-        if queue:
-            data = queue[0] if len(queue) == 1 else b"".join(queue)
-            queue.clear()
-            self._encrypt(data)
-
-    def _encrypt(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            self._ssl.write(data)
-        except ssl.SSLError as error:
-            self._abort_with(error)
-
-    def _flush(self) -> None:
-        self._write_due = False
-        if not self._lost:
-            self._encrypt_queue()
-            self._send_outgoing()
+        self.write(b"".join(list_of_data))
 
     def _send_outgoing(self) -> None:
         if self._outgoing.pending and self._lower is not None and not self._lost:
             self._lower.write(self._outgoing.read())
-
-    def _abort_with(self, error: ssl.SSLError) -> None:
-        self._truncated = True
-        self._queue.clear()
-        if self._lower is not None and not self._lost:
-            self._lower.abort()
 
     def can_write_eof(self) -> bool:
         return True
@@ -387,7 +304,6 @@ class TlsPump(asyncio.Transport):
         """Send close_notify; the other direction stays open."""
         if self._write_shut or self._closing:
             return
-        self._encrypt_queue()
         self._write_shut = True
         try:
             self._ssl.unwrap()
@@ -410,7 +326,6 @@ class TlsPump(asyncio.Transport):
 
     def abort(self) -> None:
         self._closing = True
-        self._queue.clear()
         if self._lower is not None and not self._lost:
             self._lower.abort()
 
@@ -435,7 +350,7 @@ class TlsPump(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         below = self._lower.get_write_buffer_size() if self._lower is not None else 0
-        return below + self._outgoing.pending + sum(map(len, self._queue))
+        return below + self._outgoing.pending
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert self._lower is not None

@@ -10,15 +10,8 @@ from typing import Self
 
 import pytest
 
-from protocol.aio.tlspump import (
-    PLAIN_BUFFER_BYTES,
-    PLAIN_HTTP_ANSWER,
-    TlsClientSocketPump,
-    TlsError,
-    TlsFailure,
-    TlsServerPump,
-    TlsServerSocketPump,
-)
+from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure
+from protocol.aio.tlspump import PLAIN_BUFFER_BYTES, TlsClientSocketPump, TlsServerPump, TlsServerSocketPump
 from tests.lab.pki import ClusterCA
 
 pytestmark = pytest.mark.asyncio
@@ -181,15 +174,14 @@ async def test_bytes_pass_both_ways_in_order(pki: Pki) -> None:
         assert await asyncio.wait_for(client.lost, 5) is None
 
 
-async def test_writes_of_one_turn_leave_as_one_record(pki: Pki) -> None:
+async def test_lines_written_together_leave_as_one_record(pki: Pki) -> None:
     sizes: list[int] = []
     async with Ends(pki.server) as ends:
         client = await ends.dial(pki.client())
         server = ends.apps[0]
         received = server.data_received
         server.data_received = lambda data: (sizes.append(len(data)), received(data))
-        for _ in range(100):
-            client.transport.write(b"x" * 10)
+        client.transport.writelines([b"x" * 10] * 100)
         await server.until(lambda: len(server.data) == 1000)
         client.transport.abort()
         await client.lost
