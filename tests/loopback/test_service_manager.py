@@ -9,8 +9,6 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,22 +17,12 @@ import pytest
 import yaml
 
 from tests.lab.controlplane import run
-from tests.lab.world import BIN, ROOT, TowerWorld
+from tests.lab.world import BIN, TowerWorld
 from tests.loopback.callers import Caller, metrics, ticks_until_end
+from tests.loopback.managed import Managed, heard
 from tests.loopback.member import BackendMember
 
 pytestmark = pytest.mark.slow
-
-# As systemd does it: the descriptors from 3 on, the variables naming this very process, then the program.
-LAUNCH = """
-import fcntl, os, sys
-names, fds, program = sys.argv[1], [int(fd) for fd in sys.argv[2].split(",")], sys.argv[3:]
-kept = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in fds]  # out of the way of 3 and on
-for index, fd in enumerate(kept):
-    os.dup2(fd, 3 + index, inheritable=True)
-os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=names)
-os.execv(program[0], program)
-"""
 
 
 @pytest.fixture
@@ -44,39 +32,6 @@ def manager(tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20.0)
         yield listening, {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
-
-
-def heard(listening: socket.socket, what: str) -> None:
-    while what not in listening.recv(4096).decode().splitlines():
-        pass
-
-
-class Managed:
-    """A server whose ports a service manager holds."""
-
-    def __init__(self, world: TowerWorld, environment: dict[str, str], held: dict[str, socket.socket]) -> None:
-        self._world, self._environment, self._held = world, environment, held
-        self._count = 0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-
-        self._count += 1
-        fds = [sock.fileno() for sock in self._held.values()]
-        argv = [sys.executable, "-c", LAUNCH, ":".join(self._held), ",".join(map(str, fds))]
-        argv += [str(BIN / "tower-server"), "run", "--config", str(self._world.config)]
-        with (self._world.folder / f"managed-{self._count}.log").open("wb") as log:
-            process = subprocess.Popen(
-                argv, pass_fds=fds, env=self._world.environment() | self._environment, stderr=log, cwd=ROOT
-            )
-        try:
-            yield
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(10) == 0
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
 
 
 def test_a_restart_under_a_service_manager_refuses_no_caller(
@@ -108,8 +63,8 @@ def test_a_restart_under_a_service_manager_refuses_no_caller(
 def test_both_ends_stop_in_time_under_streams_that_never_end(
     own_world: Callable[..., TowerWorld], member: BackendMember
 ) -> None:
-    world = own_world()
-    world.join("edge", member, credential=member.by_token)
+    world = own_world(settings={"drain": "2s", "callers": {"address": "127.0.0.1"}})
+    world.join("edge", member, credential=member.by_token, settings={"drain": "2s"})
     caller = Caller(world.kubeconfig("edge"))
     for child in (world.members["edge"].agent, world.server):
         with caller.connect() as running:
