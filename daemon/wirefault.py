@@ -34,6 +34,9 @@ WIRE_FAULTS: Final[Mapping[Code, str]] = MappingProxyType(
         Code.WRONG_CLUSTER: "TWR203",
         Code.BUSY: "TWR221",
         Code.TIMEOUT: "TWR217",
+        Code.UNKNOWN_TUNNEL: "TWR201",
+        Code.STALE_LINK: "TWR201",
+        Code.POSITION: "TWR219",
     }
 )
 """NONE, CANCELLED and REPLACED are no faults: somebody wanted it so."""

@@ -19,8 +19,11 @@ HEADER_SIZE: Final = HEADER.size
 # The stream over which both ends exchange lines of JSON (see protocol.messages); reserved, never a member's service.
 CONTROL_SERVICE: Final = "tower.control"
 
-# Both ends count numbered frames and acknowledge them: what resuming a cut tunnel rests on.
+# Both ends count numbered frames and acknowledge them.
 FEATURE_ACK: Final = "ack"
+
+# A tunnel outlives its link: what was not acknowledged is sent again on the next one. Needs the one above.
+FEATURE_RESUME: Final = "resume"
 
 # An instance that begins like this (no host name can) only tries the way: its tunnel is given no streams.
 CHECK_INSTANCE: Final = "check:"
@@ -35,6 +38,7 @@ class FrameType(IntEnum):
     DATA = 4
     FIN = 5
     RST = 6
+    SKIP = 7
     ACK = 16
     PING = 17
     PONG = 18
@@ -84,3 +88,6 @@ class Code(IntEnum):
     WRONG_CLUSTER = 51  # the identity belongs to another cluster than the one named
     BUSY = 52  # too many handshakes now; retry_after says when
     TIMEOUT = 53  # a deadline of the handshake passed
+    UNKNOWN_TUNNEL = 54  # no tunnel of that name waits here for this agent: it ended, or its window has passed
+    STALE_LINK = 55  # a newer link carries the tunnel
+    POSITION = 56  # the count of frames in a resume lies outside of what was sent and not yet acknowledged

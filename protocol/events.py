@@ -96,6 +96,14 @@ class GoingAway(Event):
 
 
 @dataclass(slots=True, frozen=True)
+class LinkLost(Event):
+    """The link is gone; the tunnel waits for another (`Session.attach`), until TunnelLost says that it has ended."""
+
+    code: Code
+    text: str
+
+
+@dataclass(slots=True, frozen=True)
 class TunnelLost(Event):
     """The tunnel is over; nothing follows. `by_peer` tells whether the peer said so."""
 

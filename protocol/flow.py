@@ -33,6 +33,8 @@ class Limits:
     open_deadline: float = defaults.OPEN_DEADLINE
     ping_interval: float = defaults.PING_INTERVAL
     dead_after: float = defaults.DEAD_AFTER
+    resume_window: float = defaults.RESUME_WINDOW
+    replay_bytes: int = defaults.REPLAY_BYTES
     send_high: int = defaults.SEND_HIGH
     send_low: int = defaults.SEND_LOW
     control_backlog: int = defaults.CONTROL_BACKLOG
@@ -42,6 +44,8 @@ class Limits:
             raise ValueError("credit limits must be 0 < reserved <= initial <= max")
         if not 0 < self.ping_interval < self.dead_after:
             raise ValueError("ping_interval must be positive and below dead_after")
+        if self.resume_window <= 0 or self.replay_bytes <= 0:
+            raise ValueError("resume_window and replay_bytes must be positive")
 
 
 class Budget:

@@ -14,7 +14,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from protocol.constants import HEADER_SIZE, VERSION, Code, FrameType
@@ -27,6 +27,7 @@ MAX_SIGNATURE_BYTES: Final = 512
 MAX_CHAIN: Final = 4
 MAX_CERTIFICATE_BYTES: Final = 4096
 MAX_NAME: Final = 253
+MAX_COUNT: Final = 2**63
 
 Signer = Callable[[bytes], bytes]
 Chain = Sequence[bytes]
@@ -47,12 +48,25 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """Which tunnel an agent goes on with, on which of its links (`epoch`), and how many numbered frames it has."""
+
+    tunnel: str
+    epoch: int
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
-    """What the server granted. `tunnel` names the tunnel in logs and listings; `renew_only` limits it to renewing."""
+    """What the server granted. `tunnel` names the tunnel in logs and listings; `renew_only` limits it to renewing.
+
+    `received` is the server's answer to a Resume; None for a new tunnel.
+    """
 
     tunnel: str
     features: frozenset[str]
     renew_only: bool = False
+    received: int | None = None
 
 
 def _pack(kind: FrameType, body: dict[str, Any], sign: Callable[[bytes], bytes] | None = None) -> bytes:
@@ -128,6 +142,22 @@ def _chain(body: dict[str, Any]) -> list[bytes]:
     return [_binary(item, "a certificate", MAX_CERTIFICATE_BYTES) for item in value]
 
 
+def _count(body: dict[str, Any], key: str) -> int:
+    value = body.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_COUNT:
+        raise _bad(f"{key} is missing or not a count")
+    return value
+
+
+def _resume(body: dict[str, Any]) -> Resume | None:
+    value = body.get("resume")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _bad("resume is not an object")
+    return Resume(_name(value, "tunnel"), _count(value, "epoch"), _count(value, "received"))
+
+
 def _text(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
@@ -141,7 +171,10 @@ def _transcript(label: bytes, *parts: bytes) -> bytes:
 
 
 class AgentHandshake:
-    """The agent's end. `hello()`, then `challenged()` for CHALLENGE, then `answered()` for the last message."""
+    """The agent's end. `hello()`, then `challenged()` for CHALLENGE, then `answered()` for the last message.
+
+    `resume` is what to go on with, if the server agrees to `needs` again; None for a new tunnel.
+    """
 
     def __init__(
         self,
@@ -171,6 +204,8 @@ class AgentHandshake:
         }
         self._hello = _pack(FrameType.HELLO, body)
         self._agreed: frozenset[str] = frozenset()
+        self.resume: Resume | None = None
+        self.needs: frozenset[str] = frozenset()
         self.server: Any = None
         self.server_chain: list[bytes] = []
 
@@ -191,7 +226,11 @@ class AgentHandshake:
         self._agreed = agreed
         self.server_chain = _chain(body)
         self.server = self._verify(self.server_chain, _transcript(b"challenge", self._hello, raw), signature)
-        proof = {"chain": [_text(certificate) for certificate in self._chain]}
+        proof: dict[str, Any] = {"chain": [_text(certificate) for certificate in self._chain]}
+        if self.resume is not None and self.needs <= agreed:
+            proof["resume"] = asdict(self.resume)
+        else:
+            self.resume = None
         return _pack(FrameType.PROOF, proof, lambda own: self._sign(_transcript(b"proof", self._hello, payload, own)))
 
     def answered(self, kind: int, payload: bytes) -> Welcome:
@@ -201,7 +240,12 @@ class AgentHandshake:
             raise rejection(body)
         if kind != FrameType.WELCOME:
             raise _bad(f"a frame of type {kind} in place of WELCOME")
-        return Welcome(_name(body, "tunnel"), self._agreed, body.get("renew_only") is True)
+        tunnel, renew_only, received = _name(body, "tunnel"), body.get("renew_only") is True, None
+        if self.resume is not None:
+            received = _count(body, "received")
+            if tunnel != self.resume.tunnel or renew_only:
+                raise _bad("the server answered a resume with another tunnel")
+        return Welcome(tunnel, self._agreed, renew_only, received)
 
 
 class ServerHandshake:
@@ -226,6 +270,7 @@ class ServerHandshake:
         self._greeting = b""
         self._challenge = b""
         self.hello: Hello | None = None
+        self.resume: Resume | None = None
         self.features: frozenset[str] = frozenset()
 
     def greeted(self, payload: bytes) -> bytes:
@@ -258,22 +303,29 @@ class ServerHandshake:
         return frame
 
     def proven(self, payload: bytes) -> Any:
-        """The verified identity behind a PROOF. HandshakeRejected when it does not verify or names another cluster."""
+        """The verified identity behind a PROOF; `resume` is what it asks to go on with.
+
+        HandshakeRejected when it does not verify or names another cluster.
+        """
         if self.hello is None:
             raise _bad("PROOF before HELLO")
         raw, signature = _unpack_signed(payload)
-        chain = _chain(_parse(raw))
+        body = _parse(raw)
+        chain, resume = _chain(body), _resume(body)
         identity = self._verify(chain, _transcript(b"proof", self._greeting, self._challenge, raw), signature)
         if identity.cluster != self.hello.cluster:
             raise HandshakeRejected(
                 Code.WRONG_CLUSTER,
                 f"the identity belongs to cluster {identity.cluster}, the agent asked for {self.hello.cluster}",
             )
+        self.resume = resume
         return identity
 
-    def welcome(self, tunnel: str, *, renew_only: bool = False) -> bytes:
-        """The WELCOME frame."""
+    def welcome(self, tunnel: str, *, renew_only: bool = False, received: int | None = None) -> bytes:
+        """The WELCOME frame; `received` answers `resume`."""
         body: dict[str, Any] = {"tunnel": tunnel}
+        if received is not None:
+            body["received"] = received
         if renew_only:
             body["renew_only"] = True
         return _pack(FrameType.WELCOME, body)

@@ -18,7 +18,10 @@ FRAME_SECONDS: Final = 0.05
 MIN_FRAME: Final = 2 * KIB
 RATE_GAIN: Final = 0.25  # weight of a new sample in the link's rate
 
+FRAME_COST: Final = 256  # bytes that keeping a frame takes beside its payload
+
 Buffer = bytes | memoryview
+Kept = tuple[int, Stream | None, list[Buffer]]  # a frame that has left: its size, whose DATA or FIN it is, its pieces
 
 
 class Scheduler:
@@ -47,10 +50,10 @@ class Scheduler:
             stream.scheduled = False
             self._ready.remove(stream)
 
-    def fill(self, out: list[Buffer], limit: int, now: float) -> list[Stream]:
+    def fill(self, out: list[Buffer], limit: int, now: float, kept: deque[Kept] | None = None) -> list[Stream]:
         """Append about `limit` bytes of frames to `out`; the streams that sent, one entry for each frame.
 
-        The last frame may pass the limit by a header.
+        The last frame may pass the limit by a header. `kept` gets each frame too, as long as it must be remembered.
         """
         self._measure(now)
         touched: list[Stream] = []
@@ -61,7 +64,10 @@ class Scheduler:
                 stream.deficit += QUANTUM
             largest = self._frame_limit(len(ready))
             while room > 0 and stream.deficit > 0 and stream.sendable:
+                at, queued = len(out), stream.queued
                 size = self._frame(stream, out, min(largest, room))
+                if kept is not None:
+                    kept.append((queued - stream.queued + FRAME_COST, stream, out[at:]))
                 stream.deficit -= size
                 room -= size
                 touched.append(stream)
@@ -77,6 +83,10 @@ class Scheduler:
         elif not ready:
             self._backlogged_since = None
         return touched
+
+    def new_link(self) -> None:
+        """What was measured was another link."""
+        self.rate = self._backlogged_since = None
 
     def _measure(self, now: float) -> None:
         since = self._backlogged_since

@@ -5,7 +5,9 @@ Invariants:
   from `receive`, after which the owner sends what `data_to_send` still gives (a CLOSE) and drops the link.
 - A frame for a stream that was open once is discarded; for one that was never opened it is an error.
 - Bytes that are received and not consumed, and bytes that wait to be sent, are charged to the tunnel's budget.
-- Numbered frames are counted in both directions and acknowledged, without a number on the wire.
+- Numbered frames are counted in both directions and acknowledged, without a number on the wire. With the feature
+  `resume` they are kept until then, and a lost link leaves the session *detached*: it takes wishes and says nothing,
+  until `attach` gives it a new link or its window has passed.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from protocol import events
-from protocol.constants import FEATURE_ACK, FIRST_UNNUMBERED, FLAG_OPTIONAL, Code, FrameType
-from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.constants import FEATURE_ACK, FEATURE_RESUME, FIRST_UNNUMBERED, FLAG_OPTIONAL, HEADER, Code, FrameType
+from protocol.defaults import MIB
+from protocol.errors import HandshakeRejected, LocalProtocolError, RemoteProtocolError
 from protocol.events import Event
 from protocol.flow import Budget, Limits, ReceiveCredit
 from protocol.frames import (
@@ -35,11 +38,13 @@ from protocol.frames import (
     encode_reason,
     printable,
 )
+from protocol.replay import Replay
 from protocol.scheduler import Buffer, Scheduler
 from protocol.streams import MAY_RECEIVE, MAY_SEND, TRANSITIONS, Input, State, Stream
 
 MAX_STREAM_ID: Final = 2**31 - 1
 ACK_EVERY_FRAMES: Final = 64
+ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
 RTT_SAMPLES: Final = 8
 RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
@@ -76,7 +81,10 @@ class Session:
         self.draining = False  # this end takes no new streams
         self.peer_draining = False
         self.rtt: float | None = None  # the least of the last samples, seconds
-        self.frames_sent = 0  # numbered
+        self.resumable = {FEATURE_ACK, FEATURE_RESUME} <= self.features
+        self.epoch = 1  # counts the links
+        self.detached_at: float | None = None  # since when there is no link
+        self.frames_sent = 0  # numbered ones that have left
         self.frames_received = 0
         self.frames_acked = 0  # of ours, by the peer
         self._accepts = accepts
@@ -90,6 +98,11 @@ class Session:
         self._control: deque[bytes] = deque()
         self._answers = 0  # of `_control`, what the peer made this end say
         self._grants: dict[int, int] = {}
+        self._late_grants: set[int] = set()  # streams whose OPEN_OK is still to be sent again
+        self._replay = Replay(self.budget, limits.replay_bytes) if self.resumable else None
+        self._link_lost = events.LinkLost(Code.TUNNEL_LOST, "")
+        self._goaway: tuple[Code, str, float, float] | None = None
+        self._clock = now  # the latest time that was heard of
         self._scheduler = Scheduler()
         self._events: list[Event] = []
         self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
@@ -98,6 +111,7 @@ class Session:
         self._pinged_at = now
         self._heard_at = now
         self._acked_received = 0
+        self._bytes_to_ack = 0
         self._ack_at: float | None = None
         self._owed_at: float | None = None  # since when frames wait for their ACK without any progress
         self._resets_left = RESET_BURST
@@ -116,6 +130,8 @@ class Session:
             FrameType.CREDIT: self._receive_credit,
             FrameType.CLOSE: self._receive_close,
         }
+        if self.resumable:
+            self._receivers[FrameType.SKIP] = self._receive_skip
         self.ping(now)
 
     # ---- what the owner asks ------------------------------------------------------------------------------------
@@ -128,7 +144,14 @@ class Session:
     @property
     def wants_to_send(self) -> bool:
         """Whether `data_to_send` has something."""
-        return bool(self._control or self._grants or self._scheduler)
+        if self.detached_at is not None:
+            return False
+        if self._control or self._grants:
+            return True
+        replay = self._replay
+        if replay is None or self.lost:
+            return bool(self._scheduler)
+        return bool(replay.resending) or (bool(self._scheduler) and replay.room > 0)
 
     def overdue(self, now: float) -> float:
         """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
@@ -195,6 +218,8 @@ class Session:
         found = self._need(stream, Input.S_OK)
         self._asked -= 1
         self._answers += 1
+        if self._replay is not None and self._replay.resending:
+            self._late_grants.add(stream)
         self._queue(encode(FrameType.OPEN_OK, stream, U64.pack(found.credit.granted)))
 
     def refuse(self, stream: int, code: Code, text: str) -> None:
@@ -206,7 +231,7 @@ class Session:
         self._queue(encode_reason(FrameType.OPEN_ERR, stream, code, text))
 
     def send(self, stream: int, data: Buffer) -> bool:
-        """Queue bytes, which must not change until they have left. False: pause until WritableAgain."""
+        """Queue bytes, which must not change any more: they are kept as they are. False: pause until WritableAgain."""
         found = self._streams.get(stream)
         if found is None or found.state not in MAY_SEND:
             raise LocalProtocolError(Code.PROTOCOL, f"stream {stream} takes no more data")
@@ -239,6 +264,8 @@ class Session:
             return
         if found.state in (State.ASKED, State.ASKED_FINISHED):
             self._asked -= 1
+        orderly = code is Code.NONE and found.state in (State.FINISHED, State.BOTH_FINISHED) and not found.fin_queued
+        found.cut = not orderly
         self._move(found, Input.S_RST)
         self._drop(found)
         self._queue(encode_reason(FrameType.RST, stream, code, text))
@@ -271,8 +298,8 @@ class Session:
         if self.draining or self.lost:
             return
         self.draining = True
-        times = (min(MAX_DEADLINE_MS, max(0, int(1000 * seconds))) for seconds in (deadline, retry_after))
-        self._queue(encode(FrameType.GOAWAY, 0, GOAWAY_BODY.pack(code, *times) + cut(text)))
+        self._goaway = (code, text, self._clock + deadline, retry_after)
+        self._queue(_goaway(code, text, deadline, retry_after))
 
     def close(self, code: Code, text: str) -> None:
         """End the tunnel; the peer is told. Idempotent."""
@@ -281,17 +308,88 @@ class Session:
             self._control.append(encode_reason(FrameType.CLOSE, 0, code, text))
 
     def lose(self, code: Code, text: str) -> None:
-        """The link is gone: nothing can be told any more. Idempotent."""
+        """The tunnel is over and nothing can be told any more. Idempotent."""
         if self.lost is None:
             self._lose(code, text, by_peer=False)
+
+    # ---- links --------------------------------------------------------------------------------------------------
+
+    def detach(self, now: float, text: str, code: Code = Code.TUNNEL_LOST) -> None:
+        """The link is gone, `text` says why: wait for another, or end the tunnel where that was not agreed. Idempotent.
+
+        What was queued but not sent stays; so does every numbered frame that the peer has not acknowledged.
+        """
+        if self.lost or self.detached_at is not None:
+            return
+        if self._replay is None:
+            self._lose(code, text, by_peer=False)
+            return
+        self.detached_at = self._clock = now
+        self._link_lost = events.LinkLost(code, text)
+        self._decoder = FrameDecoder()
+        self._control = deque(frame for frame in self._control if frame[0] < FIRST_UNNUMBERED)
+        self._grants.clear()
+        self._late_grants.clear()
+        self._pings.clear()
+        self._ack_at = self._owed_at = None
+        self._replay.resending.clear()
+        self._scheduler.new_link()
+        self._events.append(self._link_lost)
+
+    def check_attach(self, peer_received: int, epoch: int) -> None:
+        """Raise HandshakeRejected when `attach` would; nothing changes."""
+        if self.lost:
+            raise HandshakeRejected(Code.UNKNOWN_TUNNEL, f"the tunnel is over: {self.lost.text}")
+        if self._replay is None:
+            raise HandshakeRejected(Code.UNKNOWN_TUNNEL, "the tunnel was opened without the feature resume")
+        if epoch <= self.epoch:
+            raise HandshakeRejected(Code.STALE_LINK, f"link {epoch} of the tunnel, which is at {self.epoch} already")
+        if not self.frames_acked <= peer_received <= self.frames_sent:
+            text = f"{peer_received} frames received, expected {self.frames_acked} to {self.frames_sent}"
+            raise HandshakeRejected(Code.POSITION, text)
+
+    def attach(self, now: float, peer_received: int, *, epoch: int | None = None) -> None:
+        """Go on over a new link, which carries again what comes after the frames that the peer has received.
+
+        The older link's bytes must not come to `receive` any more. Credit, GOAWAY and PING are made anew.
+
+        Raises:
+            HandshakeRejected: UNKNOWN_TUNNEL, STALE_LINK or POSITION; nothing has changed.
+        """
+        epoch = self.epoch + 1 if epoch is None else epoch
+        self.check_attach(peer_received, epoch)
+        if self.detached_at is None:
+            self.detach(now, "a newer link took its place")
+        replay = self._replay
+        assert replay is not None
+        self.detached_at = None
+        self.epoch = epoch
+        self._clock = self._heard_at = self._pinged_at = now
+        self._rtts.clear()
+        replay.acknowledge(peer_received - self.frames_acked)
+        self.frames_acked = peer_received
+        replay.begin()
+        self._acked_received, self._bytes_to_ack = self.frames_received, 0  # as this end has said with its position
+        if replay.resending:
+            for frame in (*(pieces[0] for _, _, pieces in replay.resending), *self._control):
+                if frame[0] == FrameType.OPEN_OK:
+                    self._late_grants.add(HEADER.unpack_from(frame)[3])
+        for stream in self._streams.values():
+            if stream.state in (State.OPEN, State.FINISHED):
+                self._grants[stream.id] = stream.credit.granted
+        if self._goaway is not None:
+            code, text, until, retry_after = self._goaway
+            self._control.appendleft(_goaway(code, text, until - now, retry_after))
+        self.ping(now)
 
     # ---- bytes --------------------------------------------------------------------------------------------------
 
     def receive(self, data: memoryview, now: float) -> list[Event]:
         """Take bytes from the link. RemoteProtocolError ends the tunnel; its CLOSE is then in `data_to_send`."""
-        if self.lost:
+        if self.lost or self.detached_at is not None:
             return []
-        self._heard_at = now
+        self._clock = self._heard_at = now
+        self._bytes_to_ack += len(data)
         try:
             for kind, flags, stream, payload in self._decoder.feed(data):
                 if kind < FIRST_UNNUMBERED:
@@ -306,6 +404,8 @@ class Session:
                     break
             if self._answers > self.limits.control_backlog:
                 raise RemoteProtocolError(Code.FLOOD, "the peer asks faster than it reads the answers")
+            if self._replay is not None and self._replay.overrun:
+                raise RemoteProtocolError(Code.FLOOD, "the peer acknowledges nothing of what it is told")
         except RemoteProtocolError as error:
             self.close(error.code, error.text)
             raise
@@ -314,35 +414,79 @@ class Session:
 
     def data_to_send(self, now: float, limit: int) -> list[Buffer]:
         """About `limit` bytes of whole frames to write now; empty when there is nothing."""
-        out: list[Buffer] = list(self._control)
-        self._control.clear()
-        self._answers = 0
+        if self.detached_at is not None:
+            return []
+        self._clock = now
+        replay = self._replay
+        again = replay is not None and bool(replay.resending)
+        out = self._take_control(again)
         if self.lost:
             return out
         if self._grants:
-            out += [encode(FrameType.CREDIT, stream, U64.pack(grant)) for stream, grant in self._grants.items()]
-            self._grants.clear()
+            self._take_grants(out)
         if self._ack_at is not None and out:
-            self._append_ack(out)
-        if self._scheduler:
-            for stream in self._scheduler.fill(out, limit, now):
-                self.frames_sent += 1
-                self._settle(stream)
+            out.append(self._ack())
+        if again:
+            assert replay is not None
+            replay.resend(out, limit)
+            if not replay.resending:
+                self._late_grants.clear()
+        elif self._scheduler:
+            self._fill(out, limit, now)
         if self._owed_at is None and self.frames_sent > self.frames_acked and FEATURE_ACK in self.features:
             self._owed_at = now
         return out
 
-    def _settle(self, stream: Stream) -> None:
-        """After a frame of `stream` left: tell a waiting writer, give back the budget, retire a finished stream."""
+    def _take_control(self, again: bool) -> list[Buffer]:
+        """Frames other than data; numbered ones only after those that are sent again."""
+        control, replay = self._control, self._replay
+        if again:
+            out: list[Buffer] = [frame for frame in control if frame[0] >= FIRST_UNNUMBERED]
+            self._control = deque(frame for frame in control if frame[0] < FIRST_UNNUMBERED)
+            self._answers = min(self._answers, len(self._control))
+            return out
+        out = list(control)
+        for frame in control:
+            if frame[0] < FIRST_UNNUMBERED:
+                self.frames_sent += 1
+                if replay is not None:
+                    replay.keep(frame)
+        control.clear()
+        self._answers = 0
+        return out
+
+    def _take_grants(self, out: list[Buffer]) -> None:
+        """CREDIT, which must not overtake the OPEN_OK of its stream."""
+        late = self._late_grants
+        out += [
+            encode(FrameType.CREDIT, stream, U64.pack(to)) for stream, to in self._grants.items() if stream not in late
+        ]
+        self._grants = {stream: grant for stream, grant in self._grants.items() if stream in late}
+
+    def _fill(self, out: list[Buffer], limit: int, now: float) -> None:
+        """Data, as far as it may be kept."""
+        replay = self._replay
+        if replay is None:
+            for stream in self._scheduler.fill(out, limit, now):
+                self.frames_sent += 1
+                self.budget.give(self._settle(stream))
+        elif (room := min(limit, replay.room)) > 0:
+            touched, size = self._scheduler.fill(out, room, now, replay.kept), 0
+            self.frames_sent += len(touched)
+            for stream in touched:
+                size += self._settle(stream)
+            replay.kept_data(len(touched), size)
+
+    def _settle(self, stream: Stream) -> int:
+        """After a frame of `stream` left: tell a waiting writer, retire a finished stream. What it was charged for."""
         freed = stream.charged - stream.queued
-        if freed:
-            stream.charged = stream.queued
-            self.budget.give(freed)
+        stream.charged = stream.queued
         if stream.full and stream.queued <= self.limits.send_low:
             stream.full = False
             self._events.append(events.WritableAgain(stream.id))
         if stream.state is State.BOTH_FINISHED:
             self._retire(stream)
+        return freed
 
     # ---- time ---------------------------------------------------------------------------------------------------
 
@@ -350,7 +494,10 @@ class Session:
         """When `tick` wants to be called, on the clock of `now`; None when the tunnel is over."""
         if self.lost:
             return None
-        due = min(self._heard_at + self.limits.dead_after, self._ping_due())
+        if self.detached_at is not None:
+            due = self.detached_at + self.limits.resume_window
+        else:
+            due = min(self._heard_at + self.limits.dead_after, self._ping_due())
         if self._ack_at is not None:
             due = min(due, self._ack_at)
         if self._opening:
@@ -358,12 +505,19 @@ class Session:
         return due
 
     def tick(self, now: float) -> list[Event]:
-        """Do what is due: pings, acknowledgements, opens that nobody answered, a silent peer."""
+        """Do what is due: pings, acknowledgements, opens that nobody answered, a silent peer, a window."""
         if self.lost:
             return []
+        self._clock = now
+        if self.detached_at is not None:
+            if now - self.detached_at >= self.limits.resume_window:
+                text = f"{self._link_lost.text}; no new link within {self.limits.resume_window:g} s"
+                self._lose(self._link_lost.code, text, by_peer=False)
+            self._expire_opens(now)
+            return self.take_events()
         silent = now - self._heard_at
         if silent >= self.limits.dead_after:
-            self._lose(Code.DEAD_PEER, f"nothing heard from the peer for {silent:.1f} s", by_peer=False)
+            self.detach(now, f"nothing heard from the peer for {silent:.1f} s", Code.DEAD_PEER)
             return self.take_events()
         if now >= self._ping_due():
             self.ping(now)
@@ -383,6 +537,8 @@ class Session:
             if waited < self.limits.open_deadline:
                 return
             text = f"the peer did not answer for {waited:.1f} s"
+            if self.detached_at is not None:
+                text += f": {self._link_lost.text}"
             self.reset(first.id, Code.CANCELLED, text)
             self._events.append(events.StreamRefused(first.id, Code.DIAL_TIMEOUT, text))
 
@@ -434,6 +590,7 @@ class Session:
         if found is None:
             return
         code, text = decode_reason(payload)
+        found.cut = True
         self._move(found, Input.R_ERR)
         self._drop(found)
         self._events.append(events.StreamRefused(stream, code, text))
@@ -470,6 +627,7 @@ class Session:
         if found is None:
             return
         code, text = decode_reason(payload)
+        found.cut = True
         if found.state in (State.ASKED, State.ASKED_FINISHED):
             self._asked -= 1
             self._count_cancelled(now)
@@ -479,6 +637,10 @@ class Session:
         self._move(found, Input.R_RST)
         self._drop(found)
         self._events.append(events.StreamReset(stream, code, text))
+
+    def _receive_skip(self, stream: int, payload: memoryview, now: float) -> None:
+        if payload:
+            raise RemoteProtocolError(Code.PROTOCOL, "a SKIP with a payload")
 
     def _stop_sending(self, stream: Stream) -> None:
         """The peer sent all it had and reads no more: an orderly end, once its data was passed on."""
@@ -498,12 +660,14 @@ class Session:
 
     def _receive_ack(self, stream: int, payload: memoryview, now: float) -> None:
         acked = decode_u64(payload, "ACK")
-        if not self.frames_acked <= acked <= self.frames_sent:
-            raise RemoteProtocolError(
-                Code.PROTOCOL, f"ACK of {acked} frames, expected {self.frames_acked} to {self.frames_sent}"
-            )
+        replay = self._replay
+        sent = self.frames_sent if replay is None else self.frames_sent - len(replay.resending)
+        if not self.frames_acked <= acked <= sent:
+            raise RemoteProtocolError(Code.PROTOCOL, f"ACK of {acked} frames, expected {self.frames_acked} to {sent}")
         if acked > self.frames_acked:
             self._owed_at = now if acked < self.frames_sent else None
+            if replay is not None:
+                replay.acknowledge(acked - self.frames_acked)
         self.frames_acked = acked
 
     def _receive_ping(self, stream: int, payload: memoryview, now: float) -> None:
@@ -609,13 +773,14 @@ class Session:
             self._drop(stream)
         self._asked = 0
         self._control.clear()
+        self.detached_at = None
+        if self._replay is not None:
+            self._replay.clear()
         self._events.append(self.lost)
 
     def _queue(self, frame: bytes) -> None:
-        if self.lost is None:
+        if self.lost is None and (self.detached_at is None or frame[0] < FIRST_UNNUMBERED):
             self._control.append(frame)
-            if frame[0] < FIRST_UNNUMBERED:
-                self.frames_sent += 1
 
     # ---- acknowledgements ---------------------------------------------------------------------------------------
 
@@ -623,17 +788,22 @@ class Session:
         waiting = self.frames_received - self._acked_received
         if not waiting or FEATURE_ACK not in self.features:
             return
-        if waiting >= ACK_EVERY_FRAMES:
+        if waiting >= ACK_EVERY_FRAMES or self._bytes_to_ack >= ACK_EVERY_BYTES:
             self._queue_ack()
         elif self._ack_at is None:
             self._ack_at = now + ACK_WITHIN
 
     def _queue_ack(self) -> None:
-        out: list[Buffer] = []
-        self._append_ack(out)
-        self._control.extend(bytes(frame) for frame in out)
+        self._control.append(self._ack())
 
-    def _append_ack(self, out: list[Buffer]) -> None:
+    def _ack(self) -> bytes:
         self._acked_received = self.frames_received
+        self._bytes_to_ack = 0
         self._ack_at = None
-        out.append(encode(FrameType.ACK, 0, U64.pack(self.frames_received)))
+        return encode(FrameType.ACK, 0, U64.pack(self.frames_received))
+
+
+def _goaway(code: Code, text: str, *seconds: float) -> bytes:
+    """A GOAWAY frame; `seconds` are its deadline and its retry-after."""
+    times = (min(MAX_DEADLINE_MS, max(0, int(1000 * each))) for each in seconds)
+    return encode(FrameType.GOAWAY, 0, GOAWAY_BODY.pack(code, *times) + cut(text))

@@ -93,6 +93,7 @@ class Stream:
     __slots__ = (
         "charged",
         "credit",
+        "cut",
         "deficit",
         "fin_queued",
         "full",
@@ -125,6 +126,7 @@ class Stream:
         self.scheduled = False
         self.deficit = 0
         self.received = 0
+        self.cut = False  # nobody reads on: what was sent on it need not be sent again
 
     @property
     def sendable(self) -> bool:

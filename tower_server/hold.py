@@ -18,7 +18,7 @@ from protocol import defaults
 class Hold:
     """Of one cluster. Times are those of the loop."""
 
-    def __init__(self, *, seconds: float, waiters: int, gauge: Gauge, window: float = defaults.RETURN_WINDOW) -> None:
+    def __init__(self, *, seconds: float, waiters: int, gauge: Gauge, window: float = defaults.RESUME_WINDOW) -> None:
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
         self._most = waiters

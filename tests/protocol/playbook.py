@@ -98,7 +98,15 @@ def number(kind: FrameType, value: int) -> bytes:
 class Playbook:
     """One end under test, by default the agent's: it accepts streams with odd ids and opens even ones."""
 
-    def __init__(self, *, opens_odd: bool = False, accepts: bool = True, budget: Budget | None = None, **limits: Any):
+    def __init__(
+        self,
+        *,
+        opens_odd: bool = False,
+        accepts: bool = True,
+        budget: Budget | None = None,
+        features: Iterable[str] = (FEATURE_ACK,),
+        **limits: Any,
+    ) -> None:
         self.now = 0.0
         self.process = budget or Budget(48 * MIB)
         self.session = Session(
@@ -107,7 +115,7 @@ class Playbook:
             limits=Limits(**limits),
             budget=self.process,
             now=0.0,
-            features={FEATURE_ACK},
+            features=features,
         )
         assert self.says() == ["PING 1"]
 

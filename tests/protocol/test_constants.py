@@ -29,11 +29,13 @@ from protocol.handshake import (
     MAX_SIGNATURE_BYTES,
     NONCE_SIZE,
     AgentHandshake,
+    Resume,
     ServerHandshake,
     reject,
 )
+from protocol.replay import RESERVE
 from protocol.scheduler import FRAME_SECONDS, MIN_FRAME, QUANTUM
-from protocol.session import ACK_EVERY_FRAMES, ACK_WITHIN, MAX_STREAM_ID, RESET_BURST, RESET_RATE
+from protocol.session import ACK_EVERY_BYTES, ACK_EVERY_FRAMES, ACK_WITHIN, MAX_STREAM_ID, RESET_BURST, RESET_RATE
 from tests.protocol import document
 from tests.protocol.handshakes import signer, verifier
 
@@ -75,13 +77,14 @@ def test_members_of_the_handshake() -> None:
     def body(frame: bytes) -> set[str]:
         return set(json.JSONDecoder().raw_decode(frame[frame.index(b"{") :].decode("latin-1"))[0])
 
+    agent.resume = Resume("t", 2, 1)
     hello = agent.hello()
     challenge = server.greeted(hello[HEADER_SIZE:])
     assert documented == {
         "HELLO": body(hello),
         "CHALLENGE": body(challenge),
         "PROOF": body(agent.challenged(challenge[HEADER_SIZE:])),
-        "WELCOME": body(server.welcome("t", renew_only=True)),
+        "WELCOME": body(server.welcome("t", renew_only=True, received=1)),
         "REJECT": body(reject(Code.BUSY, "x", 1.0)),
     }
 
@@ -116,7 +119,11 @@ def test_members_of_the_handshake() -> None:
         f"at least {MIN_FRAME // 1024} KiB",
         f"nothing for {Limits().ping_interval:g} s",
         f"nothing for {Limits().dead_after:g} s",
-        f"after {ACK_EVERY_FRAMES}, or {ACK_WITHIN:g} s",
+        f"after {ACK_EVERY_FRAMES}, after {ACK_EVERY_BYTES} bytes, or {ACK_WITHIN:g} s",
+        f"(here {Limits().replay_bytes // 2**20} MiB a tunnel",
+        f"more than {RESERVE // 2**20} MiB of other frames",
+        f"has been detached for {Limits().resume_window:g} s",
+        f"their sum is below {defaults.GIVE_UP:g} s",
         f"at most {defaults.MAX_CONTROL_LINE_BYTES} bytes, each with a `type`",
         f"at most {defaults.MAX_REVOCATION_BYTES} bytes",
     ],

@@ -17,4 +17,4 @@ def test_what_must_fit_fits() -> None:
 
 
 def test_a_cut_is_noticed_before_kubectl_gives_up() -> None:
-    assert defaults.DEAD_AFTER + defaults.RETURN_WINDOW < 60.0
+    assert defaults.DEAD_AFTER + defaults.RESUME_WINDOW < 60.0
