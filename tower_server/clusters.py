@@ -53,7 +53,10 @@ class Clusters:
         hold_seconds: float,
         hold_waiters: int,
         own_names: Collection[str],
+        heartbeat: bool = True,
     ) -> None:
+        """`heartbeat`: note also that a tunnel is still up, for a start after a crash; else only that one came or went,
+        where a write costs others too."""
         self.ports = ports
         self._store = store
         self._allocator = allocator
@@ -64,6 +67,7 @@ class Clusters:
         self._hold_seconds = hold_seconds
         self._hold_waiters = hold_waiters
         self._own_names = frozenset(name.lower() for name in own_names)
+        self._heartbeat = heartbeat
         self._creating = asyncio.Lock()
         self._records: dict[str, Cluster] = {}
         self._changing: dict[str, asyncio.Lock] = {}
@@ -118,7 +122,7 @@ class Clusters:
             hold=hold,
             changed=self._changed,
         )
-        if cluster.connected is not None and time.time() - cluster.connected < defaults.RESUME_WINDOW:
+        if cluster.connected is not None and time.time() - cluster.connected < defaults.RETURN_WINDOW:
             hold.lost()  # it had a tunnel until this server was restarted
         self._records[cluster.name] = cluster
         self._registry.members[cluster.name] = member
@@ -146,7 +150,7 @@ class Clusters:
             member = self._registry.members.get(name)
             if member is None:
                 continue
-            connected = now if member.serving else member.connected
+            connected = now if member.serving and self._heartbeat else member.connected
             if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
                 await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
         departed, self._registry.departed = self._registry.departed, {}

@@ -101,6 +101,30 @@ class EnrolmentTokens(Section):
     uses: int = Field(default=defaults.TOKEN_USES, ge=1, le=1000)
 
 
+def _short_store(value: Any) -> Any:
+    """`store: kubernetes` for `store: {kind: kubernetes}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class StoreSection(Section):
+    """Where the server keeps its records."""
+
+    kind: Literal["sqlite", "kubernetes"] = "sqlite"
+    """`sqlite`: a file in `state_dir`, for one server; `kubernetes`: objects of a host cluster, for one or several."""
+    namespace: str = defaults.STORE_NAMESPACE
+    """Of the Secrets and Leases that hold records."""
+    kubeconfig: Path | None = None
+    """The host cluster's kubeconfig; without one the pod's ServiceAccount is used."""
+    context: str | None = None
+
+    @field_validator("namespace")
+    @classmethod
+    def _a_label(cls, value: str) -> str:
+        if not is_label(value):
+            raise ValueError("a namespace is a DNS label: lower-case letters, digits and hyphens")
+        return value
+
+
 class Log(Section):
     """Where the log goes is standard error; this is how much and in which form."""
 
@@ -122,6 +146,7 @@ class ServerConfig(Section):
     tls: Tls | None = None
     state_dir: Path = Path(defaults.STATE_DIR)
     """Holds the store (0600), in it the tower CA."""
+    store: Annotated[StoreSection, BeforeValidator(_short_store)] = StoreSection()
     admin_socket: Path = Path(defaults.ADMIN_SOCKET)
     health_address: str = defaults.SERVER_HEALTH_ADDRESS
     ports: Ports = Ports()

@@ -52,13 +52,16 @@ def _file(**more: Any) -> Callable[[F], F]:
 def _options(command: F) -> F:
     for key, text in reversed(FLAGS.items()):
         command = click.option(f"--{key.replace('_', '-')}", help=text)(command)
-    return _file()(command)
+    stores = click.Choice(("sqlite", "kubernetes"))
+    store = click.option("--store", type=stores, help="Where records lie: a file of this machine, or a cluster.")
+    return _file()(store(command))
 
 
 def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig]:
     """The configuration in force. A user who is not root gets places of their own for what nobody set."""
     file = config_file or Path(defaults.SERVER_CONFIG_FILE)
     options: dict[str, Any] = {"file": file, "required": config_file is not None, "reserved": {CONFIG_VARIABLE}}
+    flags = {"store.kind" if key == "store" else key: value for key, value in flags.items()}
     loaded = configuration.load(ServerConfig, **options, flags=flags)
     places = user_places(dict(os.environ), os.geteuid())
     unset = {key: place for key, place in places.items() if (key,) not in loaded.origins}
@@ -122,10 +125,9 @@ def backup_command(config_file: Path | None, file: Path, overwrite: bool, state_
     The copy holds the tower CA with its keys: whoever reads it can act as the tower.
     """
     from tower_server import backup
-    from tower_server.server import STORE_FILE
 
     config = _load(config_file, {"state_dir": state_dir}).value
-    data = backup.snapshot(config.state_dir / STORE_FILE, config.admin_socket)
+    data = backup.snapshot(_database(config), config.admin_socket)
     backup.write(data, file, replace=overwrite)
     click.echo(f"{file}: {backup.inspect(data, str(file))}, {format_bytes(len(data))}", err=True)
 
@@ -138,14 +140,25 @@ def backup_command(config_file: Path | None, file: Path, overwrite: bool, state_
 def restore_command(config_file: Path | None, file: Path, replace: bool, state_dir: str | None) -> None:
     """Make the copy in FILE the state of this machine's server, which must not run meanwhile."""
     from tower_server import backup
-    from tower_server.server import STORE_FILE
 
-    database = _load(config_file, {"state_dir": state_dir}).value.state_dir / STORE_FILE
+    database = _database(_load(config_file, {"state_dir": state_dir}).value)
     contents, aside = backup.restore(backup.read_copy(file), database, replace=replace)
     click.echo(f"{database}: {contents}", err=True)
     if aside is not None:
         click.echo(f"The state before lies in {aside}.", err=True)
     click.echo("What was revoked after the copy was made is not revoked in it: revoke it again.", err=True)
+
+
+def _database(config: ServerConfig) -> Path:
+    from tower_server.store.place import STORE_FILE
+
+    if config.store.kind != "sqlite":
+        raise TowerError(
+            "TWR605",
+            f"the records lie in namespace {config.store.namespace} of a Kubernetes cluster, not in a file",
+            mend="back up and restore that cluster, or the objects with the label tower.kubesphere.io/record",
+        )
+    return config.state_dir / STORE_FILE
 
 
 @cli.command("version")

@@ -14,7 +14,6 @@ import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from certs.handshake import agent_verifier
@@ -49,12 +48,11 @@ from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
 from tower_server.revocations import Revocations
 from tower_server.servercert import FileCertificate, ServerCertificate, own_names
-from tower_server.store.base import Kind
-from tower_server.store.sqlite import SqliteStore
+from tower_server.store.base import Kind, Store
+from tower_server.store.place import open_store, state_of
 from tower_server.tokens import Tokens
 from tower_server.tunnels import TunnelRegistry
 
-STORE_FILE: Final = "tower.db"
 HOUSEKEEPING: Final = 10.0
 TIDY_EVERY: Final = 3600.0
 DRAIN_POLL: Final = 0.05
@@ -68,7 +66,7 @@ log = get_logger(__name__)
 class _Parts:
     """What exists of the server so far, in the order in which it was made."""
 
-    store: SqliteStore
+    store: Store
     certificate: ServerCertificate
     services: Services
     ports: CallerPorts
@@ -106,7 +104,7 @@ class Server:
 
     async def start(self) -> None:
         """Everything stands when this returns. TowerError says what is in the way; what stood by then is ended."""
-        store = await SqliteStore.open(self._config.state_dir / STORE_FILE)
+        store = await open_store(self._config, version=self._version)
         try:
             parts = self._parts = await self._make(store)
         except BaseException:
@@ -118,7 +116,7 @@ class Server:
             await self.stop()
             raise
 
-    async def _make(self, store: SqliteStore) -> _Parts:
+    async def _make(self, store: Store) -> _Parts:
         config, metrics, now = self._config, self._metrics, time.time()
         authority, made = await load_or_create(store, host=config.host, fallback_host=machine_name(), at=now)
         if made:
@@ -154,6 +152,7 @@ class Server:
             hold_seconds=config.callers.hold,
             hold_waiters=config.callers.hold_waiters,
             own_names=names,
+            heartbeat=config.store.kind == "sqlite",
         )
         credential = ProbeCredential(authority)
         services = Services(
@@ -428,7 +427,7 @@ async def serve(config: ServerConfig, process: Process, *, version: str) -> None
         public_url=config.public_url,
         admin=str(config.admin_socket),
         health=server.health_address,
-        state=str(Path(config.state_dir)),
+        state=state_of(config),
         clusters=len(services.clusters.names()),
         ca=services.authority.bundle.fingerprint,
     )

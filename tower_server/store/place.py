@@ -1,0 +1,32 @@
+"""Which store a configuration asks for, opened."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tower_server.config import ServerConfig
+from tower_server.store.base import Store
+
+STORE_FILE: Final = "tower.db"
+
+
+async def open_store(config: ServerConfig, *, version: str) -> Store:
+    """The store with its records; TowerError says what is in the way. Only what is used is imported."""
+    wanted = config.store
+    if wanted.kind == "sqlite":
+        from tower_server.store.sqlite import SqliteStore
+
+        return await SqliteStore.open(config.state_dir / STORE_FILE)
+    from daemon.kube.access import Access
+    from daemon.kube.client import Client
+    from tower_server.store.kubernetes import KubernetesStore
+
+    client = Client(Access.find(wanted.kubeconfig, wanted.context), user_agent=f"tower-server/{version}")
+    return await KubernetesStore.open(client, namespace=wanted.namespace)
+
+
+def state_of(config: ServerConfig) -> str:
+    """Where the records lie, for the log."""
+    if config.store.kind == "sqlite":
+        return str(config.state_dir)
+    return f"namespace {config.store.namespace} of the cluster of {config.store.kubeconfig or 'this pod'}"
