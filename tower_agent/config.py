@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from certs.names import is_label
 from daemon.config import Duration, Section
+from daemon.liveness import Liveness
 from daemon.log import Format, Level
 from daemon.memory import Memory
 from daemon.units import split_address
@@ -116,6 +117,7 @@ class AgentConfig(Section):
     """How long an agent that is told to stop lets its streams end; watches end at once, cleanly."""
     services: dict[str, Annotated[Service, BeforeValidator(_short_service)]] = Field(default_factory=dict)
     hosts: list[Host] = Field(default_factory=list)
+    liveness: Liveness = Liveness()
     memory: Memory = Memory()
     log: Log = Log()
 

@@ -100,7 +100,7 @@ class HostAgent:
                 on_stream=self.services.on_stream,
                 instance=instance,
                 budget=around.budget,
-                limits=around.config.memory.limits(),
+                limits=around.config.liveness.limits(around.config.memory),
                 changed=self._links_changed,
                 leaving=self.gateway.drain,
             ),

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from certs.names import is_label
 from daemon.config import Duration, Section
+from daemon.liveness import Liveness
 from daemon.log import Format, Level
 from daemon.memory import Memory
 from daemon.units import split_address
@@ -155,7 +156,9 @@ class ServerConfig(Section):
     """How long a server that is told to stop lets streams end; watches end at once, cleanly."""
     admission: Admission = Admission()
     enrolment: EnrolmentTokens = EnrolmentTokens()
+    liveness: Liveness = Liveness()
     memory: Memory = Memory()
+    kubesphere_v1: KubesphereV1 = KubesphereV1()
     log: Log = Log()
 
     @field_validator("host")

@@ -230,7 +230,7 @@ class Server:
             http=enrolment.answer,
             on_tunnel=self._admit_tunnel,
             budget=self._budget,
-            limits=self._config.memory.limits(),
+            limits=self._config.liveness.limits(self._config.memory),
             admit=self._admit,
             on_refused=self._refused,
         )

@@ -1,0 +1,25 @@
+"""What operators may say about silence, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from daemon.liveness import Liveness
+from daemon.memory import Memory
+from protocol.flow import Limits
+
+
+def test_without_a_word_the_limits_are_the_protocols() -> None:
+    assert Liveness().limits(Memory()) == Limits()
+
+
+def test_what_is_said_reaches_every_tunnel_beside_its_memory() -> None:
+    limits = Liveness.model_validate({"ping": "1s", "dead_after": "5s"}).limits(Memory(tunnel=1 << 20))
+    assert (limits.ping_interval, limits.dead_after, limits.tunnel_budget) == (1.0, 5.0, 1 << 20)
+
+
+@pytest.mark.parametrize("said", [{"ping": "0s"}, {"ping": "10s"}, {"dead_after": "9s"}])
+def test_a_peer_that_could_be_given_up_for_one_late_answer_is_refused(said: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="at least twice ping"):
+        Liveness.model_validate(said)
