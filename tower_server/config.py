@@ -158,7 +158,6 @@ class ServerConfig(Section):
     enrolment: EnrolmentTokens = EnrolmentTokens()
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
-    kubesphere_v1: KubesphereV1 = KubesphereV1()
     log: Log = Log()
 
     @field_validator("host")
