@@ -45,6 +45,8 @@ REVOCATIONS_STALE: Final = 3 * REVOCATIONS_EVERY
 PING_INTERVAL: Final = 5.0
 DEAD_AFTER: Final = 15.0
 STALL_AFTER: Final = 2.0  # without progress, a tunnel gets no new streams while there is another
+RESUME_WINDOW: Final = 40.0  # how long a tunnel waits for a new link, and a cluster without one is worth waiting for
+GIVE_UP: Final = 60.0  # when kubectl does: dead time and window have to be over before
 BACKOFF_MIN: Final = 0.2
 BACKOFF_MAX: Final = 30.0
 
@@ -61,7 +63,6 @@ PROBE_INTERVAL: Final = 10.0
 HOLD: Final = 2.0
 HOLD_WAITERS: Final = 256
 DRAIN: Final = 5.0  # how long a process that stops lets its streams end: callers of its restart wait that long
-RETURN_WINDOW: Final = 40.0  # how long after its last tunnel a cluster is worth holding a caller for
 
 # Connections that the gateway holds.
 UPSTREAM_IDLE: Final = 60.0  # of a kept connection to the apiserver, which itself closes idle ones after 90 s
@@ -83,6 +84,9 @@ RESERVED_CREDIT: Final = 16 * KIB
 MAX_CREDIT: Final = 32 * MIB
 TUNNEL_BUDGET: Final = 48 * MIB
 PROCESS_BUDGET: Final = 48 * MIB
+
+# Frames that a tunnel keeps until they are acknowledged: a whole window, and what leaves before its ACK is back.
+REPLAY_BYTES: Final = MAX_CREDIT + 4 * MIB
 
 # Bytes of a stream that wait for credit or their turn, above which its writer pauses: more than one read brings, or
 # every read would pause and resume the connection that it came from.
