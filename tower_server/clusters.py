@@ -122,7 +122,7 @@ class Clusters:
             hold=hold,
             changed=self._changed,
         )
-        if cluster.connected is not None and time.time() - cluster.connected < defaults.RETURN_WINDOW:
+        if cluster.connected is not None and time.time() - cluster.connected < defaults.RESUME_WINDOW:
             hold.lost()  # it had a tunnel until this server was restarted
         self._records[cluster.name] = cluster
         self._registry.members[cluster.name] = member
