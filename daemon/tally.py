@@ -25,14 +25,13 @@ class RequestTally(Collector):
         self._buckets: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
 
-    def count(self, verb: str, code: int, to_member: int, from_member: int) -> None:
-        """One request with its bytes."""
+    def count(self, verb: str, code: int, to_member: int, from_member: int, seconds: float | None) -> None:
+        """One request with its bytes, and how long it waited for its answer's head; None where that says nothing."""
         self._requests[verb, code] += 1
         self.to_member += to_member
         self.from_member += from_member
-
-    def time(self, verb: str, seconds: float) -> None:
-        """How long a request waited for the head of its answer."""
+        if seconds is None:
+            return
         buckets = self._buckets.get(verb)
         if buckets is None:
             buckets = self._buckets[verb] = [0] * (len(self._bounds) + 1)

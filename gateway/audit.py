@@ -19,7 +19,8 @@ _ON_ONE: Final[dict[bytes, Verb]] = {
     b"PATCH": "patch",
     b"DELETE": "delete",
 }
-MAX_KEPT_PATH: Final = 512
+MAX_LOGGED_PATH: Final = 1024
+MAX_KEPT_PATH: Final = 512  # who is refused has chosen his path too, and thousands of long ones would be much memory
 _CONNECTS: Final = frozenset({b"exec", b"attach", b"portforward", b"proxy"})
 
 
@@ -57,26 +58,30 @@ class NullObserver:
     def tls_failed(self, failure: str, text: str, caller_address: str, connection_id: str) -> None: ...
 
 
+def named(method: bytes, target: bytes, upgrade: bool) -> tuple[Verb, str, str]:
+    """Verb, method and path of a request as its record says them; the path is cut and has no query."""
+    return (_named if len(target) <= MAX_KEPT_PATH else _named.__wrapped__)(method, target, upgrade)
+
+
+@lru_cache(maxsize=4096)
+def _named(method: bytes, target: bytes, upgrade: bool) -> tuple[Verb, str, str]:
+    path = target.partition(b"?")[0][:MAX_LOGGED_PATH]
+    return verb_of(method, target, upgrade=upgrade), method.decode(), path.decode("latin-1")
+
+
 def verb_of(method: bytes, target: bytes, *, upgrade: bool) -> Verb:
     """The verb as the apiserver's authoriser and audit log name it. GET with Upgrade is no read: it is `connect`."""
     if upgrade:
         return "connect"
     if b"?" not in target:
-        return _verb(method, target, False)
+        return _verb_of_path(method, target, False)
     path, _, query = target.partition(b"?")
     watches = b"watch=" in query and any(
         part in (b"watch=true", b"watch=1", b"watch=True", b"watch=t") for part in query.split(b"&")
     )
-    return _verb(method, path, watches)
+    return _verb_of_path(method, path, watches)
 
 
-def _verb(method: bytes, path: bytes, watches: bool) -> Verb:
-    """Long paths are not kept: who is refused has chosen his path too, and thousands of them would be much memory."""
-    of = _verb_of_path if len(path) <= MAX_KEPT_PATH else _verb_of_path.__wrapped__
-    return of(method, path, watches)
-
-
-@lru_cache(maxsize=4096)
 def _verb_of_path(method: bytes, path: bytes, watches: bool) -> Verb:
     parts = [part for part in path.split(b"/") if part]
     if parts[:1] == [b"api"]:

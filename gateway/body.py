@@ -17,6 +17,7 @@ from protocol.defaults import KIB
 
 Buffer = bytes | memoryview
 
+_LENGTH: Final = Framing.LENGTH
 MAX_CHUNK_LINE_BYTES: Final = 256  # a size and an extension; nobody sends extensions
 MAX_TRAILER_BYTES: Final = 8 * KIB
 MAX_TRAILER_FIELDS: Final = 50
@@ -164,7 +165,7 @@ Scanner = Counted | Chunked | UntilClose
 
 def scanner(framing: Framing, length: int, blame: Blame) -> Scanner | None:
     """The scanner of a body, or None where there is none."""
-    if framing is Framing.LENGTH:
+    if framing is _LENGTH:
         return Counted(length) if length else None
     if framing is Framing.CHUNKED:
         return Chunked(blame)

@@ -19,12 +19,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
-from gateway.audit import RequestRecord, verb_of
+from gateway.audit import RequestRecord, named, verb_of
 from gateway.body import Scanner, UntilClose, scanner
 from gateway.caller import Caller, Refuse, forwarded_for
 from gateway.decide import Forward, Route, decide
 from gateway.errors import AnswerError, GatewayError, RequestError, UpstreamError
-from gateway.head import END, RequestHead, RequestReader, ResponseHead, find_head, parse_response
+from gateway.head import END, Framing, RequestHead, RequestReader, ResponseHead, find_head, parse_response
 from gateway.status import fault_response, status_response
 from protocol import defaults
 
@@ -36,7 +36,6 @@ MAX_INTERIM_ANSWERS: Final = 16
 LAST_CHUNK: Final = b"0\r\n\r\n"
 EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
 DRAIN_IDLE: Final = 1.0  # a draining connection between requests: the next may be on its way already
-MAX_LOGGED_PATH: Final = 1024
 CALLER_LEFT: Final = 499  # in records only: the caller went away before there was an answer
 JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
 _FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
@@ -50,6 +49,17 @@ class Phase(IntEnum):
     SPLICED = 3
     LINGERING = 4  # our last byte is sent; what the caller still sends is dropped
     CLOSED = 5
+
+
+# To read a member off its class is a call of Python's in 3.11, and these are read with every piece of data.
+HEAD: Final = Phase.HEAD
+DIALING: Final = Phase.DIALING
+EXCHANGE: Final = Phase.EXCHANGE
+SPLICED: Final = Phase.SPLICED
+LINGERING: Final = Phase.LINGERING
+CLOSED: Final = Phase.CLOSED
+_NO_BODY: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
 
 
 class CallerConnection:
@@ -109,7 +119,7 @@ class CallerConnection:
         self.proven = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else can happen
         self.tunnel: Any = None  # the one that carries it, if any
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self.stem = gateway.audit_stem()
         self.sequence = 0
         self.audit_id = self.stem + "0"
@@ -161,13 +171,18 @@ class CallerConnection:
 
     def data_received(self, data: memoryview) -> None:
         phase = self.phase
-        if phase is Phase.HEAD:
+        if phase is HEAD:
+            if not self.held and len(data) <= defaults.MAX_HEAD_BYTES:
+                raw = bytes(data)
+                if raw.endswith(END) and raw.find(END) == len(raw) - len(END):
+                    self._begin(raw, b"")  # one whole head and nothing behind it, as nearly always
+                    return
             self._head_bytes(data)
-        elif phase is Phase.SPLICED:
+        elif phase is SPLICED:
             self.bytes_in += len(data)
             assert self.upstream is not None
             self.upstream.transport.write(data)
-        elif phase is Phase.LINGERING or phase is Phase.CLOSED:
+        elif phase is LINGERING or phase is CLOSED:
             return
         elif self.request_body is not None:
             self._request_bytes(data)
@@ -180,7 +195,7 @@ class CallerConnection:
         return self.gateway.idle_limit if self.proven else self.gateway.head_deadline
 
     def eof_received(self) -> bool:
-        if self.phase is Phase.SPLICED and not self.upstream_ended:
+        if self.phase is SPLICED and not self.upstream_ended:
             assert self.upstream is not None
             self.upstream.transport.write_eof()
             self.deadline = self.loop.time() + self.gateway.idle_limit
@@ -188,12 +203,12 @@ class CallerConnection:
         return False  # the transport closes; a request that is under way ends with it, as at the apiserver itself
 
     def connection_lost(self, exc: Exception | None) -> None:
-        phase, self.phase = self.phase, Phase.CLOSED
+        phase, self.phase = self.phase, CLOSED
         self.gateway.connections.discard(self)
         if self.dial is not None:
             self.dial.cancel()
             self.dial = None
-        if phase in (Phase.DIALING, Phase.EXCHANGE, Phase.SPLICED):
+        if phase in (DIALING, EXCHANGE, SPLICED):
             self._record(self.response.status if self.response is not None else CALLER_LEFT)
         self._drop_upstream()
 
@@ -212,7 +227,7 @@ class CallerConnection:
         stop = (
             self.upstream_is_full
             or len(self.held) > defaults.MAX_HEAD_BYTES
-            or (self.phase is Phase.DIALING and self.request_body is not None)
+            or (self.phase is DIALING and self.request_body is not None)
         )
         if stop is not self.paused:
             self.paused = stop
@@ -265,13 +280,15 @@ class CallerConnection:
             self._refuse_malformed(error)
             return
         caller = self.caller
-        try:
+        authorization = b""
+        if caller.identity is not None:
+            caller = gateway.recheck_caller(caller)
             if caller.identity is not None:
-                caller = gateway.recheck_caller(caller)
-            authorization = gateway.own_authorization() if caller.identity is not None else b""
-        except UpstreamError as error:
-            self._fail(error)
-            return
+                try:
+                    authorization = gateway.own_authorization()
+                except UpstreamError as error:
+                    self._fail(error)
+                    return
         policy = gateway.policy
         known, verdict = self.known, self.verdict
         if (
@@ -291,7 +308,7 @@ class CallerConnection:
 
     def _forward(self, head: RequestHead, verdict: Forward, rest: bytes) -> None:
         out = verdict.head(head, self.audit_id.encode())
-        if head.framing:
+        if head.framing is not _NO_BODY:
             self.request_body = scanner(head.framing, head.length, RequestError)
         if self.request_body is None:
             self.retryable = head.upgrade is None and head.method in _RETRIED
@@ -317,7 +334,7 @@ class CallerConnection:
             self._dial_anew()
 
     def _dial_anew(self) -> None:
-        self.phase = Phase.DIALING
+        self.phase = DIALING
         self._steer_reading()
         self.dial = self.gateway.spawn(self._dial(), name=f"dial {self.connection_id}")
 
@@ -327,18 +344,18 @@ class CallerConnection:
             connection = await self.pool.dial()
         except UpstreamError as error:
             self.dial = None
-            if self.phase is Phase.DIALING:
+            if self.phase is DIALING:
                 self._fail(error)
             return
         self.dial = None
-        if self.phase is Phase.DIALING:
+        if self.phase is DIALING:
             self._send(connection)
             self._steer_reading()
         else:
             self.pool.release(connection, self.loop.time())
 
     def _send(self, connection: Connection) -> None:
-        self.phase = Phase.EXCHANGE
+        self.phase = EXCHANGE
         self.upstream = connection
         connection.exchange = self
         if self.full:
@@ -369,7 +386,7 @@ class CallerConnection:
     # -- the apiserver's side ----------------------------------------------------------------------------------------
 
     def upstream_data(self, data: memoryview) -> None:
-        if self.phase is Phase.SPLICED:
+        if self.phase is SPLICED:
             self.bytes_out += len(data)
             self.transport.write(data)
             return
@@ -384,7 +401,7 @@ class CallerConnection:
     def _answer_head(self, data: memoryview) -> None:
         """Look for a whole head, and for the one behind it where it is an interim one."""
         self.retryable = False
-        while self.phase is Phase.EXCHANGE:
+        while self.phase is EXCHANGE:
             before = len(self.partial)
             block = self.partial + bytes(data[:_FIRST_LOOK])
             end = block.find(END, max(0, before - 3))
@@ -401,6 +418,9 @@ class CallerConnection:
             self.partial = b""
             assert self.head is not None
             head = parse_response(block[: end + 4], to_head=self.head.method == b"HEAD")
+            if head.framing is _BY_LENGTH and not before and end + 4 + head.length == len(data) and self._passes(head):
+                self._relay_whole(head, data)
+                return
             data = data[end + 4 - before :]
             if head.status >= 200 or head.status == SWITCHING:
                 self._answer(head, data)
@@ -408,6 +428,30 @@ class CallerConnection:
             self._relay_interim(head)
             if not len(data):
                 return
+
+    def _passes(self, head: ResponseHead) -> bool:
+        """Whether an answer may go as it is: nothing of the hop in its head, and neither side has reason to close."""
+        request = self.head
+        assert request is not None
+        return (
+            head.verbatim
+            and head.status >= 200
+            and request.keep_alive
+            and request.minor == 1
+            and request.upgrade is None
+            and self.request_body is None
+            and not self.gateway.draining
+        )
+
+    def _relay_whole(self, head: ResponseHead, data: memoryview) -> None:
+        """The everyday answer: it came in one piece and leaves in one."""
+        self.answered_at = self.loop.time()
+        if head.status != HTTPStatus.UNAUTHORIZED:
+            self.proven = True
+        self.response = head
+        self.bytes_out += len(data)
+        self.transport.write(data)
+        self._finish(clean=True)
 
     def _relay_interim(self, head: ResponseHead) -> None:
         self.interim += 1
@@ -475,7 +519,7 @@ class CallerConnection:
         assert upstream is not None
         if request.upgrade is None or head.upgrade is None:
             raise AnswerError("the apiserver switched protocols without being asked to, or without saying to which")
-        self.phase = Phase.SPLICED
+        self.phase = SPLICED
         self.response = head
         self.transport.write(switching_head(head))
         if len(rest):
@@ -511,7 +555,7 @@ class CallerConnection:
 
     def _ready(self, now: float) -> None:
         """Between two requests."""
-        self.phase = Phase.HEAD
+        self.phase = HEAD
         self.deadline = now + self._idle_limit()
         if self.paused:
             self._steer_reading()
@@ -520,7 +564,7 @@ class CallerConnection:
 
     def _next(self) -> None:
         """A pipelined request, from a turn of its own so that one caller cannot keep the loop."""
-        if self.phase is Phase.HEAD and self.held:
+        if self.phase is HEAD and self.held:
             held, self.held = bytes(self.held), bytearray()
             self._head_bytes(held)
             if self.paused:
@@ -530,7 +574,7 @@ class CallerConnection:
         upstream = self.upstream
         assert upstream is not None
         truncated = bool(upstream.transport.get_extra_info("tls_truncated"))
-        if self.phase is Phase.SPLICED and not truncated:
+        if self.phase is SPLICED and not truncated:
             self.upstream_ended = True
             self.deadline = self.loop.time() + self.gateway.idle_limit
             self.transport.write_eof()
@@ -540,13 +584,13 @@ class CallerConnection:
             self._upstream_gone()
 
     def upstream_lost(self, exc: Exception | None) -> None:
-        if self.phase is Phase.SPLICED and self.upstream_ended:
+        if self.phase is SPLICED and self.upstream_ended:
             assert self.response is not None
             self.upstream = None
             self._record(self.response.status)
             self._linger()
             self.transport.close()
-        elif self.phase in (Phase.EXCHANGE, Phase.SPLICED):
+        elif self.phase in (EXCHANGE, SPLICED):
             self._upstream_gone()
 
     def _upstream_gone(self) -> None:
@@ -602,11 +646,11 @@ class CallerConnection:
     def _fail(self, error: GatewayError) -> None:
         """Answer with the fault if an answer can still be given, else cut; the connection ends either way."""
         self._drop_upstream()
-        if self.phase in (Phase.LINGERING, Phase.CLOSED):
+        if self.phase in (LINGERING, CLOSED):
             return
         if self.response is not None:
             self._record(self.response.status, error.code)
-            self.phase = Phase.CLOSED
+            self.phase = CLOSED
             self.transport.abort()
             return
         retry = 1.0 if error.http_status == 429 else None
@@ -623,7 +667,7 @@ class CallerConnection:
         self._linger()
 
     def _linger(self) -> None:
-        self.phase = Phase.LINGERING
+        self.phase = LINGERING
         self.held = bytearray()
         self.deadline = self.loop.time() + defaults.LINGER
         if self.paused:
@@ -633,29 +677,30 @@ class CallerConnection:
 
     def _record(self, code: int, fault: str = "") -> float:
         """Report the request; the time it took note of."""
-        head, now = self.head, self.loop.time()
+        head, now, started = self.head, self.loop.time(), self.started
+        verb, method, path = (
+            named(head.method, head.target, head.upgrade is not None) if head is not None else ("other", "", "")
+        )
         self.gateway.observer.request(
             RequestRecord(
                 self.audit_id,
                 self.connection_id,
                 self.address,
-                self._who(),
-                verb_of(head.method, head.target, upgrade=head.upgrade is not None) if head is not None else "other",
-                head.method.decode() if head is not None else "",
-                head.path[:MAX_LOGGED_PATH].decode("latin-1") if head is not None else "",
+                self.forward.who if self.forward is not None else self._who(),
+                verb,
+                method,
+                path,
                 code,
                 fault,
                 self.bytes_in,
                 self.bytes_out,
-                now - self.started if self.started else 0.0,
-                self.answered_at - self.started if self.answered_at else 0.0,
+                now - started if started else 0.0,
+                self.answered_at - started if self.answered_at else 0.0,
             )
         )
         return now
 
     def _who(self) -> str:
-        if self.forward is not None:
-            return self.forward.who
         return self.caller.identity.user if self.caller.identity is not None else ""
 
     def tick(self, now: float, wall: float) -> None:
@@ -665,9 +710,9 @@ class CallerConnection:
             self.recheck()
         if now < self.deadline:
             return
-        if self.phase is Phase.HEAD and self.held:
+        if self.phase is HEAD and self.held:
             self._fail(RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408"))
-        elif self.phase in (Phase.HEAD, Phase.LINGERING, Phase.SPLICED):  # spliced: half-closed for too long
+        elif self.phase in (HEAD, LINGERING, SPLICED):  # spliced: half-closed for too long
             self.transport.close()
 
     def recheck(self) -> None:
@@ -676,10 +721,10 @@ class CallerConnection:
             return
         caller = self.gateway.recheck_caller(self.caller)
         refused = caller.refused
-        if refused is None or self.phase in (Phase.LINGERING, Phase.CLOSED):
+        if refused is None or self.phase in (LINGERING, CLOSED):
             return
         self.caller = caller
-        if self.phase is Phase.HEAD:
+        if self.phase is HEAD:
             return  # the next request is told why
         self.cut(refused.code, refused.message)
 
@@ -700,9 +745,9 @@ class CallerConnection:
         Only a watch, whose client asks again: an end put into a list would pass for the whole of it.
         """
         self.close_after = True
-        if self.phase is Phase.HEAD and not self.held:
+        if self.phase is HEAD and not self.held:
             self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE)
-        elif self.phase is Phase.EXCHANGE and self.response_body is not None and self._watches():
+        elif self.phase is EXCHANGE and self.response_body is not None and self._watches():
             if self.ending == self.bytes_out and self.response_body.at_boundary:
                 self._end_watch()
             else:

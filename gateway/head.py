@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import httptools
 
@@ -23,7 +23,7 @@ from gateway.fields import HOP_BY_HOP, tokens
 from protocol.defaults import KIB, MAX_HEAD_BYTES, MAX_HEADER_FIELDS
 
 END: Final = b"\r\n\r\n"
-MAX_KEPT_BLOCK_BYTES: Final = 8 * KIB  # tokens of projected service accounts are about 1 KiB
+MAX_KEPT_BLOCK_BYTES: Final = 8 * KIB  # of a request head; tokens of projected service accounts are about 1 KiB
 _NOT_A_REQUEST: Final = "the request line is not `METHOD target HTTP/1.1`"
 
 Field = tuple[bytes, bytes, bytes]  # lower-case name, name as sent, value without white space around it
@@ -36,7 +36,7 @@ _RESPONSE: Final = re.compile(
 _RESPONSE_SPECIAL: Final = re.compile(
     rb"\r\n(content-length|" + b"|".join(sorted(HOP_BY_HOP)) + rb"):([^\r\n]*)", re.IGNORECASE
 )
-_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_DIGIT_ONE: Final = ord("1")
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~\-:\[\]%]*")
 _UPGRADE: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:/[A-Za-z0-9!#$%&'*+.^_`|~-]+)?")
 _ALLOWED_BYTES: Final = bytes(b for b in range(256) if b in b"\t\r\n" or (b >= 0x20 and b != 0x7F))
@@ -53,6 +53,13 @@ class Framing(IntEnum):
     LENGTH = 1
     CHUNKED = 2
     UNTIL_CLOSE = 3  # responses only
+
+
+# To read a member off its class is a call of Python's in 3.11, and these are read with each head.
+_NONE: Final = Framing.NONE
+_BY_LENGTH: Final = Framing.LENGTH
+_CHUNKED: Final = Framing.CHUNKED
+_UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
 
 
 # NamedTuples rather than frozen dataclasses: one of each is made per request, and they cost a fifth to make.
@@ -164,26 +171,31 @@ class RequestReader:
     Two heads with the same fields, byte by byte, have the same `fields` object: what was concluded from it still holds.
     """
 
-    __slots__ = ("_block", "_rest")
+    __slots__ = ("_block", "_head", "_raw")
 
     def __init__(self) -> None:
+        self._raw = b""
         self._block = b""
-        self._rest: tuple[Any, ...] = ()
+        self._head: RequestHead | None = None
 
     def parse(self, raw: bytes) -> RequestHead:
         """Raises RequestError."""
+        last = self._head
+        if last is not None and raw == self._raw:
+            return last
         line_end = raw.find(b"\r\n") - 1  # the block begins with the version's last digit
         block = raw[line_end:]
-        if block == self._block:
+        if last is not None and block == self._block:
             line = _REQUEST_LINE.match(raw)
             if line is None:
                 raise RequestError(_NOT_A_REQUEST)
             method, target, _ = line.groups()
             _check_target(method, target)
-            return RequestHead(method, target, *self._rest)
-        head = parse_request(raw)
-        if len(block) <= MAX_KEPT_BLOCK_BYTES:
-            self._block, self._rest = block, head[2:]
+            head = RequestHead(method, target, *last[2:])
+        else:
+            head = parse_request(raw)
+        if len(raw) <= MAX_KEPT_BLOCK_BYTES:
+            self._raw, self._block, self._head = raw, block, head
         return head
 
 
@@ -247,22 +259,21 @@ def _upgrade_of(upgrades: list[bytes], connection: tuple[bytes, ...]) -> bytes |
 
 
 def _length(value: bytes, framing: Framing, error: type[RequestError | AnswerError]) -> int:
-    if framing is not Framing.NONE:
+    if framing is not _NONE:
         raise error("the body has two lengths, or a length and a transfer coding")
-    if not _DIGITS.fullmatch(value):
+    if not value.isdigit() or len(value) > 18:
         raise error("Content-Length is not a plain number")
     return int(value)
 
 
 def parse_response(raw: bytes, *, to_head: bool = False) -> ResponseHead:
     """The head in `raw`, as an answer to HEAD or to another method. Raises AnswerError."""
-    matched = _RESPONSE.fullmatch(raw)
-    if matched is None:
+    if _RESPONSE.fullmatch(raw) is None:
         raise AnswerError("the head of the answer is not that of an HTTP/1 response")
     if raw.count(b"\r\n") > MAX_HEADER_FIELDS + 2:
         raise AnswerError(f"the answer has more than {MAX_HEADER_FIELDS} header fields")
-    status, minor = int(matched[2]), 1 if matched[1] == b"1" else 0
-    framing, length = Framing.NONE, 0
+    status, minor = int(raw[9:12]), 1 if raw[7] == _DIGIT_ONE else 0
+    framing, length = _NONE, 0
     verbatim = minor == 1
     upgrade: bytes | None = None
     connection: tuple[bytes, ...] = ()
@@ -270,23 +281,23 @@ def parse_response(raw: bytes, *, to_head: bool = False) -> ResponseHead:
         lower = name.lower()
         if lower == b"content-length":
             length = _length(value.strip(b" \t"), framing, AnswerError)
-            framing = Framing.LENGTH
+            framing = _BY_LENGTH
             continue
         if lower == b"connection" and value.strip(b" \t").lower() == b"keep-alive" and not connection:
             connection = (b"keep-alive",)  # what some servers say to every request; it changes nothing
             continue
         verbatim = False
         if lower == b"transfer-encoding":
-            if framing is not Framing.NONE or value.strip(b" \t").lower() != b"chunked" or minor == 0:
+            if framing is not _NONE or value.strip(b" \t").lower() != b"chunked" or minor == 0:
                 raise AnswerError("the answer's Transfer-Encoding is not `chunked` alone, once, without Content-Length")
-            framing = Framing.CHUNKED
+            framing = _CHUNKED
         elif lower == b"connection":
             connection += tuple(tokens(value))
         elif lower == b"upgrade":
             upgrade = value.strip(b" \t")
     keep_alive = minor == 1 and b"close" not in connection
     if to_head or status < 200 or status in (204, 304):
-        framing, length = Framing.NONE, 0
-    elif framing is Framing.NONE:
-        framing, keep_alive = Framing.UNTIL_CLOSE, False
+        framing, length = _NONE, 0
+    elif framing is _NONE:
+        framing, keep_alive = _UNTIL_CLOSE, False
     return ResponseHead(status, minor, raw, framing, length, keep_alive, upgrade, connection, verbatim)

@@ -25,6 +25,9 @@ MAX_LINES: Final = 256
 log = get_logger(__name__)
 
 
+_method = lru_cache(maxsize=16)(quoted)
+
+
 @lru_cache(maxsize=1024)  # callers poll and list the same few paths
 def _path(path: str) -> str:
     return quoted(redact_text(path))
@@ -42,34 +45,40 @@ class AuditLog:
     def __init__(self, host: str, *, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._head = f'{{"room": "audit", "event": "request", "level": "info", "host": {quoted(host)}, "audit_id": "'
-        self._lines: list[str] = []
-        self._second = 0
-        self._time = ""
+        self._records: list[tuple[float, RequestRecord]] = []
         self._lost = 0
 
     def write(self, record: RequestRecord) -> None:
-        """Queue one line; it leaves within FLUSH_AFTER."""
-        (audit_id, connection, caller, who, verb, method, path, code, fault, bytes_in, bytes_out, took, _) = record
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second, self._time = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        if not self._lines:
+        """Queue one record; its line leaves within FLUSH_AFTER."""
+        records = self._records
+        if not records:
             asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
-        elif len(self._lines) >= MAX_LINES:
+        elif len(records) >= MAX_LINES:
             self.flush()
-        self._lines.append(
-            f'{self._head}{audit_id}", {_parties(connection, caller, who)}, "verb": "{verb}", '
-            f'"method": {quoted(method)}, "path": {_path(path)}, '
-            f'"code": {code}, "fault": "{fault}", "bytes_in": {bytes_in}, "bytes_out": {bytes_out}, '
-            f'"duration": {took:.6f}, "time": "{self._time}.{int((now - second) * 1000):03d}Z"}}\n'
-        )
+        self._records.append((time.time(), record))
+
+    def _lines(self, records: list[tuple[float, RequestRecord]]) -> list[str]:
+        head, lines = self._head, []
+        last, text = 0, ""
+        for at, record in records:
+            (audit_id, connection, caller, who, verb, method, path, code, fault, bytes_in, bytes_out, took, _) = record
+            second = int(at)
+            if second != last:
+                last, text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            lines.append(
+                f'{head}{audit_id}", {_parties(connection, caller, who)}, "verb": "{verb}", '
+                f'"method": {_method(method)}, "path": {_path(path)}, '
+                f'"code": {code}, "fault": "{fault}", "bytes_in": {bytes_in}, "bytes_out": {bytes_out}, '
+                f'"duration": {took:.6f}, "time": "{text}.{int((at - second) * 1000):03d}Z"}}\n'
+            )
+        return lines
 
     def flush(self) -> None:
         """Write what is queued. A stream that takes nothing is counted, and said once it takes lines again."""
-        lines, self._lines = self._lines, []
-        if not lines:
+        records, self._records = self._records, []
+        if not records:
             return
+        lines = self._lines(records)
         try:
             self._stream.write("".join(lines))
             self._stream.flush()

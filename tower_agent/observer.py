@@ -27,14 +27,16 @@ class RequestObserver:
 
     def request(self, record: RequestRecord) -> None:
         """One request has ended."""
+        (_, _, _, _, verb, _, _, code, fault, bytes_in, bytes_out, _, answered_after) = record
         self.requests += 1
-        self.failures += record.code >= 500
-        self._tally.count(record.verb, record.code, record.bytes_in, record.bytes_out)
-        if record.answered_after and record.verb not in _UNTIMED:
-            self.seconds += record.answered_after
-            self._tally.time(record.verb, record.answered_after)
-        if record.fault:
-            self._metrics.denied.labels(record.fault).inc()
+        if code >= 500:
+            self.failures += 1
+        timed = answered_after > 0 and verb not in _UNTIMED
+        if timed:
+            self.seconds += answered_after
+        self._tally.count(verb, code, bytes_in, bytes_out, answered_after if timed else None)
+        if fault:
+            self._metrics.denied.labels(fault).inc()
         self._audit.write(record)
 
     def close(self) -> None:

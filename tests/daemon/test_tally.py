@@ -27,7 +27,7 @@ def test_durations_fall_into_the_same_buckets_as_with_the_librarys_histogram() -
     ours.register(tally)
     histogram = Histogram(NAME, "x", ["verb"], buckets=BUCKETS, registry=theirs)
     for verb, seconds in (("get", 0.01), ("get", 0.010001), ("get", 5.0), ("list", 0.0), ("list", 1.0)):
-        tally.time(verb, seconds)
+        tally.count(verb, 200, 0, 0, seconds)
         histogram.labels(verb).observe(seconds)
     assert samples(ours, NAME) == samples(theirs, NAME)
 
@@ -36,9 +36,9 @@ def test_requests_and_bytes_add_up() -> None:
     registry = CollectorRegistry()
     tally = RequestTally(buckets=BUCKETS)
     registry.register(tally)
-    tally.count("get", 200, 10, 1000)
-    tally.count("get", 200, 10, 1000)
-    tally.count("get", 404, 5, 50)
+    tally.count("get", 200, 10, 1000, None)
+    tally.count("get", 200, 10, 1000, None)
+    tally.count("get", 404, 5, 50, None)
     assert samples(registry, "tower_agent_requests") == {
         ("tower_agent_requests_total", "200", "get"): 2,
         ("tower_agent_requests_total", "404", "get"): 1,
