@@ -17,7 +17,7 @@ from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.aio.upgrade import ClientUpgrade
-from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
+from protocol.constants import FEATURE_ACK, FEATURE_RESUME, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
@@ -25,7 +25,8 @@ from protocol.frames import FrameDecoder
 from protocol.handshake import AgentHandshake, Welcome, parse_reject, reject
 from protocol.session import Session
 
-FEATURES: Final = frozenset({FEATURE_ACK})
+FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
+REFUSED_RESUME: Final = frozenset({Code.UNKNOWN_TUNNEL, Code.STALE_LINK, Code.POSITION})
 
 
 async def dial(
@@ -40,6 +41,7 @@ async def dial(
     on_closed: Callable[[Tunnel, Closed], None] | None = None,
     on_hop: OnHop | None = None,
     deadline: float = HANDSHAKE_DEADLINE,
+    resume: Tunnel | None = None,
 ) -> Tunnel:
     """Dial a tower server and open a tunnel.
 
@@ -47,6 +49,8 @@ async def dial(
         handshake: a fresh one (its nonce is used once).
         instance: this process, as the server lists it.
         deadline: seconds for the upgrade and the handshake together, after the connection stands.
+        resume: a tunnel that lost its link, to go on with. It is what is returned if the server agrees; if the server
+            does not, it ends with the reason, and what is returned or dialled next is a new one.
 
     Raises:
         DialError: `hop` says where, `code` is the HTTP status or wire code, `retry_after` what the server asked for.
@@ -54,14 +58,29 @@ async def dial(
     note = on_hop or unnoted
     loop = asyncio.get_running_loop()
 
+    if resume is not None:
+        handshake.resume, handshake.needs = resume.propose(), resume.features
+
     def take_over(link: Link, welcome: Welcome) -> Tunnel:
+        if resume is not None and welcome.received is not None:
+            assert handshake.resume is not None
+            resume.attach(
+                link,
+                peer_received=welcome.received,
+                epoch=handshake.resume.epoch,
+                peer=handshake.server,
+                remote=target.authority,
+            )
+            return resume
+        if resume is not None:
+            resume.lose(Code.UNKNOWN_TUNNEL, "the server does not resume tunnels any more")
         session = Session(
             opens_odd=False,
             accepts=True,
             limits=limits or Limits(),
             budget=budget,
             now=monotonic(),
-            features=welcome.features,
+            features=welcome.features - ({FEATURE_RESUME} if welcome.renew_only else set()),
         )
         return Tunnel(
             session=session,
@@ -85,11 +104,18 @@ async def dial(
         hop = client.hop
         client.abort("the handshake took too long")
         raise DialError(hop, f"{target.authority} did not complete the {_STEP[hop]} within {deadline:g} s") from error
-    except BaseException:
+    except BaseException as error:
         client.abort("the handshake failed")
+        if resume is not None and isinstance(error, DialError) and error.hop == "handshake":
+            _refused(resume, error)
         raise
     note(Hop("handshake", f"server {client.server_name}, tunnel {tunnel.id}", loop.time() - started))
     return tunnel
+
+
+def _refused(resume: Tunnel, error: DialError) -> None:
+    if error.code in REFUSED_RESUME:
+        resume.lose(Code(error.code), f"it cannot go on: {error.text}")
 
 
 _STEP: Final = {"http": "WebSocket upgrade", "handshake": "handshake"}

@@ -27,7 +27,7 @@ from websockets.typing import Subprotocol
 
 from protocol.aio.link import Link
 from protocol.aio.tunnel import Tunnel
-from protocol.constants import FEATURE_ACK, SUBPROTOCOL, Code, FrameType
+from protocol.constants import CHECK_INSTANCE, FEATURE_ACK, FEATURE_RESUME, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import (
     HANDSHAKE_DEADLINE,
     KIB,
@@ -39,7 +39,7 @@ from protocol.defaults import (
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import FrameDecoder
-from protocol.handshake import Chain, Hello, ServerHandshake, Signer, Verifier, parse_reject, reject
+from protocol.handshake import Chain, Hello, Resume, ServerHandshake, Signer, Verifier, parse_reject, reject
 from protocol.session import Session
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ MAX_REQUEST_BODY: Final = 64 * KIB
 TLS_SHUTDOWN: Final = 2.0
 BACKLOG: Final = 1024
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
-FEATURES: Final = frozenset({FEATURE_ACK})
+FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 _REASONS: Final = {
     200: "OK", 201: "Created", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found",
     405: "Method Not Allowed", 408: "Request Timeout", 409: "Conflict", 410: "Gone", 413: "Content Too Large",
@@ -222,6 +222,8 @@ class TunnelListener(PortListener):
         verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
         authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
         on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
+        find: the tunnel of that id which this identity may go on with over a new link; it hears of that by its own
+            `on_resumed`.
     """
 
     credentials: Callable[[], Credentials]
@@ -229,6 +231,7 @@ class TunnelListener(PortListener):
     authenticate: Callable[[Hello, Any, str], Awaitable[Admission]]
     on_tunnel: Callable[[Tunnel], None]
     budget: Budget
+    find: Callable[[str, Any], Tunnel | None] = lambda _tunnel, _identity: None
     limits: Limits = field(default_factory=Limits)
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
@@ -496,6 +499,9 @@ class _TunnelLink(ServerLink):
         if self._frames.buffered:
             self._reject(HandshakeRejected(Code.PROTOCOL, "bytes sent between PROOF and WELCOME"))
             return
+        if handshake.resume is not None:
+            self._go_on(handshake, handshake.resume, identity, renew_only=admission.renew_only)
+            return
         self._settled()
         self.write([handshake.welcome(admission.tunnel_id, renew_only=admission.renew_only)])
         tunnel = self._tunnel(handshake, hello, identity, admission)
@@ -505,14 +511,30 @@ class _TunnelLink(ServerLink):
             log.exception("tunnel %s could not be taken over", tunnel.id)
             tunnel.close(Code.INTERNAL, "internal error; the server's log says more")
 
+    def _go_on(self, handshake: ServerHandshake, resume: Resume, identity: Any, *, renew_only: bool) -> None:
+        """Give a tunnel this link, or refuse; an attempt that is refused changes nothing."""
+        try:
+            tunnel = None if renew_only else self._listener.find(resume.tunnel, identity)
+            if tunnel is None:
+                text = "this server has no such tunnel for this agent: it has ended, or the time to come back was over"
+                raise HandshakeRejected(Code.UNKNOWN_TUNNEL, text)
+            tunnel.session.check_attach(resume.received, resume.epoch)
+        except HandshakeRejected as error:
+            self._reject(error)
+            return
+        self._settled()
+        self.write([handshake.welcome(tunnel.id, received=tunnel.session.frames_received)])
+        tunnel.attach(self, peer_received=resume.received, epoch=resume.epoch, peer=identity, remote=self.remote)
+
     def _tunnel(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> Tunnel:
+        lasting = not admission.renew_only and not hello.instance.startswith(CHECK_INSTANCE)
         session = Session(
             opens_odd=True,
             accepts=False,
             limits=self._listener.limits,
             budget=self._listener.budget,
             now=monotonic(),
-            features=handshake.features,
+            features=handshake.features - (set() if lasting else {FEATURE_RESUME}),
         )
         return Tunnel(
             session=session,

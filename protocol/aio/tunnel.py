@@ -1,5 +1,7 @@
-"""A tunnel: one session, the link that carries it, and its streams as transports.
+"""A tunnel: one session, the link that carries it now, and its streams as transports.
 
+Where both ends agreed to resume, a lost link leaves the tunnel detached until `attach` hands it another or its window
+has passed; whatever still comes from the older link, or waits in it, is dropped with it.
 The tunnel moves bytes and time into the session and events out of it, and holds no rule of the protocol. All callbacks
 run on the loop's thread; a protocol that raises loses its own stream only.
 """
@@ -20,6 +22,7 @@ from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.constants import CONTROL_SERVICE, Code
 from protocol.defaults import DIAL_DEADLINE, KIB, STALL_AFTER
 from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
+from protocol.handshake import Resume
 from protocol.session import Session
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,10 @@ class Tunnel:
         opened_at: the monotonic clock, seconds (a loop's own clock may stand still within a turn).
         on_stream: called for each stream that the peer asks for; it answers with `accept` or `refuse`.
         on_going_away: called once when the peer starts to drain.
+        on_detached: called with the reason whenever the link is lost and the tunnel waits for another.
+        on_resumed: called with the seconds of the pause when another link carries it.
         on_closed: called once at the end.
+        resumes: links after the first.
     """
 
     dialect: Final = "tower.v1"
@@ -98,7 +104,12 @@ class Tunnel:
         self.on_stream = on_stream
         self.on_going_away = on_going_away
         self.on_closed = on_closed
-        self._link = link
+        self.on_detached: Callable[[Tunnel, str], None] | None = None
+        self.on_resumed: Callable[[Tunnel, float], None] | None = None
+        self.resumes = 0
+        self._proposed = session.epoch  # the number of the newest link that was asked for
+        self._lost_at = 0.0
+        self._link: Link | None = link
         self._streams: dict[int, StreamTransport] = {}
         self._closing: set[int] = set()  # streams that are dropped once their queue has left
         self._pings: dict[int, asyncio.Future[float]] = {}
@@ -117,6 +128,7 @@ class Tunnel:
             events.StreamReset: self._on_reset,
             events.RoundTrip: self._on_round_trip,
             events.GoingAway: self._on_going_away,
+            events.LinkLost: self._on_link_lost,
             events.TunnelLost: self._on_lost,
         }
         link.owner = self
@@ -141,17 +153,22 @@ class Tunnel:
         return self.session.stream_count
 
     @property
+    def detached(self) -> bool:
+        """Whether there is no link now, and another may come."""
+        return self.session.detached_at is not None
+
+    @property
     def draining(self) -> bool:
         """Whether no new streams go here."""
         return self.session.draining or self.session.peer_draining
 
     @property
     def stalled(self) -> bool:
-        """Whether the peer has owed an answer for so long that a new stream had better go elsewhere.
+        """Whether the peer has owed an answer for so long that a new stream had better go elsewhere; or has no link.
 
         Four round trips count as too long only from STALL_AFTER on: a link that is merely slow and full answers.
         """
-        return self.session.overdue(monotonic()) >= max(STALL_AFTER, 4 * (self.session.rtt or 0.0))
+        return self.detached or self.session.overdue(monotonic()) >= max(STALL_AFTER, 4 * (self.session.rtt or 0.0))
 
     @property
     def buffered(self) -> int:
@@ -248,6 +265,34 @@ class Tunnel:
             self.session.close(code, text)
             self._finish()
 
+    def lose(self, code: Code, text: str) -> None:
+        """End the tunnel without a word to the peer, which knows; every stream ends with TunnelLost. Idempotent."""
+        self.session.lose(code, text)
+        self._dispatch(self.session.take_events())
+
+    # ---- links --------------------------------------------------------------------------------------------------
+
+    def propose(self) -> Resume:
+        """What to show the server for a new link. The one before is dropped, so that the count stands still."""
+        self.link_lost("a new link is dialled")
+        self._proposed += 1
+        return Resume(self.id, self._proposed, self.session.frames_received)
+
+    def attach(self, link: Link, *, peer_received: int, epoch: int, peer: Any, remote: str) -> None:
+        """Go on over a new link, whose handshake proved the peer. HandshakeRejected: nothing has changed."""
+        now = monotonic()
+        self.session.attach(now, peer_received, epoch=epoch)
+        self._dispatch(self.session.take_events())  # among them the end of a link that seemed alive
+        self._proposed = max(self._proposed, epoch)
+        self.peer, self.remote = peer, remote
+        self.resumes += 1
+        self._link = link
+        link.owner = self
+        self._arm()
+        self._schedule_flush()
+        if self.on_resumed is not None:
+            self.on_resumed(self, now - self._lost_at)
+
     async def wait_closed(self) -> Closed:
         """Wait for the end."""
         if self.closed is not None:
@@ -327,9 +372,10 @@ class Tunnel:
         self._flush()
 
     def link_lost(self, reason: str) -> None:
-        """The link is gone, and without resume the tunnel with it."""
-        self.session.lose(Code.TUNNEL_LOST, reason)
+        """The link is gone, and without resume the tunnel with it. Idempotent."""
+        self.session.detach(monotonic(), reason)
         self._dispatch(self.session.take_events())
+        self._arm()
 
     # ---- events -------------------------------------------------------------------------------------------------
 
@@ -393,6 +439,23 @@ class Tunnel:
         if self.on_going_away is not None:
             self.on_going_away(self, event)
 
+    def _on_link_lost(self, event: events.LinkLost) -> None:
+        self._lost_at = monotonic()
+        self._let_go(event.text, flush=False)
+        log.info("tunnel %s from %s lost its link: %s", self.id, self.remote, event.text)
+        if self.on_detached is not None:
+            self.on_detached(self, event.text)
+
+    def _let_go(self, reason: str, *, flush: bool) -> None:
+        """Part from the link, whose end is no news any more."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.owner = _NOBODY
+            if flush:
+                link.close(reason)
+            else:
+                link.abort(reason)
+
     def _on_lost(self, event: events.TunnelLost) -> None:
         self.closed = Closed(event.code, event.text, event.by_peer, monotonic())
         if self._timer is not None:
@@ -404,10 +467,7 @@ class Tunnel:
             if not ping.done():
                 ping.set_exception(TunnelLost(event.code, event.text))
         self._pings.clear()
-        if event.code is Code.DEAD_PEER:
-            self._link.abort(event.text)
-        else:
-            self._link.close(event.text)
+        self._let_go(event.text, flush=event.code is not Code.DEAD_PEER)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
@@ -450,7 +510,7 @@ class Tunnel:
 
     def _flush(self) -> None:
         session, link = self.session, self._link
-        while link.writable and session.wants_to_send:
+        while link is not None and link.writable and session.wants_to_send:
             buffers = session.data_to_send(monotonic(), WRITE_CHUNK)
             if not buffers:
                 break
@@ -473,7 +533,7 @@ class Tunnel:
     def _finish(self) -> None:
         """The session is over: send what it still has to say and let go."""
         buffers = self.session.data_to_send(monotonic(), WRITE_CHUNK)
-        if buffers:
+        if buffers and self._link is not None:
             self._link.write(buffers)
         self._dispatch(self.session.take_events())
 
@@ -492,6 +552,22 @@ class Tunnel:
         if self.session.wants_to_send:
             self._schedule_flush()
         self._arm()
+
+
+class _Nobody:
+    """Owns links that no tunnel wants to hear of any more."""
+
+    def link_received(self, data: memoryview) -> None:
+        """Fenced off."""
+
+    def link_writable(self) -> None:
+        """Nobody waits."""
+
+    def link_lost(self, reason: str) -> None:
+        """No news."""
+
+
+_NOBODY: Final = _Nobody()
 
 
 class _Answered(asyncio.Protocol):
