@@ -22,7 +22,8 @@ from daemon.redact import redact
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "console"]
 LEVELS: Final[dict[str, int]] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_QUIET: Final = ("asyncio", "websockets", "urllib3", "kubernetes")  # their debug lines would show what callers send
+# Their debug lines would show what callers send.
+_QUIET: Final = ("asyncio", "asyncssh", "websockets", "urllib3", "kubernetes")
 
 
 class _Lines:
