@@ -98,13 +98,16 @@ class Budget:
 
     def charge(self, size: int) -> None:
         """Account for bytes that exist already; may pass the limit, which presses the borrowers."""
-        before = self.used
-        self.used += size
-        parent = self.parent
-        if parent is not None:
-            if (before > 0) != (self.used > 0):
-                parent._holders += 1 if self.used > 0 else -1
-            parent.charge(size)
+        budget = self
+        while True:
+            before = budget.used
+            after = budget.used = before + size
+            parent = budget.parent
+            if parent is None:
+                return
+            if (before > 0) != (after > 0):
+                parent._holders += 1 if after > 0 else -1
+            budget = parent
 
     def give(self, size: int) -> None:
         """Return bytes."""

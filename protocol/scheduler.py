@@ -20,6 +20,8 @@ RATE_GAIN: Final = 0.25  # weight of a new sample in the link's rate
 
 FRAME_COST: Final = 256  # bytes that keeping a frame takes beside its payload
 
+_DATA: Final = int(FrameType.DATA)
+
 Buffer = bytes | memoryview
 Kept = tuple[int, Stream | None, list[Buffer]]  # a frame that has left: its size, whose DATA or FIN it is, its pieces
 
@@ -63,15 +65,17 @@ class Scheduler:
             if stream.deficit <= 0:
                 stream.deficit += QUANTUM
             largest = self._frame_limit(len(ready))
-            while room > 0 and stream.deficit > 0 and stream.sendable:
+            more = stream.sendable
+            while more and room > 0 and stream.deficit > 0:
                 at, queued = len(out), stream.queued
-                size = self._frame(stream, out, min(largest, room))
+                size = self._frame(stream, out, largest if largest < room else room)
                 if kept is not None:
                     kept.append((queued - stream.queued + FRAME_COST, stream, out[at:]))
                 stream.deficit -= size
                 room -= size
                 touched.append(stream)
-            if not stream.sendable:
+                more = stream.sent < stream.send_limit if stream.queued else stream.fin_queued
+            if not more:
                 ready.popleft()
                 stream.scheduled = False
                 stream.deficit = 0
@@ -109,7 +113,7 @@ class Scheduler:
             out.append(HEADER.pack(FrameType.FIN, 0, 0, stream.id, 0))
             return 1
         size = min(stream.queued, stream.send_limit - stream.sent, largest)
-        out.append(HEADER.pack(FrameType.DATA, 0, 0, stream.id, size))
+        out.append(HEADER.pack(_DATA, 0, 0, stream.id, size))
         left, queue = size, stream.queue
         while left:
             head = queue[0]

@@ -43,6 +43,7 @@ from protocol.scheduler import Buffer, Scheduler
 from protocol.streams import MAY_RECEIVE, MAY_SEND, TRANSITIONS, Input, State, Stream
 
 MAX_STREAM_ID: Final = 2**31 - 1
+_BOTH_FINISHED: Final = State.BOTH_FINISHED
 ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
@@ -235,12 +236,13 @@ class Session:
         found = self._streams.get(stream)
         if found is None or found.state not in MAY_SEND:
             raise LocalProtocolError(Code.PROTOCOL, f"stream {stream} takes no more data")
-        if data:
+        if size := len(data):
             found.queue.append(data)
-            found.queued += len(data)
-            found.charged += len(data)
-            self.budget.charge(len(data))
-            self._scheduler.schedule(found)
+            found.queued += size
+            found.charged += size
+            self.budget.charge(size)
+            if not found.scheduled:
+                self._scheduler.schedule(found)
         if found.queued > self.limits.send_high or (found.queued and self.budget.full):
             found.full = True
         return not found.full
@@ -277,10 +279,10 @@ class Session:
             return
         if found.credit.consumed + size > found.received:
             raise LocalProtocolError(Code.FLOW, f"stream {stream}: more consumed than was received")
-        grant = found.credit.consume(size, now, self.rtt)
-        if grant is not None and found.state in MAY_RECEIVE and found.state is not State.ASKED:
+        grant, state = found.credit.consume(size, now, self.rtt), found.state
+        if grant is not None and state in MAY_RECEIVE and state is not State.ASKED:
             self._grants[stream] = grant  # in ASKED it is OPEN_OK that will tell
-        if found.state is State.BOTH_FINISHED:
+        if state is _BOTH_FINISHED:
             self._retire(found)
 
     def ping(self, now: float) -> int:
@@ -467,25 +469,24 @@ class Session:
         """Data, as far as it may be kept."""
         replay = self._replay
         if replay is None:
-            for stream in self._scheduler.fill(out, limit, now):
-                self.frames_sent += 1
-                self.budget.give(self._settle(stream))
+            touched = self._scheduler.fill(out, limit, now)
+            self.budget.give(self._settle(touched))
         elif (room := min(limit, replay.room)) > 0:
-            touched, size = self._scheduler.fill(out, room, now, replay.kept), 0
-            self.frames_sent += len(touched)
-            for stream in touched:
-                size += self._settle(stream)
-            replay.kept_data(len(touched), size)
+            touched = self._scheduler.fill(out, room, now, replay.kept)
+            replay.kept_data(len(touched), self._settle(touched))
 
-    def _settle(self, stream: Stream) -> int:
-        """After a frame of `stream` left: tell a waiting writer, retire a finished stream. What it was charged for."""
-        freed = stream.charged - stream.queued
-        stream.charged = stream.queued
-        if stream.full and stream.queued <= self.limits.send_low:
-            stream.full = False
-            self._events.append(events.WritableAgain(stream.id))
-        if stream.state is State.BOTH_FINISHED:
-            self._retire(stream)
+    def _settle(self, touched: list[Stream]) -> int:
+        """After frames left: tell waiting writers, retire finished streams. What the frames were charged for."""
+        self.frames_sent += len(touched)
+        freed = 0
+        for stream in touched:
+            freed += stream.charged - stream.queued
+            stream.charged = stream.queued
+            if stream.full and stream.queued <= self.limits.send_low:
+                stream.full = False
+                self._events.append(events.WritableAgain(stream.id))
+            if stream.state is _BOTH_FINISHED:
+                self._retire(stream)
         return freed
 
     # ---- time ---------------------------------------------------------------------------------------------------
