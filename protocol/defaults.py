@@ -31,6 +31,7 @@ ISSUER_DAYS: Final = 1825
 AGENT_IDENTITY_DAYS: Final = 7
 EXPIRED_IDENTITY_GRACE_DAYS: Final = 90  # an expired, unrevoked identity may still renew, and nothing else
 CALLER_HOURS: Final = 24
+CLUSTER_KUBECONFIG_DAYS: Final = 30  # of the kubeconfig in a Cluster resource, which controllers of the host use
 RENEW_AT: Final = 2 / 3  # of a certificate's life
 MAX_CALLER_DAYS: Final = 365  # bounds how long a revocation by user must be kept
 SERVER_CERTIFICATE_DAYS: Final = 30
@@ -44,6 +45,9 @@ REVOCATIONS_STALE: Final = 3 * REVOCATIONS_EVERY
 # Liveness.
 PING_INTERVAL: Final = 5.0
 DEAD_AFTER: Final = 15.0
+LEASE_DURATION: Final = 15.0  # of the controller's leader: how long others wait for one that fell silent
+LEASE_RENEW_DEADLINE: Final = 10.0  # after which a leader that could not renew stops, well before others may begin
+LEASE_RETRY: Final = 2.0
 STALL_AFTER: Final = 2.0  # without progress, a tunnel gets no new streams while there is another
 RESUME_WINDOW: Final = 40.0  # how long a tunnel waits for a new link, and a cluster without one is worth waiting for
 GIVE_UP: Final = 60.0  # when kubectl does: dead time and window have to be over before

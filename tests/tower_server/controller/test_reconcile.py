@@ -1,0 +1,197 @@
+"""One cluster while others get in the way: webhooks that refuse, leaders that overlap, a lease and a CRD that go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+import pytest
+import pytest_asyncio
+
+from daemon.kube.errors import KubeError
+from daemon.kube.resources import CLUSTERS, LEASES, MEMBERS, SERVICES, Resource
+from tests.tower_server.controller.kit import DOWN, NAMESPACE, Host, host, records, running, said, up
+from tower_server.election import Timing
+from tower_server.store.base import Kind
+
+pytestmark = [pytest.mark.cluster, pytest.mark.asyncio]
+WEBHOOKS = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", False
+)
+PATIENT = Timing(duration=60.0, renew_deadline=40.0, retry=0.2)
+
+
+@pytest_asyncio.fixture
+async def lab(plane):
+    async with host(plane) as made:
+        yield made
+        with suppress(KubeError):
+            await made.client.delete(WEBHOOKS, "kubesphere")
+
+
+async def refuse_updates(lab: Host) -> None:
+    """As KubeSphere 3.4 does while a member is down: every update of a Cluster fails."""
+    hook = {
+        "name": "validating-cluster.kubesphere.io",
+        "clientConfig": {"url": "https://127.0.0.1:1/validate"},
+        "rules": [
+            {
+                "apiGroups": ["cluster.kubesphere.io"],
+                "apiVersions": ["*"],
+                "operations": ["UPDATE"],
+                "resources": ["clusters"],
+            }
+        ],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 2,
+    }
+    await lab.client.create(
+        WEBHOOKS,
+        {
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": WEBHOOKS.kind,
+            "metadata": {"name": "kubesphere"},
+            "webhooks": [hook],
+        },
+    )
+
+    async def refuses() -> bool:
+        try:
+            await lab.edit(CLUSTERS, "first", {"metadata": {"labels": {"try": str(time.time())}}})
+        except KubeError:
+            return True
+        return False
+
+    await lab.until("the webhook refuses", refuses)
+
+
+async def member(lab: Host, name: str, kind: str, status: str):
+    async def look():
+        found = await lab.get(MEMBERS, name)
+        return found if found is not None and said(found, kind) == status else None
+
+    return await lab.until(f"Member {name}: {kind} is {status}", look)
+
+
+async def test_a_webhook_that_refuses_every_write_costs_nothing_but_the_mirror_and_is_named(lab: Host):
+    controller = lab.controller()
+    async with running(controller):
+        await lab.create("first")
+        await lab.initialised("first")
+        await refuse_updates(lab)
+        lab.world.sights["second"] = DOWN
+        await lab.create("second")
+        found = await member(lab, "second", "ResourceWritable", "False")
+        assert "validating-cluster.kubesphere.io" in said(found, "ResourceWritable", "message")
+        assert "TWR122" in said(found, "ResourceWritable", "message")
+        assert said(found, "Initialized") == "True"
+        assert said(found, "AgentAvailable") == "False"
+        assert (await lab.get(SERVICES, "mc-second"))["spec"]["ports"][0]["targetPort"] == 6001
+        assert found["spec"]["ports"] == {"kubernetes": 6001}
+        await lab.client.delete(WEBHOOKS, "kubesphere")
+        controller.poke("second")
+        await member(lab, "second", "ResourceWritable", "True")
+        await lab.initialised("second")
+
+
+async def test_what_a_person_reads_of_the_member_is_there(lab: Host):
+    lab.world.sights["edge-1"] = up(1)
+    async with running(lab.controller()):
+        await lab.create("edge-1")
+        found = await member(lab, "edge-1", "MemberReady", "True")
+        assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+        assert found["status"]["version"] == "v1.35.4"
+        assert found["status"]["address"]
+        table = lab.plane.kubectl("get", "members").text
+        assert "Connected" in table
+
+
+async def test_two_controllers_at_once_end_with_one_port_each(lab: Host):
+    """Both believe that they lead: each has a lease of its own."""
+    one, two = lab.controller("one"), lab.controller("two")
+    two._elector._lease._name = "another-lease"
+    names = [f"edge-{number}" for number in range(12)]
+    async with running(one, two):
+        for name in names:
+            await lab.create(name)
+        for name in names:
+            await lab.initialised(name)
+
+        async def agreed() -> bool:
+            noted = {name: data["ports"].get("kubernetes") for name, data in (await records(lab.store)).items()}
+            shown = {
+                name: (await lab.get(CLUSTERS, name))["spec"]["connection"].get("kubernetesAPIServerPort")
+                for name in names
+            }
+            served = {name: (await lab.get(SERVICES, f"mc-{name}"))["spec"]["ports"][0]["targetPort"] for name in names}
+            return noted == shown == served and None not in noted.values()
+
+        await lab.until("record, resource and Service agree", agreed)
+        noted = [data["ports"]["kubernetes"] for data in (await records(lab.store)).values()]
+        assert len(set(noted)) == len(names)
+
+
+async def test_a_leader_without_its_lease_stops_and_the_next_one_is_there_in_time(lab: Host):
+    timing = Timing(duration=3.0, renew_deadline=2.0, retry=0.2)
+    one, two = lab.controller("one", timing=timing), lab.controller("two", timing=timing)
+    first = asyncio.create_task(one.run())
+    try:
+        await lab.until("the first leads", lambda: asyncio.sleep(0, one.writer is not None))
+        async with running(two):
+            one._client.close()  # cut off from the apiserver, as a partition would
+
+            async def lost(*_args, **_more):
+                raise KubeError("TWR114", "cut off")
+
+            one._client._once = lost
+            began = time.monotonic()
+            await lab.until("the second leads", lambda: asyncio.sleep(0, two.writer is not None))
+            taken = time.monotonic() - began
+            assert one.writer is None, "the first had stopped before"
+            assert taken < 15.0
+            await lab.create("edge-1")
+            await lab.initialised("edge-1")
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_stop_hands_over_at_once(lab: Host):
+    one, two = (
+        lab.controller("one"),
+        lab.controller("two", timing=Timing(duration=60.0, renew_deadline=40.0, retry=0.2)),
+    )
+    async with running(one):
+        await lab.until("the first leads", lambda: asyncio.sleep(0, one.writer is not None))
+    lease = await lab.get(LEASES, "tower-controller")
+    assert lease["spec"]["holderIdentity"] == ""
+    async with running(two):
+        await lab.until("the second leads", lambda: asyncio.sleep(0, two.writer is not None), deadline=20.0)
+
+
+async def test_a_lease_that_somebody_deleted_leads_to_a_term_above_what_was_written(lab: Host):
+    async with running(lab.controller("one")):
+        await lab.create("edge-1")
+        await lab.initialised("edge-1")
+    await lab.edit(SERVICES, "mc-edge-1", {"metadata": {"annotations": {"tower.kubesphere.io/term": "9"}}})
+    await lab.client.delete(LEASES, "tower-controller", namespace=NAMESPACE)
+    two = lab.controller("two")
+    async with running(two):
+        await lab.edit(SERVICES, "mc-edge-1", {"spec": {"selector": {"x": "y"}}})
+        found = await lab.service("mc-edge-1", lambda found: "selector" not in found["spec"])
+        assert int(found["metadata"]["annotations"]["tower.kubesphere.io/term"]) >= 10
+
+
+async def test_a_claim_deleted_by_hand_is_made_again_and_never_given_to_another(lab: Host):
+    async with running(lab.controller("one")):
+        await lab.create("edge-1")
+        await lab.initialised("edge-1")
+    await lab.store.delete(Kind.CLAIM, "port-6000")
+    async with running(lab.controller("two")):
+        await lab.create("edge-2")
+        found = await lab.initialised("edge-2")
+        assert found["spec"]["connection"]["kubernetesAPIServerPort"] != 6000
+        assert (await lab.store.get(Kind.CLAIM, "port-6000")).data["cluster"] == "edge-1"

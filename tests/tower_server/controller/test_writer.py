@@ -1,0 +1,27 @@
+"""A leader that leads no more writes nothing."""
+
+import pytest
+
+from tower_server.controller.desired import service, written
+from tower_server.controller.writer import Deposed, Writer
+
+
+def test_without_a_term_nothing_is_written():
+    with pytest.raises(Deposed, match="lease has run out"):
+        Writer(None, term=lambda: None).fence()
+
+
+def test_a_later_leaders_mark_ends_it():
+    found = written(service("a", {"kubernetes": 6000}, namespace="ks"), None, term=8)
+    assert Writer(None, term=lambda: 8).fence(found) == 8
+    with pytest.raises(Deposed, match="term 8, this is 7"):
+        Writer(None, term=lambda: 7).fence(found)
+
+
+@pytest.mark.asyncio
+async def test_what_is_as_wanted_is_not_asked_for():
+    wanted = service("a", {"kubernetes": 6000}, namespace="ks")
+    found = written(wanted, None, term=8)
+    writer = Writer(None, term=lambda: None)
+    assert await writer.ensure(None, wanted, found) is found
+    assert writer.writes == 0

@@ -1,0 +1,272 @@
+"""One leader at a time: by a lease that others write too, over clocks that nobody compares and calls that get lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings, strategies
+
+from daemon.faults import TowerError
+from tower_server.election import Elector, Held, LeaseConflict, Timing
+
+TIMING = Timing(duration=15.0, renew_deadline=10.0, retry=2.0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stored:
+    """The apiserver's side of a lease: versions, and whatever a test wants to go wrong."""
+
+    def __init__(self) -> None:
+        self.lease: Held | None = None
+        self.count = 0
+        self.writes = 0
+        self.lost_requests = 0
+        self.lost_answers = 0
+        self.delay = 0.0
+        self.clocks: list[Clock] = []
+
+    def _late(self) -> None:
+        for clock in self.clocks:
+            clock.now += self.delay
+
+    async def read(self) -> Held | None:
+        return self.lease
+
+    async def write(self, lease: Held) -> Held:
+        self.writes += 1
+        if self.lost_requests:
+            self.lost_requests -= 1
+            raise TowerError("TWR114", "no answer")
+        if (self.lease.version if self.lease else "") != lease.version:
+            raise LeaseConflict("another was first")
+        self.count += 1
+        self.lease = Held(lease.holder, lease.term, lease.duration, str(self.count))
+        self._late()
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise TowerError("TWR114", "no answer")
+        return self.lease
+
+
+def elector(stored: Stored, name: str, clock: Clock) -> Elector:
+    stored.clocks.append(clock)
+    return Elector(stored, identity=name, timing=TIMING, random=lambda: 0.5, clock=clock)
+
+
+@pytest.mark.asyncio
+async def test_the_first_takes_it_and_the_second_waits():
+    stored, clock = Stored(), Clock()
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    assert await first.attempt() == 1
+    assert await second.attempt() is None
+    assert second.holder == "a"
+
+
+@pytest.mark.asyncio
+async def test_a_leader_counts_from_before_the_call_that_renewed():
+    stored, clock = Stored(), Clock()
+    first = elector(stored, "a", clock)
+    stored.delay = 7.0
+    await first.attempt()
+    assert first.term == 1
+    clock.now += 2.9
+    assert first.term == 1
+    clock.now += 0.2
+    assert first.term is None, "seven seconds of the ten had gone when the answer came"
+
+
+@pytest.mark.asyncio
+async def test_a_silent_leader_is_over_before_the_next_one_begins():
+    stored, clock = Stored(), Clock()
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    await first.attempt()
+    await second.attempt()
+    clock.now += 14.9
+    assert first.term is None
+    assert await second.attempt() is None
+    clock.now += 0.2
+    assert await second.attempt() == 2
+
+
+@pytest.mark.asyncio
+async def test_each_renewal_that_is_seen_starts_the_followers_wait_anew():
+    stored, clock = Stored(), Clock()
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    for _ in range(10):
+        await first.attempt()
+        assert await second.attempt() is None
+        clock.now += 9.0
+    assert first.term == 1
+
+
+@pytest.mark.asyncio
+async def test_a_lease_that_was_given_back_is_taken_at_once():
+    stored, clock = Stored(), Clock()
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    await first.attempt()
+    await second.attempt()
+    await first.release()
+    assert first.term is None
+    assert await second.attempt() == 2
+
+
+@pytest.mark.asyncio
+async def test_of_two_that_take_it_at_once_one_wins():
+    stored, clock = Stored(), Clock()
+    stored.lease = Held("dead", 7, 15.0, "0")
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    await first.attempt()
+    await second.attempt()
+    clock.now += 15.1
+    seen = stored.lease
+
+    class Stale(Stored):
+        async def read(self) -> Held | None:
+            return seen
+
+        async def write(self, lease: Held) -> Held:
+            return await stored.write(lease)
+
+    second._lease = Stale()
+    assert await first.attempt() == 8
+    assert await second.attempt() is None
+
+
+@pytest.mark.asyncio
+async def test_a_renewal_whose_answer_was_lost_goes_on_where_it_is():
+    stored, clock = Stored(), Clock()
+    first = elector(stored, "a", clock)
+    await first.attempt()
+    stored.lost_answers = 1
+    clock.now += 2.0
+    with pytest.raises(TowerError):
+        await first.attempt()
+    assert first.term == 1
+    clock.now += 2.0
+    assert await first.attempt() == 1
+    clock.now += 9.9
+    assert first.term == 1
+
+
+@pytest.mark.asyncio
+async def test_a_lease_that_somebody_edited_or_deleted_has_one_leader_again():
+    stored, clock = Stored(), Clock()
+    first, second = elector(stored, "a", clock), elector(stored, "b", clock)
+    await first.attempt()
+    stored.lease = None
+    assert await first.attempt() == 1
+    stored.lease = Held("", 40, 0.0, "edited")
+    assert await second.attempt() == 41
+    assert await first.attempt() is None
+    assert first.term is None
+
+
+STEPS = strategies.lists(
+    strategies.tuples(
+        strategies.sampled_from(["attempt", "attempt", "attempt", "release", "lose request", "lose answer", "sleep"]),
+        strategies.integers(0, 2),
+        strategies.floats(0.0, 12.0),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_never_two_leaders_whatever_is_lost_or_late(steps):
+    """Three candidates with clocks of their own that run on while calls are under way."""
+
+    async def play() -> None:
+        stored = Stored()
+        clocks = [Clock(), Clock(), Clock()]
+        for number, clock in enumerate(clocks):
+            clock.now += 1e6 * number
+        candidates = [elector(stored, f"c{number}", clock) for number, clock in enumerate(clocks)]
+        terms: dict[int, int] = {}
+        for step, number, seconds in steps:
+            stored.delay = seconds / 3 if step == "attempt" else 0.0
+            stored.lost_requests = int(step == "lose request")
+            stored.lost_answers = int(step == "lose answer")
+            if step == "release":
+                await candidates[number].release()
+            elif step == "sleep":
+                for clock in clocks:
+                    clock.now += seconds
+            else:
+                try:
+                    await candidates[number].attempt()
+                except TowerError:
+                    pass
+            leading = [each for each, candidate in enumerate(candidates) if candidate.term is not None]
+            assert len(leading) <= 1
+            for each in leading:
+                term = candidates[each].term
+                assert term is not None
+                assert terms.setdefault(term, each) == each, "a term belongs to one"
+
+    asyncio.run(play())
+
+
+def quick(stored: Stored, name: str) -> Elector:
+    timing = Timing(duration=0.6, renew_deadline=0.4, retry=0.05)
+    return Elector(stored, identity=name, timing=timing, random=random.random)
+
+
+@pytest.mark.asyncio
+async def test_work_runs_while_leading_and_is_cancelled_when_the_lease_cannot_be_renewed():
+    stored = Stored()
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def lead(term: int) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(quick(stored, "a").run(lead))
+    async with asyncio.timeout(20):
+        await began.wait()
+        stored.lost_requests = 10**6
+        await ended.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_stopping_gives_the_lease_to_the_next_at_once():
+    stored = Stored()
+    led: asyncio.Queue[str] = asyncio.Queue()
+
+    def leads(name: str):
+        async def lead(_: int) -> None:
+            led.put_nowait(name)
+            await asyncio.Event().wait()
+
+        return lead
+
+    first = asyncio.create_task(quick(stored, "a").run(leads("a")))
+    async with asyncio.timeout(20):
+        assert await led.get() == "a"
+        second = asyncio.create_task(quick(stored, "b").run(leads("b")))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert stored.lease is not None
+        assert stored.lease.holder in ("", "b")
+        assert await led.get() == "b"
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+
+
+def test_times_that_would_let_two_lead_are_refused():
+    with pytest.raises(ValueError, match="renew_deadline < duration"):
+        Timing(duration=10.0, renew_deadline=10.0, retry=1.0)

@@ -1,0 +1,192 @@
+"""Runs the reconciles while this server leads: watches, queue, workers, all of which end with the leadership.
+
+Every reason to look at a cluster ends as its name in the queue: a change of one of its objects, of its record, of what
+is seen of its member. At the beginning of a term everything is looked at once, which writes nothing where nothing has
+changed meanwhile. A cluster whose work fails waits for its own back-off; what fails in a way that nobody knows is
+logged with its trace here, at the boundary, and does not end the others' work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from daemon.faults import TowerError
+from daemon.kube.client import Client
+from daemon.kube.errors import NotServed
+from daemon.kube.resources import CLUSTERS, MEMBERS, SERVICES
+from daemon.log import get_logger
+from tower_server.controller.desired import written_term
+from tower_server.controller.limits import RECONCILE_DEADLINE, SYNC_DEADLINE, TIDY_EVERY, WORKERS
+from tower_server.controller.reconcile import Again
+from tower_server.controller.registry import Registry
+from tower_server.controller.view import Watches
+from tower_server.controller.workqueue import WorkQueue
+from tower_server.controller.writer import Deposed, Writer
+from tower_server.election import Elector
+from tower_server.store.base import StoreError
+
+OPTIONAL: Final = frozenset({CLUSTERS, MEMBERS})
+"""Kinds that a host may lack: without KubeSphere's there are only clusters that were added by hand."""
+
+log = get_logger(__name__)
+
+
+class Reconciles(Protocol):
+    def begin(self, names: Iterable[str]) -> None: ...
+    async def reconcile(self, name: str) -> Again: ...
+
+
+class Gauges(Protocol):
+    """What is counted."""
+
+    def leads(self, leads: bool) -> None: ...
+    def depth(self, keys: int) -> None: ...
+    def reconciled(self, result: str) -> None: ...
+
+
+class Controller:
+    """`run` it as a task. `make(watches, writer, poke)` builds what does the work of one term."""
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        elector: Elector,
+        registry: Registry,
+        namespace: str,
+        make: Callable[[Watches, Writer, Callable[[str], None]], Reconciles],
+        gauges: Gauges,
+    ) -> None:
+        self.writer: Writer | None = None
+        """Of the term that runs, if one does."""
+        self._client = client
+        self._elector = elector
+        self._registry = registry
+        self._namespace = namespace
+        self._make = make
+        self._gauges = gauges
+        self._queue: WorkQueue[str] | None = None
+        self._wake = asyncio.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether this server leads and has nothing to do now."""
+        return self._queue is not None and self._queue.idle
+
+    async def run(self) -> None:
+        """Competes for the lead and works while it has it, until cancelled."""
+        await self._elector.run(self._lead)
+
+    def poke(self, name: str) -> None:
+        """Something about a cluster may have changed. Costs nothing where this server does not lead."""
+        if self._queue is not None:
+            self._queue.add(name)
+            self._wake.set()
+
+    # ---- one term -----------------------------------------------------------------------------------------------
+
+    async def _lead(self, term: int) -> None:
+        watches = Watches(self._client, namespace=self._namespace, changed=self.poke)
+        self._gauges.leads(True)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for resource, reflector in watches.reflectors.items():
+                    tasks.create_task(reflector.run(), name=f"watch-{resource}")
+                await self._synced(watches)
+                later = max((written_term(body) for body in watches.reflectors[SERVICES].items.values()), default=0)
+                # A lease that somebody deleted begins at term 1 again: go on above what has been written.
+                writer = self.writer = Writer(self._client, term=self._fenced(term, max(term, later + 1)))
+                queue = self._queue = WorkQueue(random=random.random)
+                reconciles = self._make(watches, writer, self.poke)
+                await self._put_claims_right()
+                tasks.create_task(self._registry.run(self.poke), name="controller-records")
+                tasks.create_task(self._tidy(), name="controller-tidy")
+                reconciles.begin(watches.clusters())
+                for name in sorted(watches.clusters()):
+                    self.poke(name)
+                await self._dispatch(queue, reconciles)
+        except* Deposed as group:
+            log.warning("deposed", text=str(group.exceptions[0]))
+        finally:
+            self._queue = self.writer = None
+            self._gauges.leads(False)
+            self._gauges.depth(0)
+
+    def _fenced(self, term: int, writes_as: int) -> Callable[[], int | None]:
+        return lambda: writes_as if self._elector.term == term else None
+
+    async def _synced(self, watches: Watches) -> None:
+        """The first list of everything, without which absence means nothing."""
+        for resource, reflector in watches.reflectors.items():
+            deadline = asyncio.get_running_loop().time() + SYNC_DEADLINE
+            while not reflector.synced:
+                missing = resource in OPTIONAL and isinstance(reflector.fault, NotServed)
+                if missing or asyncio.get_running_loop().time() > deadline:
+                    break
+                await asyncio.sleep(0.05)
+            if not reflector.synced and not (resource in OPTIONAL and isinstance(reflector.fault, NotServed)):
+                await reflector.wait_synced(0.0)
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(TIDY_EVERY)
+            await self._put_claims_right()
+
+    async def _put_claims_right(self) -> None:
+        for done in await self._registry.allocation.tidy():
+            log.warning("claim-put-right", text=done)
+
+    # ---- work ---------------------------------------------------------------------------------------------------
+
+    async def _dispatch(self, queue: WorkQueue[str], reconciles: Reconciles) -> None:
+        """Hands keys to at most WORKERS reconciles at a time, until one of them says that this server leads no more."""
+        working: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                self._wake.clear()
+                due = queue.tick(time.monotonic())
+                while len(working) < WORKERS and (name := queue.take()) is not None:
+                    task = asyncio.create_task(self._work(queue, reconciles, name), name=f"reconcile-{name}")
+                    task.add_done_callback(lambda _: self._wake.set())
+                    working.add(task)
+                self._gauges.depth(len(queue))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if due is None else max(0.0, due - time.monotonic())):
+                        await self._wake.wait()
+                for task in [each for each in working if each.done()]:
+                    working.discard(task)
+                    await task
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    async def _work(self, queue: WorkQueue[str], reconciles: Reconciles, name: str) -> None:
+        now = time.monotonic
+        try:
+            async with asyncio.timeout(RECONCILE_DEADLINE):
+                again = await reconciles.reconcile(name)
+        except Deposed:
+            raise
+        except (TowerError, StoreError, TimeoutError) as error:
+            self._failed(queue, name, str(error) or "it took too long", getattr(error, "retry_after", None))
+        except Exception as error:  # the boundary: one cluster's surprise is not the others'
+            log.error("reconcile-broke", cluster=name, exc_info=error)
+            self._failed(queue, name, repr(error), None)
+        else:
+            self._gauges.reconciled("refused" if again.failed else "ok")
+            if again.failed:
+                queue.failed(name, now())
+            else:
+                queue.done(name, again_at=None if again.after is None else now() + again.after)
+
+    def _failed(self, queue: WorkQueue[str], name: str, text: str, retry_after: float | None) -> None:
+        delay = queue.failed(name, time.monotonic(), retry_after=retry_after)
+        self._gauges.reconciled("failed")
+        if queue.failures(name) > 1:  # the first is mostly another's write that came in between
+            log.warning("reconcile-failed", cluster=name, text=text, again_in=round(delay, 1))

@@ -1,0 +1,40 @@
+"""What the controller knows of a member beyond its resource: seen through the tunnel, by whoever holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tower_server.controller.desired import Replica
+from tower_server.state import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One member as it is now. `report` is what its agent last said of it."""
+
+    verdict: Verdict
+    tunnels: int
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """A request got through lately."""
+        return self.tunnels > 0 and self.verdict.ready == "True"
+
+    @property
+    def uid(self) -> str:
+        """The uid of the member's kube-system namespace; empty while unknown."""
+        found = self.report.get("uid")
+        return found if isinstance(found, str) else ""
+
+
+class Facts(Protocol):
+    """Where sights come from."""
+
+    def sight(self, cluster: str) -> Sight | None:
+        """None: nobody knows the member (yet)."""
+
+    def replicas(self) -> Sequence[Replica]:
+        """The tower servers of this host that were heard of lately."""

@@ -1,0 +1,354 @@
+"""One cluster made true: from what is asked for and what is there to what should be there. Level-triggered.
+
+Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
+The order is that of need: the port and the Service carry callers, so they come first; then what others read of it (our
+Member's status, the Cluster resource). Nothing waits for a write to the Cluster: a webhook may refuse it for as long as
+a member is down, and then a condition of our own says which one does. Nothing here ever calls the member.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from certs.ca import Authority
+from certs.kubeconfig import Connection
+from certs.names import member_name
+from certs.peers import rfc3339
+from certs.revocation import RevocationList
+from daemon.faults import TowerError, fault
+from daemon.kube.client import Client
+from daemon.kube.errors import Conflict, KubeError, NotFound, NotServed
+from daemon.kube.resources import (
+    CLUSTERS,
+    ENDPOINT_SLICES,
+    ENDPOINTS,
+    MEMBERS,
+    SERVICES,
+    Object,
+    Resource,
+)
+from tower_server.controller import desired, kubeconfig
+from tower_server.controller.conditions import Condition
+from tower_server.controller.events import Events, transitions
+from tower_server.controller.facts import Facts, Sight
+from tower_server.controller.names import CLUSTER_LABEL, FINALIZER, external_name, service_name
+from tower_server.controller.registry import Registry
+from tower_server.controller.status import (
+    Mirror,
+    Outcome,
+    conditions,
+    endpoint,
+    member_status,
+    mirrored,
+    problem_of,
+    troubled,
+)
+from tower_server.controller.twins import Twins
+from tower_server.controller.wanted import Problem, Wanted, read_wanted
+from tower_server.controller.writer import Deposed, Writer
+from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
+
+LOOK_AGAIN: Final = 6 * 3600.0  # a date is looked at anew, should the clock have been set meanwhile
+_WEBHOOK: Final = re.compile(r'webhook "([^"]+)"')
+
+
+class View(Protocol):
+    """What the watches have brought of the host's objects: read without asking, at most a moment old."""
+
+    def get(self, resource: Resource, name: str) -> Object | None: ...
+
+    def of_service(self, resource: Resource, service: str) -> list[Object]:
+        """The slices of a Service, whoever made them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """When to look at the cluster again, in seconds; `failed` for something that is tried with a growing back-off."""
+
+    after: float | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciler:
+    """Everything that one reconcile needs; it keeps nothing between two but the twins."""
+
+    client: Client
+    registry: Registry
+    view: View
+    writer: Writer
+    events: Events
+    facts: Facts
+    authority: Authority
+    revocations: Callable[[], RevocationList | None]
+    namespace: str
+    twins: Twins
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Before the first reconcile of a term: who is whose twin has to be known of all at once."""
+        for name in names:
+            sight = self.facts.sight(name)
+            self.twins.note(name, sight.uid if sight is not None else "")
+
+    async def reconcile(self, name: str) -> Again:
+        """Raises Deposed when this server no longer leads, TowerError for what is tried again."""
+        resource = self.view.get(CLUSTERS, name)
+        wanted = read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
+        record = await self.registry.get(name)
+        if wanted is not None and self._leaves(wanted):
+            await self._dismantle(name, record if record is not None and record.resource == wanted.uid else None)
+            return await self._let_go(resource, wanted)
+        if wanted is not None and wanted.proxied and wanted.usable:
+            record = await self.registry.follow(name, resource=wanted.uid)
+        elif record is not None and record.resource and await self._is_gone(record, wanted):
+            await self._dismantle(name, record)
+            record = None
+        if record is None:
+            await self._take_away(name)
+            if wanted is not None and wanted.proxied:
+                return await self._tell(resource, Outcome(problems=wanted.problems), None)
+            return Again()
+        return await self._serve(name, resource, wanted, record)
+
+    async def _is_gone(self, record: Cluster, wanted: Wanted | None) -> bool:
+        """Whether the resource of a record is gone for good, or of another type now. Asked of the apiserver itself,
+        since a copy that could not be read yet, or a CRD that is missing for a moment, must not cost a cluster."""
+        if wanted is not None:
+            return True
+        try:
+            await self.client.get(CLUSTERS, record.name)
+        except NotServed:
+            return False
+        except NotFound:
+            return True
+        return False
+
+    @staticmethod
+    def _leaves(wanted: Wanted) -> bool:
+        """Deleted, and nobody else needs the way to the member any more: others' finalizers work through the tunnel."""
+        return wanted.deleting and not [each for each in wanted.finalizers if each != FINALIZER]
+
+    # ---- a cluster that is wanted -------------------------------------------------------------------------------
+
+    async def _serve(self, name: str, resource: Object | None, wanted: Wanted | None, record: Cluster) -> Again:
+        sight = self.facts.sight(name)
+        outcome = Outcome(problems=wanted.problems if wanted is not None else ())
+        outcome = await self._ports(outcome, wanted, record, sight)
+        if KUBERNETES in outcome.ports:
+            outcome = await self._service(name, outcome)
+            outcome = await self._external(name, outcome, wanted)
+            await self._names(name, outcome, record)
+        outcome = self._alone(name, outcome, sight)
+        return await self._tell(resource, outcome, sight, record=record, wanted=wanted)
+
+    async def _ports(self, outcome: Outcome, wanted: Wanted | None, record: Cluster, sight: Sight | None) -> Outcome:
+        """A port for the apiserver, and one for the second service once the member declares it."""
+        services = sight.report.get("services") if sight is not None else None
+        declared = isinstance(services, dict) and KUBESPHERE in services
+        asked = wanted.ports if wanted is not None else {}
+        refused = any(problem.reason == "PortOutOfRange" for problem in outcome.problems)
+        ports = dict(record.ports)
+        for service in (KUBERNETES, KUBESPHERE):
+            if service not in ports and (refused or (service == KUBESPHERE and not (declared or asked.get(service)))):
+                continue
+            try:
+                self.writer.fence()
+                if service in ports:
+                    await self.registry.allocation.confirm(record, service)
+                else:
+                    ports[service] = await self.registry.allocation.hold(record.name, service, asked=asked.get(service))
+            except Deposed:
+                raise
+            except TowerError as error:
+                if error.code not in ("TWR109", "TWR121"):
+                    raise
+                ports.pop(service, None)
+                outcome = outcome.with_problem(problem_of("PortReady", error))
+        return replace(outcome, ports=ports)
+
+    async def _service(self, name: str, outcome: Outcome) -> Outcome:
+        wanted = desired.service(name, outcome.ports, namespace=self.namespace)
+        found = await self._ensure(SERVICES, wanted)
+        address = str((found.get("spec") or {}).get("clusterIP") or "")
+        if address == "None":  # a headless Service has no address to give to callers, and cannot be given one
+            await self.writer.delete(SERVICES, found)
+            found = await self.writer.ensure(SERVICES, wanted, None)
+            address = str((found.get("spec") or {}).get("clusterIP") or "")
+        await self._slices(service_name(name), name, outcome)
+        return replace(outcome, address=address)
+
+    async def _external(self, name: str, outcome: Outcome, wanted: Wanted | None) -> Outcome:
+        held = self.view.get(SERVICES, external_name(name))
+        if wanted is None or not wanted.external:
+            if held is not None and _is_ours(held, name):
+                await self._take_service(held)
+            return outcome
+        only = desired.external_service(name, outcome.ports, namespace=self.namespace, annotations=wanted.annotations)
+        found = await self._ensure(SERVICES, only)
+        await self._slices(external_name(name), name, replace(outcome, ports={KUBERNETES: outcome.ports[KUBERNETES]}))
+        return replace(outcome, external=True, external_address=_published(found))
+
+    async def _slices(self, service: str, name: str, outcome: Outcome) -> None:
+        replicas = desired.serving(name, self.facts.replicas())
+        wanted = desired.slices(service, name, outcome.ports, replicas, namespace=self.namespace)
+        for each in wanted:
+            await self._ensure(ENDPOINT_SLICES, each)
+        found = self.view.of_service(ENDPOINT_SLICES, service)
+        old = self.view.get(ENDPOINTS, service)
+        if not wanted:
+            return  # no replica is known at this moment: what stands is better than nothing
+        for each in desired.leftovers(service, [*found, *([old] if old is not None else [])], wanted):
+            await self.writer.delete(ENDPOINTS if each["kind"] == "Endpoints" else ENDPOINT_SLICES, each)
+
+    async def _names(self, name: str, outcome: Outcome, record: Cluster) -> None:
+        """What callers may reach the cluster by stands in its certificate from its next renewal on."""
+        inside = f"{service_name(name)}.{self.namespace}"
+        names = [inside, f"{inside}.svc", outcome.address, outcome.external_address]
+        await self.registry.name_services(record, tuple(dict.fromkeys(each for each in names if each)))
+
+    def _alone(self, name: str, outcome: Outcome, sight: Sight | None) -> Outcome:
+        others = self.twins.note(name, sight.uid if sight is not None else "")
+        if not others:
+            return outcome
+        uid = sight.uid if sight is not None else ""
+        text = f"the member says of itself that it is also {', '.join(others)} (kube-system uid {uid})"
+        return outcome.with_problem(Problem("Unique", "DuplicateMember", "TWR123", text, fault("TWR123").mend))
+
+    async def _ensure(self, resource: Resource, wanted: Object) -> Object:
+        return await self.writer.ensure(resource, wanted, self.view.get(resource, wanted["metadata"]["name"]))
+
+    # ---- saying so ----------------------------------------------------------------------------------------------
+
+    async def _tell(
+        self,
+        resource: Object | None,
+        outcome: Outcome,
+        sight: Sight | None,
+        *,
+        record: Cluster | None = None,
+        wanted: Wanted | None = None,
+    ) -> Again:
+        again = Again()
+        if resource is not None:
+            outcome, again = await self._mirror(resource, outcome, sight, usable=record is not None)
+        member = self.view.get(MEMBERS, record.name) if record is not None else None
+        if member is not None:
+            await self._status(member, resource or member, outcome, sight)
+        return again
+
+    async def _mirror(
+        self, resource: Object, outcome: Outcome, sight: Sight | None, *, usable: bool
+    ) -> tuple[Outcome, Again]:
+        """Our fields on the Cluster resource, the kubeconfig among them."""
+        text, again = None, Again()
+        if usable and outcome.address:
+            outcome, text, again = self._kubeconfig(resource, outcome, sight)
+        held = (resource.get("status") or {}).get("conditions")
+        mirror = Mirror(outcome, conditions(outcome, sight, held=held), FINALIZER if usable else "", text)
+        body = mirrored(resource, mirror, now=rfc3339(time.time()))
+        if body is None:
+            return outcome, again
+        try:
+            stored = await self.writer.replace(CLUSTERS, body)
+        except (Conflict, NotFound):
+            raise
+        except KubeError as error:
+            return outcome.with_problem(_refused(error)), Again(failed=True)
+        if not usable:
+            await self.events.tell(stored, transitions(held, mirror.conditions))
+        return outcome, again
+
+    def _kubeconfig(self, resource: Object, outcome: Outcome, sight: Sight | None) -> tuple[Outcome, str | None, Again]:
+        name, now = resource["metadata"]["name"], time.time()
+        bundle = self.authority.bundle
+        server = endpoint("https", outcome.address, 6443)
+        connection = Connection(server=server, tls_server_name=member_name(name), ca_pem=bundle.root_pem)
+        held: Any = ((resource.get("spec") or {}).get("connection") or {}).get("kubeconfig")
+        healthy = sight is not None and sight.healthy
+        decision = kubeconfig.decide(
+            held, connection, bundle=bundle, revocations=self.revocations(), now=now, healthy=healthy
+        )
+        if decision.action == "keep":
+            due = min(LOOK_AGAIN, max(1.0, (decision.renew_at or now) - now))
+            return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), None, Again(due)
+        if decision.action == "wait":
+            text = f"{decision.why}; it is written once a request gets through to the member"
+            return replace(outcome, kubeconfig=Condition("KubeconfigReady", "False", "Waiting", text)), None, Again()
+        made = kubeconfig.issue(self.authority, connection, cluster=name, now=now)
+        return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), made, Again(LOOK_AGAIN)
+
+    async def _status(self, member: Object, about: Object, outcome: Outcome, sight: Sight | None) -> None:
+        held = member.get("status") if isinstance(member.get("status"), dict) else {}
+        generation = int(member["metadata"].get("generation", 0))
+        now = rfc3339(time.time())
+        status = member_status(held or {}, outcome, sight, now=now, generation=generation)
+        if status == held:
+            return
+        await self.writer.replace(MEMBERS, {**member, "status": status}, subresource="status")
+        listed = (held or {}).get("conditions")
+        await self.events.tell(about, transitions(listed, conditions(outcome, sight, held=listed)))
+
+    # ---- a cluster that goes ------------------------------------------------------------------------------------
+
+    async def _dismantle(self, name: str, record: Cluster | None) -> None:
+        """What was made for it, its record and its claims. The member is not asked."""
+        await self._take_away(name)
+        if record is not None:
+            self.writer.fence()
+            await self.registry.delete(record)
+
+    async def _take_away(self, name: str) -> None:
+        self.twins.note(name, "")
+        for service in (service_name(name), external_name(name)):
+            held = self.view.get(SERVICES, service)
+            if held is not None and _is_ours(held, name):
+                await self._take_service(held)
+
+    async def _take_service(self, held: Object) -> None:
+        for each in self.view.of_service(ENDPOINT_SLICES, held["metadata"]["name"]):
+            await self.writer.delete(ENDPOINT_SLICES, each)
+        await self.writer.delete(SERVICES, held)
+
+    async def _let_go(self, resource: Object | None, wanted: Wanted) -> Again:
+        """Our finalizer, last of all: from here on nothing of the cluster is left."""
+        if resource is None or FINALIZER not in wanted.finalizers:
+            return Again()
+        left = [each for each in wanted.finalizers if each != FINALIZER]
+        body = {**resource, "metadata": {**resource["metadata"], "finalizers": left}}
+        try:
+            await self.writer.replace(CLUSTERS, body)
+        except NotFound:
+            return Again()
+        except Conflict:
+            raise
+        except KubeError as error:
+            await self.events.tell(resource, [troubled(_refused(error))])
+            return Again(failed=True)
+        return Again()
+
+
+def _refused(error: KubeError) -> Problem:
+    """A write to the Cluster resource that did not come through, by the name of the webhook where there is one."""
+    named = _WEBHOOK.search(error.message)
+    what = f"the admission webhook {named[1]!r} refuses it" if named else "the apiserver refuses it"
+    text = f"the Cluster resource could not be written: {what}: {error.message}"
+    reason = "WebhookRefused" if named else "WriteRefused"
+    return Problem("ResourceWritable", reason, "TWR122", text, fault("TWR122").mend)
+
+
+def _is_ours(service: Object, cluster: str) -> bool:
+    return (service["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == cluster
+
+
+def _published(service: Object) -> str:
+    """The address that the LoadBalancer has, an address before a name."""
+    given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    for key in ("ip", "hostname"):
+        for each in given:
+            if isinstance(each, dict) and each.get(key):
+                return str(each[key])
+    return ""

@@ -1,0 +1,187 @@
+"""Who of several servers is the leader: one Lease, taken and renewed by writes that carry the version they have read.
+
+Invariants, whatever fails or is delayed:
+- The leader counts its time from before the call that renewed, a follower from after the call that saw a change; so the
+  old leader knows that its time is over before the next one may begin. Clocks are never compared between machines, and
+  the clock goes on while a machine sleeps.
+- A lease is written with the version that was read, so of two that take it one wins. Each holder has a term of its own.
+- A write whose fate is unknown counts as not done; the next read tells.
+- An end that is orderly gives the lease back, and a follower takes it at its next look.
+Nothing but the controller needs a leader: tunnels and callers are served without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from protocol import defaults
+
+STOP_DEADLINE: Final = 5.0  # for giving the lease back at the end
+
+log = get_logger(__name__)
+
+
+def boot_clock() -> float:
+    """Seconds since the machine started, its sleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease as it was read. `holder` is empty for one that was given back; `version` is opaque."""
+
+    holder: str
+    term: int
+    duration: float
+    version: str
+
+
+class LeaseConflict(Exception):
+    """Somebody else wrote the lease first."""
+
+
+class Lease(Protocol):
+    """Where the lease is kept. Failures are `TowerError`."""
+
+    async def read(self) -> Held | None:
+        """The lease, or None when there is none yet."""
+
+    async def write(self, lease: Held) -> Held:
+        """Makes it (empty version) or replaces that version; the lease with its new version, or LeaseConflict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. A leader that could not renew for `renew_deadline` stops; others wait for the whole `duration`."""
+
+    duration: float = defaults.LEASE_DURATION
+    renew_deadline: float = defaults.LEASE_RENEW_DEADLINE
+    retry: float = defaults.LEASE_RETRY
+
+    def __post_init__(self) -> None:
+        if not 0 < self.retry < self.renew_deadline < self.duration:
+            raise ValueError("of a lease, retry < renew_deadline < duration")
+
+
+class Elector:
+    """One candidate. `identity` is unique to this process, so a restarted one waits as any other."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        identity: str,
+        timing: Timing,
+        random: Callable[[], float],
+        clock: Callable[[], float] = boot_clock,
+    ) -> None:
+        self.identity = identity
+        self.holder = ""
+        """Who held the lease when it was last read."""
+        self._lease = lease
+        self._timing = timing
+        self._random = random
+        self._clock = clock
+        self._seen: Held | None = None
+        self._seen_at = 0.0
+        self._ours: Held | None = None
+        self._until = 0.0
+
+    @property
+    def term(self) -> int | None:
+        """The term in which this candidate leads now, or None. Asked before each write that only a leader may do."""
+        return self._ours.term if self._ours is not None and self._clock() < self._until else None
+
+    async def attempt(self) -> int | None:
+        """One look at the lease: renews, takes it, or waits. The term if this candidate leads now. TowerError."""
+        started = self._clock()
+        found = await self._lease.read()
+        if found is None:
+            return await self._write(Held(self.identity, 1, self._timing.duration, ""), started)
+        self._observe(found)
+        if found.holder == self.identity:
+            if self._ours is None or found.term == self._ours.term:
+                return await self._write(found, started)
+            return await self._write(self._next(found), started)
+        self._ours = None
+        if found.holder and self._clock() - self._seen_at < found.duration:
+            return None
+        return await self._write(self._next(found), started)
+
+    async def release(self) -> None:
+        """Gives the lease back, if it is ours. Never raises: whoever ends has nothing more to do about it."""
+        ours, self._ours = self._ours, None
+        if ours is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_DEADLINE):
+                await self._lease.write(Held("", ours.term, 1.0, ours.version))
+        except (TowerError, LeaseConflict, TimeoutError) as error:
+            log.warning("lease-not-released", text=str(error), next_leader_within=self._timing.duration)
+
+    async def run(self, lead: Callable[[int], Awaitable[None]]) -> None:
+        """Competes until cancelled; `lead(term)` runs while this candidate leads and is cancelled when it does not.
+
+        An error of `lead` ends the candidacy and is raised, the lease given back.
+        """
+        try:
+            while True:
+                term = await self._look()
+                if term is not None:
+                    log.info("leading", identity=self.identity, term=term)
+                    await self._lead(term, lead)
+                await asyncio.sleep(self._pause())
+        finally:
+            await self.release()
+
+    async def _lead(self, term: int, lead: Callable[[int], Awaitable[None]]) -> None:
+        work = asyncio.ensure_future(lead(term))
+        try:
+            while self.term == term:
+                pause = min(self._pause(), max(0.0, self._until - self._clock()))
+                await asyncio.wait({work}, timeout=pause)
+                if work.done():
+                    await work
+                    return
+                await self._look()
+            log.warning("no-longer-leading", identity=self.identity, term=term, holder=self.holder)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _look(self) -> int | None:
+        """`attempt` within its deadline; what fails is logged, and the time that was granted runs on."""
+        left = self._until - self._clock() if self.term is not None else self._timing.renew_deadline
+        try:
+            async with asyncio.timeout(max(0.05, left)):
+                return await self.attempt()
+        except (TowerError, LeaseConflict, TimeoutError) as error:
+            log.warning("lease-not-reached", identity=self.identity, text=str(error) or "no answer in time")
+            return self.term
+
+    async def _write(self, lease: Held, started: float) -> int | None:
+        try:
+            written = await self._lease.write(lease)
+        except LeaseConflict:
+            self._ours = None
+            return None
+        self._observe(written)
+        self._ours, self._until = written, started + self._timing.renew_deadline
+        return self.term
+
+    def _next(self, found: Held) -> Held:
+        return Held(self.identity, found.term + 1, self._timing.duration, found.version)
+
+    def _observe(self, found: Held) -> None:
+        if found != self._seen:
+            self._seen, self._seen_at = found, self._clock()
+            self.holder = found.holder
+
+    def _pause(self) -> float:
+        return self._timing.retry * (0.8 + 0.4 * self._random())
