@@ -105,7 +105,9 @@ class Client:
     ) -> Object:
         """The new object as stored, or AlreadyExists."""
         ask = Ask("create", resource, namespace_of(body), name_of(body) or None)
-        return await self._object(ask, "POST", body=body, query={"fieldManager": field_manager}, deadline=deadline)
+        return await self._object(
+            ask, "POST", body=_typed(resource, body), query={"fieldManager": field_manager}, deadline=deadline
+        )
 
     async def replace(
         self,
@@ -118,7 +120,9 @@ class Client:
     ) -> Object:
         """The whole object in place of the old one; Conflict when its resourceVersion is no longer the stored one."""
         ask = Ask("replace", resource, namespace_of(body), name_of(body), subresource)
-        return await self._object(ask, "PUT", body=body, query={"fieldManager": field_manager}, deadline=deadline)
+        return await self._object(
+            ask, "PUT", body=_typed(resource, body), query={"fieldManager": field_manager}, deadline=deadline
+        )
 
     async def patch(
         self,
@@ -153,9 +157,14 @@ class Client:
         """
         ask = Ask("apply", resource, namespace_of(body), name_of(body), subresource)
         query = {"fieldManager": field_manager, "force": "true" if force else ""}
-        whole = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
         return await self._object(
-            ask, "PATCH", body=whole, query=query, content=_PATCHES["apply"], deadline=deadline, safe=True
+            ask,
+            "PATCH",
+            body=_typed(resource, body),
+            query=query,
+            content=_PATCHES["apply"],
+            deadline=deadline,
+            safe=True,
         )
 
     async def delete(
@@ -341,6 +350,11 @@ class Client:
         made = Unreachable("TWR114", f"{ask}: {self.address} {text}", ask=ask if isinstance(ask, Ask) else None)
         made.again = again and not self._connections.closed
         return made
+
+
+def _typed(resource: Resource, body: Object) -> Object:
+    """Kind and apiVersion may be left out: the resource says them."""
+    return {"apiVersion": resource.api_version, "kind": resource.kind, **body}
 
 
 async def _body(connection: Connection) -> bytes:
