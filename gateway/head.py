@@ -33,9 +33,22 @@ _RESPONSE: Final = re.compile(
     rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n"
     rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
 )
+# An answer of known length without a field of the hop, or with the one that says nothing: what nearly all are.
+# Whatever is spelt otherwise goes the long way, which decides.
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
+_PLAIN_LINE: Final = (
+    rb"(?:(?:(?![CcHhKkPpTtUu])|[Cc]ache-|[Cc]ontent-(?=[DdEeRrTt]))[A-Za-z0-9!#$%&'*+.^_`|~-]++:"
+    + _VALUE
+    + rb"|Connection: keep-alive)\r\n"
+)
+_EVERYDAY: Final = re.compile(
+    rb"HTTP/1\.1 ([2-5][0-9]{2})(?: %b)?\r\n(?:%b){0,99}+[Cc]ontent-[Ll]ength: ?([0-9]{1,18})\r\n(?:%b){0,99}+\r\n"
+    % (_VALUE, _PLAIN_LINE, _PLAIN_LINE)
+)
 _RESPONSE_SPECIAL: Final = re.compile(
     rb"\r\n(content-length|" + b"|".join(sorted(HOP_BY_HOP)) + rb"):([^\r\n]*)", re.IGNORECASE
 )
+_BODILESS: Final = (b"204", b"304")
 _DIGIT_ONE: Final = ord("1")
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~\-:\[\]%]*")
 _UPGRADE: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:/[A-Za-z0-9!#$%&'*+.^_`|~-]+)?")
@@ -268,6 +281,9 @@ def _length(value: bytes, framing: Framing, error: type[RequestError | AnswerErr
 
 def parse_response(raw: bytes, *, to_head: bool = False) -> ResponseHead:
     """The head in `raw`, as an answer to HEAD or to another method. Raises AnswerError."""
+    everyday = _EVERYDAY.fullmatch(raw)
+    if everyday is not None and not to_head and everyday[1] not in _BODILESS:
+        return ResponseHead(int(everyday[1]), 1, raw, _BY_LENGTH, int(everyday[2]), True, None, (), True)
     if _RESPONSE.fullmatch(raw) is None:
         raise AnswerError("the head of the answer is not that of an HTTP/1 response")
     if raw.count(b"\r\n") > MAX_HEADER_FIELDS + 2:
