@@ -75,7 +75,7 @@ class TunnelRegistry:
                 tunnel.close(Code.REVOKED, "the certificate of the agent was revoked")
 
     def drain_all(self, text: str, *, deadline: float, retry_after: Callable[[], float]) -> None:
-        """Asks every agent to move elsewhere; each is told another moment to come back."""
+        """Asks every agent to move elsewhere; each is told another moment to come back. Nothing new is opened."""
         for _, tunnel in self:
             tunnel.drain(Code.SHUTDOWN, text, deadline=deadline, retry_after=retry_after())
 
@@ -90,6 +90,11 @@ class TunnelRegistry:
             self.departed[member.name, tunnel.peer.agent] = (time.time(), tunnel.software)
         log.info(
             "tunnel-closed",
+    @property
+    def busy(self) -> bool:
+        """Whether any tunnel carries more than its control stream."""
+        return any(tunnel.stream_count > 1 for _, tunnel in self)
+
             cluster=tunnel.peer.cluster,
             tunnel=tunnel.id,
             agent=tunnel.peer.agent,
