@@ -520,6 +520,25 @@ _TABLE: Final = (
         503,
         "AgentNotServing",
     ),
+    Fault(
+        "TWR230",
+        "The host refused the registration",
+        "A host that speaks kubesphere-v1 answered this agent's registration with no.",
+        "The cluster's name or token is not the one in the host's Cluster resource, or the host could not issue.",
+        "compare name and token with `spec.connection.token` on the host, then see the host's log",
+        401,
+        "RegistrationRefused",
+    ),
+    Fault(
+        "TWR231",
+        "Nobody agreed to ship a credential",
+        "In the dialect kubesphere-v1 the host acts in the member with a credential that the agent sends it, in full.",
+        "`dialect: kubesphere-v1` without `kubesphere_v1.ship_credential`.",
+        "make a ServiceAccount that may do no more than the host should, run the agent with it (or name its "
+        "kubeconfig), and add `--ship-credential`",
+        400,
+        "CredentialNotShipped",
+    ),
     # 3xx: the member's apiserver
     Fault(
         "TWR301",

@@ -23,6 +23,7 @@ AGENT_STATE_DIR: Final = "/var/lib/tower-agent"
 ADMIN_SOCKET: Final = "/run/tower/admin.sock"
 PORT_RANGE: Final = (6000, 7000)
 KUBESPHERE_PORT_OFFSET: Final = 10000
+KUBESPHERE_SERVICE: Final = "ks-apiserver.kubesphere-system.svc:80"  # in the member, where none is declared
 STORE_NAMESPACE: Final = "tower-system"
 
 # Lifetimes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from certs.names import is_label
 from daemon.config import Duration, Section
@@ -87,9 +87,23 @@ class Host(Section):
         return value
 
 
+class KubesphereV1(Section):
+    """For `dialect: kubesphere-v1` only: the host, and consent to what the dialect asks for."""
+
+    server: str | None = None
+    """ws://, wss://, http:// or https:// address of the host's tower."""
+    cluster: str | None = None
+    """The name of this member's Cluster there; `token_file` holds its token."""
+    ship_credential: bool = False
+    """Agrees that the host gets the credential by which this agent reaches the apiserver, in full."""
+
+
 class AgentConfig(Section):
     """The agent's configuration."""
 
+    dialect: Literal["tower.v1", "kubesphere-v1"] = "tower.v1"
+    """What the host speaks. `kubesphere-v1` is Go Tower's: one host, and a credential that is shipped to it."""
+    kubesphere_v1: KubesphereV1 = KubesphereV1()
     state_dir: Path = Path(defaults.AGENT_STATE_DIR)
     """Holds the identities (0600), one folder a host, and the revocation list last seen."""
     kubeconfig: Path | None = None
@@ -138,6 +152,12 @@ class AgentConfig(Section):
             if name != KUBERNETES and (service.address is None or service.mode != "gateway"):
                 raise ValueError(f"the service {name} needs an address (host:port) and nothing else")
         return services
+
+    @model_validator(mode="after")
+    def _the_dialects_own_keys(self) -> AgentConfig:
+        if self.dialect == "tower.v1" and self.kubesphere_v1 != KubesphereV1():
+            raise ValueError("kubesphere_v1 is for `dialect: kubesphere-v1` (--dialect kubesphere-v1)")
+        return self
 
     @field_validator("hosts")
     @classmethod

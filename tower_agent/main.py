@@ -38,6 +38,23 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     "token_file": click.option("--token-file", type=_PATH, help="The enrolment token's file."),
     "policy_file": click.option("--policy-file", type=_PATH, help="Whom each host may act as."),
     "links": click.option("--links", type=click.IntRange(1, defaults.MAX_LINKS), help="Tunnels to each host."),
+    "dialect": click.option(
+        "--dialect",
+        type=click.Choice(["tower.v1", "kubesphere-v1"]),
+        help="What the host speaks (Go Tower: the latter).",
+    ),
+    "kubesphere_v1.server": click.option(
+        "--server", "kubesphere_v1_server", metavar="URL", help="kubesphere-v1: the host's address, ws:// or wss://."
+    ),
+    "kubesphere_v1.cluster": click.option(
+        "--cluster", "kubesphere_v1_cluster", metavar="NAME", help="kubesphere-v1: this member's Cluster on the host."
+    ),
+    "kubesphere_v1.ship_credential": click.option(
+        "--ship-credential/--no-ship-credential",
+        "kubesphere_v1_ship_credential",
+        default=None,
+        help="kubesphere-v1: agree that the host gets this agent's credential for the apiserver.",
+    ),
     "health_address": click.option("--health-address", metavar="HOST:PORT", help="/healthz, /readyz and /metrics."),
     "log.level": click.option(
         "--log-level", "log_level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged."
@@ -61,9 +78,7 @@ def _options(*names: str) -> Callable[[F], F]:
 
 
 def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
-    named = {
-        key.replace("log_", "log.", 1): str(value) if isinstance(value, Path) else value for key, value in flags.items()
-    }
+    named = {_key(name): str(value) if isinstance(value, Path) else value for name, value in flags.items()}
     chosen = file or click.get_current_context().find_object(Path)
     return load(
         AgentConfig,
@@ -72,6 +87,24 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
         reserved=_OTHERS,
         flags=named,
     )
+
+
+def _key(name: str) -> str:
+    """The configuration's key for a parameter of a command."""
+    for section in ("log", "kubesphere_v1"):
+        if name.startswith(f"{section}_"):
+            return f"{section}.{name.removeprefix(f'{section}_')}"
+    return name
+
+
+def _native(config: AgentConfig, command: str) -> AgentConfig:
+    if config.dialect != "tower.v1":
+        raise TowerError(
+            "TWR101",
+            f"`tower-agent {command}` is for tower.v1, and the configuration says `dialect: {config.dialect}`",
+            mend="`tower-agent run` registers with such a host by itself; its log and /readyz say what is wrong",
+        )
+    return config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
@@ -95,7 +128,7 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
         seconds = parse_duration(wait)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--wait") from error
-    config = _load(file, flags).value
+    config = _native(_load(file, flags).value, "join")
     log.configure(level="warning", style="console" if sys.stderr.isatty() else config.log.format)
 
     from tower_agent.token import read_token_file, read_token_input
@@ -117,7 +150,7 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
 @click.option("--forget", is_flag=True, help="Take the identity away here without asking the host.")
 def leave(file: Path | None, host: str | None, forget: bool, **flags: Any) -> int:
     """Leave HOST (or the only one) for good: it revokes this agent, and the identity is taken away here."""
-    config = _load(file, flags).value
+    config = _native(_load(file, flags).value, "leave")
     log.configure(level="warning", style="console" if sys.stderr.isatty() else config.log.format)
 
     async def main(_process: Process) -> int:
@@ -140,6 +173,10 @@ def _run(config: AgentConfig) -> int:
     log.configure(level=config.log.level, style=config.log.format)
 
     async def main(process: Process) -> int:
+        if config.dialect == "kubesphere-v1":
+            from tower_agent.legacy import LegacyAgent
+
+            return await LegacyAgent(config).run(process)
         from tower_agent.agent import Agent
 
         return await Agent(config).run(process)
@@ -157,7 +194,7 @@ def check(file: Path | None, host: str | None, output: str, fail_on_warning: boo
 
     Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
     """
-    config = _load(file, flags).value
+    config = _native(_load(file, flags).value, "check")
     log.configure(level="error", style=config.log.format)
 
     async def main(_process: Process) -> int:

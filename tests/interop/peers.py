@@ -1,13 +1,16 @@
-"""The Go peers as child processes: a proxy (the host's end) and an agent (the member's), of either vintage in use."""
+"""The peers as processes: Go's proxy (the host's end) and agent (the member's), of either vintage; our agent."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
+
+import yaml
 
 from tests.lab import assets
 from tests.lab.pki import ClusterCA
@@ -155,6 +158,86 @@ class GoAgent:
         if self._child is not None:
             self._child.stop()
             self._child = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+class OurAgent:
+    """`tower-agent` in the same place: as a process, with a configuration file and the flags of a test."""
+
+    def __init__(
+        self,
+        folder: Path,
+        server: str,
+        *,
+        kubeconfig: Path,
+        name: str = CLUSTER,
+        token: str = TOKEN,
+        settings: Mapping[str, Any] | None = None,
+        constants: Mapping[str, float] | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._constants = dict(constants or {})
+        (self.health,) = free_ports(1)
+        (folder / "token").touch(0o600)
+        (folder / "token").write_text(f"{token}\n")
+        config = {
+            "dialect": "kubesphere-v1",
+            "kubesphere_v1": {"server": server, "cluster": name, "ship_credential": True},
+            "kubeconfig": str(kubeconfig),
+            "token_file": str(folder / "token"),
+            "health_address": f"127.0.0.1:{self.health}",
+            "proxy_from_environment": False,
+        }
+        (folder / "agent.yaml").write_text(yaml.safe_dump(config | dict(settings or {})))
+        self._child: Child | None = None
+
+    @property
+    def child(self) -> Child:
+        assert self._child is not None
+        return self._child
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Its log so far."""
+        lines = (self.folder / "agent.log").read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """Its log lines of that name."""
+        return [each for each in self.events if each["event"] == event]
+
+    def until(self, event: str, count: int = 1) -> dict[str, Any]:
+        """The log line of that name, when the `count`th has been written."""
+        self.child.until(lambda: len(self.said(event)) >= count, f"{event} ({count})", START_DEADLINE)
+        return self.said(event)[count - 1]
+
+    def start(self, *flags: str, registered: bool = True) -> None:
+        scaled = [sys.executable, "-m", "tests.lab.scaled", json.dumps(self._constants), "tower-agent"]
+        argv: list[str | Path] = [*scaled] if self._constants else [Path(sys.executable).parent / "tower-agent"]
+        argv += ["--config", self.folder / "agent.yaml", "run", "--log-format", "json", *flags]
+        self._child = Child(
+            "tower-agent", argv, log=self.folder / "agent.log", env={"PATH": os.environ["PATH"]}, cwd=assets.ROOT
+        )
+        ADOPTED.add(self._child.pid)
+        if registered:
+            self.until("host-registered")
+
+    def stop(self) -> int | None:
+        if self._child is None:
+            return None
+        child, self._child = self._child, None
+        return child.stop()
 
     def __enter__(self) -> Self:
         try:

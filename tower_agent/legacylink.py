@@ -1,0 +1,202 @@
+"""Keeps the session with a host of `kubesphere-v1` up: dials, registers, pings, and registers again when it must.
+
+A Go host takes the credential from the agent that made its listeners, and keeps it for as long as these live. So a
+changed credential needs the session to end first: the agent waits for a moment without traffic, leaves, gives the host
+time to take its listeners down, and comes back. A Go host that is asked again at once may find its own ports still
+taken, and then serves nobody without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from daemon.backoff import Backoff
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.metrics import AgentMetrics
+from protocol.aio.hops import DialError
+from protocol.aio.proxydial import DialTarget
+from protocol.aio.sshchannel import ChannelLimits
+from protocol.aio.sshdial import HostSession, RegistrationRefused, dial_host
+from protocol.defaults import PING_INTERVAL
+from tower_agent.faultof import dial_fault
+from tower_agent.legacychannels import LegacyChannels
+from tower_agent.shipment import Credential, Shipment
+
+LASTED: Final = 5.0  # seconds after which a session counts as a success
+REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
+CREDENTIAL_EVERY: Final = 10.0  # how often the credential is looked at
+QUIET: Final = 1.0  # seconds without a relayed byte: nobody is in the middle of a request
+QUIET_WITHIN: Final = 30.0  # a credential is replaced long before it ends; later than this, what runs is cut
+AWAY: Final = 1.0  # between two sessions of which the second brings another credential
+_LOOK: Final = 0.1
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyHost:
+    """The host, and who this agent is there."""
+
+    target: DialTarget
+    cluster: str
+    token: str
+    version: str
+    limits: ChannelLimits
+
+
+class LegacyLink:
+    """One host. `run` until cancelled; `drain` and `close` end the session."""
+
+    def __init__(
+        self, host: LegacyHost, credential: Credential, channels: LegacyChannels, *, metrics: AgentMetrics
+    ) -> None:
+        self._host = host
+        self._credential = credential
+        self._channels = channels
+        self._metrics = metrics
+        self._backoff = Backoff(random=random.random)
+        self._said = ("", 0.0)
+        self._name = host.target.authority
+        self._stopping = False
+        self.session: HostSession | None = None
+        self.fault: TowerError | None = None
+        self._connected(False)
+
+    async def run(self) -> None:
+        """Until it is cancelled; every failure is a state, a log line and a back-off."""
+        while not self._stopping:
+            try:
+                shipment = await self._credential.read()
+                session = await self._open(shipment)
+            except TowerError as fault:
+                await self._failed(fault)
+                continue
+            self.session, self.fault = session, None
+            self._connected(True)
+            try:
+                await self._hold(session, shipment)
+            except TowerError as fault:
+                session.close(fault.message)
+                self.session = None
+                self._connected(False)
+                if self._stopping:
+                    break
+                if time.monotonic() - session.opened_at >= LASTED:
+                    self._backoff.reset()
+                await self._failed(fault)
+            else:
+                await self._renew(session)
+        await asyncio.get_running_loop().create_future()  # stopping: only cancelling ends this now
+
+    async def drain(self, deadline: float) -> None:
+        """Wait for a moment without traffic, at most until the deadline: hosts have no word for `open nothing more`."""
+        self._stopping = True
+        if self.session is not None:
+            await self._quiet(deadline)
+
+    def close(self, text: str) -> None:
+        """End the session."""
+        if self.session is not None:
+            self.session.close(text)
+
+    async def _open(self, shipment: Shipment) -> HostSession:
+        host = self._host
+        try:
+            session = await dial_host(host.target, limits=host.limits, on_channel=self._channels.on_channel)
+        except DialError as error:
+            self._metrics.dials.labels(self._name, error.hop, "failed").inc()
+            raise dial_fault(error) from error
+        self._channels.announce(shipment)
+        try:
+            await session.register(shipment.registration(cluster=host.cluster, token=host.token, version=host.version))
+        except RegistrationRefused as error:
+            session.close("refused")
+            self._metrics.dials.labels(self._name, "handshake", "refused").inc()
+            raise TowerError("TWR230", f"{self._name} refused the cluster {host.cluster}: {error}") from error
+        except DialError as error:
+            session.close("the registration failed")
+            self._metrics.dials.labels(self._name, error.hop, "failed").inc()
+            raise dial_fault(error) from error
+        except BaseException:
+            session.close("the agent is stopping")
+            raise
+        self._metrics.dials.labels(self._name, "none", "ok").inc()
+        log.info("host-registered", host=self._name, cluster=host.cluster, shipped=shipment.what)
+        return session
+
+    async def _hold(self, session: HostSession, shipment: Shipment) -> None:
+        """Until the credential has changed; TowerError when the session has ended."""
+        loop = asyncio.get_running_loop()
+        closed = loop.create_task(session.wait_closed(), name="session")
+        pings = loop.create_task(self._ping(session), name="pings")
+        changed = loop.create_task(self._changed(shipment), name="credential")
+        tasks: set[asyncio.Task[Any]] = {closed, pings, changed}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if closed.done():
+                raise TowerError("TWR201", f"the session with {self._name} ended: {closed.result()}")
+            if pings.done():
+                raise TowerError("TWR222", f"{self._name} fell silent: {pings.exception()}")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _renew(self, session: HostSession) -> None:
+        """Leave in a moment without traffic, so that the next registration finds the host's listeners gone."""
+        log.info("credential-changed", host=self._name, text="leaving, to register again with the new one")
+        await self._quiet(QUIET_WITHIN)
+        session.close("the credential has changed")
+        self.session = None
+        self._connected(False)
+        self._backoff.reset()
+        await asyncio.sleep(AWAY)
+
+    async def _ping(self, session: HostSession) -> None:
+        while True:
+            await asyncio.sleep(max(_LOOK, PING_INTERVAL - session.silent_for))
+            if session.silent_for >= PING_INTERVAL:
+                self._metrics.tunnel_rtt.labels(self._name).set(await session.ping())
+
+    async def _changed(self, shipment: Shipment) -> None:
+        said = ""
+        while True:
+            await asyncio.sleep(CREDENTIAL_EVERY)
+            try:
+                if await self._credential.read() != shipment:
+                    return
+                said = ""
+            except TowerError as fault:  # in the middle of a rotation, or for good: what was shipped still holds
+                if said != fault.message:
+                    log.warning("credential-not-read", code=fault.code, text=fault.message)
+                said = fault.message
+
+    async def _quiet(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline
+        moved, since = self._channels.moved, loop.time()
+        while self.session is not None and not self.session.closed and self.session.streams:
+            now = loop.time()
+            if self._channels.moved != moved:
+                moved, since = self._channels.moved, now
+            if now - since >= QUIET or now >= until:
+                return
+            await asyncio.sleep(_LOOK)
+
+    async def _failed(self, fault: TowerError) -> None:
+        self.fault = fault
+        delay = self._backoff.next(retry_after=fault.retry_after)
+        now = time.monotonic()
+        if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
+            self._said = (fault.message, now)
+            log.warning("tunnel-down", host=self._name, code=fault.code, text=fault.message, next_in=round(delay, 2))
+        await asyncio.sleep(delay)
+
+    def _connected(self, value: bool) -> None:
+        self._metrics.connected.labels(self._name).set(int(value))
+        self._metrics.tunnels.labels(self._name).set(int(value))
