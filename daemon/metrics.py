@@ -20,6 +20,7 @@ from daemon.tally import RequestTally
 
 STATES: Final = ("NeverConnected", "TunnelDown", "ApiserverDown", "AuthFailed", "Degraded", "Connected", "Unknown")
 OPEN_RESULTS: Final = ("ok", "no_tunnel", "refused", "limit", "timeout", "lost")
+RESUME_RESULTS: Final = ("ok", "refused", "expired")
 DIRECTIONS: Final = ("to_member", "from_member")
 M: Final = "member_cluster"
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -90,6 +91,7 @@ class ServerMetrics(_Metrics):
         self.tunnels_expected = self._gauge("tunnels_expected", "Tunnels that the cluster should have.", M)
         self.tunnel_rtt = self._gauge("tunnel_rtt_seconds", "Last measured round trip of the best tunnel.", M)
         self.tunnel_closes = self._counter("tunnel_closes_total", "Tunnels closed, by cause.", M, "cause")
+        self.resumes = self._counter("resumes_total", "Tunnels without a link, by what became of them.", M, "result")
         self.handshakes = self._counter("handshakes_total", "Handshakes on the tunnel port, by result.", "result")
         self.enrolments = self._counter("enrolments_total", "Enrolments by result.", "result")
         self.streams = self._gauge("streams", "Open streams.", M, "service")
@@ -140,6 +142,7 @@ class ClusterMetrics:
         self.tunnels = metrics.tunnels.labels(name, "tower.v1")
         self.opens = {result: metrics.stream_opens.labels(name, result) for result in OPEN_RESULTS}
         self.to_member, self.from_member = (metrics.stream_bytes.labels(name, way) for way in DIRECTIONS)
+        self._resumes = {result: metrics.resumes.labels(name, result) for result in RESUME_RESULTS}
         self.probe_ok = metrics.probes.labels(name, "ok")
         self.probe_failed = metrics.probes.labels(name, "failed")
         self._streams: dict[str, Gauge] = {}
@@ -155,6 +158,10 @@ class ClusterMetrics:
     def closed(self, cause: str) -> None:
         """Counts a closed tunnel; `cause` is the name of a protocol code, never free text."""
         self._metrics.tunnel_closes.labels(self.name, cause).inc()
+
+    def resumed(self, result: str) -> None:
+        """Counts what became of a tunnel without a link (one of RESUME_RESULTS)."""
+        self._resumes[result].inc()
 
     def answered(self, code: str) -> None:
         """Counts an answer that the server itself gave to a caller (`TWR201`)."""

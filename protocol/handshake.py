@@ -29,6 +29,9 @@ MAX_CERTIFICATE_BYTES: Final = 4096
 MAX_NAME: Final = 253
 MAX_COUNT: Final = 2**63
 
+# A tunnel that the server refuses to go on with by one of these is over.
+REFUSED_RESUME: Final = frozenset({Code.UNKNOWN_TUNNEL, Code.STALE_LINK, Code.POSITION})
+
 Signer = Callable[[bytes], bytes]
 Chain = Sequence[bytes]
 

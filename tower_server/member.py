@@ -20,6 +20,8 @@ from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
 
 HISTORY: Final = 20
 EXPECTED_AFTER: Final = 60.0  # seconds that a number of tunnels must last before it is what is expected
+DETACHED: Final = "detached"
+"""Key in a tunnel's data: why it has no link at the moment."""
 SEEN_FOR: Final = 86400.0  # how long the most tunnels seen stay what is expected
 FAREWELLS: Final = frozenset(
     {Code.SHUTDOWN, Code.NONE, Code.DRAINING}
@@ -31,7 +33,7 @@ class Entry:
     """A line of the history. `code` is a protocol code's name for closes, a fault for refusals."""
 
     at: float
-    event: Literal["opened", "closed", "refused"]
+    event: Literal["opened", "detached", "resumed", "closed", "refused"]
     agent: str
     remote: str
     code: str = ""
@@ -81,7 +83,11 @@ class Member:
     @property
     def serving(self) -> list[Tunnel]:
         """The tunnels that new streams may go to."""
-        return [each for each in self.tunnels if not each.draining and not each.renew_only and not _only_checks(each)]
+        return [
+            each
+            for each in self.tunnels
+            if not (each.draining or each.renew_only or DETACHED in each.data or _only_checks(each))
+        ]
 
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
@@ -126,11 +132,35 @@ class Member:
         if not tunnel.renew_only:
             self.connected = now
             self.last_close = Ended(now, closed.code.name, closed.text or closed.code.name.lower().replace("_", " "))
-            if not self.serving:
+            if not self.serving and DETACHED not in tunnel.data:
                 self.hold.lost()
         if closed.by_peer and closed.code in FAREWELLS:
             self._peak, self._peak_at = len(self.serving), now
         self.metrics.closed(closed.code.name)
+        self._counted()
+        self.judge()
+
+    def detached(self, tunnel: Tunnel, why: str) -> None:
+        """A tunnel has lost its link: its streams wait for another one, new callers for any tunnel."""
+        now = time.time()
+        tunnel.data[DETACHED] = why
+        self.history.appendleft(Entry(now, "detached", tunnel.peer.agent, tunnel.remote, Code.TUNNEL_LOST.name, why))
+        self.connected = now
+        self.last_close = Ended(now, Code.TUNNEL_LOST.name, f"{why}; its agent may come back")
+        if not self.serving:
+            self.hold.lost()
+        self._counted()
+        self.judge()
+
+    def resumed(self, tunnel: Tunnel, pause: float) -> None:
+        """It goes on over another link, and what was known of it holds."""
+        now = time.time()
+        tunnel.data.pop(DETACHED, None)
+        text = f"after {pause:.1f} s"
+        self.history.appendleft(Entry(now, "resumed", tunnel.peer.agent, tunnel.remote, text=text))
+        self.connected = now
+        self.refused = None
+        self.hold.release()
         self._counted()
         self.judge()
 
@@ -164,7 +194,7 @@ class Member:
 
     def _counted(self) -> None:
         self._count_since = time.time()
-        self.metrics.tunnels.set(sum(not _only_checks(each) for each in self.tunnels))
+        self.metrics.tunnels.set(sum(not _only_checks(each) and DETACHED not in each.data for each in self.tunnels))
 
     def tick(self) -> None:
         """Now and then: what only time changes."""

@@ -30,7 +30,7 @@ from daemon.units import split_address
 from protocol.aio.listener import Credentials, TunnelListener, network_of
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
-from protocol.handshake import Hello
+from protocol.handshake import REFUSED_RESUME, Hello
 from tower_server.admin.app import AdminApp
 from tower_server.admin.services import Services
 from tower_server.admin.socket import AdminSocket
@@ -229,6 +229,7 @@ class Server:
             authenticate=services.agents.authenticate,
             http=enrolment.answer,
             on_tunnel=self._admit_tunnel,
+            find=services.registry.find,
             budget=self._budget,
             limits=self._config.liveness.limits(self._config.memory),
             admit=self._admit,
@@ -301,6 +302,9 @@ class Server:
             log.warning("tunnel-port-refused", remote=remote, stage=stage, code=code.name, text=text, **named)
         else:
             self._unsaid += 1
+        member = self.services.registry.members.get(hello.cluster) if hello is not None else None
+        if member is not None and code in REFUSED_RESUME:
+            member.metrics.resumed("refused")
         self.services.agents.refused(remote=remote, stage=stage, code=code, text=text, hello=hello)
 
     # ---- now and then -------------------------------------------------------------------------------------------

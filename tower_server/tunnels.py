@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from certs.peers import AgentIdentity
 from daemon.log import get_logger
 from daemon.wirefault import WIRE_FAULTS
 from protocol.aio.tunnel import Closed, Tunnel
-from protocol.constants import Code
-from tower_server.member import Member
+from protocol.constants import SUBPROTOCOL, Code
+from tower_server.member import DETACHED, Member
 
 log = get_logger(__name__)
 
@@ -43,6 +44,8 @@ class TunnelRegistry:
             tunnel.close(Code.DELETED, f"there is no cluster {tunnel.peer.cluster} here")
             return
         tunnel.on_closed = self._closed
+        tunnel.on_detached = self._detached
+        tunnel.on_resumed = self._resumed
         tunnel.on_going_away = lambda tunnel, event: member.going_away(tunnel, event.text)
         for older in list(member.tunnels):
             if (older.peer.agent, older.instance) == (tunnel.peer.agent, tunnel.instance) and not older.draining:
@@ -59,6 +62,14 @@ class TunnelRegistry:
         )
         for observer in self._observers:
             observer(member, tunnel)
+
+    def find(self, tunnel_id: str, identity: AgentIdentity) -> Tunnel | None:
+        """The tunnel that this agent may go on with over a new link."""
+        member = self.members.get(identity.cluster)
+        for tunnel in member.tunnels if member is not None else ():
+            if tunnel.id == tunnel_id and tunnel.dialect == SUBPROTOCOL and tunnel.peer.agent == identity.agent:
+                return tunnel
+        return None
 
     def close_agent(self, cluster: str, agent: str | None, *, code: Code, text: str) -> int:
         """Closes the tunnels of an agent (None: all of the cluster) at once; how many there were."""
@@ -83,9 +94,40 @@ class TunnelRegistry:
         for _, tunnel in self:
             tunnel.close(code, text)
 
+    def _detached(self, tunnel: Tunnel, why: str) -> None:
+        member = self.members.get(tunnel.peer.cluster)
+        if member is not None:
+            member.detached(tunnel, why)
+        log.warning(
+            "tunnel-detached",
+            cluster=tunnel.peer.cluster,
+            tunnel=tunnel.id,
+            agent=tunnel.peer.agent,
+            remote=tunnel.remote,
+            text=why,
+            streams=tunnel.stream_count,
+        )
+
+    def _resumed(self, tunnel: Tunnel, pause: float) -> None:
+        member = self.members.get(tunnel.peer.cluster)
+        if member is not None:
+            member.resumed(tunnel, pause)
+            member.metrics.resumed("ok")
+        log.info(
+            "tunnel-resumed",
+            cluster=tunnel.peer.cluster,
+            tunnel=tunnel.id,
+            agent=tunnel.peer.agent,
+            remote=tunnel.remote,
+            seconds=round(pause, 3),
+            streams=tunnel.stream_count,
+        )
+
     def _closed(self, tunnel: Tunnel, closed: Closed) -> None:
         member = self.members.get(tunnel.peer.cluster)
         if member is not None:
+            if DETACHED in tunnel.data:
+                member.metrics.resumed("expired")
             member.remove(tunnel, closed)
             self.departed[member.name, tunnel.peer.agent] = (time.time(), tunnel.software)
         log.info(

@@ -22,11 +22,10 @@ from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import FrameDecoder
-from protocol.handshake import AgentHandshake, Welcome, parse_reject, reject
+from protocol.handshake import REFUSED_RESUME, AgentHandshake, Welcome, parse_reject, reject
 from protocol.session import Session
 
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
-REFUSED_RESUME: Final = frozenset({Code.UNKNOWN_TUNNEL, Code.STALE_LINK, Code.POSITION})
 
 
 async def dial(

@@ -13,7 +13,7 @@ from daemon.faults import FAULTS
 from protocol.aio.tunnel import StreamInfo, Tunnel
 from tower_server.admin.services import Services
 from tower_server.listeners import CallerPort
-from tower_server.member import Entry, Member
+from tower_server.member import DETACHED, Entry, Member
 from tower_server.records import KUBERNETES, Agent, Cluster, Token
 from tower_server.tokens import token_state
 
@@ -152,6 +152,8 @@ def _state(tunnel: Tunnel) -> str:
         return "Draining"
     if tunnel.renew_only:
         return "RenewOnly"
+    if DETACHED in tunnel.data:
+        return "Detached"
     return "Stalled" if tunnel.stalled else "Open"
 
 

@@ -1,4 +1,4 @@
-"""A tunnel that changes its link, over real sockets: nothing lost or twice, an end with a reason where it cannot go on."""
+"""A tunnel that changes its link, over real sockets: nothing lost or twice, and a reason where it cannot go on."""
 
 from __future__ import annotations
 
