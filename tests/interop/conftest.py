@@ -18,8 +18,11 @@ PROGRAMS = [f"go-{end}-{vintage}" for end in ("agent", "proxy") for vintage in V
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Built before the first test, where no test's timeout runs."""
     here = Path(__file__).parent
-    if not session.config.option.collectonly and any(here in item.path.parents for item in session.items):
+    ours = [item for item in session.items if here in item.path.parents]
+    if ours and not session.config.option.collectonly:
         assets.ensure(PROGRAMS)
+        if any("plane" in getattr(item, "fixturenames", ()) for item in ours):
+            assets.ensure()
 
 
 @pytest.fixture(scope="session")
