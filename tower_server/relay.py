@@ -47,7 +47,6 @@ class CallerConnection(asyncio.BufferedProtocol):
         "_loop",
         "_port",
         "_stream_full",
-        "_transport",
         "_view",
         "caller",
         "code",
@@ -57,13 +56,14 @@ class CallerConnection(asyncio.BufferedProtocol):
         "opened_at",
         "outcome",
         "stream",
+        "transport",
     )
 
     def __init__(self, port: CallerPort, connection_id: str) -> None:
         self._port = port
         self._loop = port.loop
         self._view = shared_buffer(port.loop)
-        self._transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport | None = None
         self._early: bytearray | None = bytearray()
         self._early_eof = False
         self._stream_full = False
@@ -80,8 +80,8 @@ class CallerConnection(asyncio.BufferedProtocol):
     # ---- the caller's side --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH)
         self.caller = address_text(transport.get_extra_info("peername"))
         if self._port.entered(self):
             self._begin()
@@ -118,7 +118,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             self.stream.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self.transport = None
         self._port.member.hold.leave(self)
         stream = self.stream
         if stream is not None:
@@ -171,7 +171,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         self._steer_reading()
 
     def _steer_reading(self) -> None:
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             return
         wanted = not self._stream_full and (self._early is None or len(self._early) < EARLY_BYTES)
@@ -181,25 +181,20 @@ class CallerConnection(asyncio.BufferedProtocol):
             else:
                 transport.pause_reading()
 
-    def deliver(self, data: memoryview) -> None:
-        """Bytes from the member, borrowed: what the loop's transport queues must be a copy."""
-        if self._transport is not None:
-            self._transport.write(bytes(data))
-
     def deliver_eof(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write_eof()
 
     def stream_lost(self, error: ProtocolError | None) -> None:
         """The stream has ended."""
         was_open = self._early is None
         if was_open:
             self._port.stream_ended(self)
-        if self._transport is None:
+        if self.transport is None:
             return
         if was_open and error is None:
             self._note("finished")
-            self._transport.close()
+            self.transport.close()
         elif was_open:
             self._cut(error)
         else:
@@ -223,7 +218,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def _answer(self, answer: Answer) -> None:
         """Ends the connection in an answer, where this port gives any."""
-        transport = self._transport
+        transport = self.transport
         if transport is None or transport.is_closing():
             return
         self._port.member.metrics.answered(answer.code)
@@ -233,7 +228,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         if not self._port.no_tunnel_answers:
             transport.close()
         elif self._port.answerer.start(transport, early, answer, done=self._answer_done):
-            self._transport = None  # it is the answer's now
+            self.transport = None  # it is the answer's now
         else:
             self.outcome = "closed: too many answers at once"
             transport.abort()
@@ -249,13 +244,13 @@ class CallerConnection(asyncio.BufferedProtocol):
     def abort(self, why: str) -> None:
         """Ends the connection from the server's side."""
         self._note(why)
-        if self._transport is not None:
-            reset(self._transport)
+        if self.transport is not None:
+            reset(self.transport)
 
     def _cut(self, error: ProtocolError | None) -> None:
         self._note(f"cut: {error}")
-        if self._transport is not None:
-            reset(self._transport)
+        if self.transport is not None:
+            reset(self.transport)
 
     def _note(self, outcome: str, code: str = "") -> None:
         if not self.outcome:
@@ -274,7 +269,9 @@ class _StreamEnd(asyncio.Protocol):
         self._connection.accepted()
 
     def data_received(self, data: memoryview) -> None:  # type: ignore[override]
-        self._connection.deliver(data)
+        transport = self._connection.transport
+        if transport is not None:
+            transport.write(bytes(data))  # borrowed: what the loop's transport queues must be a copy
 
     def eof_received(self) -> bool:
         self._connection.deliver_eof()

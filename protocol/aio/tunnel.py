@@ -23,7 +23,7 @@ from protocol.constants import CONTROL_SERVICE, Code
 from protocol.defaults import DIAL_DEADLINE, KIB, STALL_AFTER
 from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
 from protocol.handshake import Resume
-from protocol.session import Session
+from protocol.session import ACK_WITHIN, Session
 
 log = logging.getLogger(__name__)
 
@@ -355,17 +355,19 @@ class Tunnel:
     def link_received(self, data: memoryview) -> None:
         """Bytes from the peer."""
         self.bytes_in += len(data)
+        session, now = self.session, monotonic()
         try:
-            happened = self.session.receive(data, monotonic())
+            happened = session.receive(data, now)
         except RemoteProtocolError as error:
             log.warning("tunnel %s from %s: the peer broke the protocol: %s", self.id, self.remote, error)
             self._finish()
             return
         for event in happened:
             self._handlers[type(event)](event)
-        if self.session.wants_to_send:
+        if not self._flush_scheduled and session.wants_to_send:
             self._schedule_flush()
-        self._arm()
+        if self._timer is None or self._due > now + ACK_WITHIN:  # nothing that came is due before that
+            self._arm()
 
     def link_writable(self) -> None:
         """Room on the link."""
@@ -384,16 +386,17 @@ class Tunnel:
             self._handlers[type(event)](event)
 
     def _on_data(self, event: events.DataReceived) -> None:
-        stream = self._streams.get(event.stream)
-        size = len(event.data)
+        number, data = event.stream, event.data
+        stream = self._streams.get(number)
+        size = len(data)
         if stream is not None:
             try:
-                size = stream.receive(event.data)
+                size = stream.receive(data)
             except Exception as error:
                 self._protocol_failed(stream, error)
                 return
         if size:
-            self.session.consume(event.stream, size, monotonic())
+            self.session.consume(number, size, monotonic())
 
     def _on_writable(self, event: events.WritableAgain) -> None:
         if (stream := self._streams.get(event.stream)) is not None:
