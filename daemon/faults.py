@@ -539,6 +539,33 @@ _TABLE: Final = (
         400,
         "CredentialNotShipped",
     ),
+    Fault(
+        "TWR240",
+        "A Go agent is not known",
+        "The name or the token of a registration in the dialect kubesphere-v1 is wrong; which of them is not said.",
+        "A cluster that was deleted or has no such token, or a token that was replaced.",
+        "give the agent the name and token of the cluster: `towerctl create legacy-token` makes a token",
+        401,
+        "LegacyAgentUnknown",
+    ),
+    Fault(
+        "TWR241",
+        "A Go agent may not come back",
+        "The cluster has native agents, so a token alone registers no Go agent beside them.",
+        "A Go agent that still runs after the cluster has moved, or a move without an open window.",
+        "delete the Go agent, or open a window for the move: `towerctl create legacy-window`",
+        403,
+        "LegacyWindowClosed",
+    ),
+    Fault(
+        "TWR242",
+        "A Go agent's registration cannot be used",
+        "What the agent sent in `config` is malformed, too large, or holds no usable credential.",
+        "A kubeconfig without inline certificate and key, an address that is none, or another program than an agent.",
+        "the agent's log names the field; correct its kubeconfig or its flags and restart it",
+        400,
+        "LegacyRegistrationBad",
+    ),
     # 3xx: the member's apiserver
     Fault(
         "TWR301",

@@ -38,13 +38,13 @@ class Exchange(Protocol):
 class Connection:
     """One connection to the apiserver: the protocol above its TLS pump."""
 
-    __slots__ = ("exchange", "idle_since", "outdated", "pool", "served", "transport")
+    __slots__ = ("context", "exchange", "idle_since", "pool", "served", "transport")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
-        self.outdated = False  # dialled with a credential that is no longer the one in use
+        self.context: ssl.SSLContext | None = None  # what it was dialled with
         self.served = 0
         """Requests it carried before this one: a connection that dies at its first cannot have been stale."""
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anybody sees the connection
@@ -128,7 +128,7 @@ class Pool:
     def release(self, connection: Connection, now: float) -> None:
         """Keep a connection whose exchange ended cleanly."""
         connection.exchange = None
-        if self._closed or connection.outdated or connection.transport.is_closing():
+        if self._closed or connection.context is not self._context or connection.transport.is_closing():
             self.discard(connection)
             return
         connection.served += 1
@@ -159,8 +159,6 @@ class Pool:
     def renew(self, context: ssl.SSLContext, *, authorization: Callable[[], bytes] | None = None) -> None:
         """Show another credential from now on: connections that stand on the one before end with their exchange."""
         self._context, self.authorization = context, authorization
-        for connection in list(self._open):
-            connection.outdated = True
         while self._idle:
             self.discard(self._idle[0])
 
@@ -201,6 +199,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Connection] = loop.create_future()
         connection = Connection(self)
+        context = connection.context = self._context
 
         def ready() -> Connection:
             loop.call_soon(_settle, done, connection)  # after connection_made of the same turn
@@ -212,7 +211,7 @@ class Pool:
 
         transport, _ = await self._connect_to(
             lambda: TlsClientSocketPump(
-                self._context,
+                context,
                 ready,
                 server_hostname=self.apiserver.server_name or self.apiserver.host,
                 handshake_deadline=self._dial_deadline + 1.0,  # the dial's own deadline comes first

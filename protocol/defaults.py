@@ -13,6 +13,7 @@ MIB: Final = 1024 * 1024
 
 # Addresses and places.
 TUNNEL_PORT: Final = 8443
+LEGACY_PORT: Final = 8080  # of the dialect kubesphere-v1, where Go agents look for it
 TUNNEL_PATH: Final = "/v1/tunnel"
 SERVER_HEALTH_ADDRESS: Final = "127.0.0.1:9443"
 AGENT_HEALTH_ADDRESS: Final = "127.0.0.1:9444"
@@ -23,8 +24,8 @@ AGENT_STATE_DIR: Final = "/var/lib/tower-agent"
 ADMIN_SOCKET: Final = "/run/tower/admin.sock"
 PORT_RANGE: Final = (6000, 7000)
 KUBESPHERE_PORT_OFFSET: Final = 10000
-KUBESPHERE_SERVICE: Final = "ks-apiserver.kubesphere-system.svc:80"  # in the member, where none is declared
 STORE_NAMESPACE: Final = "tower-system"
+KUBESPHERE_SERVICE: Final = "ks-apiserver.kubesphere-system.svc:80"  # in the member, where none is declared
 
 # Lifetimes.
 CA_DAYS: Final = 3650
@@ -102,6 +103,8 @@ READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 # Counts.
 LINKS: Final = 1
 MAX_LINKS: Final = 16  # of one agent to one host
+LEGACY_CREDIT: Final = 2 * MIB  # the most a Go agent may send ahead on one channel; Go's own window
+LEGACY_WINDOW: Final = 3600.0  # how long a window for Go agents beside native ones is open
 MAX_STREAMS: Final = 10_000
 OPEN_BACKLOG: Final = 256
 MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are

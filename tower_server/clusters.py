@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from certs.errors import CertsError
 from certs.names import check_label, check_serving_name
@@ -236,6 +236,14 @@ class Clusters:
         log.info("cluster-deleted", cluster=name)
         self._tell("DELETED", name)
         return cluster
+
+    async def set_legacy(self, name: str, **changes: Any) -> Cluster:
+        """Changes what Go agents may do here (`legacy_token`, `legacy_until`). TowerError TWR603."""
+        async with self._lock(name):
+            self.get(name)
+            changed = await self._update(name, lambda held: replace(held, **changes))
+        self._tell("MODIFIED", name)
+        return changed
 
     async def _gone(self, kind: Kind, name: str) -> None:
         try:

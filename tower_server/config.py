@@ -126,6 +126,21 @@ class StoreSection(Section):
         return value
 
 
+class KubesphereV1(Section):
+    """The port of the dialect `kubesphere-v1`, for Go Tower's agents. Off unless enabled."""
+
+    enabled: bool = False
+    listen: str = f":{defaults.LEGACY_PORT}"
+    """Plain, as Go agents expect it, unless `tls` is set."""
+    tls: Tls | None = None
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _listens(cls, value: object) -> object:
+        split_address(value)
+        return value
+
+
 class Log(Section):
     """Where the log goes is standard error; this is how much and in which form."""
 
@@ -158,6 +173,7 @@ class ServerConfig(Section):
     enrolment: EnrolmentTokens = EnrolmentTokens()
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
+    kubesphere_v1: KubesphereV1 = KubesphereV1()
     log: Log = Log()
 
     @field_validator("host")

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from daemon.metrics import ClusterMetrics
 from protocol.aio.tunnel import Closed, Tunnel
-from protocol.constants import CHECK_INSTANCE, Code
+from protocol.constants import CHECK_INSTANCE, SUBPROTOCOL, Code
 from tower_server.hold import Hold
 from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
 
@@ -23,6 +23,8 @@ EXPECTED_AFTER: Final = 60.0  # seconds that a number of tunnels must last befor
 DETACHED: Final = "detached"
 """Key in a tunnel's data: why it has no link at the moment."""
 SEEN_FOR: Final = 86400.0  # how long the most tunnels seen stay what is expected
+CONDITIONS: Final = "conditions"
+"""Key in a tunnel's data: (type, status, reason, message) of what is true of the cluster while the tunnel serves."""
 FAREWELLS: Final = frozenset(
     {Code.SHUTDOWN, Code.NONE, Code.DRAINING}
 )  # an agent that ends its tunnel like this meant it
@@ -89,10 +91,17 @@ class Member:
             if not (each.draining or each.renew_only or DETACHED in each.data or _only_checks(each))
         ]
 
+    @property
+    def standing(self) -> int:
+        """How many tunnels count: Go agents beside native ones are on their way out, and nobody misses them."""
+        serving = self.serving
+        return sum(not is_legacy(each) for each in serving) or len(serving)
+
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
 
-        One that stalls is taken only when there is no other, and so is one whose own probe failed.
+        One that stalls is taken only when there is no other, and so is one whose own probe failed, and one to a Go
+        agent unless the native ones do either.
         """
         found = [each for each in self.serving if each.closed is None]
         if len(found) < 2:
@@ -135,7 +144,7 @@ class Member:
             if not self.serving and DETACHED not in tunnel.data:
                 self.hold.lost()
         if closed.by_peer and closed.code in FAREWELLS:
-            self._peak, self._peak_at = len(self.serving), now
+            self._peak, self._peak_at = self.standing, now
         self.metrics.closed(closed.code.name)
         self._counted()
         self.judge()
@@ -198,7 +207,7 @@ class Member:
 
     def tick(self) -> None:
         """Now and then: what only time changes."""
-        now, count = time.time(), len(self.serving)
+        now, count = time.time(), self.standing
         if now - self._peak_at > SEEN_FOR:
             self._peak, self._peak_at = count, now
         if count > self._peak and now - self._count_since >= EXPECTED_AFTER:
@@ -263,7 +272,7 @@ class Member:
         stale = revocations.get("stale") if isinstance(revocations, Mapping) else None
         return Facts(
             now=time.time(),
-            tunnels=len(self.serving),
+            tunnels=self.standing,
             expected=self.expected,
             connected=self.connected,
             last_close=self.last_close,
@@ -279,10 +288,16 @@ class Member:
         )
 
 
-def _load(tunnel: Tunnel) -> tuple[bool, bool, int, int, float]:
+def is_legacy(tunnel: Tunnel) -> bool:
+    """Whether a Go agent holds the other end."""
+    return str(tunnel.dialect) != SUBPROTOCOL
+
+
+def _load(tunnel: Tunnel) -> tuple[bool, bool, bool, int, int, float]:
     return (
         tunnel.stalled,
         bool(tunnel.data.get("failing")),
+        is_legacy(tunnel),
         tunnel.stream_count,
         tunnel.buffered,
         tunnel.rtt or 0.0,

@@ -51,6 +51,10 @@ class Cluster(_Stored):
     """None: the most that were seen at once in the last day."""
     connected: float | None = None
     """When a tunnel was last known to be up; None: there never was one."""
+    legacy_token: str | None = None
+    """Hash of the token by which Go agents register; None: they may not."""
+    legacy_until: float | None = None
+    """Until when they may although the cluster has native agents."""
     resource: str = ""
     """The uid of the Cluster resource that it follows on a Kubernetes host; empty: it was added by hand."""
     service_names: tuple[str, ...] = ()
@@ -135,6 +139,10 @@ class Agent(_Stored):
     revoked: float | None = None
     seen: float | None = None
     version: str = ""
+    root: str = ""
+    """The beginning of the fingerprint of the root that its certificates are under; empty: of the first one."""
+    trust: int = 0
+    """The number of the newest trust bundle that it has said it believes."""
 
     @property
     def record_name(self) -> str:

@@ -42,6 +42,7 @@ from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig, machine_name, url_host
 from tower_server.control import Control
 from tower_server.enrolment import Enrolment
+from tower_server.legacy.service import LegacyAgents
 from tower_server.listeners import CallerPorts
 from tower_server.ports import PortAllocator, PortRange
 from tower_server.probe import ProbeCredential
@@ -75,6 +76,7 @@ class _Parts:
     health: Health
     file_certificate: FileCertificate | None = None
     sealer: Sealer | None = None
+    legacy: LegacyAgents | None = None
 
 
 class Server:
@@ -196,6 +198,23 @@ class Server:
             health=Health(metrics=metrics.render),
             file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
             sealer=sealer,
+            legacy=self._legacy(services) if config.kubesphere_v1.enabled else None,
+        )
+
+    def _legacy(self, services: Services) -> LegacyAgents:
+        return LegacyAgents(
+            self._config.kubesphere_v1,
+            authority=services.authority,
+            clusters=services.clusters,
+            agents=services.agents,
+            registry=services.registry,
+            revocations=services.revocations,
+            budget=self._budget,
+            credit=self._config.memory.limits(),
+            admit=self._admit,
+            on_refused=self._refused,
+            start_work=self._start_for_peer,
+            handshakes=self._metrics.handshakes,
         )
 
     def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
@@ -258,6 +277,9 @@ class Server:
                 mend="stop what listens there (`ss -ltnp` names it), or set another `listen`",
             ) from error
         parts.services.listen = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        if parts.legacy is not None:
+            await parts.legacy.start(_first(inherited, "kubesphere-v1"))
+            parts.services.legacy_address = parts.legacy.address
         await parts.admin.start(_first(inherited, "admin"))
         parts.health.check("store", self._store_answers)
         self.health_address = await parts.health.start(config.health_address, sock=_first(inherited, "health"))
@@ -320,6 +342,8 @@ class Server:
                 parts.sealer.vouch(chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
             log.info("server-certificate-renewed", expires=parts.certificate.issued.not_after)
         self._reload(parts.file_certificate)
+        if parts.legacy is not None:
+            parts.legacy.housekeeping()
         parts.services.revocations.repeat(at=now)
         await parts.services.agents.close_expired(at=now)
         await parts.services.clusters.save()
@@ -372,6 +396,8 @@ class Server:
         finally:
             self._parts = None
         await parts.listener.stop()
+        if parts.legacy is not None:
+            await parts.legacy.stop()
         await parts.admin.stop()
         parts.ports.close("the server stops")
         registry.close_all(Code.SHUTDOWN, "the server stops")

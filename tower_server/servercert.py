@@ -15,10 +15,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
+
 from certs.ca import Authority, Issued
 from certs.errors import IssueRefused
 from certs.keys import PrivateKey, generate_key, key_to_pem, signer
 from certs.names import MEMBERS_DOMAIN, parse_host
+from certs.published import published
 from daemon.faults import TowerError
 from protocol import defaults
 from protocol.aio.listener import Credentials
@@ -71,8 +74,15 @@ class FileCertificate:
             tls_context().load_cert_chain(
                 self._cert, self._key
             )  # a pair that does not fit must not half replace the old
+            whose = published(x509.load_pem_x509_certificates(self._cert.read_bytes()))
+            if whose is not None:
+                raise TowerError(
+                    "TWR104",
+                    f"the certificate of the port, {self._cert}, is of {whose}: anybody could pass for this server",
+                    mend="have a certificate made by an authority of your own, or leave `tls` out",
+                )
             self.context.load_cert_chain(self._cert, self._key)
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ssl.SSLError, ValueError) as error:
             why = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
             raise TowerError(
                 "TWR104",
@@ -94,12 +104,12 @@ def tls_context() -> ssl.SSLContext:
 
 def load_pem(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
     """Loads a chain and key that never touch a disk: the ssl module reads files only, so they stand in memory ones."""
-    with _memory_file(chain) as chain_path, _memory_file(key) as key_path:
+    with memory_file(chain) as chain_path, memory_file(key) as key_path:
         context.load_cert_chain(chain_path, key_path)
 
 
 @contextlib.contextmanager
-def _memory_file(data: bytes) -> Iterator[str]:
+def memory_file(data: bytes) -> Iterator[str]:
     descriptor = os.memfd_create("tower", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, data)

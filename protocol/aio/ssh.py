@@ -213,14 +213,18 @@ class _Wire(SSHConnection):
 
     # ---- global requests ----------------------------------------------------------------------------------------
 
-    async def request(self, name: str, payload: bytes = b"") -> tuple[bool, bytes]:
-        """Send a global request and wait for its answer; ConnectionError when none can come any more."""
+    def ask(self, name: str, payload: bytes = b"") -> asyncio.Future[tuple[bool, bytes]]:
+        """Send a global request; ConnectionError, now or from the future, when no answer can come any more."""
         if self._transport is None or len(self._waiting) >= MAX_WAITING_REQUESTS:
             raise ConnectionError("the SSH connection is closed, or answers no requests")
         waiter: asyncio.Future[tuple[bool, bytes]] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self.send_packet(_GLOBAL_REQUEST, _string(name.encode()), b"\x01", payload)
-        return await waiter
+        return waiter
+
+    async def request(self, name: str, payload: bytes = b"") -> tuple[bool, bytes]:
+        """The same, awaited."""
+        return await self.ask(name, payload)
 
     def _on_request(self, _type: int, _id: int, packet: Any) -> None:
         name, wanted, payload = packet.get_string(), packet.get_boolean(), packet.get_remaining_payload()

@@ -86,6 +86,7 @@ class Channel(asyncio.Transport):
         "credit",
         "largest",
         "number",
+        "on_lost",
         "opened_at",
         "opening",
         "theirs",
@@ -103,6 +104,7 @@ class Channel(asyncio.Transport):
         self.window = 0  # what the peer lets us send
         self.largest = 0  # of one packet of ours
         self.opening = protocol is not None
+        self.on_lost: Callable[[], None] | None = None
         self.opened_at = monotonic()
         self.bytes_in = 0
         self.bytes_out = 0
@@ -415,6 +417,8 @@ class Channel(asyncio.Transport):
 
     def _say_lost(self, error: ProtocolError | None) -> None:
         protocol, self._protocol = self._protocol, None
+        if self.on_lost is not None:
+            self.on_lost()
         if protocol is not None:
             protocol.connection_lost(error)
 

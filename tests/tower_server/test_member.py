@@ -26,6 +26,7 @@ def tunnel(
     stalled=False,
     buffered=0,
     rtt=0.01,
+    dialect="tower.v1",
 ):
     """A stand-in for the far end: what a member looks at of a tunnel."""
     return SimpleNamespace(
@@ -38,6 +39,7 @@ def tunnel(
         instance=instance,
         closed=None,
         rtt=rtt,
+        dialect=dialect,
         stalled=stalled,
         buffered=buffered,
         data={},
@@ -208,3 +210,4 @@ async def test_an_agent_that_drains_its_last_tunnel_is_waited_for(metrics):
     member.going_away(each, "upgrade")
     assert member.hold.return_likely
     assert "upgrade" in member.verdict.cause
+

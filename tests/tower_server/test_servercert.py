@@ -2,11 +2,13 @@
 
 import asyncio
 import datetime as dt
+import hashlib
 import ssl
 import time
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.ca import Authority
 from certs.keys import generate_key, key_to_pem
@@ -75,6 +77,16 @@ async def test_an_operators_files_are_followed_and_a_bad_pair_leaves_the_old(tmp
     assert caught.value.code == "TWR104"
     assert "key.pem" in caught.value.message
     assert (await shown(certificate.context, "tower.example.com")).serial_number == second.serial
+
+
+def test_a_certificate_of_a_published_key_is_refused(tmp_path, monkeypatch):
+    pair(tmp_path)
+    key = x509.load_pem_x509_certificates((tmp_path / "cert.pem").read_bytes())[-1].public_key()
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    monkeypatch.setattr("certs.published.GO_TOWER_CA", hashlib.sha256(spki).hexdigest())
+    with pytest.raises(TowerError, match="private key is published") as caught:
+        FileCertificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert caught.value.code == "TWR104"
 
 
 def test_missing_files_are_named(tmp_path):

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
-from tower_server.admin import calls
+from tower_server.admin import calls, legacy
 from tower_server.admin.body import checked, read_object
 from tower_server.admin.calls import known_name
 from tower_server.admin.forward import forward
@@ -51,6 +51,14 @@ CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
     },
     ("clusters", _CLUSTER, "tokens"): {"POST": lambda s, a, b, q: calls.create_token(s, a[_CLUSTER], b)},
     ("clusters", _CLUSTER, "credentials"): {"POST": lambda s, a, b, q: calls.create_credential(s, a[_CLUSTER], b)},
+    ("clusters", _CLUSTER, "legacy-token"): {
+        "POST": lambda s, a, b, q: legacy.create_token(s, a[_CLUSTER], b),
+        "DELETE": lambda s, a, b, q: legacy.delete_token(s, a[_CLUSTER]),
+    },
+    ("clusters", _CLUSTER, "legacy-window"): {
+        "POST": lambda s, a, b, q: legacy.create_window(s, a[_CLUSTER], b),
+        "DELETE": lambda s, a, b, q: legacy.delete_window(s, a[_CLUSTER]),
+    },
     ("clusters", _CLUSTER, "connection"): {"GET": lambda s, a, b, q: calls.connection_of(s, a[_CLUSTER])},
     ("clusters", _CLUSTER, "ping"): {"POST": lambda s, a, b, q: calls.ping(s, a[_CLUSTER])},
     ("tunnels",): {"GET": lambda s, a, b, q: calls.list_tunnels(s, q.get("cluster"))},
@@ -65,7 +73,9 @@ CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
     ("callers", _USER, "revoke"): {"POST": lambda s, a, b, q: calls.revoke_caller(s, a[_USER])},
     ("certificates", _SERIAL, "revoke"): {"POST": lambda s, a, b, q: calls.revoke_certificate(s, a[_SERIAL])},
 }
-_WITH_BODY: Final = frozenset({("clusters",), ("clusters", _CLUSTER, "tokens"), ("clusters", _CLUSTER, "credentials")})
+_WITH_BODY: Final = frozenset(
+    {("clusters",), *(("clusters", _CLUSTER, of) for of in ("tokens", "credentials", "legacy-token", "legacy-window"))}
+)
 _LABELS: Final = {_CLUSTER: "cluster", _AGENT: "agent", _TOKEN: "token"}
 _FORWARD: Final = ("clusters", _CLUSTER, "forward", "SERVICE")
 MAX_LOGGED: Final = 200  # characters of what a caller sent

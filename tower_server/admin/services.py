@@ -35,3 +35,5 @@ class Services:
     callers_address: str
     started: float
     listen: str = field(default="")
+    legacy_address: str = field(default="")
+    """Of the port of the dialect kubesphere-v1; empty where that is not enabled."""

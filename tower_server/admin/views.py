@@ -13,7 +13,7 @@ from daemon.faults import FAULTS
 from protocol.aio.tunnel import StreamInfo, Tunnel
 from tower_server.admin.services import Services
 from tower_server.listeners import CallerPort
-from tower_server.member import DETACHED, Entry, Member
+from tower_server.member import CONDITIONS, DETACHED, Entry, Member, is_legacy
 from tower_server.records import KUBERNETES, Agent, Cluster, Token
 from tower_server.tokens import token_state
 
@@ -59,7 +59,7 @@ def cluster_view(services: Services, cluster: Cluster, member: Member, agents: I
             "ports": dict(cluster.ports),
             "server": server_url(services, cluster),
             "tls_server_name": member_name(cluster.name),
-            "dialect": member.tunnels[0].dialect if up else None,
+            "dialect": min(member.tunnels, key=is_legacy).dialect if up else None,
             "tunnels": len(member.serving),
             "tunnels_expected": member.expected,
             "rtt": member.rtt,
@@ -103,6 +103,9 @@ def conditions(member: Member, ports: Iterable[CallerPort]) -> list[Object]:
         _condition("AgentAvailable", str(available), "Connected" if available else verdict.state, cause, member.since),
         _condition("MemberReady", ready, verdict.state, cause, member.since),
     ]
+    said = {each for tunnel in member.serving for each in tunnel.data.get(CONDITIONS, ())}
+    for kind, status, reason, message in sorted(said):
+        found.append(_condition(kind, status, reason, message, member.since))
     for port in ports:
         problem = port.problem
         message = problem.message if problem is not None else f"port {port.port} listens for {port.service}"

@@ -1,4 +1,4 @@
-"""`delete cluster`: says what ends, asks a person, and refuses to guess where there is nobody to ask."""
+"""`delete`: of a cluster it says what ends, asks a person, and refuses to guess where there is nobody to ask."""
 
 from __future__ import annotations
 
@@ -41,6 +41,32 @@ def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> None:
         click.echo(f"cluster {name} deleted: this {ends}")
 
 
+@click.command("legacy-token", cls=Command)
+@click.argument("cluster", type=Cluster())
+@pass_ctl
+def legacy_token(ctl: Ctl, cluster: str) -> None:
+    """Take the token of CLUSTER's Go agents away: they are closed and cannot come back."""
+    from towerctl.lookup import suggesting
+
+    client = ctl.client()
+    with suggesting(client, cluster):
+        done = client.delete(path_of("clusters", cluster, "legacy-token"))
+    click.echo(f"cluster {cluster} takes no Go agents any more: {_count(done.get('closed') or 0, 'tunnel')} closed")
+
+
+@click.command("legacy-window", cls=Command)
+@click.argument("cluster", type=Cluster())
+@pass_ctl
+def legacy_window(ctl: Ctl, cluster: str) -> None:
+    """Close the window of CLUSTER: no Go agent registers beside its native ones any more."""
+    from towerctl.lookup import suggesting
+
+    client = ctl.client()
+    with suggesting(client, cluster):
+        client.delete(path_of("clusters", cluster, "legacy-window"))
+    click.echo(f"the window of cluster {cluster} is closed")
+
+
 def _ends(client: AdminClient, cluster: Object) -> str:
     name = str(cluster.get("name"))
     tunnels = cluster.get("tunnels") or 0
@@ -58,8 +84,12 @@ def _count(number: int, what: str) -> str:
 
 delete = LazyGroup(
     "delete",
-    table={"cluster": (f"{__name__}:cluster", "Delete a cluster and all that belongs to it.")},
-    help="Delete a cluster and all that belongs to it.",
+    table={
+        "cluster": (f"{__name__}:cluster", "Delete a cluster and all that belongs to it."),
+        "legacy-token": (f"{__name__}:legacy_token", "Take no Go agents of a cluster any more."),
+        "legacy-window": (f"{__name__}:legacy_window", "Close the window for a move."),
+    },
+    help="Delete a cluster and all that belongs to it, or what lets Go agents in.",
     no_args_is_help=True,
     callback=lambda: None,
 )

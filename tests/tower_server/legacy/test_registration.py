@@ -1,0 +1,207 @@
+"""What Go agents send, and what nobody should: each refusal names the field."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.lab.pki import ClusterCA
+from tower_server.legacy.registration import (
+    MAX_CONFIG_BYTES,
+    Registration,
+    RegistrationError,
+    read_claim,
+    read_registration,
+)
+
+GO_TOWER_CA = """-----BEGIN CERTIFICATE-----
+MIICyDCCAbCgAwIBAgIBADANBgkqhkiG9w0BAQsFADAVMRMwEQYDVQQDEwprdWJl
+c3BoZXJlMB4XDTIwMDMxNDA4MTIwMloXDTMwMDMxMjA4MTIwMlowFTETMBEGA1UE
+AxMKa3ViZXNwaGVyZTCCASIwDQYJKoZIhvcNAQEBBQADggEPADCCAQoCggEBAMZ5
+iQENWlNyB2CTq0IF72waeHjw4PbRhqLkHeKeqCv9Qw7u6+71/2glX5NiIGfXZjaF
+W2fplq20Nrg6FP3kN94lzxQu4x7nCtsedgtKRgzETcrKdVkfU02z8IDZNiGAmztK
+PDwHVZvXDiT1dgm+VtEHQ979D5UOm7ba7P6M2XzMnVrUmQ/BIXsbt3YYA7N46hct
+jUgS1N/SFamBUNAk11eVOyPRy+Zgf5+xTFuui9QueGqONyxdk5ZPpd0F04iG8R85
+vYt2kOkcvF7cwsWnGiToAUZP0g2BoRZA8RcGf3OJ5KBd6vadu9Z61pK0RlDnXV9E
+9yKfRqOiyXeahvxbvgMCAwEAAaMjMCEwDgYDVR0PAQH/BAQDAgKkMA8GA1UdEwEB
+/wQFMAMBAf8wDQYJKoZIhvcNAQELBQADggEBAHKwi2NIqSR0u5+C2lBUHOfDREND
+2ZoEe/juN5i5vW6TWYMHDHq2C4An5vT5FFAk6CjX0pJQMHpCruEkWmuOBRp2Sw0P
+RZzdHPOqICx31I2RoHza3dTZJNoraJxddk2fBec9E2A2lN2BnCjkbRYbNqpFJOE5
+TsE9qW1ADbvWDi6k1SeYD1H0Eu5O0vlrUy/+wXt6kHXvTlgMoh+gTKrETb8gRlPg
+4VWzfXea1mNZ3QcGbVkPhesI/hjsN2gNWMdPSQ7RVH7c9MP10LJOl+Vpa20iXBuQ
+d5+S3uWJdamHKWp0GPUYQZYOlZIOoLzY7K5mjQ+VuCp7wyYETw8huA2ttEs=
+-----END CERTIFICATE-----
+"""
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> ClusterCA:
+    return ClusterCA(tmp_path_factory.mktemp("ca"), "ca")
+
+
+@pytest.fixture
+def document(ca: ClusterCA) -> dict[str, Any]:
+    """In a pod, as Go sends it."""
+    return {
+        "Version": "0.0.0-rc",
+        "Name": "edge-1",
+        "Token": "ab" * 32,
+        "KubernetesSvcHost": "10.96.0.1:443",
+        "KubeSphereSvcHost": "ks-apiserver.kubesphere-system.svc:80",
+        "CAData": b64(ca.pem),
+        "BearerToken": b64(b"eyJhbGciOi.e30.sig"),
+    }
+
+
+def read(document: Any) -> Registration:
+    payload = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return read_registration(read_claim(payload))
+
+
+def test_a_pods_registration(document: dict[str, Any], ca: ClusterCA) -> None:
+    found = read({**document, "SomethingNewer": {"a": 1}})
+    assert (found.name, found.version) == ("edge-1", "0.0.0-rc")
+    assert (str(found.kubernetes), str(found.kubesphere)) == (
+        "10.96.0.1:443",
+        "ks-apiserver.kubesphere-system.svc:80",
+    )
+    assert found.credential.token == b"eyJhbGciOi.e30.sig"
+    assert found.credential.ca_pem == ca.pem.decode()
+
+
+def test_a_kubeconfigs_registration_prefers_its_certificate(document: dict[str, Any], ca: ClusterCA) -> None:
+    pair = ca.client("a", "agent", ["system:masters"])
+    chain, key = pair.certificate.read_bytes(), pair.key.read_bytes()
+    found = read({**document, "CertData": b64(chain), "KeyData": b64(key)})
+    assert (found.credential.certificate_pem, found.credential.key_pem) == (chain, key)
+    assert found.credential.token == b""
+
+
+def test_nothing_secret_shows_in_what_may_be_logged(document: dict[str, Any], ca: ClusterCA) -> None:
+    pair = ca.client("b", "agent", ["system:masters"])
+    keyed = {**document, "CertData": b64(pair.certificate.read_bytes()), "KeyData": b64(pair.key.read_bytes())}
+    for each in (document, keyed):
+        claim = read_claim(json.dumps(each).encode())
+        shown = repr(claim) + repr(read_registration(claim))
+        for secret in ("ab" * 32, "eyJhbGciOi", "PRIVATE KEY", document["BearerToken"]):
+            assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "port"),
+    [
+        ("10.0.0.1:6443", "10.0.0.1", 6443),
+        ("api.example.com", "api.example.com", 443),
+        ("https://api.example.com:6443", "api.example.com", 6443),
+        ("api.example.com:6443/", "api.example.com", 6443),
+        ("[fd00::1]:443", "fd00::1", 443),
+        ("[fd00::1]", "fd00::1", 443),
+    ],
+)
+def test_addresses(document: dict[str, Any], given: str, host: str, port: int) -> None:
+    found = read({**document, "KubernetesSvcHost": given}).kubernetes
+    assert (found.bare_host, found.port) == (host, port)
+
+
+def test_a_service_without_a_port_is_http_and_none_is_none(document: dict[str, Any]) -> None:
+    assert str(read({**document, "KubeSphereSvcHost": "ks-apiserver"}).kubesphere) == "ks-apiserver:80"
+    assert read({**document, "KubeSphereSvcHost": ""}).kubesphere is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", ":443", "host:0", "host:65536", "host:x", "a b:443", "host:443:1", "host/path", "h\x00st:1", "..:1", "-:1"],
+)
+def test_what_is_no_address_is_refused(document: dict[str, Any], given: str) -> None:
+    with pytest.raises(RegistrationError, match="KubernetesSvcHost"):
+        read({**document, "KubernetesSvcHost": given})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 90_000, b'{"Name":' + b"[" * 50_000, b"1" * 5000, b'"x"'],
+)
+def test_what_is_no_json_object_is_refused(payload: bytes) -> None:
+    with pytest.raises(RegistrationError, match="JSON"):
+        read(payload)
+
+
+def test_an_oversized_payload_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(RegistrationError, match=f"at most {MAX_CONFIG_BYTES}"):
+        read_claim(b" " * (MAX_CONFIG_BYTES + 1))
+
+
+@pytest.mark.parametrize("key", ["Name", "Token", "Version", "KubernetesSvcHost", "KubeSphereSvcHost"])
+@pytest.mark.parametrize("value", [1, None, [], {"a": 1}, "x" * 2000, "line\nbreak", "\x1b[31m"])
+def test_texts_are_bounded_and_printable(document: dict[str, Any], key: str, value: Any) -> None:
+    with pytest.raises(RegistrationError, match=key):
+        read({**document, key: value})
+
+
+@pytest.mark.parametrize("key", ["CAData", "CertData", "KeyData", "BearerToken"])
+@pytest.mark.parametrize("value", [1, ["a"], "not base64!", "YQ"])
+def test_bytes_are_base64(document: dict[str, Any], key: str, value: Any) -> None:
+    with pytest.raises(RegistrationError, match=f"{key} is not base64"):
+        read({**document, key: value})
+
+
+@pytest.mark.parametrize("pem", [b"garbage", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_certificates_that_do_not_parse_are_refused(document: dict[str, Any], pem: bytes) -> None:
+    with pytest.raises(RegistrationError, match="CAData"):
+        read({**document, "CAData": b64(pem)})
+    with pytest.raises(RegistrationError, match="CertData"):
+        read({**document, "CertData": b64(pem), "KeyData": b64(b"x")})
+
+
+def test_certificates_are_counted(document: dict[str, Any], ca: ClusterCA) -> None:
+    with pytest.raises(RegistrationError, match="33 certificates, at most 32"):
+        read({**document, "CAData": b64(ca.pem * 33)})
+
+
+def test_a_key_that_is_another_certificates_is_refused(document: dict[str, Any], ca: ClusterCA) -> None:
+    one, other = ca.client("one", "a"), ca.client("other", "b")
+    chain = b64(one.certificate.read_bytes())
+    with pytest.raises(RegistrationError, match="not the key of the certificate"):
+        read({**document, "CertData": chain, "KeyData": b64(other.key.read_bytes())})
+    with pytest.raises(RegistrationError, match="not an unencrypted private key") as caught:
+        read({**document, "CertData": chain, "KeyData": b64(b"-----BEGIN PRIVATE KEY-----\nAA\n")})
+    assert caught.value.__cause__ is None
+    with pytest.raises(RegistrationError, match="one is missing"):
+        read({**document, "CertData": chain})
+    with pytest.raises(RegistrationError, match="one is missing"):
+        read({**document, "KeyData": chain})
+
+
+def test_without_any_credential_the_mend_is_told(document: dict[str, Any]) -> None:
+    del document["BearerToken"]
+    with pytest.raises(RegistrationError, match="inline"):
+        read(document)
+
+
+@pytest.mark.parametrize("token", [b"a b", b"a\r\nX-Evil: 1", b"\xc3\xbc", b"t" * 16385])
+def test_a_token_that_could_not_stand_in_a_header_is_refused(document: dict[str, Any], token: bytes) -> None:
+    with pytest.raises(RegistrationError, match="BearerToken is not a token"):
+        read({**document, "BearerToken": b64(token)})
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # theirs is 0
+def test_go_towers_published_ca_is_refused_wherever_it_stands(document: dict[str, Any], ca: ClusterCA) -> None:
+    published = GO_TOWER_CA.encode()
+    for pem in (published, ca.pem + published):
+        with pytest.raises(RegistrationError, match="private key is published"):
+            read({**document, "CAData": b64(pem)})
+    with pytest.raises(RegistrationError, match="private key is published"):
+        read({**document, "CertData": b64(published), "KeyData": b64(b"x")})
+
+
+def test_an_untouched_claim_reads_no_more_than_name_and_token(document: dict[str, Any]) -> None:
+    document |= {"CAData": 1, "CertData": "?", "KubernetesSvcHost": {}}
+    claim = read_claim(json.dumps(document).encode())
+    assert (claim.name, claim.token) == ("edge-1", "ab" * 32)

@@ -1,0 +1,258 @@
+"""Go agents at a whole server: callers get through, credentials are shared as they should be, bindings come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.tower_server.kit import Agent, admin, caller_context, enrol, until
+from tests.tower_server.legacy.goagent import TOKEN, b64
+from tests.tower_server.legacy.kit import CLUSTER, host
+
+pytestmark = pytest.mark.asyncio
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+BINDING = "tower-legacy:hq:cluster-admins"
+
+
+async def test_without_the_key_in_the_configuration_nothing_listens_and_no_token_is_made(tmp_path: Path) -> None:
+    from tests.tower_server.kit import running
+
+    async with running(tmp_path) as server:
+        assert server.services.legacy_address == ""
+        await server.add(CLUSTER)
+        answer = await admin(server, "POST", f"/v1/clusters/{CLUSTER}/legacy-token", {})
+        assert answer.status == 400
+        assert "kubesphere_v1.enabled" in answer.json()["mend"]
+
+
+async def test_a_port_that_is_taken_is_named_with_its_mend(tmp_path: Path) -> None:
+    from daemon.faults import TowerError
+
+    taken = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = taken.sockets[0].getsockname()[1]
+    try:
+        with pytest.raises(TowerError, match=f"kubesphere-v1, 127.0.0.1:{port}") as caught:
+            async with host(tmp_path, kubesphere_v1={"listen": f"127.0.0.1:{port}"}):
+                pass
+        assert caught.value.code == "TWR103"
+        assert "kubesphere_v1.listen" in caught.value.mend
+    finally:
+        taken.close()
+        await taken.wait_closed()
+
+
+async def test_callers_reach_both_services_of_a_go_agents_member(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        answer = await tower.ask("/api/v1/pods?limit=1", "Impersonate-Extra-x: 1")
+        assert answer.status == 403, "certificate callers may not bring Impersonate- headers of their own"
+        answer = await tower.ask("/api/v1/pods?limit=1")
+        assert (answer.status, answer.body) == (200, b"ok")
+        (seen,) = tower.backend.to("/api/v1/pods?limit=1")
+        assert seen.certificate == "agent-of-the-member"
+        assert seen.headers["impersonate-user"] == "tower:hq:admin"
+        assert seen.headers["impersonate-group"] == "tower:hq:cluster-admins"
+        await until(lambda: tower.running.services.clusters.ports.of(CLUSTER)[-1].service == "kubesphere")
+        port = tower.running.port(CLUSTER, "kubesphere")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"hello ks")
+        async with asyncio.timeout(10):
+            assert await reader.readexactly(8) == b"HELLO KS"
+        writer.close()
+        assert set(agent.targets) == {tower.backend.address, tower.backend.raw_address}
+
+
+async def test_a_token_agents_callers_are_impersonated_by_its_token(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered(CertData=None, KeyData=None, BearerToken=b64(b"the-agents-token\n"))
+        assert (await tower.ask("/one")).status == 200
+        (seen,) = tower.backend.to("/one")
+        assert seen.headers["authorization"] == "Bearer the-agents-token"
+        assert seen.headers["impersonate-user"] == "tower:hq:admin"
+        assert seen.certificate is None
+
+
+async def test_a_bearer_caller_never_rides_on_the_agents_certificate(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        await tower.ask("/warm-up")  # leaves a connection with the agent's certificate behind
+        plain = caller_context(tower.running)
+        answer = await tower.ask("/as-bearer", "Authorization: Bearer garbage", context=plain)
+        assert answer.status == 200
+        (seen,) = tower.backend.to("/as-bearer")
+        assert seen.certificate is None
+        assert seen.headers["authorization"] == "Bearer garbage"
+        assert "impersonate-user" not in seen.headers
+
+
+async def test_others_get_401_and_the_member_hears_nothing(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        answer = await tower.ask("/nobody", context=caller_context(tower.running))
+        assert answer.status == 401
+        assert answer.json()["details"]["causes"][0]["reason"] == "TWR401"
+        answer = await tower.ask("/other", context=tower.context("tower:hq:someone", ()))
+        assert answer.status == 403
+        assert not tower.backend.to("/nobody")
+        assert not tower.backend.to("/other")
+
+
+async def test_the_serving_certificate_is_the_clusters_alone(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        context = tower.context()
+        with pytest.raises(OSError, match="certificate"):
+            await tower.ask("/", context=context, host="other.members.tower")
+
+
+async def test_a_new_agents_credential_replaces_the_old_one_at_once_and_an_old_ones_end_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    async with host(tmp_path) as tower:
+        first = await tower.registered(CertData=None, KeyData=None, BearerToken=b64(b"old"))
+        await tower.ask("/before")
+        second = await tower.registered(CertData=None, KeyData=None, BearerToken=b64(b"new"))
+        for _ in range(4):  # whichever of the two tunnels they take
+            await tower.ask("/after")
+        assert {each.headers["authorization"] for each in tower.backend.to("/after")} == {"Bearer new"}
+        await second.end()
+        await until(lambda: len(tower.member.tunnels) == 1)
+        assert (await tower.ask("/again")).status == 200
+        assert tower.backend.to("/again")[0].headers["authorization"] == "Bearer old"
+        await first.end()
+
+
+async def test_a_replaced_certificate_leaves_no_connection_behind(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        await tower.ask("/by-certificate")
+        await tower.registered(CertData=None, KeyData=None, BearerToken=b64(b"new"))
+        for _ in range(4):
+            await tower.ask("/by-token")
+        assert {each.certificate for each in tower.backend.to("/by-token")} == {None}
+
+
+async def test_agents_of_one_cluster_are_independent(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agents = [await tower.registered() for _ in range(3)]
+        await agents[1].end()
+        await until(lambda: len(tower.member.tunnels) == 2)
+        assert (await tower.ask("/still")).status == 200
+        await agents[0].end()
+        await agents[2].end()
+        await until(lambda: not tower.member.tunnels)
+        answer = await tower.ask("/gone")
+        assert answer.status == 503
+        assert answer.json()["kind"] == "Status"
+
+
+async def test_the_hosts_group_is_bound_and_what_is_weaker_is_said(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        await until(lambda: tower.backend.to(BINDINGS))
+        (seen,) = tower.backend.to(BINDINGS)
+        assert seen.first.startswith("POST")
+        assert b"tower:hq:cluster-admins" in seen.body
+        assert seen.certificate == "agent-of-the-member"
+        assert "impersonate-user" not in seen.headers
+        await until(lambda: any("Bound" in each for t in tower.member.tunnels for each in t.data["conditions"]))
+        weaker = await tower.condition("LegacyAgent")
+        for said in ("shipped", "no identity", "cuts its streams"):
+            assert said in weaker["message"]
+        assert (await tower.condition("LegacyBinding"))["status"] == "True"
+        assert (await tower.view())["dialect"] == "kubesphere-v1"
+
+
+async def test_a_binding_that_the_member_refuses_is_a_condition_and_tried_again(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        tower.backend.refuse_bindings = True
+        await tower.registered()
+        legacy = tower.running.server._parts.legacy
+        await until(lambda: legacy._shared[CLUSTER].said)
+        found = await tower.condition("LegacyBinding")
+        assert (found["status"], found["reason"]) == ("Unknown", "NotTried")
+        assert "403" in found["message"]
+        assert BINDING in found["message"]
+        tower.backend.refuse_bindings = False
+        legacy.housekeeping()
+        await until(lambda: legacy._shared[CLUSTER].bound)
+        assert (await tower.condition("LegacyBinding"))["status"] == "True"
+
+
+async def test_native_agents_are_preferred_and_take_the_binding_away(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        legacy = tower.running.server._parts.legacy
+        await until(lambda: legacy._shared[CLUSTER].bound)
+        port = tower.running.port(CLUSTER)
+        made = (await admin(tower.running, "POST", f"/v1/clusters/{CLUSTER}/tokens", {})).json()
+        from certs.token import parse_token
+
+        native = Agent(tower.running, await enrol(tower.running, parse_token(made["token"])))
+        await native.connect()
+        await until(lambda: len(tower.member.tunnels) == 2)
+        assert tower.running.port(CLUSTER) == port
+        assert (await tower.view())["dialect"] == "tower.v1"
+        assert tower.member.pick().dialect == "tower.v1"
+        assert not tower.backend.to("/native-only")
+        await until(lambda: all("probed" in each.data for each in tower.member.tunnels))
+        legacy.housekeeping()
+        await until(lambda: legacy._shared[CLUSTER].bound is False)
+        assert any(each.first.startswith("DELETE") for each in tower.backend.to(f"{BINDINGS}/{BINDING}"))
+        await native.close()
+        await until(lambda: len(tower.member.tunnels) == 1)
+        assert (await tower.ask("/back")).status == 200  # the Go agent takes over while it is there
+
+
+async def test_a_window_lets_a_go_agent_in_beside_native_ones(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        made = (await admin(tower.running, "POST", f"/v1/clusters/{CLUSTER}/tokens", {})).json()
+        from certs.token import parse_token
+
+        await enrol(tower.running, parse_token(made["token"]))
+        agent = await tower.dialled()
+        said = await agent.register(tower.config())
+        assert "TWR241" in said
+        assert "legacy-window" in said
+        wrong = await tower.dialled()
+        assert "TWR240" in await wrong.register(tower.config(Token="cd" * 32))  # learns nothing of windows
+        assert (await tower.admin("POST", "legacy-window", {"ttl": 60})).status == 201
+        await tower.registered()
+        assert (await tower.admin("DELETE", "legacy-window")).status == 200
+        again = await tower.dialled()
+        assert "TWR241" in await again.register(tower.config())
+
+
+async def test_another_token_closes_the_agents_of_the_one_before(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        made = (await tower.admin("POST", "legacy-token", {})).json()
+        assert len(made["token"]) == 64
+        async with asyncio.timeout(10):
+            await agent.lost.wait()
+        old = await tower.dialled()
+        assert "TWR240" in await old.register(tower.config())
+        await tower.registered(Token=made["token"])
+        gone = (await tower.admin("DELETE", "legacy-token")).json()
+        assert gone["closed"] == 1
+        last = await tower.dialled()
+        assert "TWR240" in await last.register(tower.config(Token=made["token"]))
+
+
+@pytest.mark.parametrize("token", ["short", "x" * 513, "a" * 40 + " b", "ü" * 40])
+async def test_a_token_that_is_no_secret_is_refused(tmp_path: Path, token: str) -> None:
+    async with host(tmp_path) as tower:
+        answer = await tower.admin("POST", "legacy-token", {"token": token})
+        assert answer.status == 400
+        assert "32 to 512" in answer.json()["message"]
+        assert token not in answer.json()["message"]
+
+
+async def test_the_record_keeps_no_token(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        assert TOKEN not in str(await tower.view())
+        for file in (tmp_path / "state").iterdir():
+            assert TOKEN.encode() not in file.read_bytes()

@@ -1,0 +1,86 @@
+"""Whether a Go agent is let in: its claim against the cluster's record, then what it sent.
+
+An unknown name and a wrong token cannot be told apart, neither by the text nor by the time. Nothing is parsed beyond
+name and token before the token is known to be right, and who has shown less leaves a line in the history and no more.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Final
+
+from certs.token import hash_secret, secret_matches
+from daemon.faults import TowerError
+from tower_server.agents import Agents
+from tower_server.clusters import Clusters
+from tower_server.legacy.registration import Claim, Registration, RegistrationError, read_claim, read_registration
+from tower_server.legacy.serving import check_credential
+from tower_server.legacy.tunnel import AGENT
+from tower_server.records import Agent, Cluster
+
+_NOBODYS: Final = hash_secret("")  # compared with where there is nothing to compare with
+
+
+class Registrar:
+    """`register` one agent at a time; it keeps nothing."""
+
+    def __init__(self, clusters: Clusters, agents: Agents) -> None:
+        self._clusters = clusters
+        self._agents = agents
+
+    async def register(self, payload: bytes, remote: str) -> Registration:
+        """TowerError TWR240, TWR241 or TWR242 refuses."""
+        try:
+            claim = read_claim(payload)
+        except RegistrationError as error:
+            raise TowerError("TWR242", str(error)) from error
+        cluster = self._record(claim.name)
+        known = cluster.legacy_token if cluster is not None else None
+        if not secret_matches(claim.token, known or _NOBODYS) or known is None or cluster is None:
+            unknown = TowerError("TWR240", "Unauthorized agent: the cluster's name or its token is not known here")
+            if cluster is not None:
+                self._note(cluster, remote, unknown, proven=False)
+            raise unknown
+        try:
+            await self._check_window(cluster)
+            return self._read(claim)
+        except TowerError as error:
+            self._note(cluster, remote, error, proven=True)
+            raise
+
+    def _record(self, name: str) -> Cluster | None:
+        try:
+            return self._clusters.get(name)[0]
+        except TowerError:
+            return None
+
+    def _note(self, cluster: Cluster, remote: str, error: TowerError, *, proven: bool) -> None:
+        _, member = self._clusters.get(cluster.name)
+        member.refuse(AGENT, remote, error.code, error.message, proven=proven)
+
+    async def _check_window(self, cluster: Cluster) -> None:
+        if cluster.legacy_until is not None and time.time() < cluster.legacy_until:
+            return
+        agents = await self._agents.list(cluster.name)
+        if any(_good(agent, cluster) for agent in agents):
+            raise TowerError(
+                "TWR241",
+                f"cluster {cluster.name} has native agents, and no window is open for a Go agent beside them",
+            )
+
+    @staticmethod
+    def _read(claim: Claim) -> Registration:
+        try:
+            registration = read_registration(claim)
+            check_credential(registration.kubernetes, registration.credential)
+        except RegistrationError as error:
+            raise TowerError("TWR242", str(error)) from error
+        except (ssl.SSLError, ValueError, OSError) as error:
+            why = getattr(error, "reason", None) or type(error).__name__
+            raise TowerError("TWR242", f"OpenSSL cannot use what CAData, CertData and KeyData hold: {why}") from error
+        return registration
+
+
+def _good(agent: Agent, cluster: Cluster) -> bool:
+    return agent.uid == cluster.uid and agent.revoked is None

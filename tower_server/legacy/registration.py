@@ -1,0 +1,182 @@
+"""What a Go agent sends in `config`, read with bounds. Pure: bytes in, a registration or a RegistrationError out.
+
+The payload is JSON with Go's field names; byte fields are base64. It carries a credential of the member: nothing of it
+is ever logged, and the dataclasses do not show it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from certs.published import published
+from protocol import defaults
+
+MAX_CONFIG_BYTES: Final = 96 * defaults.KIB
+MAX_NAME: Final = 253
+MAX_TOKEN: Final = 1024
+MAX_CERTIFICATES: Final = 32
+_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[A-Za-z0-9]|\[[0-9A-Fa-f:.]{2,45}\]")
+_BEARER: Final = re.compile(rb"[\x21-\x7e]{1,16384}")
+
+
+class RegistrationError(Exception):
+    """Why a registration cannot be read, in words for the agent's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A destination as the agent announced it: it is dialled by no other name."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def bare_host(self) -> str:
+        """Without the brackets of an IPv6 address."""
+        return self.host.removeprefix("[").removesuffix("]")
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """How the agent itself is known to the member's apiserver, and what proves the apiserver."""
+
+    ca_pem: str
+    certificate_pem: bytes = b""
+    key_pem: bytes = field(default=b"", repr=False)
+    token: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who an agent says it is, before anything else of what it sent is looked at."""
+
+    name: str
+    token: str = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent whose claim is good has sent."""
+
+    name: str
+    version: str
+    kubernetes: Target
+    kubesphere: Target | None
+    credential: Credential
+
+
+def read_claim(payload: bytes) -> Claim:
+    """Raises RegistrationError."""
+    if len(payload) > MAX_CONFIG_BYTES:
+        raise RegistrationError(f"the config payload has {len(payload)} bytes, at most {MAX_CONFIG_BYTES} are taken")
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise RegistrationError("the config payload is not JSON") from None
+    if not isinstance(document, dict):
+        raise RegistrationError("the config payload is not a JSON object")
+    return Claim(_text(document, "Name", MAX_NAME), _text(document, "Token", MAX_TOKEN), document)
+
+
+def read_registration(claim: Claim) -> Registration:
+    """Raises RegistrationError. For a claim whose token was checked: keys and certificates cost something to read."""
+    document = claim.document
+    kubesphere = _text(document, "KubeSphereSvcHost", 300)
+    return Registration(
+        name=claim.name,
+        version=_text(document, "Version", 80),
+        kubernetes=_target(_text(document, "KubernetesSvcHost", 300), "KubernetesSvcHost", default=443),
+        kubesphere=_target(kubesphere, "KubeSphereSvcHost", default=80) if kubesphere else None,
+        credential=_credential(document),
+    )
+
+
+def _text(document: Mapping[str, Any], key: str, most: int) -> str:
+    value = document.get(key, "")
+    if not isinstance(value, str) or len(value) > most or not value.isprintable():
+        raise RegistrationError(f"{key} is not a text of at most {most} printable characters")
+    return value
+
+
+def _target(text: str, key: str, *, default: int) -> Target:
+    rest = text.removeprefix("http://").removeprefix("https://").removesuffix("/")
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):
+        host, port = rest, str(default)
+    if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
+        raise RegistrationError(f"{key} is {text[:80]!r}, not HOST:PORT")
+    return Target(host, int(port))
+
+
+def _credential(document: Mapping[str, Any]) -> Credential:
+    authorities = _certificates(_bytes(document, "CAData"), "CAData")
+    chain, key = _bytes(document, "CertData"), _bytes(document, "KeyData")
+    token = _bytes(document, "BearerToken").strip()
+    if chain or key:
+        _check_pair(chain, key)
+    elif not token:
+        raise RegistrationError(
+            "neither CertData and KeyData nor BearerToken is there: without a credential nobody can be served; "
+            "a kubeconfig must hold certificate and key inline"
+        )
+    if token and not _BEARER.fullmatch(token):
+        raise RegistrationError("BearerToken is not a token")
+    pem = "".join(each.public_bytes(Encoding.PEM).decode("ascii") for each in authorities)
+    return Credential(pem, chain, key, b"" if chain else token)
+
+
+def _bytes(document: Mapping[str, Any], key: str) -> bytes:
+    value = document.get(key)
+    if value is None:
+        return b""
+    try:
+        if not isinstance(value, str):
+            raise ValueError(key)
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise RegistrationError(f"{key} is not base64") from None
+
+
+def _certificates(pem: bytes, key: str) -> list[x509.Certificate]:
+    if not pem:
+        return []
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise RegistrationError(f"{key} holds no certificates as PEM") from None
+    if len(found) > MAX_CERTIFICATES:
+        raise RegistrationError(f"{key} holds {len(found)} certificates, at most {MAX_CERTIFICATES} are taken")
+    try:
+        whose = published(found)
+    except ValueError:  # an odd public key: OpenSSL would not take it either
+        raise RegistrationError(f"{key} holds a certificate whose key cannot be read") from None
+    if whose is not None:
+        raise RegistrationError(f"{key} is {whose}: anybody could pass for this apiserver")
+    return found
+
+
+def _check_pair(chain: bytes, key: bytes) -> None:
+    certificates = _certificates(chain, "CertData")
+    if not certificates or not key:
+        raise RegistrationError("CertData and KeyData belong together, and one is missing")
+    try:
+        public = load_pem_private_key(key, None).public_key()
+        form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        fits = public.public_bytes(*form) == certificates[0].public_key().public_bytes(*form)
+    except Exception:  # cryptography raises many kinds; none of them may carry key material into a log
+        raise RegistrationError("KeyData is not an unencrypted private key as PEM") from None
+    if not fits:
+        raise RegistrationError("KeyData is not the key of the certificate in CertData")

@@ -1,0 +1,256 @@
+"""Go agents at this server: their port, their tunnels, and what a cluster with one of them shares.
+
+A tunnel enters the registry like any other; native ones are preferred there. The agents of one cluster share the
+serving certificate and the credential that came last, nothing else. Off unless the configuration enables it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from certs.ca import Authority
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from daemon.units import split_address
+from protocol import defaults
+from protocol.aio.listener import Refused
+from protocol.aio.ssh import ServerConnection, server_options
+from protocol.aio.sshchannel import ChannelLimits
+from protocol.aio.sshlink import SshLink
+from protocol.aio.tunnel import Tunnel
+from protocol.flow import Budget, Limits
+from tower_server.agents import Agents
+from tower_server.clusters import Clusters
+from tower_server.config import KubesphereV1
+from tower_server.legacy.binding import BindingError, bind, binding_name, unbind
+from tower_server.legacy.port import LegacyPort, small_requests
+from tower_server.legacy.registrar import Registrar
+from tower_server.legacy.registration import Registration
+from tower_server.legacy.serving import Certificates, make_gateway, use_credential
+from tower_server.legacy.tunnel import DIALECT, LegacyTunnel
+from tower_server.member import CONDITIONS, Member, is_legacy
+from tower_server.revocations import Revocations
+from tower_server.servercert import FileCertificate
+from tower_server.tunnels import TunnelRegistry
+
+WEAKER: Final = (
+    "a Go agent serves in the dialect kubesphere-v1: its credential was shipped to this host, it proves no identity "
+    "beyond a token, and a cut link cuts its streams"
+)
+Start = Callable[[Coroutine[Any, Any, None], str], object]
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Shared:
+    """Of one cluster with Go agents: tunnels in the order of their registration."""
+
+    certificates: Certificates
+    tunnels: list[LegacyTunnel] = field(default_factory=list)
+    bound: bool | None = None
+    """Whether the host's group is bound in the member by us; None: not known."""
+    said: str = ""
+
+
+class LegacyAgents:
+    """`start`, now and then `housekeeping`, `stop`. `start_work(work, name)` owns what runs for an agent."""
+
+    def __init__(
+        self,
+        config: KubesphereV1,
+        *,
+        authority: Authority,
+        clusters: Clusters,
+        agents: Agents,
+        registry: TunnelRegistry,
+        revocations: Revocations,
+        budget: Budget,
+        credit: Limits,
+        admit: Callable[[str], None],
+        on_refused: Refused,
+        start_work: Start,
+        handshakes: Any,
+    ) -> None:
+        self._config = config
+        self._authority = authority
+        self._clusters = clusters
+        self._registry = registry
+        self._revocations = revocations
+        self._budget = budget
+        self._credit = Limits(
+            initial_credit=credit.initial_credit,
+            reserved_credit=credit.reserved_credit,
+            max_credit=defaults.LEGACY_CREDIT,
+            tunnel_budget=credit.tunnel_budget,
+        )
+        self._admit = admit
+        self._on_refused = on_refused
+        self._start_work = start_work
+        self._handshakes = handshakes
+        self._registrar = Registrar(clusters, agents)
+        self._port: LegacyPort | None = None
+        self._file: FileCertificate | None = None
+        self._shared: dict[str, _Shared] = {}
+        self.address = ""
+        revocations.subscribe(self._revoked)
+
+    # ---- the port -----------------------------------------------------------------------------------------------
+
+    async def start(self, sock: socket.socket | None = None) -> None:
+        """Listens, if that is enabled. TowerError TWR103, TWR104."""
+        if not self._config.enabled:
+            return
+        if self._config.tls is not None:
+            self._file = FileCertificate(self._config.tls.cert, self._config.tls.key)
+        self._port = LegacyPort(
+            http=small_requests,
+            admit=self._admit,
+            on_refused=self._on_refused,
+            options=await server_options(),
+            limits=self._limits,
+            register=self._registrar.register,
+            on_registered=self._registered,
+        )
+        host, port = split_address(self._config.listen)
+        context = self._file.context if self._file is not None else None
+        try:
+            found = await self._port.start(host or None, port, context, sock=sock)
+        except OSError as error:
+            raise TowerError(
+                "TWR103",
+                f"the port of the dialect {DIALECT}, {self._config.listen}, cannot be listened on: "
+                f"{error.strerror or error}",
+                mend="stop what listens there (`ss -ltnp` names it), or set another `kubesphere_v1.listen`",
+            ) from error
+        self.address = f"[{found[0]}]:{found[1]}" if ":" in found[0] else f"{found[0]}:{found[1]}"
+        log.warning("dialect-enabled", dialect=DIALECT, address=self.address, tls=self._file is not None)
+
+    async def stop(self) -> None:
+        """Takes no more agents; their tunnels are the registry's to end. Idempotent."""
+        if self._port is not None:
+            await self._port.stop()
+
+    def _limits(self) -> ChannelLimits:
+        return ChannelLimits(budget=Budget(self._credit.tunnel_budget, self._budget), credit=self._credit)
+
+    # ---- tunnels ------------------------------------------------------------------------------------------------
+
+    def _registered(self, registration: Registration, wire: ServerConnection, link: SshLink, remote: str) -> None:
+        member = self._registry.members.get(registration.name)
+        if member is None:
+            wire.end("the cluster was deleted meanwhile")
+            return
+        shared = self._shared_of(registration.name)
+        tunnel = LegacyTunnel(
+            tunnel_id=secrets.token_hex(6),
+            registration=registration,
+            wire=wire,
+            link=link,
+            remote=remote,
+            gateway=lambda made: make_gateway(
+                authority=self._authority,
+                revocations=self._revocations,
+                certificates=shared.certificates,
+                target=registration.kubernetes,
+                credential=registration.credential,
+                connect=made.connect,
+            ),
+        )
+        tunnel.on_gone = self._gone
+        shared.tunnels.append(tunnel)
+        self._share_credential(shared)
+        self._say(shared)
+        self._handshakes.labels("ok").inc()
+        # Structurally a tunnel; a test holds the two faces against each other.
+        self._registry.admit(cast("Tunnel", tunnel))
+        self._start_work(self._keep_bound(registration.name), f"legacy-binding-{registration.name}")
+
+    def _shared_of(self, name: str) -> _Shared:
+        if name not in self._shared:
+            record, _ = self._clusters.get(name)
+            self._shared[name] = _Shared(Certificates(self._authority, name, record.serving_names))
+        return self._shared[name]
+
+    def _share_credential(self, shared: _Shared) -> None:
+        """The newest agent's credential serves the streams of all."""
+        newest = shared.tunnels[-1].registration
+        for tunnel in shared.tunnels[:-1]:
+            use_credential(tunnel.gateway.upstreams, tunnel.registration.kubernetes, newest.credential)
+
+    def _gone(self, tunnel: LegacyTunnel) -> None:
+        name = tunnel.peer.cluster
+        shared = self._shared[name]
+        was_newest = shared.tunnels[-1] is tunnel
+        shared.tunnels.remove(tunnel)
+        if not shared.tunnels:
+            del self._shared[name]
+        elif was_newest:
+            newest = shared.tunnels[-1]
+            use_credential(newest.gateway.upstreams, newest.registration.kubernetes, newest.registration.credential)
+            self._share_credential(shared)
+        self._start_work(tunnel.gateway.close(), f"legacy-gateway-{tunnel.id}")
+
+    def _revoked(self) -> None:
+        for shared in self._shared.values():
+            for tunnel in shared.tunnels:
+                tunnel.gateway.recheck()
+
+    # ---- what is said of the cluster ----------------------------------------------------------------------------
+
+    def _say(self, shared: _Shared) -> None:
+        bound = {True: "True", False: "False", None: "Unknown"}[shared.bound]
+        reason = {True: "Bound", False: "NotBound", None: "NotTried"}[shared.bound]
+        for tunnel in shared.tunnels:
+            tunnel.data[CONDITIONS] = [
+                ("LegacyAgent", "True", "KubesphereV1", WEAKER),
+                ("LegacyBinding", bound, reason, shared.said or "the host's group is about to be bound"),
+            ]
+
+    async def _keep_bound(self, name: str) -> None:
+        """Binds the host's group in a member that only Go agents serve, and takes it away where native ones do."""
+        shared, member = self._shared.get(name), self._registry.members.get(name)
+        if shared is None or member is None or not shared.tunnels:
+            return
+        wanted = not _native_serves(member)
+        if shared.bound is wanted:
+            return
+        host, pool = self._authority.host, shared.tunnels[-1].gateway.upstreams.impersonation
+        try:
+            await (bind(pool, host) if wanted else unbind(pool, host))
+        except BindingError as error:
+            what = "cannot be made" if wanted else "could not be taken away: delete it by hand"
+            said = f"the ClusterRoleBinding {binding_name(host)} {what}: {error}"
+            if said != shared.said:
+                log.warning("legacy-binding-failed", cluster=name, text=said)
+            shared.said = said
+        else:
+            shared.bound = wanted
+            shared.said = (
+                f"the ClusterRoleBinding {binding_name(host)} in the member lets this host's admins in"
+                if wanted
+                else f"native agents serve: the ClusterRoleBinding {binding_name(host)} was taken away"
+            )
+            log.info("legacy-binding", cluster=name, bound=wanted)
+        self._say(shared)
+
+    def housekeeping(self) -> None:
+        """Now and then: renewed certificates, a certificate file that has changed, bindings that were not possible."""
+        try:
+            if self._file is not None and self._file.reload():
+                log.info("legacy-certificate-reloaded")
+        except TowerError as error:
+            log.error("legacy-certificate-unusable", code=error.code, text=error.message)
+        for name, shared in self._shared.items():
+            for tunnel in shared.tunnels:
+                tunnel.gateway.context = shared.certificates.context()
+            self._start_work(self._keep_bound(name), f"legacy-binding-{name}")
+
+
+def _native_serves(member: Member) -> bool:
+    native = [each for each in member.serving if not is_legacy(each)]
+    return any(each.data.get("failing") == "" for each in native)  # probed, and well

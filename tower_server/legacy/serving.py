@@ -1,0 +1,142 @@
+"""How callers of one cluster are served by the server itself: the member's gateway, moved to the host's end.
+
+Same code and same rules as at an agent: a serving certificate for that cluster alone, certificate callers impersonated
+by the credential that the agent sent, bearer callers passed on over connections without it. The credential is the one
+that came last from an agent that is still there; agents share it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
+
+from certs.ca import Authority
+from certs.keys import generate_key, key_to_pem
+from certs.peers import ClientIdentity
+from certs.tls import callers_context
+from daemon.log import get_logger
+from gateway.audit import RequestRecord
+from gateway.policy import Policy
+from gateway.proxy import Gateway
+from gateway.tls import Apiserver, upstream_context
+from gateway.upstream import Upstreams
+from protocol import defaults
+from tower_server.legacy.registration import Credential, Target
+from tower_server.revocations import Revocations
+from tower_server.servercert import memory_file
+
+Connect = Callable[[Callable[[], Any]], Awaitable[tuple[Any, Any]]]
+
+log = get_logger(__name__)
+audit = get_logger("audit")
+
+
+class Certificates:
+    """The serving certificate of one cluster, its key made here, renewed at two thirds of its life."""
+
+    def __init__(self, authority: Authority, cluster: str, serving_names: tuple[str, ...]) -> None:
+        self._authority = authority
+        self._cluster = cluster
+        self._names = serving_names
+        self._key = generate_key()
+        self._renew_at = 0.0
+        self._bundle = authority.bundle
+        self._context: ssl.SSLContext | None = None
+
+    def context(self) -> ssl.SSLContext:
+        now = time.time()
+        if self._context is None or now >= self._renew_at or self._bundle is not self._authority.bundle:
+            self._bundle = self._authority.bundle
+            issued = self._authority.issue_serving(
+                self._cluster, self._names, public_key=self._key.public_key(), at=now
+            )
+            self._renew_at = now + (issued.not_after - now) * defaults.RENEW_AT
+            self._context = callers_context(
+                self._authority.bundle, chain_pem=issued.chain_pem, key_pem=key_to_pem(self._key)
+            )
+        return self._context
+
+
+def check_credential(target: Target, credential: Credential) -> None:
+    """ssl.SSLError or ValueError when OpenSSL cannot use it: found out before the agent is told that it is in."""
+    _context(_apiserver(target, credential), credential)
+
+
+def make_gateway(
+    *,
+    authority: Authority,
+    revocations: Revocations,
+    certificates: Certificates,
+    target: Target,
+    credential: Credential,
+    connect: Connect,
+) -> Gateway:
+    """The gateway of one agent's tunnel; start it, and close it with the tunnel."""
+    upstreams = Upstreams(_apiserver(target, credential), connect=connect)
+    use_credential(upstreams, target, credential)
+    return Gateway(
+        context=certificates.context(),
+        upstreams=upstreams,
+        policy=Policy.default(authority.host),
+        verify_client=lambda chain: authority.bundle.verify_client(chain, time.time(), revocations=revocations.current),
+        check_client=lambda who: cast("ClientIdentity", who).check(time.time(), revocations.current),
+        observer=Audit(authority.host),
+    )
+
+
+def use_credential(upstreams: Upstreams, target: Target, credential: Credential) -> None:
+    """From the next request on; connections that show the old one are dropped once they are free."""
+    token = credential.token
+    upstreams.impersonation.renew(
+        _context(_apiserver(target, credential), credential),
+        authorization=(lambda: b"Bearer " + token) if token else None,
+    )
+    upstreams.bearer.renew(upstream_context(_apiserver(target, credential)))
+
+
+def _apiserver(target: Target, credential: Credential) -> Apiserver:
+    return Apiserver(target.bare_host, target.port, "", credential.ca_pem)
+
+
+def _context(apiserver: Apiserver, credential: Credential) -> ssl.SSLContext:
+    if not credential.certificate_pem:
+        return upstream_context(apiserver)
+    with memory_file(credential.certificate_pem) as chain, memory_file(credential.key_pem) as key:
+        return upstream_context(apiserver, certificate_file=chain, key_file=key)
+
+
+class Audit:
+    """One line a request, as an agent writes it."""
+
+    def __init__(self, host: str) -> None:
+        self._host: Final = host
+
+    def request(self, record: RequestRecord) -> None:
+        audit.info(
+            "request",
+            host=self._host,
+            audit_id=record.audit_id,
+            connection=record.connection_id,
+            caller=record.caller_address,
+            who=record.who,
+            verb=record.verb,
+            method=record.method,
+            path=record.path,
+            code=record.code,
+            bytes_in=record.bytes_in,
+            bytes_out=record.bytes_out,
+            seconds=round(record.duration, 4),
+            **({"fault": record.fault} if record.fault else {}),
+        )
+
+    def tls_failed(self, failure: str, text: str, caller_address: str, connection_id: str) -> None:
+        log.info(
+            "caller-tls-failed",
+            fault="TWR413",
+            failure=failure,
+            text=text,
+            caller=caller_address,
+            connection=connection_id,
+        )

@@ -1,0 +1,338 @@
+"""A tunnel to a Go agent, with the face of a native one, so that ports, relay, hold and probes need not know.
+
+A `kubernetes` stream ends in the gateway of this process and leaves it as channels to the apiserver; `kubesphere` is a
+channel by itself. The control stream that every tunnel gets is answered here, in the agent's place: it reports the
+services that the agent announced. A link that is silent is asked for a sign of life, and dropped when none comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final
+
+from daemon.log import get_logger
+from gateway.proxy import Gateway
+from protocol import defaults
+from protocol.aio.pipe import PipeEnd, pipe
+from protocol.aio.ssh import ServerConnection
+from protocol.aio.sshchannel import Channel
+from protocol.aio.sshlink import SshLink
+from protocol.aio.tunnel import Closed, StreamInfo
+from protocol.constants import CONTROL_SERVICE, Code
+from protocol.errors import ProtocolError, StreamRefused, TunnelLost
+from protocol.messages import encode_message
+from tower_server.legacy.registration import Registration
+from tower_server.records import KUBERNETES, KUBESPHERE
+
+DIALECT: Final = "kubesphere-v1"
+AGENT: Final = "go-tower"  # Go agents have no names
+NO_SERIAL: Final = -1
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyPeer:
+    """Where a native tunnel has a verified identity: nothing but the cluster whose token was known."""
+
+    cluster: str
+    agent: str = AGENT
+    serial: int = NO_SERIAL
+    not_after: float = float("inf")
+
+
+class LegacyTunnel:
+    """One registered agent. Owns its connection, its gateway and their ends."""
+
+    dialect: Final = DIALECT
+    renew_only: Final = False
+    features: Final[frozenset[str]] = frozenset()
+    stalled: Final = False
+
+    def __init__(
+        self,
+        *,
+        tunnel_id: str,
+        registration: Registration,
+        wire: ServerConnection,
+        link: SshLink,
+        remote: str,
+        gateway: Callable[[LegacyTunnel], Gateway],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.id = tunnel_id
+        self.peer = LegacyPeer(registration.name)
+        self.instance = f"{DIALECT}:{tunnel_id}"
+        self.remote = remote
+        self.software = f"Go Tower {registration.version}".strip()
+        self.registration = registration
+        self.opened_at = monotonic()
+        self.closed: Closed | None = None
+        self.draining = False
+        self.rtt: float | None = None
+        self.data: dict[str, Any] = {}
+        self.on_closed: Callable[[Any, Closed], None] | None = None
+        self.on_going_away: Callable[[Any, Any], None] | None = None
+        self.on_gone: Callable[[LegacyTunnel], None] | None = None
+        self.wire = wire
+        self._link = link
+        self._streams: dict[int, tuple[PipeEnd | Channel, str, str, str]] = {}
+        self._next = 1
+        self._waiters: list[asyncio.Future[Closed]] = []
+        self._asked_at: float | None = None
+        self.gateway = gateway(self)
+        self.gateway.start()
+        wire.owner = self
+        self._timer = self.loop.call_later(defaults.PING_INTERVAL, self._tick)
+        self._ask()
+
+    # ---- figures ------------------------------------------------------------------------------------------------
+
+    @property
+    def bytes_in(self) -> int:
+        return self._link.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        return self._link.bytes_out
+
+    @property
+    def buffered(self) -> int:
+        return self._link.get_write_buffer_size()
+
+    @property
+    def stream_count(self) -> int:
+        return len(self._streams)
+
+    def streams(self) -> list[StreamInfo]:
+        return [
+            StreamInfo(number, service, caller, connection, end.opened_at, end.bytes_in, end.bytes_out)
+            for number, (end, service, caller, connection) in self._streams.items()
+        ]
+
+    # ---- streams ------------------------------------------------------------------------------------------------
+
+    def start_open(
+        self, service: str, protocol: asyncio.BaseProtocol, *, caller: str = "", connection_id: str = ""
+    ) -> PipeEnd | Channel:
+        """As with a native tunnel. StreamRefused: nothing was opened."""
+        if self.closed is not None:
+            raise StreamRefused(Code.TUNNEL_LOST, "the tunnel is over")
+        if self.draining:
+            raise StreamRefused(Code.DRAINING, "the tunnel takes no new streams")
+        if len(self._streams) >= defaults.MAX_STREAMS:
+            raise StreamRefused(Code.TOO_MANY, f"{defaults.MAX_STREAMS} streams are open in this tunnel")
+        number = self._next
+        self._next += 1
+
+        def gone() -> None:
+            self._streams.pop(number, None)
+
+        end: PipeEnd | Channel
+        if service == KUBERNETES:
+            end = self._to(self.gateway.serve(caller_address=caller, connection_id=connection_id), protocol, gone)
+        elif service == KUBESPHERE and self.registration.kubesphere is not None:
+            self._check_room()
+            end = self.wire.open(str(self.registration.kubesphere), protocol)
+            end.on_lost = gone
+        elif service == CONTROL_SERVICE:
+            end = self._to(_AgentControl(self), protocol, gone)
+        else:
+            raise StreamRefused(Code.UNKNOWN_SERVICE, f"the agent announced no service {service!r}")
+        self._streams[number] = end, service, caller, connection_id
+        protocol.connection_made(end)
+        return end
+
+    def _to(self, far: Any, near: asyncio.BaseProtocol, gone: Callable[[], None]) -> PipeEnd:
+        one, two = pipe(near, far, on_lost=gone)
+        far.connection_made(two)
+        accepted = getattr(near, "stream_accepted", None)
+        if accepted is not None:
+            self.loop.call_soon(lambda: None if one.is_closing() else accepted())
+        return one
+
+    def _check_room(self) -> None:
+        if not self.wire.limits.room():
+            raise StreamRefused(Code.BUDGET, "no memory is left for another stream; `memory.buffers` bounds it")
+
+    async def open(
+        self,
+        service: str,
+        protocol: asyncio.BaseProtocol,
+        *,
+        caller: str = "",
+        connection_id: str = "",
+        deadline: float = defaults.DIAL_DEADLINE,
+    ) -> PipeEnd | Channel:
+        """As with a native tunnel: StreamRefused, TunnelLost, TimeoutError."""
+        answer: asyncio.Future[None] = self.loop.create_future()
+        end = self.start_open(service, _Answered(protocol, answer), caller=caller, connection_id=connection_id)
+        try:
+            async with asyncio.timeout(deadline):
+                await answer
+        except BaseException:
+            end.reset(Code.CANCELLED, "nobody waits any more")
+            raise
+        end.set_protocol(protocol)
+        return end
+
+    async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
+        """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
+        self._check_open()
+        protocol = factory()
+        channel = self.wire.open(str(self.registration.kubernetes), protocol)
+        protocol.connection_made(channel)
+        return channel, protocol
+
+    def _check_open(self) -> None:
+        if self.closed is not None:
+            raise ConnectionError("the tunnel is over")
+        if not self.wire.limits.room():
+            raise ConnectionError("no memory is left for another channel; `memory.buffers` bounds it")
+
+    # ---- what the agent sends -----------------------------------------------------------------------------------
+
+    def ssh_ready(self) -> None:
+        """It was, before there was a tunnel."""
+
+    def ssh_request(self, name: str, payload: bytes, answer: Callable[[bool, bytes], None]) -> None:
+        if name == "config":
+            answer(False, b"config was sent already")
+            self._end(Code.PROTOCOL, "the agent sent config twice", by_peer=False)
+        else:
+            answer(name == "ping", b"")
+
+    def ssh_opened(self, channel: Channel, target: bytes) -> None:
+        channel.refuse(1, "this end takes no channels")
+
+    def ssh_lost(self, reason: str) -> None:
+        self._end(Code.TUNNEL_LOST, reason, by_peer=True)
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def ping(self, deadline: float = defaults.DIAL_DEADLINE) -> float:
+        """A round trip, seconds. TunnelLost, TimeoutError. Go agents answer with a refusal, which is a sign of life."""
+        began = monotonic()
+        try:
+            async with asyncio.timeout(deadline):
+                await self.wire.request("ping")
+        except ConnectionError as error:
+            raise TunnelLost(Code.TUNNEL_LOST, str(error)) from error
+        return monotonic() - began
+
+    def _ask(self) -> None:
+        if self._asked_at is not None:
+            return
+        try:
+            answer = self.wire.ask("ping")
+        except ConnectionError:
+            return  # its end is on its way
+        self._asked_at = monotonic()
+        answer.add_done_callback(self._answered)
+
+    def _answered(self, answer: asyncio.Future[tuple[bool, bytes]]) -> None:
+        asked, self._asked_at = self._asked_at, None
+        if not answer.cancelled() and answer.exception() is None and asked is not None:
+            measured = monotonic() - asked
+            self.rtt = measured if self.rtt is None else min(measured, 0.875 * self.rtt + 0.125 * measured)
+
+    def _tick(self) -> None:
+        silent = self.loop.time() - self._link.heard_at
+        if silent >= defaults.DEAD_AFTER:
+            self._end(Code.DEAD_PEER, f"nothing heard from the agent for {silent:.0f} s", by_peer=False)
+            return
+        if silent >= defaults.PING_INTERVAL:
+            self._ask()
+        self._timer = self.loop.call_later(defaults.PING_INTERVAL / 2, self._tick)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def drain(self, code: Code, text: str, *, deadline: float, retry_after: float) -> None:
+        """Takes no new streams. A Go agent cannot be told; it comes back when the link ends."""
+        self.draining = True
+        self.gateway.drain()
+
+    def close(self, code: Code, text: str) -> None:
+        """Idempotent."""
+        self._end(code, text, by_peer=False)
+
+    async def wait_closed(self) -> Closed:
+        if self.closed is not None:
+            return self.closed
+        waiter: asyncio.Future[Closed] = self.loop.create_future()
+        self._waiters.append(waiter)
+        return await waiter
+
+    def _end(self, code: Code, text: str, *, by_peer: bool) -> None:
+        if self.closed is not None:
+            return
+        self.closed = Closed(code, text, by_peer, monotonic())
+        self._timer.cancel()
+        if not by_peer:
+            self.wire.bye(text[:200])
+        self.wire.end(text)
+        for end, _, _, _ in list(self._streams.values()):
+            if isinstance(end, PipeEnd):
+                end.cut(TunnelLost(code, text))
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(self.closed)
+        if self.on_closed is not None:
+            self.on_closed(self, self.closed)
+        if self.on_gone is not None:
+            self.on_gone(self)
+
+
+class _Answered(asyncio.Protocol):
+    """Waits for the answer to an open."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol, answer: asyncio.Future[None]) -> None:
+        self._protocol = protocol
+        self._answer = answer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._protocol.connection_made(transport)
+
+    def stream_accepted(self) -> None:
+        if not self._answer.done():
+            self._answer.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)  # type: ignore[attr-defined]
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()  # type: ignore[attr-defined,no-any-return]
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answer.done():
+            lost = exc if isinstance(exc, ProtocolError) else TunnelLost(Code.TUNNEL_LOST, "the tunnel ended")
+            self._answer.set_exception(lost)
+            self._answer.exception()
+        self._protocol.connection_lost(exc)
+
+
+class _AgentControl(asyncio.Protocol):
+    """The far end of the control stream: says once what the agent announced, and takes what the server says."""
+
+    def __init__(self, tunnel: LegacyTunnel) -> None:
+        self._tunnel = tunnel
+
+    def connection_made(self, transport: Any) -> None:
+        announced = self._tunnel.registration
+        services: dict[str, Any] = {KUBERNETES: {"mode": "gateway"}}
+        if announced.kubesphere is not None:
+            services[KUBESPHERE] = {"address": str(announced.kubesphere)}
+        line = encode_message("status", services=services, agent_version=self._tunnel.software)
+        asyncio.get_running_loop().call_soon(lambda: None if transport.is_closing() else transport.write(line))
+
+    def eof_received(self) -> bool:
+        return True
