@@ -193,6 +193,8 @@ class AgentMetrics(_Metrics):
         self.dials = self._counter(
             "agent_dials_total",
             "Dials to a host: the hop that failed, or `none`, and the result.",
+        self.cuts = self._counter("agent_link_cuts_total", "Links to a host that were lost while streams waited.", "host")
+        self.resumes = self._counter("agent_resumes_total", "Tunnels that went on over another link.", "host")
             "host",
             "hop",
             "result",

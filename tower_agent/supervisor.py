@@ -3,7 +3,8 @@
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
 lasted: a server that welcomes and hangs up at once is not hammered. When the server drains (GOAWAY) the next tunnel is
 opened first where there is another server to open it to, and the old one goes on until its streams have ended or its
-deadline has passed. Nothing that happens here reaches another host.
+deadline has passed. A tunnel that loses its link, a draining one too, is given another for as long as it waits; its
+streams notice a pause. Nothing that happens here reaches another host.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from protocol.aio.proxydial import DialTarget
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import Code
+from protocol.defaults import BACKOFF_MIN
 from protocol.flow import Budget, Limits
-from protocol.handshake import AgentHandshake
+from protocol.handshake import REFUSED_RESUME, AgentHandshake
 from tower_agent.faultof import dial_fault
 from tower_agent.services import END_AT_TOWER
 
@@ -77,6 +79,8 @@ class LinkSupervisor:
         self._tasks = tasks
         self._backoff = Backoff(random=random.random)
         self._draining: set[Tunnel] = set()
+        self._made: Tunnel | None = None  # by an attempt to resume, in place of what could not be resumed
+        self._linked_at = 0.0
         self._said = ("", 0.0)
         self._renewed = False
         self._stopping = False
@@ -88,7 +92,8 @@ class LinkSupervisor:
         if self.tunnel is not None:  # whoever held it has failed
             self.tunnel.close(Code.INTERNAL, "the agent failed; its log says more")
         while not self._stopping:
-            tunnel = await self._dial()
+            tunnel, self._made = self._made, None
+            tunnel = tunnel or await self._dial()
             if tunnel is None:
                 continue
             if self._stopping:
@@ -125,7 +130,8 @@ class LinkSupervisor:
             if tunnel is not None:
                 tunnel.close(code, text)
 
-    async def _dial(self) -> Tunnel | None:
+    async def _dial(self, resume: Tunnel | None = None) -> Tunnel | None:
+        """The next tunnel, or `resume` on a new link; None after a failure and its back-off."""
         outer: list[tuple[bytes, ...]] = []
 
         def on_hop(hop: Hop) -> None:
@@ -142,9 +148,12 @@ class LinkSupervisor:
                 limits=parts.limits,
                 on_stream=parts.on_stream,
                 on_hop=on_hop,
+                resume=resume,
             )
         except DialError as error:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
+            if resume is not None and resume.closed is not None:
+                return None  # it ended by this: whoever holds it says so, and dials anew
             await self._failed(dial_fault(error))
             return None
         except TowerError as error:
@@ -152,10 +161,45 @@ class LinkSupervisor:
             return None
         tunnel.data[END_AT_TOWER] = bool(outer) and parts.ends_at_tower(outer[-1])
         self._metrics.dials.labels(parts.host, "none", "ok").inc()
-        self._set(LinkState(True, time.time(), tunnel.id))
-        log.info("tunnel-opened", host=parts.host, tunnel=tunnel.id, server=tunnel.remote, renew_only=tunnel.renew_only)
+        self._linked_at = time.monotonic()
         self._said = ("", 0.0)
+        if tunnel is not resume:
+            self._set(LinkState(True, time.time(), tunnel.id))
+            tunnel.on_detached = self._cut
+            log.info(
+                "tunnel-opened", host=parts.host, tunnel=tunnel.id, server=tunnel.remote, renew_only=tunnel.renew_only
+            )
         return tunnel
+
+    # -- a link that is lost -----------------------------------------------------------------------------------------
+
+    def _cut(self, tunnel: Tunnel, why: str) -> None:
+        log.warning("tunnel-cut", host=self._parts.host, tunnel=tunnel.id, text=why, streams=tunnel.stream_count)
+        self._metrics.cuts.labels(self._parts.host).inc()
+        if tunnel is self.tunnel:
+            self._set(LinkState(False, time.time(), fault=TowerError("TWR201", f"the link was lost: {why}")))
+        if time.monotonic() - self._linked_at >= LASTED:
+            self._backoff.reset()
+        self._tasks.start(self._resume(tunnel), name=f"resume {tunnel.id}")
+
+    async def _resume(self, tunnel: Tunnel) -> None:
+        """Dial until the tunnel has another link, or is over."""
+        lost_at = time.monotonic()
+        await asyncio.sleep(random.random() * BACKOFF_MIN)  # noqa: S311  # jitter, not a secret
+        while tunnel.detached:
+            made = await self._dial(tunnel)
+            if made is tunnel:
+                seconds = round(time.monotonic() - lost_at, 3)
+                log.info("tunnel-resumed", host=self._parts.host, tunnel=tunnel.id, seconds=seconds)
+                self._metrics.resumes.labels(self._parts.host).inc()
+                if tunnel is self.tunnel:
+                    self._set(LinkState(True, time.time(), tunnel.id))
+            elif made is not None and self.tunnel is tunnel:
+                self._made = made
+            elif made is not None:
+                made.close(Code.NONE, "there is another tunnel already")
+
+    # -- its end -----------------------------------------------------------------------------------------------------
 
     async def _hold(self, tunnel: Tunnel) -> events.GoingAway | None:
         """Until the tunnel has ended or drains; what the server said in the latter case."""
@@ -216,7 +260,12 @@ class LinkSupervisor:
         if self._renewed:
             self._renewed = False
             return
-        await self._failed(_fault(closed))
+        fault = _fault(closed)
+        if closed.code in REFUSED_RESUME:  # the server is there, it is another process: no reason to wait
+            self._set(LinkState(False, time.time(), fault=fault))
+            log.warning("tunnel-down", host=self._parts.host, code=fault.code, text=fault.message)
+        else:
+            await self._failed(fault)
 
     async def _failed(self, fault: TowerError) -> None:
         now = time.monotonic()

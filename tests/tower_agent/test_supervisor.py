@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from tests.tower_agent.caller import Caller
@@ -72,7 +73,7 @@ async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_w
         old = await tower.tunnel()
         caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
         assert (await caller.ask())[0] == 200
-        old.drain(Code.SHUTDOWN, "the server stops", deadline=60.0, retry_after=60.1)
+        old.drain(Code.SHUTDOWN, "the server stops", deadline=60.0, retry_after=61.0)
         await asyncio.wait_for(caller.stream.lost, 10)  # nobody asked for the end of this connection but the drain
         assert old.closed is None
         assert len(tower.tunnels) == 1, "no other server to go to"
@@ -137,6 +138,63 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
         async with serving_tower(tower):
             await tower.tunnel()
             assert all(link.tunnel is None or link.tunnel.closed is None for link in agent.links)
+
+
+def cut(tunnel: Tunnel) -> None:
+    assert tunnel._link is not None
+    tunnel._link.abort("cut by the test")
+
+
+@pytest.mark.asyncio
+async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        caller = await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN)))
+        for resumed in (1, 2, 3):
+            await connected(agent)
+            cut(tunnel)
+            assert tunnel.detached
+            assert (await asyncio.wait_for(caller.ask(), 10))[0] == 200
+            assert tunnel.resumes == resumed
+        assert tower.tunnels == [tunnel]
+        await connected(agent)
+        for series in (b'tower_agent_link_cuts_total{host="east"} 3.0', b'tower_agent_resumes_total{host="east"} 3.0'):
+            assert series in member.metrics.render()
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_draining_tunnel_is_resumed_too(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        old = await tower.tunnel()
+        caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
+        old.drain(Code.DRAINING, "an upgrade", deadline=30.0, retry_after=30.1)
+        cut(old)
+        assert (await asyncio.wait_for(caller.ask(), 10))[0] == 200
+        assert old.resumes == 1
+        caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_does_not_know_the_tunnel_ends_its_streams_at_once_and_gets_a_new_one(
+    make_member: MakeMember,
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        old = await tower.tunnel()
+        await connected(agent)
+        held = agent.links[0].tunnel
+        assert held is not None
+        tower.find = lambda _tunnel, _identity: None  # type: ignore[method-assign]
+        cut(old)
+        new = await tower.tunnel()
+        assert new.id != old.id
+        assert held.closed is not None
+        assert (held.closed.code, held.closed.by_peer) == (Code.UNKNOWN_TUNNEL, False)
+        assert "this server has no such tunnel" in held.closed.text
+        await connected(agent)
 
 
 @pytest.mark.asyncio

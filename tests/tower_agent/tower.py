@@ -142,6 +142,9 @@ class Tower:
 
     # -- what the listener asks --------------------------------------------------------------------------------------
 
+    def find(self, tunnel_id: str, identity: AgentIdentity) -> Tunnel | None:
+        return next((each for each in self.tunnels if each.id == tunnel_id and each.closed is None), None)
+
     def on_tunnel(self, tunnel: Tunnel) -> None:
         control = Control(self, tunnel)
         tunnel.data["control"] = control
@@ -228,6 +231,7 @@ async def serving_tower(tower: Tower, *, tls: ssl.SSLContext | None = None) -> A
         http=tower.http,
         on_tunnel=tower.on_tunnel,
         budget=Budget(defaults.PROCESS_BUDGET),
+        find=lambda tunnel_id, identity: tower.find(tunnel_id, identity),
     )
     context = tls or server_context(chain_pem=tower.server.chain_pem, key_pem=key_to_pem(tower.key))
     _, tower.port = await listener.start("127.0.0.1", tower.port, context)
