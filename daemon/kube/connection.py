@@ -75,6 +75,7 @@ class Connection(asyncio.Protocol):
         self._broken: Cut | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._keep = True
+        self._surplus = False
         self._paused = False
         self.idle_since = 0.0
         self.served = 0
@@ -140,6 +141,8 @@ class Connection(asyncio.Protocol):
             self._fail("switched protocols, which nobody asked for")
         except httptools.HttpParserError as error:
             self._fail(f"did not answer in HTTP/1.1: {error}")
+        if self._surplus:
+            self._fail("sent bytes that nobody asked for")
         if self._unread > UNREAD_BYTES and self._transport is not None and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
@@ -171,6 +174,9 @@ class Connection(asyncio.Protocol):
             self._waiting.set_result(None)
 
     # ---- httptools ----------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._surplus = self._complete  # another answer behind the one that was asked for
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)

@@ -52,11 +52,11 @@ class Seen:
 
 
 async def follow(
-    script: Script, until: Callable[[Reflector, Seen], bool], *, silence: float = 60.0
+    script: Script, until: Callable[[Reflector, Seen], bool], *, silence: float = 60.0, pause: float = 0.001
 ) -> tuple[Reflector, Seen]:
     async with FakeApi(script).serving() as api:
         client = Client(api, user_agent="test")
-        backoff = Backoff(random=lambda: 0.0, minimum=0.001, maximum=0.002)
+        backoff = Backoff(random=lambda: 0.0, minimum=pause, maximum=2 * pause)
         reflector, seen = Reflector(client, SECRETS, silence=silence, backoff=backoff), Seen()
         reflector.subscribe(seen)
         task = asyncio.create_task(reflector.run())
@@ -103,7 +103,7 @@ async def test_410_lists_anew_and_tells_only_what_differs(gone: Answer) -> None:
     first = listed(7, thing("same", 1), thing("changed", 2), thing("deleted", 3), thing("remade", 4, uid="old"))
     second = listed(30, thing("same", 1), thing("changed", 9), thing("remade", 10, uid="new"), thing("new", 11))
     script = Script([first, second], [gone])
-    _reflector, seen = await follow(script, lambda r, _s: r.lists == 2 and r.watches == 2)
+    _reflector, seen = await follow(script, lambda _r, _s: len(script.watched_from) == 2)
     assert seen.changes[:4] == ["ADDED same", "ADDED changed", "ADDED deleted", "ADDED remade"]
     assert seen.changes[4:] == ["DELETED deleted", "MODIFIED changed", "DELETED remade", "ADDED remade", "ADDED new"]
     assert script.watched_from == ["7", "30"]
@@ -127,9 +127,9 @@ async def test_an_outage_and_a_deleted_crd_are_waited_out_with_the_copy_kept() -
     def until(reflector: Reflector, _seen: Seen) -> bool:
         if reflector.fault is not None:
             kept.append((reflector.fault.code, reflector.get("a") is not None))
-        return reflector.lists == 2
+        return len(script.watched_from) == 2
 
-    reflector, seen = await follow(script, until)
+    reflector, seen = await follow(script, until, pause=0.1)
     assert kept
     assert set(kept) <= {("TWR116", True), ("TWR114", True)}
     assert reflector.fault is None
