@@ -112,6 +112,9 @@ class ServerMetrics(_Metrics):
         self.throttled = self._counter("throttled_total", "Work refused because a limit was reached.", "limit")
         self.ports = self._gauge("ports", "Ports by kind and state.", "kind", "state")
         self.admin_requests = self._counter("admin_requests_total", "Answers of the admin API.", "code")
+        self.leader = self._gauge("leader", "Whether this server runs the controller of its Kubernetes host now (1).")
+        self.workqueue_depth = self._gauge("workqueue_depth", "Clusters that wait for the controller.")
+        self.reconciles = self._counter("reconciles_total", "Looks of the controller at a cluster, by result.", "result")
         self._bound: dict[str, ClusterMetrics] = {}
 
     def cluster(self, name: str) -> ClusterMetrics:

@@ -29,7 +29,7 @@ from tower_server.member import Member
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
-from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
+from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store
 from tower_server.tunnels import TunnelRegistry
 
 ATTEMPTS: Final = 8
@@ -54,9 +54,10 @@ class Clusters:
         hold_waiters: int,
         own_names: Collection[str],
         heartbeat: bool = True,
+        shared: bool = False,
     ) -> None:
         """`heartbeat`: note also that a tunnel is still up, for a start after a crash; else only that one came or went,
-        where a write costs others too."""
+        where a write costs others too. `shared`: a controller gives out ports and others write records: see `follow`."""
         self.ports = ports
         self._store = store
         self._allocator = allocator
@@ -68,6 +69,7 @@ class Clusters:
         self._hold_waiters = hold_waiters
         self._own_names = frozenset(name.lower() for name in own_names)
         self._heartbeat = heartbeat
+        self._shared = shared
         self._creating = asyncio.Lock()
         self._records: dict[str, Cluster] = {}
         self._changing: dict[str, asyncio.Lock] = {}
@@ -99,10 +101,10 @@ class Clusters:
     async def start(self) -> None:
         """Brings up every cluster on record."""
         records = [Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items]
-        for done in await self._allocator.adopt(records):
+        for done in () if self._shared else await self._allocator.adopt(records):
             log.warning("ports-put-right", text=done)
         for cluster in records:
-            if not cluster.ports:
+            if not cluster.ports and not self._shared:
                 try:
                     cluster = await self._with_port(cluster, KUBERNETES)
                 except TowerError as error:  # a condition of this cluster; the others must come up
@@ -142,6 +144,64 @@ class Clusters:
         )
         if member.name in self._records:
             self._tell("MODIFIED", member.name)
+
+    async def follow(self) -> None:
+        """Follows what others write of records, until cancelled: for servers that share a store with a controller."""
+        while True:
+            listing = await self._store.list(Kind.CLUSTER)
+            found = {record.name: Cluster.read(record) for record in listing.items}
+            for name in self._records.keys() - found.keys():
+                await self._forget(name)
+            for cluster in found.values():
+                await self._take(cluster)
+            try:
+                async with contextlib.aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
+                    async for change in changes:
+                        if change.type is ChangeType.DELETED:
+                            await self._forget(change.record.name)
+                        else:
+                            await self._take(Cluster.read(change.record))
+            except Expired:
+                continue
+
+    async def _take(self, cluster: Cluster) -> None:
+        """A record as it is now: a new cluster, another one of the same name, or a port more."""
+        held = self._records.get(cluster.name)
+        if held is not None and held.uid != cluster.uid:
+            await self._forget(cluster.name)
+        async with self._lock(cluster.name):
+            member = self._registry.members.get(cluster.name)
+            if cluster.name not in self._records or member is None:
+                member = await self._bring_up(cluster)
+                log.info("cluster-added", cluster=cluster.name, ports=dict(cluster.ports))
+                self._tell("ADDED", cluster.name)
+            elif cluster != self._records[cluster.name]:
+                self._records[cluster.name] = cluster
+                listening = {port.service for port in self.ports.of(cluster.name)}
+                if KUBERNETES in cluster.ports and KUBERNETES not in listening:
+                    await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
+        await self.declare(member)
+
+    async def _forget(self, name: str) -> None:
+        """A record is gone: so is the cluster here."""
+        async with self._lock(name):
+            member = self._registry.members.get(name)
+            if self._records.pop(name, None) is None or member is None:
+                return
+            self._end(name, member)
+        self._changing.pop(name, None)
+        log.info("cluster-deleted", cluster=name)
+        self._tell("DELETED", name)
+
+    def _end(self, name: str, member: Member) -> None:
+        """Nothing of it is held any more: tunnels, callers, ports, figures."""
+        self._registry.members.pop(name, None)
+        member.gone = True
+        for tunnel in list(member.tunnels):
+            tunnel.close(Code.DELETED, f"the cluster {name} was deleted")
+        member.hold.close()
+        self.ports.remove(name)
+        self._metrics.forget(name)
 
     async def save(self) -> None:
         """Writes down when each cluster was last seen with a tunnel, so that a restart knows."""
@@ -218,13 +278,7 @@ class Clusters:
             cluster, member = self.get(name)
             await self._gone(Kind.CLUSTER, name)  # from here on it is deleted; what is left over is tidied up later
             self._records.pop(name, None)
-            self._registry.members.pop(name, None)
-            member.gone = True
-            for tunnel in list(member.tunnels):
-                tunnel.close(Code.DELETED, f"the cluster {name} was deleted")
-            member.hold.close()
-            self.ports.remove(name)
-            self._metrics.forget(name)
+            self._end(name, member)
             await self._revocations.revoke_cluster(name, at=time.time())
             for agent in await self._agents.list(name):
                 await self._gone(Kind.AGENT, agent.record_name)
@@ -262,6 +316,8 @@ class Clusters:
             listening = any(port.service == KUBESPHERE for port in self.ports.of(member.name))
             if declared and not listening:
                 if KUBESPHERE not in record.ports:
+                    if self._shared:
+                        return  # the controller sees the declaration and notes a port, which comes back as a change
                     try:
                         record = await self._with_port(record, KUBESPHERE)
                     except TowerError as error:  # the apiserver's port and every other cluster go on without it
@@ -276,12 +332,15 @@ class Clusters:
         sibling = cluster.ports.get(KUBERNETES)
         port = await self._allocator.allocate(cluster=cluster.name, uid=cluster.uid, service=service, sibling=sibling)
         try:
-            return await self._update(
-                cluster.name, lambda held: replace(held, ports={**held.ports, service: port}), uid=cluster.uid
+            noted = await self._update(
+                cluster.name, lambda held: replace(held, ports={service: port, **held.ports}), uid=cluster.uid
             )
         except BaseException:
             await self._allocator.release([port], uid=cluster.uid)
             raise
+        if noted.ports[service] != port:  # a controller was first
+            await self._allocator.release([port], uid=cluster.uid)
+        return noted
 
     async def _update(self, name: str, change: Callable[[Cluster], Cluster], *, uid: str | None = None) -> Cluster:
         for _ in range(ATTEMPTS):

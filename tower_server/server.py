@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from certs.handshake import agent_verifier
 from certs.keys import signer
@@ -59,6 +59,9 @@ TIDY_EVERY: Final = 3600.0
 DRAIN_POLL: Final = 0.05
 REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, at no cost of theirs
 REFUSAL_LINES_BURST: Final = 100
+
+if TYPE_CHECKING:
+    from tower_server.controller.hosting import HostController
 
 log = get_logger(__name__)
 
@@ -155,6 +158,7 @@ class Server:
             hold_waiters=config.callers.hold_waiters,
             own_names=names,
             heartbeat=config.store.kind == "sqlite",
+            shared=config.store.kind == "kubernetes",
         )
         credential = ProbeCredential(authority)
         services = Services(
@@ -288,6 +292,26 @@ class Server:
         self._start(parts.services.probing.run(), "probing")
         self._start(sample_loop_lag(self._metrics.event_loop_lag), "loop-lag")
         self._process.tasks.restart(self._housekeeping, name="housekeeping")
+        if config.store.kind == "kubernetes":
+            self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
+            self._process.tasks.restart(self._controller(parts).run, name="controller")
+
+    def _controller(self, parts: _Parts) -> HostController:
+        from tower_server.controller.hosting import HostController
+        from tower_server.store.kubernetes import KubernetesStore
+
+        services = parts.services
+        assert isinstance(parts.store, KubernetesStore)
+        return HostController(
+            self._config,
+            client=parts.store.client,
+            store=parts.store,
+            authority=services.authority,
+            clusters=services.clusters,
+            registry=services.registry,
+            revocations=services.revocations,
+            metrics=self._metrics,
+        )
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._process.tasks.start(work, name=name)

@@ -44,7 +44,7 @@ def test_a_caller_reaches_the_member_and_nothing_lies_on_disk(
     shown = json.loads(host_plane.kubectl("get", "member", "edge", "-o", "json").stdout)
     port = shown["spec"]["ports"]["kubernetes"]
     leases = host_plane.kubectl("get", "leases", "-n", NAMESPACE, "-o", "name").text.split()
-    assert leases == [f"lease.coordination.k8s.io/port-{port}"]
+    assert sorted(leases) == [f"lease.coordination.k8s.io/{name}" for name in (f"port-{port}", "tower-controller")]
     secrets = host_plane.kubectl("get", "secrets", "-n", NAMESPACE, "-o", "name").text
     assert "tower-secret-authority" in secrets
     assert "tower-agent-edge." in secrets

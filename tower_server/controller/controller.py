@@ -110,8 +110,9 @@ class Controller:
                 for name in sorted(watches.clusters()):
                     self.poke(name)
                 await self._dispatch(queue, reconciles)
-        except* Deposed as group:
-            log.warning("deposed", text=str(group.exceptions[0]))
+        except* (TowerError, StoreError) as group:
+            for error in group.exceptions:  # the term is over; the next one looks at everything anew
+                log.warning("term-ended", term=term, text=str(error))
         finally:
             self._queue = self.writer = None
             self._gauges.leads(False)

@@ -1,0 +1,181 @@
+"""The controller as a part of one tower server that keeps its records in a host cluster.
+
+It sees the members through this server's own tunnels, and this server is the replica that its slices name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from certs.ca import Authority
+from daemon.kube.client import Client
+from daemon.log import get_logger
+from daemon.metrics import ServerMetrics
+from protocol import defaults
+from tower_server.clusters import Clusters
+from tower_server.config import ServerConfig, machine_name
+from tower_server.controller.allocation import Allocation
+from tower_server.controller.controller import Controller
+from tower_server.controller.desired import Replica
+from tower_server.controller.events import Events
+from tower_server.controller.facts import Sight
+from tower_server.controller.lease import KubeLease
+from tower_server.controller.names import MANAGER
+from tower_server.controller.reconcile import Reconciler
+from tower_server.controller.registry import Registry
+from tower_server.controller.twins import Twins
+from tower_server.controller.view import Watches
+from tower_server.controller.writer import Writer
+from tower_server.election import Elector, Timing
+from tower_server.ports import PortRange, can_bind
+from tower_server.records import KUBERNETES, KUBESPHERE
+from tower_server.revocations import Revocations
+from tower_server.store.base import Store
+from tower_server.tunnels import TunnelRegistry
+
+LOOK_EVERY: Final = 30.0  # what an agent reports changes without a verdict's change; a look in vain asks for nothing
+
+log = get_logger(__name__)
+
+
+class OwnFacts:
+    """What this server sees itself. For the resume window after its start it says nothing of who has not come back."""
+
+    def __init__(self, registry: TunnelRegistry, *, name: str, address: str) -> None:
+        self._registry = registry
+        self._name = name
+        self._address = address
+        self._started = time.monotonic()
+
+    def sight(self, cluster: str) -> Sight | None:
+        member = self._registry.members.get(cluster)
+        if member is None:
+            return None
+        early = time.monotonic() - self._started < defaults.RESUME_WINDOW
+        if early and member.verdict.ready != "True" and member.connected is not None:
+            return None
+        return Sight(member.verdict, len(member.serving), member.report)
+
+    def replicas(self) -> Sequence[Replica]:
+        """This server; none where it has no address that an EndpointSlice may hold."""
+        if not self._address:
+            return ()
+        held = frozenset(name for name, member in self._registry.members.items() if member.serving)
+        return (Replica(self._name, self._address, True, held),)
+
+
+class HostController:
+    """Made of what a server has; `run` it as a task."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        client: Client,
+        store: Store,
+        authority: Authority,
+        clusters: Clusters,
+        registry: TunnelRegistry,
+        revocations: Revocations,
+        metrics: ServerMetrics,
+    ) -> None:
+        name = socket.gethostname().lower() or machine_name()
+        first, last = config.ports.range
+        offset = config.ports.kubesphere_offset
+        ranges = {KUBERNETES: PortRange(first, last), KUBESPHERE: PortRange(first + offset, last + offset)}
+        self._registry = registry
+        self._clusters = clusters
+        self._client = client
+        self._namespace = config.store.namespace
+        self._name = name
+        self._metrics = metrics
+        self._authority = authority
+        self._revocations = revocations
+        self._facts = OwnFacts(registry, name=name, address=own_address(client.address))
+        allocation = Allocation(
+            store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
+        )
+        self._records = Registry(
+            store, allocation, revoke=lambda cluster: revocations.revoke_cluster(cluster, at=time.time())
+        )
+        lease = KubeLease(client, namespace=self._namespace, name=MANAGER)
+        identity = f"{name}_{secrets.token_hex(4)}"
+        self._controller = Controller(
+            client=client,
+            elector=Elector(lease, identity=identity, timing=Timing(), random=random.random),
+            registry=self._records,
+            namespace=self._namespace,
+            make=self._make,
+            gauges=_Gauges(metrics),
+        )
+
+    async def run(self) -> None:
+        """Until cancelled. What is seen of members anew is looked at at once, the rest now and then."""
+        unsubscribe = self._clusters.subscribe(lambda _change, name: self._controller.poke(name))
+        work = asyncio.create_task(self._controller.run(), name="controller-lead")
+        try:
+            while not work.done():
+                await asyncio.wait({work}, timeout=LOOK_EVERY)
+                for name in list(self._registry.members):
+                    self._controller.poke(name)
+            await work
+        finally:
+            unsubscribe()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+
+    def _make(self, watches: Watches, writer: Writer, poke: Callable[[str], None]) -> Reconciler:
+        return Reconciler(
+            client=self._client,
+            registry=self._records,
+            view=watches,
+            writer=writer,
+            events=Events(self._client, instance=self._name),
+            facts=self._facts,
+            authority=self._authority,
+            revocations=lambda: self._revocations.current,
+            namespace=self._namespace,
+            twins=Twins(poke),
+        )
+
+
+class _Gauges:
+    """The controller's figures among the server's metrics."""
+
+    def __init__(self, metrics: ServerMetrics) -> None:
+        self._metrics = metrics
+
+    def leads(self, leads: bool) -> None:
+        self._metrics.leader.set(1 if leads else 0)
+
+    def depth(self, keys: int) -> None:
+        self._metrics.workqueue_depth.set(keys)
+
+    def reconciled(self, result: str) -> None:
+        self._metrics.reconciles.labels(result).inc()
+
+
+def own_address(apiserver: str) -> str:
+    """The address of this machine or pod towards its apiserver; empty for a loopback one, which no slice may hold."""
+    host, _, port = apiserver.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
+        family, kind, _, _, target = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(target)  # of UDP: nothing is sent, a route is chosen
+            address = str(probe.getsockname()[0])
+    except OSError as error:
+        log.warning("no-own-address", apiserver=apiserver, text=str(error))
+        return ""
+    if address.startswith("127.") or address == "::1":
+        log.warning("no-own-address", apiserver=apiserver, text=f"{address} cannot stand in an EndpointSlice")
+        return ""
+    return address.split("%")[0]
