@@ -29,28 +29,25 @@ Kept = tuple[int, Stream | None, list[Buffer]]  # a frame that has left: its siz
 class Scheduler:
     """The streams that have something to send and may, in their order, and the link's measured rate."""
 
-    __slots__ = ("_backlogged_since", "_moved", "_ready", "rate")
+    __slots__ = ("_backlogged_since", "_moved", "rate", "ready")
 
     def __init__(self) -> None:
-        self._ready: deque[Stream] = deque()
+        self.ready: deque[Stream] = deque()  # those that may send now, in their order
         self._backlogged_since: float | None = None
         self._moved = 0
         self.rate: float | None = None  # bytes a second, measured while the link was the bottleneck
-
-    def __bool__(self) -> bool:
-        return bool(self._ready)
 
     def schedule(self, stream: Stream) -> None:
         """Give `stream` a turn if it can send and has none yet."""
         if not stream.scheduled and stream.sendable:
             stream.scheduled = True
-            self._ready.append(stream)
+            self.ready.append(stream)
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that was reset."""
         if stream.scheduled:
             stream.scheduled = False
-            self._ready.remove(stream)
+            self.ready.remove(stream)
 
     def fill(self, out: list[Buffer], limit: int, now: float, kept: deque[Kept] | None = None) -> list[Stream]:
         """Append about `limit` bytes of frames to `out`; the streams that sent, one entry for each frame.
@@ -59,7 +56,7 @@ class Scheduler:
         """
         self._measure(now)
         touched: list[Stream] = []
-        ready, room = self._ready, limit
+        ready, room = self.ready, limit
         while ready and room > 0:
             stream = ready[0]
             if stream.deficit <= 0:
@@ -68,7 +65,7 @@ class Scheduler:
             more = stream.sendable
             while more and room > 0 and stream.deficit > 0:
                 at, queued = len(out), stream.queued
-                size = self._frame(stream, out, largest if largest < room else room)
+                size = self._frame(stream, out, min(largest, room))
                 if kept is not None:
                     kept.append((queued - stream.queued + FRAME_COST, stream, out[at:]))
                 stream.deficit -= size

@@ -151,8 +151,8 @@ class Session:
             return True
         replay = self._replay
         if replay is None or self.lost:
-            return bool(self._scheduler)
-        return bool(replay.resending) or (bool(self._scheduler) and replay.room > 0)
+            return bool(self._scheduler.ready)
+        return bool(replay.resending) or (bool(self._scheduler.ready) and replay.room > 0)
 
     def overdue(self, now: float) -> float:
         """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
@@ -433,7 +433,7 @@ class Session:
             replay.resend(out, limit)
             if not replay.resending:
                 self._late_grants.clear()
-        elif self._scheduler:
+        elif self._scheduler.ready:
             self._fill(out, limit, now)
         if self._owed_at is None and self.frames_sent > self.frames_acked and FEATURE_ACK in self.features:
             self._owed_at = now
@@ -442,6 +442,8 @@ class Session:
     def _take_control(self, again: bool) -> list[Buffer]:
         """Frames other than data; numbered ones only after those that are sent again."""
         control, replay = self._control, self._replay
+        if not control:
+            return []
         if again:
             out: list[Buffer] = [frame for frame in control if frame[0] >= FIRST_UNNUMBERED]
             self._control = deque(frame for frame in control if frame[0] < FIRST_UNNUMBERED)

@@ -15,6 +15,7 @@ from typing import Final
 from websockets.speedups import apply_mask
 
 MAX_MESSAGE_FRAME: Final = 16 * 1024 * 1024  # of one WebSocket frame; ours stay far below
+MAX_HEADER: Final = 14  # with a mask and a length of eight bytes
 NO_MASK: Final = b"\0\0\0\0"
 _CLOSE_CODES: Final = frozenset({1000, 1001, 1002, 1003, *range(1007, 1015)})
 _U16: Final = struct.Struct("!BBH")
@@ -30,6 +31,10 @@ class Op(IntEnum):
     CLOSE = 8
     PING = 9
     PONG = 10
+
+
+_BINARY: Final = Op.BINARY
+_WHOLE_BINARY: Final = 0x80 | Op.BINARY
 
 
 class WebSocketError(Exception):
@@ -92,18 +97,23 @@ class WebSocketDecoder:
         """Yield what `data` holds. WebSocketError when the peer breaks a rule."""
         while data:
             if not self._left:
-                data = self._header(data)
+                rest = self._whole_header(data)
+                data = self._header(data) if rest is None else rest
                 if self._nothing_yet():
                     continue
-            piece, data = data[: self._left], data[self._left :]
-            self._left -= len(piece)
+            left = self._left
+            if len(data) <= left:
+                piece, data = data, data[len(data) :]
+            else:
+                piece, data = data[:left], data[left:]
+            self._left = left - len(piece)
             if self._mask != NO_MASK and piece:
                 masked = apply_mask(piece, self._mask)
                 turn = len(piece) % 4
                 self._mask = self._mask[turn:] + self._mask[:turn]
                 piece = memoryview(masked)
-            if self._op is Op.BINARY:
-                yield Op.BINARY, piece
+            if self._op is _BINARY:
+                yield _BINARY, piece
                 continue
             self._control += piece
             if not self._left:
@@ -115,16 +125,37 @@ class WebSocketDecoder:
 
     def _nothing_yet(self) -> bool:
         """Whether there is no payload to hand on: no whole header, or an empty piece of a message."""
-        return not self._left and (bool(self._partial) or self._op is Op.BINARY)
+        return not self._left and (bool(self._partial) or self._op is _BINARY)
+
+    def _whole_header(self, data: memoryview) -> memoryview | None:
+        """Read the header that our own links send, a whole binary message's; None, and nothing done, for any other."""
+        if len(data) < MAX_HEADER or data[0] != _WHOLE_BINARY or self._in_message or self._partial:
+            return None
+        length, size = data[1], 2
+        if (length >= 0x80) is not self._expect_mask:
+            return None
+        length &= 0x7F
+        if length == 126:
+            length, size = data[2] << 8 | data[3], 4
+        elif length == 127:
+            length, size = _U64.unpack_from(data)[2], 10
+        if not 0 < length <= MAX_MESSAGE_FRAME:
+            return None
+        if self._expect_mask:
+            size += 4
+            self._mask = bytes(data[size - 4 : size])
+        self._op = _BINARY
+        self._left = length
+        return data[size:]
 
     def _header(self, data: memoryview) -> memoryview:
         """Read a header off `data`; what follows it. Sets `_left` once the header is whole."""
         if self._partial:
             had = len(self._partial)
-            self._partial += data[: 14 - had]
+            self._partial += data[: MAX_HEADER - had]
             parsed = self._parse(memoryview(bytes(self._partial)))
             if parsed is None:
-                return data[14 - had :]
+                return data[MAX_HEADER - had :]
             self._partial = bytearray()
             return data[parsed - had :]
         parsed = self._parse(data)

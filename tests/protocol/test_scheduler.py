@@ -76,7 +76,7 @@ def test_bytes_leave_in_order_and_fin_last() -> None:
     one.queued = len(whole)
     scheduler.schedule(one)
     out: list[Buffer] = []
-    while scheduler:
+    while scheduler.ready:
         scheduler.fill(out, 1000, 0.0)
     frames = sent(out)
     assert b"".join(payload for _, _, payload in frames) == whole
@@ -93,9 +93,9 @@ def test_credit_is_never_passed_and_the_stream_waits_for_more() -> None:
     out: list[Buffer] = []
     scheduler.fill(out, MIB, 0.0)
     assert sent(out) == [(FrameType.DATA, 1, b"\1" * 30)]
-    assert not scheduler
+    assert not scheduler.ready
     scheduler.schedule(one)
-    assert not scheduler, "nothing may be sent, so it has no turn"
+    assert not scheduler.ready, "nothing may be sent, so it has no turn"
     one.send_limit = 100
     scheduler.schedule(one)
     scheduler.schedule(one)

@@ -299,7 +299,7 @@ class TwoEnds(RuleBasedStateMachine):
                 assert 0 <= s.credit.granted - s.credit.consumed <= s.credit.window
                 assert s.received - s.credit.consumed == one.halves[s.id].unconsumed
                 assert s.scheduled == s.sendable, "a stream that could send has no turn, or one that cannot has"
-            assert {s.id for s in session._scheduler._ready} == {s.id for s in streams if s.scheduled}
+            assert {s.id for s in session._scheduler.ready} == {s.id for s in streams if s.scheduled}
             assert session.frames_acked <= session.frames_sent
         assert self.process.used == sum(one.session.budget.used for one in self.ends)
 
@@ -347,7 +347,7 @@ class TwoEnds(RuleBasedStateMachine):
             assert not session._streams
             assert not session._opening
             assert not session._grants
-            assert not session._scheduler
+            assert not session._scheduler.ready
             assert session._asked == 0
             for stream, half in one.halves.items():
                 assert half.outcome, "every stream ends"
