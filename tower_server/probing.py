@@ -1,7 +1,7 @@
 """When each cluster is probed: one task for all of them, however many there are.
 
 A cluster with a tunnel is due every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady
-trickle; at once when a tunnel opens; and again after a second when a probe failed. Its tunnels take turns.
+trickle; at once when a tunnel opens or is resumed; and a second after a probe that failed. Its tunnels take turns.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Probing:
         self._queue: list[tuple[float, str]] = []
         self._busy: set[str] = set()
         self._wake = asyncio.Event()
-        registry.subscribe(self._opened)
+        registry.subscribe(self._opened, self._opened)
 
     def _opened(self, member: Member, tunnel: Tunnel) -> None:
         if not tunnel.renew_only:
@@ -107,8 +107,8 @@ class Probing:
             return None
         tunnel.data["probed"] = asyncio.get_running_loop().time()
         result = await probe(member, tunnel, self._credential)
-        if tunnel.closed is not None:
-            return None  # its end has its own cause, and a probe cut by it says nothing about the member
+        if tunnel.closed is not None or tunnel.detached:
+            return None  # that has its own cause, and a probe cut by it says nothing about the member
         before = member.probe
         tunnel.data["failing"] = "" if result.ok else result.text
         member.probed(result)

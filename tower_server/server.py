@@ -259,6 +259,7 @@ class Server:
             on_refused=self._refused,
         )
 
+            admit_new=self._admit_new,
     async def _open(self, parts: _Parts) -> None:
         config = self._config
         await parts.services.clusters.start()
@@ -325,9 +326,6 @@ class Server:
     def _admit(self, remote: str) -> None:
         """Before a handshake costs anything."""
         assert self._handshakes is not None
-        if self._goes_at is not None:
-            left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
-            raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
         wait = self._handshakes.take(asyncio.get_running_loop().time(), network_of(remote))
         if wait is not None:
             self._metrics.throttled.labels("handshakes").inc()
@@ -339,6 +337,12 @@ class Server:
 
     def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         self._metrics.handshakes.labels(code.name.lower()).inc()
+    def _admit_new(self, _remote: str) -> None:
+        """A server that stops takes its own tunnels back, and no new ones."""
+        if self._goes_at is not None:
+            left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
+            raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
+
         named: dict[str, Any] = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
         assert self._refusal_lines is not None
         if self._refusal_lines.take(asyncio.get_running_loop().time(), network_of(remote)) is None:

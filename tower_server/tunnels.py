@@ -27,15 +27,20 @@ class TunnelRegistry:
         self.departed: dict[tuple[str, str], tuple[float, str]] = {}
         """When agents whose tunnel has ended were last there, and their version, until that is written down."""
         self._observers: list[Callable[[Member, Tunnel], None]] = []
+        self._resume_observers: list[Callable[[Member, Tunnel], None]] = []
 
     def __iter__(self) -> Iterator[tuple[Member, Tunnel]]:
         for member in list(self.members.values()):
             for tunnel in list(member.tunnels):
                 yield member, tunnel
 
-    def subscribe(self, opened: Callable[[Member, Tunnel], None]) -> None:
-        """`opened` is called for each new tunnel."""
+    def subscribe(
+        self, opened: Callable[[Member, Tunnel], None], resumed: Callable[[Member, Tunnel], None] | None = None
+    ) -> None:
+        """`opened` is called for each new tunnel, `resumed` for each that goes on over another link."""
         self._observers.append(opened)
+        if resumed is not None:
+            self._resume_observers.append(resumed)
 
     def admit(self, tunnel: Tunnel) -> None:
         """Takes a tunnel whose handshake is done. One of a cluster that is gone by now is closed."""
@@ -90,6 +95,11 @@ class TunnelRegistry:
         for _, tunnel in self:
             tunnel.drain(Code.SHUTDOWN, text, deadline=deadline, retry_after=retry_after())
 
+    @property
+    def busy(self) -> bool:
+        """Whether any tunnel carries more than its control stream."""
+        return any(tunnel.stream_count > 1 for _, tunnel in self)
+
     def close_all(self, code: Code, text: str) -> None:
         for _, tunnel in self:
             tunnel.close(code, text)
@@ -113,6 +123,8 @@ class TunnelRegistry:
         if member is not None:
             member.resumed(tunnel, pause)
             member.metrics.resumed("ok")
+            for observer in self._resume_observers:
+                observer(member, tunnel)
         log.info(
             "tunnel-resumed",
             cluster=tunnel.peer.cluster,
@@ -132,11 +144,6 @@ class TunnelRegistry:
             self.departed[member.name, tunnel.peer.agent] = (time.time(), tunnel.software)
         log.info(
             "tunnel-closed",
-    @property
-    def busy(self) -> bool:
-        """Whether any tunnel carries more than its control stream."""
-        return any(tunnel.stream_count > 1 for _, tunnel in self)
-
             cluster=tunnel.peer.cluster,
             tunnel=tunnel.id,
             agent=tunnel.peer.agent,
