@@ -229,7 +229,7 @@ class Client:
                 connection = await self._connections.dial()
                 head = await connection.ask(await self._request("GET", _target(ask, query), b"", ""))
                 if head.status != 200:
-                    raise self._refused(ask, head, await _body(connection))
+                    raise self._refused(ask, head, await connection.rest(MAX_ANSWER_BYTES))
             lines = Lines()
             while True:
                 async with asyncio.timeout(silence):
@@ -321,7 +321,7 @@ class Client:
     async def _exchange(self, connection: Connection, request: bytes) -> tuple[Head, bytes]:
         self.requests += 1
         head = await connection.ask(request)
-        return head, await _body(connection)
+        return head, await connection.rest(MAX_ANSWER_BYTES)
 
     async def _request(self, method: str, target: str, data: bytes, content: str) -> bytes:
         lines = [f"{method} {target} HTTP/1.1", f"Host: {self.address}", f"User-Agent: {self._user_agent}"]
@@ -355,18 +355,6 @@ class Client:
 def _typed(resource: Resource, body: Object) -> Object:
     """Kind and apiVersion may be left out: the resource says them."""
     return {"apiVersion": resource.api_version, "kind": resource.kind, **body}
-
-
-async def _body(connection: Connection) -> bytes:
-    """The whole rest of an answer."""
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await connection.read():
-        pieces.append(piece)
-        size += len(piece)
-        if size > MAX_ANSWER_BYTES:
-            raise Cut(f"sent more than {MAX_ANSWER_BYTES} bytes", answered=True)
-    return b"".join(pieces)
 
 
 def _target(ask: Ask, query: Mapping[str, str]) -> str:

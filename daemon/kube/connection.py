@@ -115,6 +115,17 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         return piece
 
+    async def rest(self, limit: int) -> bytes:
+        """The whole rest of the body, of at most `limit` bytes. Raises Cut."""
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await self.read():
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise Cut(f"sent more than {limit} bytes", answered=True)
+        return b"".join(pieces)
+
     @property
     def kept(self) -> bool:
         """Whether the exchange is over and another may follow."""
@@ -157,7 +168,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         told = f" ({exc})" if exc is not None and str(exc) else ""
-        self._fail(f"closed the connection{told}")
+        self._fail(f"closed the connection before its answer was complete{told}")
 
     def _fail(self, text: str) -> None:
         answered = self._head is not None and self._head.done()

@@ -23,7 +23,7 @@ async def test_an_answer_is_read_whole() -> None:
     assert served.requests[0].headers["host"] == f"127.0.0.1:{served.port}"
 
 
-async def answered_with(raw: bytes, *, method: str = "GET", limit: int = 4096) -> object:
+async def answered_with(raw: bytes, *, limit: int = 4096) -> object:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(raw)
@@ -33,7 +33,7 @@ async def answered_with(raw: bytes, *, method: str = "GET", limit: int = 4096) -
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
         target = DialTarget(host="127.0.0.1", port=server.sockets[0].getsockname()[1], ssl_context=None)
-        return await fetch(target, method, "/", limit=limit, deadline=2)
+        return await fetch(target, "GET", "/", limit=limit, deadline=2)
     finally:
         server.close()
         await server.wait_closed()
@@ -41,17 +41,16 @@ async def answered_with(raw: bytes, *, method: str = "GET", limit: int = 4096) -
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("raw", "method", "body"),
+    "raw",
     [
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "GET", b"ok"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", "GET", b"ok"),
-        (b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", "GET", b"ok"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD", b""),
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok",
     ],
 )
-async def test_every_framing_is_understood(raw: bytes, method: str, body: bytes) -> None:
-    answer = await answered_with(raw, method=method)
-    assert answer.body == body  # type: ignore[attr-defined]
+async def test_every_framing_is_understood(raw: bytes) -> None:
+    answer = await answered_with(raw)
+    assert answer.body == b"ok"  # type: ignore[attr-defined]
 
 
 @pytest.mark.asyncio
