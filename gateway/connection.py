@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
@@ -58,6 +57,7 @@ EXCHANGE: Final = Phase.EXCHANGE
 SPLICED: Final = Phase.SPLICED
 LINGERING: Final = Phase.LINGERING
 CLOSED: Final = Phase.CLOSED
+_UNAUTHORIZED: Final = 401
 _NO_BODY: Final = Framing.NONE
 _BY_LENGTH: Final = Framing.LENGTH
 
@@ -419,7 +419,14 @@ class CallerConnection:
             assert self.head is not None
             head = parse_response(block[: end + 4], to_head=self.head.method == b"HEAD")
             if head.framing is _BY_LENGTH and not before and end + 4 + head.length == len(data) and self._passes(head):
-                self._relay_whole(head, data)
+                # The everyday answer: it came in one piece and leaves in one.
+                self.answered_at = self.loop.time()
+                if head.status != _UNAUTHORIZED:
+                    self.proven = True
+                self.response = head
+                self.bytes_out += len(data)
+                self.transport.write(data)
+                self._finish(clean=True)
                 return
             data = data[end + 4 - before :]
             if head.status >= 200 or head.status == SWITCHING:
@@ -443,16 +450,6 @@ class CallerConnection:
             and not self.gateway.draining
         )
 
-    def _relay_whole(self, head: ResponseHead, data: memoryview) -> None:
-        """The everyday answer: it came in one piece and leaves in one."""
-        self.answered_at = self.loop.time()
-        if head.status != HTTPStatus.UNAUTHORIZED:
-            self.proven = True
-        self.response = head
-        self.bytes_out += len(data)
-        self.transport.write(data)
-        self._finish(clean=True)
-
     def _relay_interim(self, head: ResponseHead) -> None:
         self.interim += 1
         if self.interim > MAX_INTERIM_ANSWERS:
@@ -470,7 +467,7 @@ class CallerConnection:
             return
         if request.upgrade is not None and head.status < 400:
             raise AnswerError(f"the apiserver answered an upgrade with {head.status}, which is not relayed")
-        self.proven = self.proven or head.status != HTTPStatus.UNAUTHORIZED
+        self.proven = self.proven or head.status != _UNAUTHORIZED
         body = scanner(head.framing, head.length, AnswerError)
         if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
             raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")
@@ -551,7 +548,10 @@ class CallerConnection:
             self._linger()
             return
         self._reset()
-        self._ready(now)
+        self.phase = HEAD
+        self.deadline = now + (self.gateway.idle_limit if self.proven else self.gateway.head_deadline)
+        if self.paused or self.held:
+            self._ready(now)
 
     def _ready(self, now: float) -> None:
         """Between two requests."""
