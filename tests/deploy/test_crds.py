@@ -208,6 +208,16 @@ async def test_a_wrong_member_is_refused_with_words(client: Client, spec: dict[s
     assert told in caught.value.message
 
 
+@pytest.mark.usefixtures("ours")
+async def test_a_hand_cannot_take_from_a_record_what_makes_it_readable(client: Client) -> None:
+    spec = {"name": "edge", "uid": "u", "created": 1.5, "ports": {"kubernetes": 6012}}
+    await client.create(MEMBERS, {"metadata": {"name": "edge"}, "spec": spec})
+    for key in ("name", "uid", "created"):
+        with pytest.raises(Invalid, match="without them it could not be read"):
+            await client.patch(MEMBERS, "edge", {"spec": {key: None}})
+    await client.patch(MEMBERS, "edge", {"spec": {"ports": None}})
+
+
 async def test_ours_is_not_forced_on_a_host_that_has_kubespheres(host_plane: ControlPlane) -> None:
     install(host_plane, "4")
     try:

@@ -41,8 +41,8 @@ class Place(ABC):
 
     resource: Resource
     prefix: str = ""
-    selector: str = ""
-    """Of the labels of its records; "" where every object of the resource is one."""
+    selector: str
+    """Of the labels that make an object a record: what somebody made by hand is none."""
 
     def name(self, kind: Kind, name: str) -> str:
         """The object's name; Invalid for one that no object can have."""
@@ -68,7 +68,7 @@ class Place(ABC):
         """None for an object that is not a record of this kind."""
         metadata = body.get("metadata", {})
         name = str(metadata.get("name", ""))
-        if self.selector and (metadata.get("labels") or {}).get(LABEL) != kind.value:
+        if (metadata.get("labels") or {}).get(LABEL) != kind.value:
             return None
         data = self._read(body)
         return None if data is None or not name.startswith(self.prefix) else (name.removeprefix(self.prefix), data)
@@ -125,6 +125,7 @@ class _InLease(Place):
 
 class _AsMember(Place):
     resource = MEMBERS
+    selector = f"{LABEL}={Kind.CLUSTER.value}"
 
     def _fill(self, body: Object, data: Data, text: str) -> Object:
         return {**body, "spec": _humped(data)}

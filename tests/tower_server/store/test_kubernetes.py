@@ -37,7 +37,29 @@ def namespace(plane: ControlPlane) -> str:
     return name
 
 
+VERBS = ["get", "list", "watch", "create", "patch", "delete"]
+RULES = [
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": VERBS},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": VERBS},
+    {"apiGroups": ["tower.kubesphere.io"], "resources": ["members"], "verbs": VERBS},
+]
+"""All that the store needs: the conformance suite runs with no more."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def account(plane: ControlPlane) -> None:
+    head = {"apiVersion": "rbac.authorization.k8s.io/v1", "metadata": {"name": "store"}}
+    ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "store"}
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "store"}
+    role = {**head, "kind": "ClusterRole", "rules": RULES}
+    plane.install([role, {**head, "kind": "ClusterRoleBinding", "roleRef": ref, "subjects": [subject]}])
+
+
 def client_of(plane: ControlPlane) -> Client:
+    return Client(Access.find(plane.kubeconfig("store")), user_agent="store-test")
+
+
+def admin_of(plane: ControlPlane) -> Client:
     return Client(Access.find(plane.admin_kubeconfig), user_agent="store-test")
 
 
@@ -45,7 +67,7 @@ def client_of(plane: ControlPlane) -> Client:
 async def store(plane: ControlPlane, namespace: str) -> AsyncIterator[KubernetesStore]:
     opened = await KubernetesStore.open(client_of(plane), namespace=namespace)
     yield opened
-    again = client_of(plane)  # Members know no namespace: the next test begins with none
+    again = admin_of(plane)  # Members know no namespace: the next test begins with none
     for member in (await again.list(MEMBERS)).items:
         await again.delete(MEMBERS, member["metadata"]["name"])
     again.close()
@@ -83,8 +105,10 @@ async def test_secrets_lie_in_secrets_and_nowhere_else(
     assert "confidential" not in others
 
 
-async def test_what_others_wrote_on_an_object_stays(store: KubernetesStore, namespace: str) -> None:
-    other = store.client
+async def test_what_others_wrote_on_an_object_stays(
+    plane: ControlPlane, store: KubernetesStore, namespace: str
+) -> None:
+    other = admin_of(plane)
     for kind, resource, name, place in (
         (Kind.CLUSTER, MEMBERS, "edge", None),
         (Kind.CLAIM, LEASES, "port-1", namespace),
@@ -103,13 +127,16 @@ async def test_what_others_wrote_on_an_object_stays(store: KubernetesStore, name
         assert held["metadata"]["finalizers"] == ["theirs/finalizer"]
         assert (await store.get(kind, record.name)).data == {"n": 2}
         await other.patch(resource, name, {"metadata": {"finalizers": None}}, namespace=place)
+    other.close()
 
 
-async def test_a_status_beside_the_record_is_no_change_of_it(store: KubernetesStore) -> None:
+async def test_a_status_beside_the_record_is_no_change_of_it(plane: ControlPlane, store: KubernetesStore) -> None:
+    controller = admin_of(plane)
     record = await store.create(Kind.CLUSTER, "edge", {"name": "edge"})
     member = await store.client.get(MEMBERS, "edge")
     member["status"] = {"observedGeneration": 1, "conditions": [], "address": "10.96.0.7"}
-    await store.client.replace(MEMBERS, member, subresource="status")
+    await controller.replace(MEMBERS, member, subresource="status")
+    controller.close()
     held = await store.get(Kind.CLUSTER, "edge")
     assert held.data == record.data
     await store.update(Kind.CLUSTER, "edge", {"name": "edge", "uid": "u"}, expect=held.version)
@@ -137,6 +164,15 @@ async def test_a_record_that_was_damaged_by_hand_keeps_no_other_from_being_serve
     assert [record.name for record in (await store.list(Kind.AGENT)).items] == ["good"]
     with pytest.raises(TowerError, match="damaged by hand"):
         await store.get(Kind.AGENT, "bad")
+
+
+async def test_a_member_that_somebody_made_by_hand_is_none_of_the_clusters(store: KubernetesStore) -> None:
+    await store.client.create(MEMBERS, {"metadata": {"name": "byhand"}, "spec": {"ports": {"kubernetes": 1}}})
+    assert (await store.list(Kind.CLUSTER)).items == ()
+    with pytest.raises(Conflict):
+        await store.create(Kind.CLUSTER, "byhand", {})
+    with pytest.raises(TowerError, match="Member byhand is not a cluster record of this tower"):
+        await store.get(Kind.CLUSTER, "byhand")
 
 
 async def test_two_servers_share_a_store(plane: ControlPlane, store: KubernetesStore, namespace: str) -> None:

@@ -81,6 +81,8 @@ def test_a_lease_without_its_note_is_none() -> None:
         assert PLACES[Kind.CLAIM].read(Kind.CLAIM, body) is None
 
 
-def test_a_member_without_a_spec_is_an_empty_record() -> None:
-    assert PLACES[Kind.CLUSTER].read(Kind.CLUSTER, {"metadata": {"name": "edge"}}) == ("edge", {})
-    assert PLACES[Kind.CLUSTER].read(Kind.CLUSTER, {"metadata": {"name": "edge"}, "spec": 5}) is None
+def test_a_member_is_a_record_by_its_label() -> None:
+    labelled = {"name": "edge", "labels": {LABEL: "cluster"}}
+    assert PLACES[Kind.CLUSTER].read(Kind.CLUSTER, {"metadata": labelled}) == ("edge", {})
+    assert PLACES[Kind.CLUSTER].read(Kind.CLUSTER, {"metadata": labelled, "spec": 5}) is None
+    assert PLACES[Kind.CLUSTER].read(Kind.CLUSTER, {"metadata": {"name": "edge"}, "spec": {"uid": "u"}}) is None
