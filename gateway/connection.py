@@ -447,7 +447,7 @@ class CallerConnection:
             and request.minor == 1
             and request.upgrade is None
             and self.request_body is None
-            and not self.gateway.draining
+            and not self.leaving
         )
 
     def _relay_interim(self, head: ResponseHead) -> None:
