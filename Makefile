@@ -39,8 +39,9 @@ assets: $(STAMP) ## a real control plane, built once from Go modules and kept in
 demo: $(STAMP) ## kubectl through the tunnel to a member that nobody can dial [ONCE=1] [MEMBER_KUBECONFIG=FILE]
 	@$(BIN)/python -m tests.lab.demo
 
-bench: $(STAMP) ## speed and memory beside the direct way; about 15 minutes on an idle machine
+bench: $(STAMP) ## speed and memory beside the direct way; about 25 minutes on an idle machine
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.kubesphere
 
 clean: ## what make made, the cached control plane apart
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -103,7 +103,7 @@ class LegacyAgent:
             version=version,
             limits=ChannelLimits(
                 budget=Budget(config.memory.tunnel, config.memory.budget()),
-                credit=config.memory.limits(),
+                credit=config.liveness.limits(config.memory),
                 rtt=lambda: self._link.session.rtt if self._link is not None and self._link.session else None,
             ),
         )

@@ -22,7 +22,6 @@ from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.sshchannel import ChannelLimits
 from protocol.aio.sshdial import HostSession, RegistrationRefused, dial_host
-from protocol.defaults import PING_INTERVAL
 from tower_agent.faultof import dial_fault
 from tower_agent.legacychannels import LegacyChannels
 from tower_agent.shipment import Credential, Shipment
@@ -158,10 +157,12 @@ class LegacyLink:
         await asyncio.sleep(AWAY)
 
     async def _ping(self, session: HostSession) -> None:
+        limits = self._host.limits.credit
         while True:
-            await asyncio.sleep(max(_LOOK, PING_INTERVAL - session.silent_for))
-            if session.silent_for >= PING_INTERVAL:
-                self._metrics.tunnel_rtt.labels(self._name).set(await session.ping())
+            await asyncio.sleep(max(_LOOK, limits.ping_interval - session.silent_for))
+            if session.silent_for >= limits.ping_interval:
+                rtt = await session.ping(limits.dead_after - limits.ping_interval)
+                self._metrics.tunnel_rtt.labels(self._name).set(rtt)
 
     async def _changed(self, shipment: Shipment) -> None:
         said = ""

@@ -95,14 +95,14 @@ class HostSession:
         if not taken or said:  # Go's agents look at the text alone; a refusal without one is meant as one all the same
             raise RegistrationRefused(printable(said.decode("utf-8", "replace"))[:MAX_REFUSAL] or "no reason was given")
 
-    async def ping(self) -> float:
-        """Seconds of a round trip; ConnectionError when the host does not answer within DEAD_AFTER."""
+    async def ping(self, deadline: float = DEAD_AFTER) -> float:
+        """Seconds of a round trip; ConnectionError when the host does not answer within `deadline`."""
         started = monotonic()
         try:
-            async with asyncio.timeout(DEAD_AFTER):
+            async with asyncio.timeout(deadline):
                 await self._request("ping", b"")
         except TimeoutError as error:
-            raise ConnectionError(f"no answer to a ping within {DEAD_AFTER:g} s") from error
+            raise ConnectionError(f"no answer to a ping within {deadline:g} s") from error
         self.rtt = monotonic() - started
         return self.rtt
 

@@ -144,15 +144,17 @@ class GoAgent:
     @property
     def said(self) -> str:
         """Its log so far."""
-        return (self.folder / "agent.log").read_text(errors="replace")
+        log = self.folder / "agent.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     def start(self, *, connected: bool = True) -> None:
         """Run it; with `connected` until the server has taken its registration."""
         program = assets.ensure([f"go-agent-{self.vintage}"])[f"go-agent-{self.vintage}"]
+        before = self.said.count(" connected")
         self._child = Child("go-agent", [program, *self._arguments], log=self.folder / "agent.log", env=self._environ)
         ADOPTED.add(self._child.pid)
         if connected:
-            self._child.until(lambda: " connected" in self.said, "the Go agent is connected", START_DEADLINE)
+            self._child.until(lambda: self.said.count(" connected") > before, "the Go agent is connected", START_DEADLINE)
 
     def stop(self) -> None:
         if self._child is not None:
@@ -210,7 +212,8 @@ class OurAgent:
     @property
     def events(self) -> list[dict[str, Any]]:
         """Its log so far."""
-        lines = (self.folder / "agent.log").read_text(errors="replace").splitlines()
+        log = self.folder / "agent.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def said(self, event: str) -> list[dict[str, Any]]:
@@ -223,6 +226,7 @@ class OurAgent:
         return self.said(event)[count - 1]
 
     def start(self, *flags: str, registered: bool = True) -> None:
+        before = len(self.said("host-registered"))
         scaled = [sys.executable, "-m", "tests.lab.scaled", json.dumps(self._constants), "tower-agent"]
         argv: list[str | Path] = [*scaled] if self._constants else [Path(sys.executable).parent / "tower-agent"]
         argv += ["--config", self.folder / "agent.yaml", "run", "--log-format", "json", *flags]
@@ -231,7 +235,7 @@ class OurAgent:
         )
         ADOPTED.add(self._child.pid)
         if registered:
-            self.until("host-registered")
+            self.until("host-registered", before + 1)
 
     def stop(self) -> int | None:
         if self._child is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import yaml
 from daemon.kube import access
 from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
-from protocol.aio import sshdial
+from protocol.flow import Limits
 from tests.lab.pki import ClusterCA, write_kubeconfig
 from tests.protocol.aio.sshhost import SshHost, ssh_host
 from tests.protocol.aio.sshpeers import channel_limits
@@ -34,7 +36,7 @@ async def until(ready: Callable[[], object]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def linked(folder: Path) -> AsyncIterator[tuple[SshHost, LegacyLink]]:
+async def linked(folder: Path, **limits: float) -> AsyncIterator[tuple[SshHost, LegacyLink]]:
     """An agent's link to a host; the token that it ships lies in `folder/token`."""
     ca = ClusterCA(folder, "member-ca")
     (folder / "token").write_text("first")
@@ -45,8 +47,9 @@ async def linked(folder: Path) -> AsyncIterator[tuple[SshHost, LegacyLink]]:
     metrics = AgentMetrics(version="1")
     tasks = Supervisor(on_failure=lambda name, error: pytest.fail(f"{name}: {error!r}"))
     async with ssh_host() as host:
+        bounds = replace(channel_limits(), credit=Limits(**limits))  # type: ignore[arg-type]
         link = LegacyLink(
-            LegacyHost(target=host.target, cluster="edge", token="secret", version="1", limits=channel_limits()),
+            LegacyHost(target=host.target, cluster="edge", token="secret", version="1", limits=bounds),
             Credential(kubeconfig, None, "console.svc:80"),
             LegacyChannels(metrics=metrics, tasks=tasks),
             metrics=metrics,
@@ -63,8 +66,6 @@ async def linked(folder: Path) -> AsyncIterator[tuple[SshHost, LegacyLink]]:
 
 def registered(host: SshHost) -> list[str]:
     """The tokens of the member that came, in order."""
-    import base64
-
     sent = [payload for owner in host.owners for name, payload in owner.requests if name == "config"]
     return [base64.b64decode(json.loads(payload)["BearerToken"]).decode() for payload in sent]
 
@@ -123,18 +124,14 @@ async def test_a_refusal_is_a_fault_with_the_hosts_words_until_it_is_taken(tmp_p
         assert link.fault is None
 
 
-async def test_a_host_that_falls_silent_is_left_and_dialled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(legacylink, "PING_INTERVAL", 0.1)
-    monkeypatch.setattr(sshdial, "DEAD_AFTER", 0.2)
-    async with linked(tmp_path) as (host, link):
+async def test_a_host_that_falls_silent_is_left_and_dialled_again(tmp_path: Path) -> None:
+    async with linked(tmp_path, ping_interval=0.25, dead_after=0.5) as (host, link):
         await until(lambda: link.session is not None)
         host.answer = lambda name, payload: None if name == "ping" else (True, b"")
         await until(lambda: link.fault is not None)
         assert link.fault is not None
         assert link.fault.code == "TWR222"
-        assert "no answer to a ping within 0.2 s" in link.fault.message
+        assert "no answer to a ping within 0.25 s" in link.fault.message
         host.answer = lambda name, payload: (True, b"")
         await until(lambda: link.session is not None)
 

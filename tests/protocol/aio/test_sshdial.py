@@ -75,13 +75,12 @@ async def test_a_host_that_never_answers_a_registration_is_given_up(monkeypatch:
         session.close("enough")
 
 
-async def test_a_host_that_answers_no_ping_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sshdial, "DEAD_AFTER", 0.2)
+async def test_a_host_that_answers_no_ping_is_dead() -> None:
     async with ssh_host() as host:
         session = await dialled(host)
         host.answer = lambda name, payload: None
         with pytest.raises(ConnectionError, match="no answer to a ping"):
-            await session.ping()
+            await session.ping(0.2)
         session.close("enough")
 
 
