@@ -27,7 +27,14 @@ from tests.loopback.relay import Network, network
 
 NAME, STEADY = "shaky", "steady"
 WAITERS = 3
-CONSTANTS = {"PING_INTERVAL": 0.5, "DEAD_AFTER": 3.0, "PROBE_INTERVAL": 0.5, "BACKOFF_MAX": 1.0}
+WINDOW = 4.0
+CONSTANTS = {
+    "PING_INTERVAL": 0.5,
+    "DEAD_AFTER": 3.0,
+    "RESUME_WINDOW": WINDOW,
+    "PROBE_INTERVAL": 0.5,
+    "BACKOFF_MAX": 1.0,
+}
 BACK = 15.0
 
 
@@ -109,6 +116,14 @@ def gone(tower: TowerWorld) -> None:
     wait_until(lambda: not tower.call("GET", f"/v1/tunnels?cluster={NAME}")[1]["items"], "no tunnel", BACK)
 
 
+def away(tower: TowerWorld) -> None:
+    """No tunnel has a link; one may still come back."""
+    found = f"/v1/tunnels?cluster={NAME}"
+    wait_until(
+        lambda: all(each["state"] == "Detached" for each in tower.call("GET", found)[1]["items"]), "no link", BACK
+    )
+
+
 def drain(connection: Connection) -> None:
     """Reads to the end, which raises where it is not an orderly one."""
     while connection.line():
@@ -160,7 +175,7 @@ def test_a_killed_agent_cuts_its_streams_with_a_reason_and_new_callers_are_held_
         tower.members[NAME].agent.send(signal.SIGKILL)
         with pytest.raises(OSError, match=r"EOF occurred in violation|reset"):  # never an end that looks complete
             drain(running)
-        assert time.monotonic() - killed < 2.0
+        assert time.monotonic() - killed < WINDOW + 2.0  # nobody can tell it from a cut link before
     gone(tower)
     first = Asking(caller)
     answer = first.done()
@@ -188,7 +203,7 @@ def test_a_caller_is_held_until_the_agent_is_back_and_then_served(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
     relay.do("shut")
-    gone(tower)
+    away(tower)
     asking = Asking(caller)
     wait_until(lambda: waiting(tower) == 1, "a caller that waits", 5.0)
     relay.do("open")
@@ -201,7 +216,7 @@ def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
     relay.do("shut")
-    gone(tower)
+    away(tower)
     try:
         held = [Asking(caller) for _ in range(WAITERS)]
         wait_until(lambda: waiting(tower) == WAITERS, "callers that wait", 5.0)
@@ -220,7 +235,7 @@ def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
 @pytest.mark.slow
 def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     relay.do("shut")
-    gone(tower)
+    away(tower)
     try:
         with caller.plain():
             wait_until(lambda: waiting(tower) == 1, "a caller that waits", 2.0)
@@ -247,13 +262,13 @@ def test_a_cut_link_is_back_within_moments_and_both_ends_say_why(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
     agent = tower.members[NAME].agent
-    with logs(agent.log, "tunnel-down", "TWR201"), logs(agent.log, "tunnel-opened"):
+    with logs(agent.log, "tunnel-cut"), logs(agent.log, "tunnel-resumed"):
         relay.do("cut")
         gone_at = time.monotonic()
         assert Asking(caller).done().status == 200
         assert time.monotonic() - gone_at < 3.0
     history = tower.cluster(NAME)["history"]
-    assert [entry["event"] for entry in history[:2]] == ["opened", "closed"]
+    assert [entry["event"] for entry in history[:2]] == ["resumed", "detached"]
     assert history[1]["text"]
 
 
@@ -266,7 +281,7 @@ def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: 
             running.send(running.request("GET", "/watch"))
             relay.do("stall")
             began = time.monotonic()
-            assert ticks_until_end(running) - began < 3 * CONSTANTS["DEAD_AFTER"]
+            assert ticks_until_end(running) - began < 2 * CONSTANTS["DEAD_AFTER"] + WINDOW
             gone(tower)
             wait_until(lambda: "DEAD_PEER" in agent.log.read_text(), "the agent's own finding", 10.0)
     finally:
@@ -276,17 +291,15 @@ def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: 
 
 
 @pytest.mark.slow
-def test_a_corrupted_byte_ends_the_link_and_never_arrives(tower: TowerWorld, caller: Caller, relay: Network) -> None:
+def test_a_corrupted_byte_ends_the_link_and_what_was_sent_arrives(
+    tower: TowerWorld, caller: Caller, relay: Network
+) -> None:
     with caller.connect() as running:
         running.send(running.request("GET", "/bytes/50000000"))
         relay.do("corrupt")
-        got = b""
-        with contextlib.suppress(OSError):
-            while line := running._raw.read(65536):
-                got += line
-        _, _, body = got.partition(b"\r\n\r\n")
-        assert len(body) < 50_000_000
-        assert body.strip(b"z") == b""
+        answer = running.answer()
+        assert len(answer.body) == 50_000_000
+        assert answer.body.strip(b"z") == b""
     assert Asking(caller).done().status == 200
 
 

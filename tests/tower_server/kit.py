@@ -13,7 +13,7 @@ import json
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,6 +260,7 @@ class Agent:
     closed: list[Closed] = field(default_factory=list)
     incoming: list[IncomingStream] = field(default_factory=list)
     raw: Callable[[IncomingStream], None] | None = None
+    features: Iterable[str] = ("ack",)
 
     async def connect(self) -> Tunnel:
         reply = self.identity.reply
@@ -271,7 +272,7 @@ class Agent:
             sign=signer(self.identity.key),
             verify=server_verifier(bundle, time),
             nonce=secrets.token_bytes(32),
-            features=["ack"],
+            features=self.features,
             software="test",
         )
         target = DialTarget(host="127.0.0.1", port=self.server.tunnel_port, ssl_context=caller_context(self.server))

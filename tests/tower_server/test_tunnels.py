@@ -1,7 +1,10 @@
 """The registry: tunnels of deleted clusters are closed, and a stopping server tells its agents when to come back."""
 
+import dataclasses
+
 import pytest
 
+from protocol.aio.dial import FEATURES
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, enrol, joined, running, until
 
@@ -44,3 +47,31 @@ async def test_a_stopping_server_drains_before_it_closes(tmp_path):
     assert heard[0].deadline == 5
     assert 5 <= heard[0].retry_after <= 5.1  # not before this server is gone, and one agent needs no spreading
     assert agent.closed[0].code is Code.SHUTDOWN
+
+
+async def test_an_agent_goes_on_with_its_own_tunnel_and_no_other(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1"), joined(server, "edge-2"):
+        registry = server.services.registry
+        (mine,) = (tunnel for member, tunnel in registry if member.name == "edge-1")
+        (others,) = (tunnel for member, tunnel in registry if member.name == "edge-2")
+        assert registry.find(mine.id, mine.peer) is mine
+        assert registry.find(others.id, mine.peer) is None
+        assert registry.find("no such", mine.peer) is None
+        assert registry.find(mine.id, dataclasses.replace(mine.peer, agent="sibling")) is None
+        mine.close(Code.DELETED, "gone")
+        assert registry.find(mine.id, mine.peer) is None
+
+
+async def test_what_became_of_lost_links_is_counted_and_listed(tmp_path):
+    async with running(tmp_path) as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")), features=FEATURES)
+        await agent.connect()
+        ((member, tunnel),) = list(server.services.registry)
+        tunnel.link_lost("cut by a test")
+        (listed,) = (await admin(server, "GET", "/v1/tunnels")).json()["items"]
+        assert listed["state"] == "Detached"
+        tunnel.lose(Code.TUNNEL_LOST, "cut by a test; no new link")
+        assert member.history[0].event == "closed"
+        text = server.server._metrics.render().decode()
+        assert 'tower_resumes_total{member_cluster="edge-1",result="expired"} 1.0' in text
+        agent.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
