@@ -211,3 +211,40 @@ async def test_an_agent_that_drains_its_last_tunnel_is_waited_for(metrics):
     assert member.hold.return_likely
     assert "upgrade" in member.verdict.cause
 
+
+async def test_a_tunnel_without_a_link_gets_no_streams_and_its_callers_are_held(metrics):
+    member = await made(metrics, expected=1)
+    each = tunnel()
+    member.add(each)
+    member.detached(each, "the connection broke")
+    assert member.pick() is None
+    assert member.hold.return_likely
+    assert (member.verdict.state, member.verdict.code) == ("TunnelDown", "TWR201")
+    assert "the connection broke; its agent may come back" in member.verdict.cause
+    member.resumed(each, 1.24)
+    assert member.pick() is each
+    assert [(entry.event, entry.text) for entry in member.history][:2] == [
+        ("resumed", "after 1.2 s"),
+        ("detached", "the connection broke"),
+    ]
+
+
+async def test_a_link_that_does_not_come_back_is_one_outage_and_not_two(metrics):
+    member = await made(metrics, expected=1)
+    each = tunnel()
+    member.add(each)
+    member.detached(each, "the connection broke")
+    lost_at = member.hold._lost_at
+    member.remove(each, closed(text="the connection broke; no new link within 40 s"))
+    assert member.hold._lost_at == lost_at
+    assert member.history[0].event == "closed"
+
+
+async def test_another_tunnel_goes_on_while_one_has_no_link(metrics):
+    member = await made(metrics)
+    cut, well = tunnel("cut"), tunnel("well", streams=9)
+    member.add(cut)
+    member.add(well)
+    member.detached(cut, "cut")
+    assert member.pick() is well
+    assert not member.hold.return_likely
