@@ -76,6 +76,7 @@ class PortAllocator:
         """
         done = []
         owners = {cluster.uid: cluster for cluster in clusters}
+        stand = set()
         for record in (await self._store.list(Kind.CLAIM, prefix="port-")).items:
             claim = Claim.read(record)
             port = int(record.name.removeprefix("port-"))
@@ -83,9 +84,11 @@ class PortAllocator:
             if owner is None or owner.ports.get(claim.service) != port:
                 await self._store.delete(Kind.CLAIM, record.name, expect=record.version)
                 done.append(f"port {port} was claimed for {claim.cluster} without being on its record: released")
+            else:
+                stand.add((claim.uid, port))
         for cluster in clusters:
             for service, port in cluster.ports.items():
-                if await self._claim(port, cluster=cluster.name, uid=cluster.uid, service=service):
+                if (cluster.uid, port) not in stand and await self._claim(port, cluster=cluster.name, uid=cluster.uid, service=service):
                     done.append(f"port {port} of {cluster.name} had no claim: claimed again")
         return done
 
