@@ -88,7 +88,9 @@ class PortAllocator:
                 stand.add((claim.uid, port))
         for cluster in clusters:
             for service, port in cluster.ports.items():
-                if (cluster.uid, port) not in stand and await self._claim(port, cluster=cluster.name, uid=cluster.uid, service=service):
+                if (cluster.uid, port) in stand:
+                    continue
+                if await self._claim(port, cluster=cluster.name, uid=cluster.uid, service=service):
                     done.append(f"port {port} of {cluster.name} had no claim: claimed again")
         return done
 
