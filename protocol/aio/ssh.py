@@ -65,6 +65,7 @@ MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
 _ALGORITHMS: Final = {"kex_algs": KEX, "encryption_algs": CIPHERS, "mac_algs": MACS, "compression_algs": None}
 _AEAD: Final = (b"aes128-gcm@openssh.com", b"aes256-gcm@openssh.com", b"chacha20-poly1305@openssh.com")
 
+_DISCONNECT: Final = 1
 _IGNORE: Final = 2
 _GLOBAL_REQUEST: Final = 80
 _SUCCESS: Final = 81
@@ -137,6 +138,7 @@ class _Wire(SSHConnection):
         super().__init__(asyncio.get_running_loop(), options)  # type: ignore[call-arg]  # the role's own constructor
         self._packet_handlers = {
             **type(self)._packet_handlers,
+            _DISCONNECT: _Wire._on_disconnect,
             _GLOBAL_REQUEST: _Wire._on_request,
             _SUCCESS: _Wire._on_answer,
             _FAILURE: _Wire._on_answer,
@@ -210,6 +212,10 @@ class _Wire(SSHConnection):
 
     def log_received_packet(self, *_args: Any, **_more: Any) -> None:
         """Not logged either."""
+
+    def _on_disconnect(self, _type: int, _id: int, packet: Any) -> None:
+        code, text = packet.get_uint32(), packet.get_string()[:512].decode("utf-8", "replace")
+        self._force_close(ConnectionError(f"the peer ended the connection: {text or f'reason {code}'}"))
 
     # ---- global requests ----------------------------------------------------------------------------------------
 

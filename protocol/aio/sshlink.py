@@ -37,6 +37,7 @@ class SshLink(asyncio.Transport):
         self.bytes_in = 0
         self.bytes_out = 0
         self._unsent = 0
+        self._blocked_at: float | None = None
         link.owner = self
         wire.room = self._room
         wire.connection_made(self)
@@ -59,12 +60,18 @@ class SshLink(asyncio.Transport):
 
     def link_writable(self) -> None:
         self._unsent = 0
+        self._blocked_at = None
         self._wire.pump()
 
     def link_lost(self, reason: str) -> None:
         if self._in:
             self._feed()
         self._wire.connection_lost(ConnectionError(reason))
+
+    @property
+    def blocked_for(self) -> float:
+        """How long the peer has taken nothing of what waits for it, seconds."""
+        return 0.0 if self._blocked_at is None else self._loop.time() - self._blocked_at
 
     def _room(self) -> bool:
         return self._link.writable and self._size < WRITE_AT
@@ -77,17 +84,18 @@ class SshLink(asyncio.Transport):
         self._out.append(bytes(data))
         self._size += len(data)
         if self._size >= WRITE_AT:
-            self._flush()
+            self.flush()
         elif not self._due:
             self._due = True
             self._loop.call_soon(self._flush_turn)
 
     def _flush_turn(self) -> None:
         self._due = False
-        self._flush()
+        self.flush()
         self._wire.pump()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand what was written to the link."""
         if not self._out:
             return
         out, self._out = self._out, []
@@ -96,16 +104,18 @@ class SshLink(asyncio.Transport):
         self._link.write(out)
         if not self._link.writable:
             self._unsent += size
+            if self._blocked_at is None:
+                self._blocked_at = self._loop.time()
             if self._unsent > MOST_UNSENT:
                 self._link.abort("the peer reads nothing, and what must be answered piles up")
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._link.close("closed")
 
     def abort(self) -> None:
         """asyncssh calls this for every end, also right after it has said why: what it said still leaves."""
-        self._flush()
+        self.flush()
         self._link.close("the SSH connection ended")
 
     def is_closing(self) -> bool:

@@ -164,6 +164,7 @@ class LegacyLink(ServerLink):
         self.close(text)
 
     def _bye(self, text: str) -> None:
-        if self._wire is not None:
+        if self._wire is not None and self._ssh is not None:
             self._wire.bye(text)
+            self._ssh.flush()
             self._wire.end(text)

@@ -50,7 +50,7 @@ class LegacyTunnel:
     dialect: Final = DIALECT
     renew_only: Final = False
     features: Final[frozenset[str]] = frozenset()
-    stalled: Final = False
+    detached: Final = False
 
     def __init__(
         self,
@@ -107,6 +107,12 @@ class LegacyTunnel:
     def stream_count(self) -> int:
         return len(self._streams)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the agent has owed an answer, or taken nothing, for so long that a stream had better go elsewhere."""
+        owed = 0.0 if self._asked_at is None else monotonic() - self._asked_at
+        return max(owed, self._link.blocked_for) >= max(defaults.STALL_AFTER, 4 * (self.rtt or 0.0))
+
     def streams(self) -> list[StreamInfo]:
         return [
             StreamInfo(number, service, caller, connection, end.opened_at, end.bytes_in, end.bytes_out)
@@ -136,6 +142,7 @@ class LegacyTunnel:
             end = self._to(self.gateway.serve(caller_address=caller, connection_id=connection_id), protocol, gone)
         elif service == KUBESPHERE and self.registration.kubesphere is not None:
             self._check_room()
+            self._ask_if_silent()
             end = self.wire.open(str(self.registration.kubesphere), protocol)
             end.on_lost = gone
         elif service == CONTROL_SERVICE:
@@ -182,6 +189,7 @@ class LegacyTunnel:
     async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
         """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
         self._check_open()
+        self._ask_if_silent()
         protocol = factory()
         channel = self.wire.open(str(self.registration.kubernetes), protocol)
         protocol.connection_made(channel)
@@ -232,6 +240,11 @@ class LegacyTunnel:
             return  # its end is on its way
         self._asked_at = monotonic()
         answer.add_done_callback(self._answered)
+
+    def _ask_if_silent(self) -> None:
+        """Before something is sent that only the agent can answer: whether it still does shows within a second."""
+        if self.loop.time() - self._link.heard_at >= defaults.STALL_AFTER:
+            self._ask()
 
     def _answered(self, answer: asyncio.Future[tuple[bool, bytes]]) -> None:
         asked, self._asked_at = self._asked_at, None

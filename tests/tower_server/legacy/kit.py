@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
@@ -56,11 +57,11 @@ class Host:
             load_pem(context, issued.chain_pem, key_to_pem(key))
         return context
 
-    async def ask(self, path: str, *headers: str, context: ssl.SSLContext | None = None, host: str = "") -> Answer:
+    async def ask(
+        self, path: str, *headers: str, context: ssl.SSLContext | None = None, host: str = "", timeout: float = 10
+    ) -> Answer:
         """One request at the cluster's port; by a certificate of the host's admin unless a context says otherwise."""
-        import asyncio
-
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(timeout):
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1",
                 self.running.port(CLUSTER),

@@ -1,0 +1,132 @@
+"""Go agents of both vintages at our server: they connect unchanged, and callers get through."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interop.peers import GoAgent, Vintage, make_account
+from tests.lab.loops import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
+from tests.lab.pki import write_kubeconfig
+from tests.tower_server.kit import caller_context, until
+from tests.tower_server.legacy.kit import CLUSTER, TOKEN, Host, host
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]  # many processes
+
+
+def by_certificate(tower: Host, folder: Path) -> Path:
+    ca = tower.backend.ca
+    return write_kubeconfig(
+        folder / "agent.kubeconfig",
+        name="member",
+        server=f"https://{tower.backend.address}",
+        ca=ca.pem,
+        client=ca.client("go", "agent-of-the-member", ["system:masters"]),
+    )
+
+
+@asynccontextmanager
+async def running(tower: Host, folder: Path, vintage: Vintage, **more: Any) -> AsyncIterator[GoAgent]:
+    folder.mkdir(exist_ok=True)
+    credential = more.pop("credential", None) or by_certificate(tower, folder)
+    agent = GoAgent(
+        folder / "go",
+        vintage,
+        f"http://127.0.0.1:{tower.port}",
+        credential=credential,
+        kubesphere=tower.backend.raw_address,
+        **{"name": CLUSTER, "token": TOKEN, **more},
+    )
+    connected = more.get("token", TOKEN) == TOKEN
+    try:
+        await asyncio.to_thread(agent.start, connected=connected)
+        if connected:
+            await until(lambda: tower.member.verdict.state == "Connected")
+        yield agent
+    finally:
+        await asyncio.to_thread(agent.stop)
+
+
+async def test_a_go_agent_serves_callers_of_both_services(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower, running(tower, tmp_path, vintage):
+        assert (await tower.ask("/go")).status == 200
+        (seen,) = tower.backend.to("/go")
+        assert (seen.certificate, seen.headers["impersonate-user"]) == ("agent-of-the-member", "tower:hq:admin")
+        plain = caller_context(tower.running)
+        assert (await tower.ask("/bearer", "Authorization: Bearer x", context=plain)).status == 200
+        assert tower.backend.to("/bearer")[0].certificate is None
+        assert (await tower.ask("/nobody", context=plain)).status == 401
+        tower.backend.answer = bytes(range(256)) * 40_000  # 10 MB through 1 KiB fragments
+        assert (await tower.ask("/bulk", timeout=60)).body == tower.backend.answer
+        await until(lambda: len(tower.running.services.clusters.ports.of(CLUSTER)) == 2)
+        reader, writer = await asyncio.open_connection("127.0.0.1", tower.running.port(CLUSTER, "kubesphere"))
+        writer.write(b"through the other port")
+        async with asyncio.timeout(10):
+            assert await reader.readexactly(22) == b"THROUGH THE OTHER PORT"
+        writer.close()
+        view = await tower.view()
+        assert view["dialect"] == "kubesphere-v1"
+        assert (await tower.condition("LegacyBinding"))["status"] == "True"
+        assert await tower.member.tunnels[0].ping() < 5
+
+
+async def test_many_callers_at_once(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower, running(tower, tmp_path, vintage):
+        tower.backend.answer = b"a" * 50_000
+        answers = await asyncio.gather(*(tower.ask(f"/many/{number}", timeout=60) for number in range(60)))
+        assert {(each.status, len(each.body)) for each in answers} == {(200, 50_000)}
+
+
+async def test_a_pods_agent_ships_its_token(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower:
+        port = int(tower.backend.address.rpartition(":")[2])
+        account = make_account(
+            tmp_path / "account", host="127.0.0.1", port=port, ca=tower.backend.ca.pem, token="pods-token"
+        )
+        async with running(tower, tmp_path, vintage, credential=account):
+            assert (await tower.ask("/pod")).status == 200
+            assert tower.backend.to("/pod")[0].headers["authorization"] == "Bearer pods-token"
+
+
+async def test_a_go_agent_with_a_wrong_token_reads_why(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower, running(tower, tmp_path, vintage, token="cd" * 32) as agent:
+        await until(lambda: re.search(r"Unauthorized agent.*TWR240", agent.said))
+        assert not tower.member.tunnels
+
+
+async def test_an_apiserver_that_is_down_is_named(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower, running(tower, tmp_path, vintage):
+        tower.backend.server.close()
+        tower.member.tunnels[0].gateway.upstreams.expire(float("inf"))
+        answer = await tower.ask("/down", timeout=30)
+        assert answer.status == 502
+        assert "TWR301" in answer.body.decode()
+
+
+async def test_an_agent_that_is_killed_and_started_again_is_back_on_the_same_port(
+    tmp_path: Path, vintage: Vintage
+) -> None:
+    async with host(tmp_path) as tower:
+        port = tower.running.port(CLUSTER)
+        async with running(tower, tmp_path, vintage):
+            assert (await tower.ask("/first")).status == 200
+        await until(lambda: not tower.member.tunnels)
+        async with running(tower, tmp_path / "again", vintage):
+            assert (await tower.ask("/second")).status == 200
+        assert tower.running.port(CLUSTER) == port
+
+
+async def test_rekeying_by_the_server_leaves_a_go_agents_streams_whole(tmp_path: Path, vintage: Vintage) -> None:
+    async with host(tmp_path) as tower:
+        tower.running.server._parts.legacy._port.options.rekey_bytes = 50_000
+        async with running(tower, tmp_path, vintage):
+            assert tower.member.tunnels[0].wire._rekey_bytes == 50_000
+            tower.backend.answer = bytes(range(256)) * 20_000
+            answers = await asyncio.gather(*(tower.ask(f"/{number}", timeout=60) for number in range(4)))
+            assert {each.body == tower.backend.answer for each in answers} == {True}

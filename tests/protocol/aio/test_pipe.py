@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from protocol.aio.pipe import pipe
+from protocol.constants import Code
+from protocol.errors import StreamReset, TunnelLost
+from tests.protocol.aio.sshpeers import Collect
+
+pytestmark = pytest.mark.asyncio
+
+
+def made(**more):
+    first, second = Collect(), Collect()
+    one, two = pipe(first, second, **more)
+    first.connection_made(one)
+    second.connection_made(two)
+    return first, second, one, two
+
+
+async def test_what_one_end_writes_the_other_has_at_once():
+    first, second, one, two = made()
+    one.write(b"abc")
+    two.write(memoryview(b"xyz"))
+    assert (bytes(second.data), bytes(first.data)) == (b"abc", b"xyz")
+    assert (one.bytes_out, one.bytes_in, two.bytes_out, two.bytes_in) == (3, 3, 3, 3)
+
+
+async def test_a_paused_reader_pauses_the_writer_and_loses_nothing():
+    first, second, one, two = made()
+    two.pause_reading()
+    assert not first.writable.is_set()
+    one.write(b"under way")
+    one.write_eof()
+    assert not second.data
+    assert one.get_write_buffer_size() == 9
+    two.resume_reading()
+    await asyncio.sleep(0)
+    assert bytes(second.data) == b"under way"
+    assert second.eof.is_set()
+    assert first.writable.is_set()
+
+
+async def test_half_close_leaves_the_other_direction_open():
+    first, second, one, two = made()
+    one.write_eof()
+    assert second.eof.is_set()
+    one.write(b"too late")
+    two.write(b"answer")
+    assert (bytes(second.data), bytes(first.data)) == (b"", b"answer")
+    two.close()
+    assert await first.lost is None
+    assert await second.lost is None
+
+
+async def test_close_hands_on_what_is_under_way_first():
+    first, second, one, two = made()
+    two.pause_reading()
+    one.write(b"last")
+    one.close()
+    await asyncio.sleep(0.01)
+    assert not second.lost.done()
+    two.resume_reading()
+    assert await second.lost is None
+    assert bytes(second.data) == b"last"
+    assert second.eof.is_set()
+    assert await first.lost is None
+
+
+async def test_reset_tells_the_other_end_that_it_was_cut():
+    gone = []
+    first, second, one, two = made(on_lost=lambda: gone.append(1))
+    two.pause_reading()
+    one.write(b"dropped")
+    one.reset(Code.CANCELLED, "the caller is gone")
+    one.reset(Code.CANCELLED, "twice")
+    error = await second.lost
+    assert isinstance(error, StreamReset)
+    assert error.text == "the caller is gone"
+    assert await first.lost is None
+    assert not second.data
+    assert gone == [1]
+    one.write(b"x")
+    two.write(b"x")
+
+
+async def test_a_cut_from_outside_tells_both():
+    first, second, one, two = made()
+    one.cut(TunnelLost(Code.DEAD_PEER, "silent"))
+    assert isinstance(await first.lost, TunnelLost)
+    assert isinstance(await second.lost, TunnelLost)
+    assert one.is_closing()
+    assert two.is_closing()
+
+
+async def test_an_end_that_has_heard_enough_closes():
+    class Enough(Collect):
+        def eof_received(self):
+            return False
+
+    first, second = Collect(), Enough()
+    one, _ = pipe(first, second)
+    one.write_eof()
+    assert await second.lost is None
+    assert await first.lost is None
+    assert first.eof.is_set()
