@@ -82,6 +82,38 @@ def test_what_the_library_writes_is_read(messages, cuts, masked) -> None:
     assert joined(got) == joined(expected)
 
 
+fragmented = st.lists(st.lists(st.sampled_from([0, 1, 125, 126, 1010, 1024]), min_size=1, max_size=12), max_size=6)
+
+
+@given(parts=fragmented, cuts=st.lists(st.integers(0, 60_000), max_size=12))
+def test_messages_in_many_small_fragments_are_read_as_go_clients_send_them(parts, cuts) -> None:
+    peer, expected = Protocol(Side.CLIENT, state=State.OPEN), b""
+    for message in parts:
+        for n, size in enumerate(message):
+            payload = bytes((len(expected) + i) % 251 for i in range(size))
+            send = peer.send_continuation if n else peer.send_binary
+            send(payload, fin=n == len(message) - 1)
+            expected += payload
+    got = found(WebSocketDecoder(expect_mask=True), *pieces(b"".join(peer.data_to_send()), cuts))
+    assert b"".join(payload for _, payload in got) == expected
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (b"\x82\xfe\x04\x00", 1002),  # another message inside this one
+        (b"\x81\xfe\x04\x00", 1003),  # text
+        (b"\x40\xfe\x04\x00", 1002),  # a reserved bit
+        (b"\x00\x7e\x04\x00", 1002),  # no mask
+    ],
+)
+def test_a_rule_broken_among_fragments_is_found(last: bytes, code: int) -> None:
+    run = b"\x02\xfe\x04\x00KEY1" + bytes(1024) + b"\x00\xfe\x04\x00KEY2" + bytes(1024)
+    with pytest.raises(WebSocketError) as caught:
+        found(WebSocketDecoder(expect_mask=True), run + last + b"KEY3" + bytes(1024))
+    assert caught.value.code == code
+
+
 @given(size=sizes, key=st.none() | st.just(NO_MASK) | st.binary(min_size=4, max_size=4))
 def test_what_is_written_is_read_by_the_library(size, key) -> None:
     peer = Protocol(Side.CLIENT if key is None else Side.SERVER, state=State.OPEN, max_size=None)
