@@ -21,7 +21,6 @@ from protocol import defaults
 from protocol.aio.tlsfailure import TlsError, TlsFailure
 from protocol.aio.tlspump import TlsClientSocketPump
 
-
 Connect = Callable[[Callable[[], Any]], Awaitable[tuple[Any, Any]]]
 """As `loop.create_connection`, to the one place that it goes to: a channel of somebody's tunnel, say."""
 

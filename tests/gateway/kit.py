@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -319,3 +320,24 @@ async def world(
         await made.gateway.close()
         await made.apiserver.stop()
         await server.wait_closed()
+
+
+AUTH = b"Host: x\r\nAuthorization: Bearer theirs\r\n"
+GET = b"GET /api HTTP/1.1\r\n" + AUTH + b"\r\n"
+WATCH = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED_OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+UPGRADE = b"GET /exec HTTP/1.1\r\n" + AUTH + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def status_of(answer: bytes) -> dict:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Content-Type: application/json" in head, answer
+    document = json.loads(body)
+    assert document["kind"] == "Status"
+    assert document["code"] == int(head.split(b" ")[1])
+    return document
+
+
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)

@@ -1,0 +1,238 @@
+"""The apiserver's side of a request: its answer on the way to the caller, or the splice that it agrees to.
+
+Invariants:
+- The connection to the apiserver is used again only when request and answer ended exactly where their framing says.
+- An answer that came whole in one piece leaves in one write, as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.answer import SWITCHING, relayed_head, switching_head
+from gateway.body import UntilClose, scanner
+from gateway.errors import AnswerError
+from gateway.head import END, Framing, ResponseHead, parse_response
+from gateway.state import EXCHANGE, HEAD, SPLICED, CallerState
+from protocol import defaults
+
+MAX_INTERIM_ANSWERS: Final = 16
+EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
+JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
+_FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
+_UNAUTHORIZED: Final = 401
+_BY_LENGTH: Final = Framing.LENGTH
+
+
+class AnswerRelay(CallerState):
+    """The middle of a `CallerConnection`: the `Exchange` of one connection to the apiserver."""
+
+    __slots__ = ()
+
+    def upstream_data(self, data: memoryview) -> None:
+        if self.phase is SPLICED:
+            self.bytes_out += len(data)
+            self.transport.write(data)
+            return
+        try:
+            if self.response_body is not None:
+                self._answer_bytes(data)
+            else:
+                self._answer_head(data)
+        except AnswerError as error:
+            self._fail(error)
+
+    def _answer_head(self, data: memoryview) -> None:
+        """Look for a whole head, and for the one behind it where it is an interim one."""
+        self.retryable = False
+        while self.phase is EXCHANGE:
+            before = len(self.partial)
+            block = self.partial + bytes(data[:_FIRST_LOOK])
+            end = block.find(END, max(0, before - 3))
+            if end < 0 and len(data) > _FIRST_LOOK:
+                block = self.partial + bytes(data)
+                end = block.find(END, max(0, before - 3))
+            if end < 0 or end > defaults.MAX_HEAD_BYTES:
+                if len(block) > defaults.MAX_HEAD_BYTES:
+                    raise AnswerError(
+                        f"the head of the apiserver's answer is larger than {defaults.MAX_HEAD_BYTES} bytes"
+                    )
+                self.partial = block
+                return
+            self.partial = b""
+            assert self.head is not None
+            head = parse_response(block[: end + 4], to_head=self.head.method == b"HEAD")
+            if head.framing is _BY_LENGTH and not before and end + 4 + head.length == len(data) and self._passes(head):
+                # The everyday answer: it came in one piece and leaves in one.
+                self.answered_at = self.loop.time()
+                if head.status != _UNAUTHORIZED:
+                    self.proven = True
+                self.response = head
+                self.bytes_out += len(data)
+                self.transport.write(data)
+                self._finish(clean=True)
+                return
+            data = data[end + 4 - before :]
+            if head.status >= 200 or head.status == SWITCHING:
+                self._answer(head, data)
+                return
+            self._relay_interim(head)
+            if not len(data):
+                return
+
+    def _passes(self, head: ResponseHead) -> bool:
+        """Whether an answer may go as it is: nothing of the hop in its head, and neither side has reason to close."""
+        request = self.head
+        assert request is not None
+        return (
+            head.verbatim
+            and head.status >= 200
+            and request.keep_alive
+            and request.minor == 1
+            and request.upgrade is None
+            and self.request_body is None
+            and not self.leaving
+        )
+
+    def _relay_interim(self, head: ResponseHead) -> None:
+        self.interim += 1
+        if self.interim > MAX_INTERIM_ANSWERS:
+            raise AnswerError("the apiserver sends interim answers without end")
+        assert self.head is not None
+        if self.head.minor == 1:
+            self.transport.write(relayed_head(head, close=False))
+
+    def _answer(self, head: ResponseHead, rest: memoryview) -> None:
+        request = self.head
+        assert request is not None
+        self.answered_at = self.loop.time()
+        if head.status == SWITCHING:
+            self._splice(head, rest)
+            return
+        if request.upgrade is not None and head.status < 400:
+            raise AnswerError(f"the apiserver answered an upgrade with {head.status}, which is not relayed")
+        self.proven = self.proven or head.status != _UNAUTHORIZED
+        body = scanner(head.framing, head.length, AnswerError)
+        if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
+            raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")
+        unread = self.request_body is not None and request.expects_continue and not self.interim
+        self.close_after = (
+            not request.keep_alive
+            or request.upgrade is not None
+            or unread
+            or isinstance(body, UntilClose)
+            or self.leaving
+        )
+        out = relayed_head(head, close=self.close_after)
+        self.response = head
+        self.response_body = body
+        if body is None:
+            self.transport.write(out)
+            self.bytes_out += len(out)
+            self._finish(clean=not len(rest))
+        elif len(rest) and len(rest) <= JOIN_BELOW:
+            self._answer_bytes(rest, out)
+        else:
+            self.transport.write(out)
+            self.bytes_out += len(out)
+            if len(rest):
+                self._answer_bytes(rest)
+
+    def _answer_bytes(self, data: memoryview, before: bytes = b"") -> None:
+        body = self.response_body
+        assert body is not None
+        try:
+            piece, consumed = body.feed(data)
+        except AnswerError:
+            if before:
+                self.transport.write(before)
+            raise
+        self.bytes_out += len(piece) + len(before)
+        self.transport.write(before + piece if before else piece)
+        if body.done:
+            self._finish(clean=consumed == len(data))
+        elif self.ending >= 0 and body.at_boundary and piece[-3:] == EVENT_END:
+            self._end_watch()
+
+    def _splice(self, head: ResponseHead, rest: memoryview) -> None:
+        request, upstream = self.head, self.upstream
+        assert request is not None
+        assert upstream is not None
+        if request.upgrade is None or head.upgrade is None:
+            raise AnswerError("the apiserver switched protocols without being asked to, or without saying to which")
+        self.phase = SPLICED
+        self.response = head
+        self.transport.write(switching_head(head))
+        if len(rest):
+            self.bytes_out += len(rest)
+            self.transport.write(rest)
+        if self.held:
+            self.bytes_in += len(self.held)
+            upstream.transport.write(bytes(self.held))
+            self.held = bytearray()
+        self._steer_reading()
+
+    def _finish(self, *, clean: bool) -> None:
+        """The answer is complete: give back or drop the connection, and go on or close."""
+        request, response, upstream, pool = self.head, self.response, self.upstream, self.pool
+        assert request is not None
+        assert response is not None
+        assert pool is not None
+        now = self._record(response.status)
+        whole = self.request_body is None
+        if upstream is not None:
+            self.upstream = None
+            if clean and whole and response.keep_alive and request.minor == 1 and request.upgrade is None:
+                if self.full:
+                    upstream.transport.resume_reading()
+                pool.release(upstream, now)
+            else:
+                pool.discard(upstream)
+        if self.close_after or not whole:
+            self._linger()
+            return
+        self._reset()
+        self.phase = HEAD
+        self.deadline = now + (self.gateway.idle_limit if self.proven else self.gateway.head_deadline)
+        if self.paused or self.held:
+            self._ready(now)
+
+    def upstream_eof(self) -> None:
+        upstream = self.upstream
+        assert upstream is not None
+        truncated = bool(upstream.transport.get_extra_info("tls_truncated"))
+        if self.phase is SPLICED and not truncated:
+            self.upstream_ended = True
+            self.deadline = self.loop.time() + self.gateway.idle_limit
+            self.transport.write_eof()
+        elif isinstance(self.response_body, UntilClose) and not truncated:
+            self._finish(clean=False)
+        else:
+            self._upstream_gone()
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        if self.phase is SPLICED and self.upstream_ended:
+            assert self.response is not None
+            self.upstream = None
+            self._record(self.response.status)
+            self._linger()
+            self.transport.close()
+        elif self.phase in (EXCHANGE, SPLICED):
+            self._upstream_gone()
+
+    def _upstream_gone(self) -> None:
+        upstream = self.upstream
+        self._drop_upstream()
+        if self.retryable and upstream is not None and upstream.served:
+            self.retryable = False  # once
+            self._dial_anew()
+        else:
+            self._fail(AnswerError("the apiserver closed the connection before its answer was complete"))
+
+    def upstream_full(self, full: bool) -> None:
+        self.upstream_is_full = full
+        self._steer_reading()
+
+    def _dial_anew(self) -> None:
+        """Send the request again, over a new connection."""
+        raise NotImplementedError
