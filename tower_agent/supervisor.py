@@ -36,6 +36,7 @@ from protocol.handshake import REFUSED_RESUME, AgentHandshake
 from tower_agent.faultof import dial_fault
 from tower_agent.services import END_AT_TOWER
 
+ATTEMPTS_LEFT: Final = 4  # that a waiting tunnel always has time for
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
 DRAIN_POLL: Final = 0.1
 DRAIN_LAST: Final = 2.0  # before the deadline of a drain: enough for watches to end
@@ -93,6 +94,8 @@ class LinkSupervisor:
             self.tunnel.close(Code.INTERNAL, "the agent failed; its log says more")
         while not self._stopping:
             tunnel, self._made = self._made, None
+            if tunnel is not None:
+                self._set(LinkState(True, time.time(), tunnel.id))
             tunnel = tunnel or await self._dial()
             if tunnel is None:
                 continue
@@ -133,16 +136,19 @@ class LinkSupervisor:
     async def _dial(self, resume: Tunnel | None = None) -> Tunnel | None:
         """The next tunnel, or `resume` on a new link; None after a failure and its back-off."""
         outer: list[tuple[bytes, ...]] = []
+        parts = self._parts
 
         def on_hop(hop: Hop) -> None:
             if hop.name == "tls":
                 outer.append(hop.chain)
+                if resume is not None and resume.data[END_AT_TOWER] and not parts.ends_at_tower(hop.chain):
+                    handshake.resume = None  # its raw streams must not go on where somebody could look inside
 
-        parts = self._parts
         try:
+            handshake = parts.handshake()
             tunnel = await dial(
                 parts.target(),
-                handshake=parts.handshake(),
+                handshake=handshake,
                 instance=parts.instance,
                 budget=parts.budget,
                 limits=parts.limits,
@@ -154,10 +160,10 @@ class LinkSupervisor:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
             if resume is not None and resume.closed is not None:
                 return None  # it ended by this: whoever holds it says so, and dials anew
-            await self._failed(dial_fault(error))
+            await self._failed(dial_fault(error), resume)
             return None
         except TowerError as error:
-            await self._failed(error)
+            await self._failed(error, resume)
             return None
         tunnel.data[END_AT_TOWER] = bool(outer) and parts.ends_at_tower(outer[-1])
         self._metrics.dials.labels(parts.host, "none", "ok").inc()
@@ -250,7 +256,12 @@ class LinkSupervisor:
                     return
                 await asyncio.sleep(DRAIN_POLL)
             self._parts.leaving(tunnel)
-            await _emptied(tunnel, until - time.monotonic())
+            if event.retry_after < event.deadline:
+                await _emptied(tunnel, until - time.monotonic())
+            else:  # its end, which only the server knows the time of, is the sign to dial
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(until - time.monotonic()):
+                        await tunnel.wait_closed()
         finally:
             self._draining.discard(tunnel)
             late = tunnel.stream_count > 1
@@ -267,10 +278,13 @@ class LinkSupervisor:
         else:
             await self._failed(fault)
 
-    async def _failed(self, fault: TowerError) -> None:
+    async def _failed(self, fault: TowerError, waiting: Tunnel | None = None) -> None:
         now = time.monotonic()
-        self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
+        if waiting is None or waiting is self.tunnel:  # one that drains has a successor, which the state is about
+            self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
         delay = self._backoff.next(retry_after=fault.retry_after)
+        if waiting is not None and not fault.retry_after:  # so that what comes back late is still in time
+            delay = min(delay, max(BACKOFF_MIN, waiting.waits_for / ATTEMPTS_LEFT))
         if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
             self._said = (fault.message, now)
             log.warning(

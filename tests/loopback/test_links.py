@@ -21,7 +21,7 @@ from tests.loopback.relay import Network, network
 from tests.loopback.replicas import second_replica
 
 NAME = "edge"
-CONSTANTS = {"BACKOFF_MAX": 1.0}
+CONSTANTS = {"BACKOFF_MAX": 1.0, "RESUME_WINDOW": 3.0}
 BACK = 20.0
 
 
