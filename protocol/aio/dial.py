@@ -72,7 +72,7 @@ async def dial(
             )
             return resume
         if resume is not None:
-            resume.lose(Code.UNKNOWN_TUNNEL, "the server does not resume tunnels any more")
+            resume.lose(Code.UNKNOWN_TUNNEL, "it cannot go on over the new link: a new tunnel took its place")
         session = Session(
             opens_odd=False,
             accepts=True,

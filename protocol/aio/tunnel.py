@@ -158,6 +158,12 @@ class Tunnel:
         return self.session.detached_at is not None
 
     @property
+    def waits_for(self) -> float:
+        """Seconds in which another link would still be taken; 0 where there is one."""
+        since = self.session.detached_at
+        return 0.0 if since is None else max(0.0, since + self.session.limits.resume_window - monotonic())
+
+    @property
     def draining(self) -> bool:
         """Whether no new streams go here."""
         return self.session.draining or self.session.peer_draining

@@ -15,6 +15,7 @@ from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import Tower, new_tower, serving_tower
 from tower_agent.host import HostAgent
+from tower_agent.trust import HostTrust
 
 ADMIN = ("tower:east:admin", "tower:east:cluster-admins")
 
@@ -162,6 +163,26 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
         for series in (b'tower_agent_link_cuts_total{host="east"} 3.0', b'tower_agent_resumes_total{host="east"} 3.0'):
             assert series in member.metrics.render()
         caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_tunnel_does_not_go_on_where_somebody_in_between_could_look_inside(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = True
+    monkeypatch.setattr(HostTrust, "ends_at_tower", lambda _trust, chain: private and bool(chain))
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        await connected(agent)
+        mine = agent.links[0].tunnel
+        assert mine is not None
+        private = False
+        cut(tunnel)
+        closed = await asyncio.wait_for(mine.wait_closed(), 10)
+        assert closed.text == "it cannot go on over the new link: a new tunnel took its place"
+        assert await tower.tunnel() is not tunnel
+        await connected(agent)
 
 
 @pytest.mark.asyncio

@@ -223,7 +223,7 @@ async def test_a_server_that_no_longer_resumes_gives_a_new_tunnel() -> None:
         agent_end._link.abort("the plug")
         newer = await again(made, agent_end, handshake=fresh(features=[FEATURE_ACK]))
         assert newer is not agent_end
-        assert (await agent_end.wait_closed()).text == "the server does not resume tunnels any more"
+        assert (await agent_end.wait_closed()).text == "it cannot go on over the new link: a new tunnel took its place"
 
 
 async def test_an_identity_that_may_only_renew_goes_on_with_nothing() -> None:
