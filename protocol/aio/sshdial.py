@@ -85,7 +85,7 @@ class HostSession:
         """Send the `config` request. Raises RegistrationRefused, DialError."""
         try:
             async with asyncio.timeout(REGISTRATION_DEADLINE):
-                taken, said = await self._request("config", registration)
+                taken, said = await self.ask("config", registration)
         except TimeoutError as error:
             text = f"{self.remote} did not answer the registration within {REGISTRATION_DEADLINE:g} s"
             raise DialError("handshake", text) from error
@@ -100,7 +100,7 @@ class HostSession:
         started = monotonic()
         try:
             async with asyncio.timeout(deadline):
-                await self._request("ping", b"")
+                await self.ask("ping")
         except TimeoutError as error:
             raise ConnectionError(f"no answer to a ping within {deadline:g} s") from error
         self.rtt = monotonic() - started
@@ -118,7 +118,8 @@ class HostSession:
         """Why the session ended."""
         return await asyncio.shield(self._closed)
 
-    async def _request(self, name: str, payload: bytes) -> tuple[bool, bytes]:
+    async def ask(self, name: str, payload: bytes = b"") -> tuple[bool, bytes]:
+        """A global request and its answer; ConnectionError when none can come."""
         if self._wire is None:
             raise ConnectionError("the session is closed")
         return await self._wire.request(name, payload)

@@ -154,7 +154,9 @@ class GoAgent:
         self._child = Child("go-agent", [program, *self._arguments], log=self.folder / "agent.log", env=self._environ)
         ADOPTED.add(self._child.pid)
         if connected:
-            self._child.until(lambda: self.said.count(" connected") > before, "the Go agent is connected", START_DEADLINE)
+            self._child.until(
+                lambda: self.said.count(" connected") > before, "the Go agent is connected", START_DEADLINE
+            )
 
     def stop(self) -> None:
         if self._child is not None:

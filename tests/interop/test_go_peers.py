@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
+import json
 import re
 import socket
 import ssl
@@ -13,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from protocol.aio.proxydial import DialTarget
+from protocol.aio.sshdial import HostSession, dial_host
 from tests.interop.peers import CLUSTER, TOKEN, GoAgent, GoProxy, Vintage, make_account
 from tests.lab.processes import wait_until
 from tests.loopback.backend import TOKEN as MEMBER_TOKEN
 from tests.loopback.callers import Caller
 from tests.loopback.member import AGENT, BackendMember
+from tests.protocol.aio.sshpeers import channel_limits
 
 pytestmark = pytest.mark.slow  # many processes
 PATIENCE = 20.0
@@ -259,3 +264,36 @@ def test_the_kubeconfig_that_the_proxy_writes_verifies(proxy: GoProxy, member: B
                 certificate = secure.getpeercert()
     assert certificate is not None
     assert certificate["subject"] == ((("organizationName", "KubeSphere"),), (("commonName", "Tower"),))
+
+
+# -- the proxy's end of the registration ------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_the_proxy_is_as_silent_as_it_is_and_says_what_it_says(proxy: GoProxy) -> None:
+    target = DialTarget(host="127.0.0.1", port=proxy.port, path="", ssl_context=None, proxy_env=False)
+
+    async def dialled() -> HostSession:
+        return await dial_host(target, limits=channel_limits(), on_channel=lambda channel, _: channel.refuse(2, "no"))
+
+    late = await dialled()
+    assert await late.ask("ping") == (False, b"expecting config request")
+    broken = await dialled()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await broken.ask("config", b"{no JSON")
+    assert not broken.closed, "no reply, and no end either"
+
+    good = await dialled()
+    payload = {"Name": proxy.name, "Token": proxy.token, "KubernetesSvcHost": "127.0.0.1:1", "KubeSphereSvcHost": "a:1"}
+    assert await good.ask("config", json.dumps(payload).encode()) == (True, b"")
+    unknown = asyncio.ensure_future(good.ask("keepalive@openssh.com"))
+    await asyncio.sleep(0)
+    ping = asyncio.ensure_future(good.ask("ping"))
+    async with asyncio.timeout(PATIENCE):
+        assert await unknown == (True, b""), "the only answer is the ping's: the unknown request got none"
+    assert not ping.done()
+    for session in (late, broken, good):
+        session.close("the test is over")
+    await asyncio.gather(ping, return_exceptions=True)
+    await asyncio.sleep(0.05)
