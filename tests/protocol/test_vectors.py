@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from protocol import events
-from protocol.constants import FEATURE_ACK, HEADER, HEADER_SIZE, Code, FrameType
+from protocol.constants import HEADER, HEADER_SIZE, Code, FrameType
 from protocol.defaults import MIB
 from protocol.errors import RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import GOAWAY_BODY, U64, FrameDecoder, Open, decode_open, encode, encode_open, encode_reason
-from protocol.handshake import AgentHandshake, ServerHandshake
+from protocol.handshake import AgentHandshake, Resume, ServerHandshake
 from protocol.session import Session
 from tests.protocol.document import VECTORS
 from tests.protocol.handshakes import signer, verifier
@@ -67,8 +67,9 @@ def test_every_type_of_frame_has_a_vector() -> None:
     assert {vector["type"] for vector in FRAMES["frames"]} == {kind.name for kind in set(FrameType) - handshake}
 
 
-def test_the_handshake_is_reproduced_to_the_byte() -> None:
-    said = load("handshake.json")
+@pytest.mark.parametrize("name", ["handshake.json", "handshake-resume.json"])
+def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
+    said = load(name)
     key = bytes.fromhex(said["key"])
     transcripts: list[bytes] = []
 
@@ -96,12 +97,16 @@ def test_the_handshake_is_reproduced_to_the_byte() -> None:
         nonce=bytes.fromhex(said["server"]["nonce"]),
         features=said["server"]["features"],
     )
+    resume = Resume(**said["resume"]) if "resume" in said else None
+    agent.resume = resume
     hello = agent.hello()
     challenge = server.greeted(hello[HEADER_SIZE:])
     proof = agent.challenged(challenge[HEADER_SIZE:])
     server.proven(proof[HEADER_SIZE:])
-    welcome = server.welcome(said["tunnel"])
-    assert agent.answered(FrameType.WELCOME, welcome[HEADER_SIZE:]).tunnel == said["tunnel"]
+    assert server.resume == resume
+    welcome = server.welcome(said["tunnel"], received=said.get("received"))
+    answered = agent.answered(FrameType.WELCOME, welcome[HEADER_SIZE:])
+    assert (answered.tunnel, answered.received) == (said["tunnel"], said.get("received"))
     frames = {"HELLO": hello, "CHALLENGE": challenge, "PROOF": proof, "WELCOME": welcome}
     assert {name: frame.hex() for name, frame in frames.items()} == said["frames"]
     assert [transcript.hex() for transcript in transcripts] == [
@@ -131,11 +136,14 @@ def wish(session: Session, now: float, does: list[Any]) -> None:
         arguments[1] = arguments[1].encode()
     if name in ("open", "consume", "ping"):
         arguments.append(now)
+    if name in ("attach", "detach"):
+        arguments.insert(0, now)
     getattr(session, name)(*arguments, **keywords)
 
 
-def test_the_trace_of_two_ends() -> None:
-    trace = load("session.json")
+@pytest.mark.parametrize("name", ["session.json", "resume.json"])
+def test_the_trace_of_two_ends(name: str) -> None:
+    trace = load(name)
     process = Budget(48 * MIB)
     ends = {
         end: Session(
@@ -144,12 +152,15 @@ def test_the_trace_of_two_ends() -> None:
             limits=Limits(),
             budget=process,
             now=0.0,
-            features=[FEATURE_ACK],
+            features=trace["features"],
         )
         for end in ("server", "agent")
     }
     for number, step in enumerate(trace["steps"]):
         session, now = ends[step["end"]], step["at"]
+        peer = ends["agent" if step["end"] == "server" else "server"]
+        for does in step.get("peer_does", []):
+            wish(peer, now, does)
         for does in step.get("does", []):
             wish(session, now, does)
         learned = session.tick(now)
@@ -158,7 +169,8 @@ def test_the_trace_of_two_ends() -> None:
         assert spoken(raw) == step["says"], where
         assert raw.hex() == step["hex"], where
         assert [told(event) for event in (*learned, *session.take_events())] == step.get("learns", []), where
-        peer = ends["agent" if step["end"] == "server" else "server"]
+        if step.get("lost"):  # with the link, from so many bytes on
+            raw = raw[: step["lost"]["after"]]
         assert [told(event) for event in peer.receive(memoryview(raw), now)] == step["told"], where
     assert process.used == 0
 
