@@ -1,5 +1,9 @@
 """The tower CA of one host: a root, four issuers under it, and everything they sign.
 
+A rotation puts a second root with issuers of its own beside the first (`with_next`), lets it sign (`switched`) and
+takes the first away (`finished`); from the first step to the last both are trusted. Each step counts `number` up, so
+that no agent goes back to an earlier trust.
+
 The authority decides every field of what it issues; of a request it takes only the public key. Certificates begin
 `CERTIFICATE_BACKDATE` before their time of issue, so that a peer whose clock runs behind accepts them; what counts as
 their time of issue for a revocation is `not_before` plus that. Nothing here reads a clock or a file: time is an
@@ -9,9 +13,10 @@ argument in Unix seconds, and the store keeps what `to_pem` returns.
 from __future__ import annotations
 
 import datetime as dt
+import enum
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,25 +93,27 @@ class Issued:
         return self.certificate.not_valid_after_utc.timestamp()
 
 
+class Phase(enum.StrEnum):
+    """Where a rotation of the CA is."""
+
+    STEADY = "steady"  # one root
+    ANNOUNCED = "announced"  # a new root is trusted, the old one signs
+    SWITCHED = "switched"  # the new root signs, the old one is trusted
+
+
 @dataclass(frozen=True, slots=True)
 class _Signing:
     certificate: x509.Certificate
     key: PrivateKey
 
 
-class Authority:
-    """The keys of one host's CA. Immutable; whoever holds it can mint any peer of this host."""
-
-    def __init__(self, root: _Signing, issuers: Mapping[str, _Signing]) -> None:
-        self._root = root
-        self._issuers = dict(issuers)
-        self.bundle = TrustBundle.from_certificates([root.certificate, *(i.certificate for i in issuers.values())])
-        self.host = self.bundle.host
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    root: _Signing
+    issuers: Mapping[str, _Signing]
 
     @classmethod
-    def create(cls, host: str, *, at: float) -> Authority:
-        """A new root and its issuers; `host` is the name that every certificate of this tower carries."""
-        check_label(host, what="host")
+    def create(cls, host: str, at: float) -> _Generation:
         key = generate_key()
         builder = _builder(key.public_key(), _subject("tower root", host), at, at + defaults.CA_DAYS * DAY)
         builder = _with_ca(builder.issuer_name(_subject("tower root", host)), RootRole(host), path_length=1)
@@ -115,13 +122,84 @@ class Authority:
         root = _Signing(builder.sign(key, SHA256()), key)
         return cls(root, {issuer.name: _make_issuer(root, host, issuer, at) for issuer in ISSUERS.values()})
 
+    @property
+    def signing(self) -> tuple[_Signing, ...]:
+        return self.root, *self.issuers.values()
+
+
+class Authority:
+    """The keys of one host's CA; whoever holds it can mint any peer of this host.
+
+    All that issue or verify hold the one object. It changes only by `take_over`, after the store has the new state.
+    """
+
+    def __init__(self, generations: Sequence[_Generation], *, number: int = 1) -> None:
+        self._generations = tuple(generations)  # the one that signs first
+        self.number = number
+        self.bundle = TrustBundle.from_certificates(
+            [each.certificate for generation in generations for each in generation.signing]
+        )
+        self.host = self.bundle.host
+
+    @classmethod
+    def create(cls, host: str, *, at: float) -> Authority:
+        """A new root and its issuers; `host` is the name that every certificate of this tower carries."""
+        check_label(host, what="host")
+        return cls([_Generation.create(host, at)])
+
+    # ---- rotation -----------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        if len(self._generations) == 1:
+            return Phase.STEADY
+        first, second = (each.root.certificate.not_valid_before_utc for each in self._generations)
+        return Phase.ANNOUNCED if first <= second else Phase.SWITCHED
+
+    def with_next(self, *, at: float) -> Authority:
+        """With a new root beside the old one, which goes on signing. IssueRefused unless STEADY."""
+        self._expect(Phase.STEADY)
+        # A second of the clock apart, since the times of certificates have no fractions and tell the two apart.
+        after = self.bundle.root.not_valid_before_utc.timestamp() + defaults.CERTIFICATE_BACKDATE + 1.0
+        new = _Generation.create(self.host, max(at, after))
+        return Authority([*self._generations, new], number=self.number + 1)
+
+    def switched(self) -> Authority:
+        """With the new root signing, and the old one still trusted. IssueRefused unless ANNOUNCED."""
+        self._expect(Phase.ANNOUNCED)
+        return Authority(self._generations[::-1], number=self.number + 1)
+
+    def finished(self) -> Authority:
+        """Without the old root. IssueRefused unless SWITCHED."""
+        self._expect(Phase.SWITCHED)
+        return Authority(self._generations[:1], number=self.number + 1)
+
+    def take_over(self, other: Authority) -> None:
+        """Become `other`, a later state of this same CA."""
+        if other.host != self.host or other.number < self.number:
+            raise AuthorityError(f"the tower CA of {other.host} (state {other.number}) does not follow this one's")
+        self._generations, self.number, self.bundle = other._generations, other.number, other.bundle
+
+    def _expect(self, phase: Phase) -> None:
+        if self.phase is not phase:
+            raise IssueRefused(
+                f"the rotation of the tower CA is at {self.phase}, and this step begins at {phase}",
+                "look at it with `towerctl describe authority`",
+            )
+
+    def root_signers(self) -> tuple[Signer, ...]:
+        """Of every root, for what agents are to believe whichever of them they know: see certs.rotation."""
+        return tuple(signer(generation.root.key) for generation in self._generations)
+
+    # ---- keeping ------------------------------------------------------------------------------------------------
+
     def to_pem(self) -> bytes:
-        """Certificates and private keys, root first: for a file of mode 0600 or a Secret, and nowhere else."""
-        pairs = [self._root, *self._issuers.values()]
+        """Certificates and private keys, the signing root first: for a file of mode 0600 or a Secret, nowhere else."""
+        pairs = [pair for generation in self._generations for pair in generation.signing]
         return b"".join(pair.certificate.public_bytes(Encoding.PEM) + key_to_pem(pair.key) for pair in pairs)
 
     @classmethod
-    def from_pem(cls, pem: bytes) -> Authority:
+    def from_pem(cls, pem: bytes, *, number: int = 1) -> Authority:
         bundle = TrustBundle.from_pem(_KEY.sub(b"", pem))
         keys = [key_from_pem(block, what="the tower CA") for block in _KEY.findall(pem)]
         by_point = {key.public_key().public_numbers(): key for key in keys}
@@ -133,14 +211,18 @@ class Authority:
                 raise AuthorityError(f"the tower CA of {bundle.host} lacks the key of its {name}", _RESTORE)
             return _Signing(certificate, key)
 
-        missing = sorted(set(ISSUERS) - {issuer.name for issuer, _ in bundle.issuers})
-        if missing:
-            raise AuthorityError(f"the tower CA of {bundle.host} lacks the issuers {', '.join(missing)}", _RESTORE)
-        return cls(pair(bundle.root, "root"), {i.name: pair(certificate, i.name) for i, certificate in bundle.issuers})
+        generations = []
+        for root in bundle.roots:
+            under = bundle.issuers_under(root)
+            if missing := sorted(set(ISSUERS) - under.keys()):
+                raise AuthorityError(f"the tower CA of {bundle.host} lacks the issuers {', '.join(missing)}", _RESTORE)
+            issuers = {name: pair(certificate, name) for name, certificate in under.items()}
+            generations.append(_Generation(pair(root, "root"), issuers))
+        return cls(generations, number=number)
 
     def revocation_signer(self) -> Signer:
         """Signs revocation lists: see certs.revocation for why this is the *clients* issuer."""
-        return signer(self._issuers[CLIENTS.name].key)
+        return signer(self._generations[0].issuers[CLIENTS.name].key)
 
     def issue_server(
         self,
@@ -221,7 +303,7 @@ class Authority:
             )
         if len(names) > MAX_SERVER_NAMES:
             raise IssueRefused(f"{len(names)} names are too many", f"name at most {MAX_SERVER_NAMES}")
-        signing = self._issuers[issuer.name]
+        signing = self._generations[0].issuers[issuer.name]
         ends = signing.certificate.not_valid_after_utc.timestamp()
         if at + MIN_TTL > ends:
             raise AuthorityError(f"the {issuer.name} issuer of {self.host} has run out", "make a new tower CA")

@@ -17,6 +17,7 @@ from typing import Any, Final
 from certs.errors import MessageError
 
 Object = Mapping[str, Any]
+MAX_COUNT: Final = 2**53
 MAX_TIME: Final = 253402300799.0  # the last second of the year 9999: what a certificate can say
 
 
@@ -51,6 +52,14 @@ def text(message: Object, name: str, *, limit: int, what: str, required: bool = 
     value = message.get(name, None if required else "")
     if not isinstance(value, str) or len(value) > limit or (required and not value):
         raise MessageError(f"{what}: {name!r} must be a text of 1 to {limit} characters")
+    return value
+
+
+def count(message: Object, name: str, *, what: str) -> int:
+    """A whole number that JSON carries exactly; 0 where it is left out."""
+    value = message.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNT:
+        raise MessageError(f"{what}: {name!r} must be a whole number of 0 or more")
     return value
 
 

@@ -27,7 +27,7 @@ _CODES: Final = {
 
 
 def agent_verifier(
-    bundle: TrustBundle,
+    bundle: Callable[[], TrustBundle],
     clock: Clock,
     revoked: Callable[[], RevocationList | None],
     *,
@@ -41,7 +41,7 @@ def agent_verifier(
 
     def verify(chain: Sequence[bytes], transcript: bytes, signature: bytes) -> AgentIdentity:
         try:
-            identity = bundle.identify_agent(chain)
+            identity = bundle().identify_agent(chain)
             # First, so that EXPIRED and REVOKED are said of who holds the key, not of who has seen the certificate.
             _check_signature(identity.public_key, transcript, signature)
             identity.check(clock(), revoked(), allow_expired_for=allow_expired_for)

@@ -19,7 +19,7 @@ from certs import codec
 from certs.errors import AuthorityError, IdentityError, MessageError, Untrusted
 from certs.keys import PrivateKey, generate_key, key_fingerprint, key_from_pem, key_to_pem
 from certs.names import is_label
-from certs.revocation import list_number
+from certs.revocation import list_age
 from certs.verify import TrustBundle, load_chain
 
 PENDING: Final = "pending.json"
@@ -67,6 +67,8 @@ class StoredIdentity:
     chain_pem: bytes
     serving_chain_pem: bytes
     trust_pem: bytes
+    trust_number: int = 0
+    """Of the announcement that `trust_pem` came with; 0 for that of the enrolment."""
 
     @property
     def key(self) -> PrivateKey:
@@ -148,11 +150,11 @@ class IdentityStore(ABC):
         return await self._change(lambda entries: entries.get((host, REVOCATIONS)))
 
     async def save_revocations(self, host: str, encoded: bytes) -> None:
-        """Keep a verified list, unless one with a higher number is kept already."""
+        """Keep a verified list, unless a later one is kept already."""
 
         def change(entries: Entries) -> None:
             kept = entries.get((_label(host), REVOCATIONS))
-            if kept is None or list_number(kept) < list_number(encoded):
+            if kept is None or list_age(kept) < list_age(encoded):
                 entries[host, REVOCATIONS] = encoded
 
         await self._change(change)
@@ -192,6 +194,7 @@ class IdentityStore(ABC):
                 chain_pem=_pem(kept, "chain"),
                 serving_chain_pem=_pem(kept, "serving_chain"),
                 trust_pem=_pem(kept, "trust"),
+                trust_number=codec.count(kept, "trust_number", what=IDENTITY),
             )
             identity.check()
         except (MessageError, AuthorityError, Untrusted) as exc:
@@ -224,10 +227,11 @@ def _encode_identity(identity: StoredIdentity) -> bytes:
         chain=identity.chain_pem.decode(),
         serving_chain=identity.serving_chain_pem.decode(),
         trust=identity.trust_pem.decode(),
+        trust_number=identity.trust_number,
     )
 
 
-def _encode(**parts: str) -> bytes:
+def _encode(**parts: str | int) -> bytes:
     return codec.encode(parts)
 
 

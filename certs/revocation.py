@@ -113,13 +113,13 @@ def verify_list(encoded: bytes, *, issuers: tuple[PublicKey, ...], host: str) ->
     return parsed
 
 
-def list_number(encoded: bytes) -> int:
-    """The number in a list that was verified before; -1 for what is not a list."""
+def list_age(encoded: bytes) -> tuple[int, float]:
+    """Number and time of signing of a list that was verified before, to be compared; (-1, 0.0) for what is no list."""
     try:
-        number = codec.decode(encoded.partition(b".")[2], limit=defaults.MAX_REVOCATION_BYTES, what=_WHAT).get("number")
+        message = codec.decode(encoded.partition(b".")[2], limit=defaults.MAX_REVOCATION_BYTES, what=_WHAT)
+        return codec.count(message, "number", what=_WHAT), codec.number(message, "issued_at", what=_WHAT)
     except MessageError:
-        return -1
-    return number if isinstance(number, int) else -1
+        return -1, 0.0
 
 
 def newer(held: RevocationList | None, offered: RevocationList) -> RevocationList:

@@ -57,15 +57,14 @@ class Sealer:
     """The server's end: offers a seal key and opens what is sealed to it or to the one before."""
 
     def __init__(self, *, bundle: TrustBundle, chain_pem: bytes, sign: Signer) -> None:
-        """`chain_pem` and `sign` are those of a tower-servers leaf of the bundle's host."""
+        """`chain_pem` and `sign` are those of a tower-servers leaf under the bundle's (first) root."""
         self._host = bundle.host
-        self._root_pem = bundle.root_pem
         self._keys: dict[str, _SealKey] = {}
-        self.vouch(chain_pem=chain_pem, sign=sign)
+        self.vouch(bundle=bundle, chain_pem=chain_pem, sign=sign)
 
-    def vouch(self, *, chain_pem: bytes, sign: Signer) -> None:
+    def vouch(self, *, bundle: TrustBundle, chain_pem: bytes, sign: Signer) -> None:
         """Use a renewed server certificate from now on; the seal keys stay."""
-        certificates = x509.load_pem_x509_certificates(chain_pem + self._root_pem)
+        certificates = [*x509.load_pem_x509_certificates(chain_pem), bundle.root]
         self._chain = [certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates]
         self._sign = sign
         self._offered: tuple[_SealKey, bytes] | None = None  # signed once, since strangers may ask at any rate

@@ -29,6 +29,7 @@ from certs.revocation import RevocationList
 
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 MAX_BUNDLE_BYTES: Final = 64 * 1024
+MAX_ROOTS: Final = 2  # while the CA is rotated
 _UNFIT: Final = (*UNREADABLE, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 _KNOWN_EXTENSIONS: Final = frozenset(
     {
@@ -50,25 +51,33 @@ class _Leaf:
 
 
 class TrustBundle:
-    """The root and issuers of one host. Immutable; agents keep one per host, so hosts cannot pass for each other."""
+    """The root and issuers of one host. Immutable; agents keep one per host, so hosts cannot pass for each other.
+
+    While the CA is rotated there are two roots, each with issuers of its own: the first is the one that signs now, and
+    what is under the other is good all the same.
+    """
 
     def __init__(
-        self, *, host: str, root: x509.Certificate, issuers: tuple[tuple[Issuer, x509.Certificate], ...]
+        self,
+        *,
+        host: str,
+        roots: tuple[x509.Certificate, ...],
+        issuers: tuple[tuple[Issuer, x509.Certificate], ...],
     ) -> None:
         self.host = host
-        self.root = root
+        self.roots = roots
         self.issuers = issuers
         self._by_key_id = {_key_id(certificate): (issuer, certificate) for issuer, certificate in issuers}
 
     @classmethod
     def from_certificates(cls, certificates: Sequence[x509.Certificate]) -> TrustBundle:
-        """AuthorityError unless there is one root and every other certificate is an issuer under it."""
+        """AuthorityError unless there are one or two roots of one host and all else are issuers under them."""
         try:
-            root, host = _find_root(certificates)
-            issuers = tuple(_check_issuer(each, root, host) for each in certificates if each is not root)
+            roots, host = _find_roots(certificates)
+            issuers = tuple(_check_issuer(each, roots, host) for each in certificates if each not in roots)
         except UNREADABLE as exc:  # parsed lazily, field by field
             raise AuthorityError(f"a certificate of the trust bundle cannot be read ({exc})") from exc
-        return cls(host=host, root=root, issuers=issuers)
+        return cls(host=host, roots=roots, issuers=issuers)
 
     @classmethod
     def from_pem(cls, pem: bytes) -> TrustBundle:
@@ -81,23 +90,39 @@ class TrustBundle:
         return cls.from_certificates(certificates)
 
     def to_pem(self) -> bytes:
-        """Root first. It holds no secret."""
-        return b"".join(
-            certificate.public_bytes(Encoding.PEM) for certificate in (self.root, *(c for _, c in self.issuers))
-        )
+        """Roots first. It holds no secret."""
+        return b"".join(each.public_bytes(Encoding.PEM) for each in (*self.roots, *(c for _, c in self.issuers)))
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The root under which certificates are made now."""
+        return self.roots[0]
 
     @property
     def root_pem(self) -> bytes:
-        """What a caller's kubeconfig trusts."""
-        return self.root.public_bytes(Encoding.PEM)
+        """What a caller's kubeconfig trusts: every root."""
+        return b"".join(each.public_bytes(Encoding.PEM) for each in self.roots)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the root in hex: what a token pins and people compare."""
         return fingerprint(self.root)
 
+    def issuers_under(self, root: x509.Certificate) -> dict[str, x509.Certificate]:
+        """The issuers that `root` has signed, by name."""
+        return {issuer.name: each for issuer, each in self.issuers if _is_signed_by(each, root)}
+
+    def is_current(self, chain: Sequence[bytes]) -> bool:
+        """Whether the leaf of `chain`, which has been verified, is under the root that signs now."""
+        _, above = self._signed_by(_load(chain, caller=False))
+        return above is not None and _is_signed_by(above, self.root)
+
+    def root_keys(self) -> tuple[PublicKey, ...]:
+        """The keys that may announce another bundle of this host."""
+        return tuple(_p256(root) for root in self.roots)
+
     def revocation_keys(self) -> tuple[PublicKey, ...]:
-        """The keys that may sign this host's revocation lists."""
+        """The keys that may sign this host's revocation lists; first the one that does now."""
         return tuple(_p256(certificate) for issuer, certificate in self.issuers if issuer is CLIENTS)
 
     def verify_server(self, chain: Sequence[bytes], at: float) -> ServerIdentity:
@@ -150,7 +175,7 @@ class TrustBundle:
     def _verify(self, chain: Sequence[bytes], wanted: Issuer) -> _Leaf:
         caller = wanted is CLIENTS
         certificate = _load(chain, caller=caller)
-        issuer = self._signed_by(certificate)
+        issuer, _ = self._signed_by(certificate)
         if issuer is None:
             raise Untrusted(
                 Reason.UNKNOWN_ISSUER,
@@ -167,13 +192,13 @@ class TrustBundle:
             )
         return _check_leaf(certificate, wanted, self.host)
 
-    def _signed_by(self, certificate: x509.Certificate) -> Issuer | None:
+    def _signed_by(self, certificate: x509.Certificate) -> tuple[Issuer, x509.Certificate] | tuple[None, None]:
         try:
             authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
         except _UNFIT:
-            return None
-        issuer, above = self._by_key_id.get(authority.key_identifier or b"", (None, None))
-        return issuer if above is not None and _is_signed_by(certificate, above) else None
+            return None, None
+        found = self._by_key_id.get(authority.key_identifier or b"")
+        return found if found is not None and _is_signed_by(certificate, found[1]) else (None, None)
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -241,20 +266,27 @@ def _caller_names(leaf: _Leaf, host: str) -> tuple[str, tuple[str, ...]]:
     return users[0], groups
 
 
-def _find_root(certificates: Sequence[x509.Certificate]) -> tuple[x509.Certificate, str]:
-    roots = [each for each in certificates if each.subject == each.issuer]
-    if len(roots) != 1:
-        raise AuthorityError(f"the trust bundle holds {len(roots)} roots, not one", "restore or fetch it again")
-    role = _role_of(roots[0])
-    if not isinstance(role, RootRole) or not _may_sign(roots[0]) or not _is_signed_by(roots[0], roots[0]):
+def _find_roots(certificates: Sequence[x509.Certificate]) -> tuple[tuple[x509.Certificate, ...], str]:
+    roots = tuple(each for each in certificates if each.subject == each.issuer)
+    if not 1 <= len(roots) <= MAX_ROOTS:
+        text = f"the trust bundle holds {len(roots)} roots, not 1 to {MAX_ROOTS}"
+        raise AuthorityError(text, "restore or fetch it again")
+    hosts = {role.host if isinstance(role := _role_of(root), RootRole) else "" for root in roots}
+    if "" in hosts or not all(_may_sign(root) and _is_signed_by(root, root) for root in roots):
         raise AuthorityError("the root of the trust bundle is not that of a tower")
-    return roots[0], role.host
+    if len(set(roots)) != len(roots):
+        raise AuthorityError("the trust bundle holds a root twice", "restore or fetch it again")
+    if len(hosts) != 1:
+        raise AuthorityError("the trust bundle holds roots of two hosts", "restore or fetch it again")
+    return roots, hosts.pop()
 
 
-def _check_issuer(certificate: x509.Certificate, root: x509.Certificate, host: str) -> tuple[Issuer, x509.Certificate]:
+def _check_issuer(
+    certificate: x509.Certificate, roots: tuple[x509.Certificate, ...], host: str
+) -> tuple[Issuer, x509.Certificate]:
     role = _role_of(certificate)
     issuer = ISSUERS.get(role.issuer) if isinstance(role, IssuerRole) and role.host == host else None
-    if issuer is None or not _may_sign(certificate) or not _is_signed_by(certificate, root):
+    if issuer is None or not _may_sign(certificate) or not any(_is_signed_by(certificate, root) for root in roots):
         raise AuthorityError(f"the trust bundle of {host} holds a certificate that is not an issuer under its root")
     return issuer, certificate
 

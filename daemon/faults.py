@@ -860,6 +860,25 @@ _TABLE: Final = (
         503,
         "RevocationsStale",
     ),
+    Fault(
+        "TWR509",
+        "The announcement of another authority is refused",
+        "The server says that another tower CA is to be trusted from now on, and no trusted root has signed that.",
+        "Something that ends the link's TLS on the way puts in lines of its own, or an older copy of the server was "
+        "restored after its CA had been rotated.",
+        "find out who ends the link's TLS; after a restored copy, join the agent anew with a token of that server",
+        403,
+        "TrustRefused",
+    ),
+    Fault(
+        "TWR510",
+        "The rotation of the CA is not complete",
+        "Agents are not as far as the rotation is, and would be locked out by its next step.",
+        "They are not connected, or have not renewed their certificates yet.",
+        "bring them back (`towerctl describe authority` lists them) or revoke them; with --force they have to join anew",
+        409,
+        "RotationIncomplete",
+    ),
     # 6xx: command line and admin API
     Fault(
         "TWR601",

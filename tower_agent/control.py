@@ -1,8 +1,8 @@
 """The control stream of one tunnel, the agent's end: lines of JSON in both directions.
 
-The server opens it after WELCOME. The agent writes its status and asks for renewals; the server sends revocation lists
-and answers. Types that this agent does not know are skipped. A peer that breaks the form loses its tunnel (the tunnel's
-boundary sees RemoteProtocolError); what it says is checked by whoever handles it.
+The server opens it after WELCOME. The agent writes its status and asks for renewals; the server sends revocation lists,
+what is to be trusted, and answers. Types that this agent does not know are skipped. A peer that breaks the form loses
+its tunnel (the tunnel's boundary sees RemoteProtocolError); what it says is checked by whoever handles it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ class ControlChannel(asyncio.Protocol):
         on_ready: Callable[[ControlChannel], None],
         on_lost: Callable[[ControlChannel], None],
         on_revocations: Callable[[str], None],
+        on_trust: Callable[[Message], None],
     ) -> None:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_revocations = on_revocations
+        self._on_trust = on_trust
         self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._renewals: dict[str, asyncio.Future[Message]] = {}
@@ -48,6 +50,8 @@ class ControlChannel(asyncio.Protocol):
             kind = message["type"]
             if kind == "revocations":
                 self._on_revocations(_text(message, "list"))
+            elif kind == "trust":
+                self._on_trust(message)
             elif kind in {"renewed", "refused"}:
                 waiting = self._renewals.pop(_text(message, "id"), None)
                 if waiting is not None and not waiting.done():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.flow import Budget
+from protocol.messages import Message
 from tower_agent.apiserver import make_gateway, serving_context
 from tower_agent.config import AgentConfig
 from tower_agent.control import ControlChannel
@@ -72,6 +74,8 @@ class HostAgent:
         self._failure: str | None = None
         self._channels: dict[ControlChannel, Tunnel] = {}
         self._reachable = asyncio.Event()
+        self._renewal_due = asyncio.Event()
+        self._trusting = asyncio.Lock()
         self._renewal_fault: TowerError | None = None
         self._stale: str | None = None
         self.observer: Final = RequestObserver(trust.host, around.metrics)
@@ -194,6 +198,7 @@ class HostAgent:
             "revocations": {"stale": self._stale_revocations()},
             "identity_expires": self.trust.validity.not_after,
             "serving_expires": self.trust.serving_validity.not_after,
+            "trust": self.trust.identity.trust_number,
             "renewal": None if self._renewal_fault is None else self._renewal_fault.message,
         }
 
@@ -217,7 +222,12 @@ class HostAgent:
             channel.status(self._status())
 
         incoming.accept(
-            ControlChannel(on_ready=ready, on_lost=self._channel_lost, on_revocations=self._revocations_came)
+            ControlChannel(
+                on_ready=ready,
+                on_lost=self._channel_lost,
+                on_revocations=self._revocations_came,
+                on_trust=self._trust_came,
+            )
         )
 
     def _channel_lost(self, channel: ControlChannel) -> None:
@@ -239,6 +249,26 @@ class HostAgent:
         if self._stale is not None:
             self.report()
 
+    def _trust_came(self, message: Message) -> None:
+        self._tasks.start(self._take_trust(message), name=f"trust {self.trust.host}")
+
+    async def _take_trust(self, message: Message) -> None:
+        """From several tunnels the same comes several times; each is held to what is in force by then."""
+        async with self._trusting:
+            try:
+                taken = await self.trust.take_trust(message)
+            except CertsError as error:
+                log.error("trust-refused", host=self.trust.host, code="TWR509", text=str(error))
+                return
+            except TowerError as error:
+                log.error("trust-not-kept", host=self.trust.host, code=error.code, text=error.message)
+                return
+        if taken:
+            log.info("trust-taken", host=self.trust.host, number=message["number"])
+            self._target = None
+            self._use_identity()
+            self._renewal_due.set()
+
     async def _keep_revocations(self, encoded: bytes) -> None:
         try:
             await self.trust.keep_revocations(encoded)
@@ -252,7 +282,10 @@ class HostAgent:
         while True:
             wait = self.trust.renew_at - time.time()
             if wait > 0:
-                await asyncio.sleep(min(wait, SIBLING_CHECK))
+                self._renewal_due.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(wait, SIBLING_CHECK)):
+                        await self._renewal_due.wait()
                 await self._adopt_sibling()
                 continue
             await self._reachable.wait()  # the link's own back-off decides when that is

@@ -7,17 +7,21 @@ forgets nothing. A list that has grown old while the tunnel stands is one that s
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
 
-from certs.errors import CertsError
+from certs.errors import CertsError, Untrusted
 from certs.handshake import server_verifier
 from certs.identity import IdentityStore, StoredIdentity
 from certs.keys import key_from_pem, make_csr, signer
 from certs.peers import ClientIdentity, Validity, rfc3339
 from certs.renewal import prove_renewal
 from certs.revocation import RevocationList, newer, verify_list
+from certs.rotation import announced
 from certs.verify import TrustBundle, load_chain
 from daemon.faults import TowerError
 from daemon.log import get_logger
@@ -26,16 +30,23 @@ from protocol.aio.dial import FEATURES
 from protocol.handshake import NONCE_SIZE, AgentHandshake
 from tower_agent.faultof import certs_fault
 
+SUCCESSORS_WITHIN: Final = 10.0  # seconds: a thousand agents do not ask for their successors in one moment
+
 log = get_logger(__name__)
 
 
 class HostTrust:
     """One host's identity and trust. `load` reads it; `adopt` and `revoke` move it forward."""
 
-    def __init__(self, store: IdentityStore, identity: StoredIdentity, revocations: RevocationList | None) -> None:
+    def __init__(
+        self, store: IdentityStore, identity: StoredIdentity, revocations: RevocationList | None, kept: bytes | None
+    ) -> None:
         self._store: Final = store
+        self._kept = kept
         self.revocations = revocations
         self._revocations_at = _known_since(revocations, time.time())
+        self._awaited: tuple[int, TrustBundle] | None = None
+        self._successor_from = float("inf")
         self._use(identity)
 
     @classmethod
@@ -49,7 +60,7 @@ class HostTrust:
             revocations = None if kept is None else _read_list(kept, identity.bundle)
         except CertsError as error:
             raise certs_fault(error) from error
-        return cls(store, identity, revocations)
+        return cls(store, identity, revocations, kept)
 
     def _use(self, identity: StoredIdentity) -> None:
         self.identity = identity
@@ -57,14 +68,21 @@ class HostTrust:
         self.validity: Validity = self.bundle.identify_agent(identity.chain).validity
         self.serving_validity: Validity = self.bundle.identify_serving(load_chain(identity.serving_chain_pem)).validity
 
+        chains = identity.chain, load_chain(identity.serving_chain_pem)
+        if all(map(self.bundle.is_current, chains)):
+            self._successor_from = float("inf")
+        elif self._successor_from == float("inf"):
+            self._successor_from = time.time() + random.uniform(0.0, SUCCESSORS_WITHIN)  # noqa: S311 - spreads load
+
     @property
     def host(self) -> str:
         return self.identity.host
 
     @property
     def renew_at(self) -> float:
-        """When the first of the two certificates has lived two thirds of its life; Unix seconds."""
-        return min(self.validity.renew_at, self.serving_validity.renew_at)
+        """When the first of the two certificates has lived two thirds of its life, or soon when the host has come to
+        sign by another root; Unix seconds."""
+        return min(self.validity.renew_at, self.serving_validity.renew_at, self._successor_from)
 
     def handshake(self, *, instance: str, software: str) -> AgentHandshake:
         """A fresh handshake with the identity in use."""
@@ -100,13 +118,22 @@ class HostTrust:
         identity.check(time.time(), self.revocations)
 
     def take_revocations(self, encoded: bytes) -> bool:
-        """Put a list that the server sent in force; True when it is new, and not the same signed again. CertsError for
-        one that may not be taken."""
+        """Put a list that the server sent in force; True when it is to be kept: because it is new, or signed by the
+        host's present issuer where the kept one is not. CertsError for one that may not be taken."""
         held, accepted = self.revocations, newer(self.revocations, _read_list(encoded, self.bundle))
         if accepted is held:
             return False
         self.revocations, self._revocations_at = accepted, _known_since(accepted, time.time())
-        return held is None or accepted.number != held.number
+        if held is None or accepted.number != held.number:
+            return True
+        return self._kept is not None and not self._signed_now(self._kept) and self._signed_now(encoded)
+
+    def _signed_now(self, encoded: bytes) -> bool:
+        try:
+            verify_list(encoded, issuers=self.bundle.revocation_keys()[:1], host=self.host)
+        except CertsError:
+            return False
+        return True
 
     def stale_revocations(self, at: float) -> str | None:
         """What is wrong when nothing newer has come for too long; to be asked while a tunnel stands."""
@@ -116,6 +143,7 @@ class HostTrust:
 
     async def keep_revocations(self, encoded: bytes) -> None:
         """Store a list that is in force, for the next start."""
+        self._kept = encoded
         await self._store.save_revocations(self.host, encoded)
 
     # -- renewal -----------------------------------------------------------------------------------------------------
@@ -134,24 +162,37 @@ class HostTrust:
 
     async def adopt(self, chain_pem: bytes, serving_chain_pem: bytes) -> None:
         """Use renewed chains, once they are stored. Where a sibling was faster, its identity is used in their place."""
-        held = self.identity
-        renewed = StoredIdentity(
-            host=held.host,
-            url=held.url,
-            cluster=held.cluster,
-            agent=held.agent,
-            key_pem=held.key_pem,
-            serving_key_pem=held.serving_key_pem,
-            chain_pem=chain_pem,
-            serving_chain_pem=serving_chain_pem,
-            trust_pem=held.trust_pem,
-        )
+        held, awaited = self.identity, self._awaited
+        renewed = replace(held, chain_pem=chain_pem, serving_chain_pem=serving_chain_pem)
+        if awaited is not None:
+            renewed = replace(renewed, trust_number=awaited[0], trust_pem=awaited[1].to_pem())
         self._use(await self._store.save(renewed, replaces=held))
+        if awaited is not None and self.identity.trust_number >= awaited[0]:
+            self._awaited = None
+
+    async def take_trust(self, message: Mapping[str, Any]) -> bool:
+        """Believe what the roots of the host say is to be believed from now on; False when that is so already.
+
+        Without the root under which this agent's own certificates lie, they are renewed first. Raises CertsError.
+        """
+        found = announced(message, trusted=self.bundle, number=self.identity.trust_number)
+        if found is None or (self._awaited is not None and found[0] <= self._awaited[0]):
+            return False
+        while self.identity.trust_number < found[0]:  # a sibling that saves in between changes what is to be replaced
+            held = self.identity
+            believing = replace(held, trust_number=found[0], trust_pem=found[1].to_pem())
+            try:
+                believing.check()
+            except Untrusted:
+                self._awaited, self._successor_from = found, time.time()
+                return True
+            self._use(await self._store.save(believing, replaces=held))
+        return True
 
     async def reload(self) -> bool:
         """Adopt what a sibling or a new join stored meanwhile; True when it is another identity."""
         stored = await self._store.load(self.host)
-        if stored is None or stored.chain_pem == self.identity.chain_pem:
+        if stored is None or stored == self.identity:
             return False
         self._use(stored)
         return True

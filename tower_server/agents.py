@@ -23,6 +23,7 @@ from protocol.aio.listener import Admission
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import Hello
+from tower_server.authority import root_id
 from tower_server.records import Agent, Cluster, agent_record_name
 from tower_server.revocations import Revocations
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
@@ -44,6 +45,7 @@ class Papers:
     serving_chain: str
     identity_expires: float
     serving_expires: float
+    root: str
 
 
 class Agents:
@@ -102,12 +104,23 @@ class Agents:
 
     # ---- identities ---------------------------------------------------------------------------------------------
 
+    @property
+    def root(self) -> str:
+        """Under which certificates are issued now, as the records keep it."""
+        return root_id(self._authority)
+
     def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> Papers:
         """Certificates for two keys. Every name in them is the server's decision."""
         now = time.time()
         identity = self._authority.issue_agent(cluster.name, agent, public_key=key, at=now)
         serving = self._authority.issue_serving(cluster.name, cluster.certificate_names, public_key=serving_key, at=now)
-        return Papers(identity.chain_pem.decode(), serving.chain_pem.decode(), identity.not_after, serving.not_after)
+        return Papers(
+            chain=identity.chain_pem.decode(),
+            serving_chain=serving.chain_pem.decode(),
+            identity_expires=identity.not_after,
+            serving_expires=serving.not_after,
+            root=self.root,
+        )
 
     async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes, proof: bytes) -> Papers:
         """New papers for an agent that asks for them with the key of the old ones. CertsError, TowerError refuse."""
@@ -130,6 +143,7 @@ class Agents:
                 renewed=time.time(),
                 identity_expires=papers.identity_expires,
                 serving_expires=papers.serving_expires,
+                root=papers.root,
             )
             try:
                 await self._store.update(Kind.AGENT, name, renewed.data(), expect=record.version)
@@ -166,12 +180,19 @@ class Agents:
         self._registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
         return found
 
+    async def believes(self, cluster: str, agent: str, number: int) -> None:
+        """Notes which trust bundle an agent has said it believes; a rotation waits for it."""
+        await self.update(cluster, agent, lambda held: replace(held, trust=max(held.trust, number)))
+
     async def update(self, cluster: str, agent: str, change: Callable[[Agent], Agent]) -> Agent:
         """Changes a record. TowerError TWR603 when there is none."""
         name = agent_record_name(cluster, agent)
         for _ in range(ATTEMPTS):
             record = await self.find(cluster, agent)
-            changed = change(Agent.read(record))
+            held = Agent.read(record)
+            changed = change(held)
+            if changed == held:
+                return held
             try:
                 await self._store.update(Kind.AGENT, name, changed.data(), expect=record.version)
             except Conflict:

@@ -12,7 +12,7 @@ from typing import Final
 from certs.ca import Authority
 from certs.errors import AuthorityError
 from daemon.faults import TowerError
-from tower_server.store.base import Conflict, Kind, NotFound, Store
+from tower_server.store.base import Conflict, Data, Kind, NotFound, Record, Store
 
 RECORD: Final = "authority"
 
@@ -25,19 +25,12 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
     except NotFound:
         new = Authority.create(host or fallback_host, at=at)
         try:
-            record = await store.create(Kind.SECRET, RECORD, {"pem": new.to_pem().decode()})
+            record = await store.create(Kind.SECRET, RECORD, _data(new))
             made = True
         except Conflict:
             record = await store.get(Kind.SECRET, RECORD)
             made = False
-    try:
-        authority = Authority.from_pem(str(record.data["pem"]).encode())
-    except (AuthorityError, KeyError) as error:
-        raise TowerError(
-            "TWR501",
-            f"the tower CA in the store cannot be used: {error}",
-            mend="restore the state directory from a copy: every certificate of this tower ends at that CA",
-        ) from error
+    authority = _decode(record)
     if host and authority.host != host:
         raise TowerError(
             "TWR501",
@@ -45,3 +38,36 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
             mend=f"set `host: {authority.host}`, or start with another state_dir (its agents join anew)",
         )
     return authority, made
+
+
+async def read(store: Store) -> Authority:
+    """The authority as it is kept now."""
+    return _decode(await store.get(Kind.SECRET, RECORD))
+
+
+async def write(store: Store, later: Authority) -> None:
+    """Keep the state that follows the kept one; Conflict when that is not the one before it."""
+    record = await store.get(Kind.SECRET, RECORD)
+    if _decode(record).number != later.number - 1:
+        raise Conflict(Kind.SECRET, RECORD, "was rotated by somebody else")
+    await store.update(Kind.SECRET, RECORD, _data(later), expect=record.version)
+
+
+def root_id(authority: Authority) -> str:
+    """What an agent's record keeps of the root that its certificates are under."""
+    return authority.bundle.fingerprint[:16]
+
+
+def _data(authority: Authority) -> Data:
+    return {"pem": authority.to_pem().decode(), "number": authority.number}
+
+
+def _decode(record: Record) -> Authority:
+    try:
+        return Authority.from_pem(str(record.data["pem"]).encode(), number=int(record.data.get("number", 1)))
+    except (AuthorityError, KeyError, TypeError, ValueError) as error:
+        raise TowerError(
+            "TWR501",
+            f"the tower CA in the store cannot be used: {error}",
+            mend="restore the state directory from a copy: every certificate of this tower ends at that CA",
+        ) from error

@@ -29,6 +29,7 @@ from tower_server.faultof import certs_fault
 from tower_server.member import Member
 from tower_server.report import cleaned
 from tower_server.revocations import Revocations
+from tower_server.rotation import Rotation
 from tower_server.tunnels import TunnelRegistry
 
 MAX_ID: Final = 64
@@ -50,10 +51,12 @@ class Control:
         agents: Agents,
         revocations: Revocations,
         metrics: ServerMetrics,
+        rotation: Rotation,
         start: Start,
         declared: Callable[[Member], object],
     ) -> None:
         self.agents = agents
+        self.rotation = rotation
         self.metrics = metrics
         self.start = start
         self.declared = declared
@@ -61,6 +64,7 @@ class Control:
         self._revocations = revocations
         registry.subscribe(self.attach)
         revocations.subscribe(self.revoked)
+        rotation.subscribe(self.rotated)
 
     def attach(self, member: Member, tunnel: Tunnel) -> None:
         """Opens the control stream of a new tunnel."""
@@ -71,7 +75,16 @@ class Control:
         except StreamRefused as error:
             tunnel.close(Code.PROTOCOL, f"the control stream cannot be opened: {error.text}")
             return
+        if self.rotation.number > 1:  # what came with the enrolment is not all there is
+            stream.send(self.rotation.line())
         stream.send_revocations()
+
+    def rotated(self) -> None:
+        """Every agent hears at once what is to be trusted from now on."""
+        for _, tunnel in self._registry:
+            control = tunnel.data.get("control")
+            if isinstance(control, ControlStream):
+                control.send(self.rotation.line())
 
     def revocations_line(self) -> bytes:
         return encode_message("revocations", list=base64.b64encode(self._revocations.signed).decode())
@@ -109,6 +122,11 @@ class ControlStream(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.write(self._control.revocations_line())
 
+    def send(self, line: bytes) -> None:
+        """One line now; of the few that there are an agent that does not read gets them when it does."""
+        if self._transport is not None:
+            self._transport.write(line)
+
     def pause_writing(self) -> None:
         self._full = True
 
@@ -134,8 +152,19 @@ class ControlStream(asyncio.Protocol):
         before = self._member.report.get("services")
         self._tunnel.data["report"] = report
         self._member.reported(report)
+        self._believes(report.get("trust"))
         if report.get("services") != before:
             self._control.declared(self._member)
+
+    def _believes(self, number: object) -> None:
+        """Written once for each step of a rotation."""
+        current = self._control.rotation.number
+        if number != current or current <= 1 or self._tunnel.data.get("trust") == current:
+            return
+        self._tunnel.data["trust"] = current
+        peer = self._tunnel.peer
+        work = self._control.agents.believes(peer.cluster, peer.agent, current)
+        self._control.start(work, f"trust-{self._tunnel.id}")
 
     def _renew(self, message: Message) -> None:
         asked = message.get("id")

@@ -11,6 +11,7 @@ import asyncio
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Final
 
 from certs.enrolment import EnrolmentReply, EnrolmentRequest, Received, receive
@@ -46,7 +47,7 @@ class Enrolment:
         *,
         store: Store,
         host: str,
-        trust: bytes,
+        trust: Callable[[], TrustBundle],
         sealer: Sealer,
         tokens: Tokens,
         agents: Agents,
@@ -57,7 +58,6 @@ class Enrolment:
         self._store = store
         self._host = host
         self._trust = trust
-        self._bundle = TrustBundle.from_pem(trust)
         self._sealer = sealer
         self._tokens = tokens
         self._agents = agents
@@ -87,7 +87,7 @@ class Enrolment:
         """Whoever proves to hold an agent's key may have that agent revoked."""
         try:
             self._take(request)
-            identity = who_leaves(request.body, self._bundle)
+            identity = who_leaves(request.body, self._trust())
             await self._agents.revoke(identity.cluster, identity.agent)
         except CertsError as error:
             return self._refused(request, certs_fault(error), status=400)
@@ -118,7 +118,7 @@ class Enrolment:
             agent=answer.agent,
             chain=answer.identity_chain.encode(),
             serving_chain=answer.serving_chain.encode(),
-            trust=self._trust,
+            trust=self._trust().to_pem(),
             revocations=self._revocations.signed,
         )
         return received.seal_reply(reply)
@@ -163,6 +163,7 @@ class Enrolment:
             token=token.id,
             identity_expires=answer.identity_expires,
             serving_expires=answer.serving_expires,
+            root=self._agents.root,
         )
 
     def _refused(self, request: HttpRequest, error: TowerError, *, status: int | None = None) -> HttpResponse:

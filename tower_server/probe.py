@@ -56,13 +56,15 @@ class ProbeCredential:
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
         self._renew_at = 0.0
+        self._number = 0
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.user = f"tower:{authority.host}:probe"
         self.passthrough = _passthrough_context()
 
     def context(self) -> ssl.SSLContext:
         now = time.time()
-        if now >= self._renew_at:
+        if now >= self._renew_at or self._number != self._authority.number:
+            self._number = self._authority.number
             key = generate_key()
             issued = self._authority.issue_client(self.user, public_key=key.public_key(), at=now)
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

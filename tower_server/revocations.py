@@ -57,8 +57,12 @@ class Revocations:
     def repeat(self, *, at: float) -> None:
         """Signs the list in force anew when its signature has become old, which shows agents that none is withheld."""
         if not 0 <= at - self.signed_at < defaults.REVOCATIONS_EVERY:
-            self._sign(at)
-            self._tell()
+            self.sign_anew(at=at)
+
+    def sign_anew(self, *, at: float) -> None:
+        """The same list by the issuer that signs now."""
+        self._sign(at)
+        self._tell()
 
     async def revoke_agent(self, cluster: str, agent: str, *, at: float) -> None:
         await self._change(lambda held: replace(held, agents={**held.agents, (cluster, agent): at}), at)

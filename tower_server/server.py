@@ -48,6 +48,7 @@ from tower_server.ports import PortAllocator, PortRange
 from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
 from tower_server.revocations import Revocations
+from tower_server.rotation import Rotation
 from tower_server.servercert import FileCertificate, ServerCertificate, own_names
 from tower_server.store.base import Kind, Store
 from tower_server.store.place import open_store, state_of
@@ -161,16 +162,18 @@ class Server:
             shared=config.store.kind == "kubernetes",
         )
         credential = ProbeCredential(authority)
+        rotation = Rotation(store, authority, agents)
         services = Services(
             store=store,
             authority=authority,
             registry=registry,
             clusters=clusters,
             agents=agents,
+            rotation=rotation,
             tokens=Tokens(
                 store,
                 url=lambda: config.public_url or "",
-                fingerprint=authority.bundle.fingerprint,
+                fingerprint=lambda: authority.bundle.fingerprint,
                 lifetime=config.enrolment.lifetime,
                 uses=config.enrolment.uses,
             ),
@@ -187,10 +190,13 @@ class Server:
             registry=registry,
             agents=agents,
             revocations=revocations,
+            rotation=rotation,
             metrics=metrics,
             start=self._start_for_peer,
             declared=lambda member: self._start_for_peer(clusters.declare(member), f"declare-{member.name}"),
         )
+        rotation.subscribe(self._renew_certificate)
+        rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
         return _Parts(
             store=store,
@@ -228,7 +234,7 @@ class Server:
         enrolment = Enrolment(
             store=services.store,
             host=services.authority.host,
-            trust=services.authority.bundle.to_pem(),
+            trust=lambda: services.authority.bundle,
             sealer=sealer,
             tokens=services.tokens,
             agents=services.agents,
@@ -237,7 +243,7 @@ class Server:
             bucket=SharedBucket(rate=config.enrolments_per_second, burst=config.enrolment_burst, now=now),
         )
         verify = agent_verifier(
-            services.authority.bundle,
+            lambda: services.authority.bundle,
             time.time,
             lambda: services.revocations.current,
             allow_expired_for=RENEWAL_GRACE,
@@ -253,13 +259,13 @@ class Server:
             http=enrolment.answer,
             on_tunnel=self._admit_tunnel,
             find=services.registry.find,
+            admit_new=self._admit_new,
             budget=self._budget,
             limits=self._config.liveness.limits(self._config.memory),
             admit=self._admit,
             on_refused=self._refused,
         )
 
-            admit_new=self._admit_new,
     async def _open(self, parts: _Parts) -> None:
         config = self._config
         await parts.services.clusters.start()
@@ -331,18 +337,18 @@ class Server:
             self._metrics.throttled.labels("handshakes").inc()
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
-    def _admit_tunnel(self, tunnel: Any) -> None:
-        self._metrics.handshakes.labels("ok").inc()
-        self.services.registry.admit(tunnel)
-
-    def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
-        self._metrics.handshakes.labels(code.name.lower()).inc()
     def _admit_new(self, _remote: str) -> None:
         """A server that stops takes its own tunnels back, and no new ones."""
         if self._goes_at is not None:
             left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
             raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
 
+    def _admit_tunnel(self, tunnel: Any) -> None:
+        self._metrics.handshakes.labels("ok").inc()
+        self.services.registry.admit(tunnel)
+
+    def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
+        self._metrics.handshakes.labels(code.name.lower()).inc()
         named: dict[str, Any] = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
         assert self._refusal_lines is not None
         if self._refusal_lines.take(asyncio.get_running_loop().time(), network_of(remote)) is None:
@@ -364,11 +370,9 @@ class Server:
         assert parts is not None
         now = time.time()
         if now >= parts.certificate.renew_at:
-            parts.certificate.renew(at=now)
-            if parts.sealer is not None:
-                issued = parts.certificate.issued
-                parts.sealer.vouch(chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
-            log.info("server-certificate-renewed", expires=parts.certificate.issued.not_after)
+            self._renew_certificate()
+        if self._config.store.kind == "kubernetes":
+            await parts.services.rotation.follow()
         self._reload(parts.file_certificate)
         if parts.legacy is not None:
             parts.legacy.housekeeping()
@@ -381,6 +385,16 @@ class Server:
             await parts.services.agents.tidy()
         self._count(parts)
         await asyncio.sleep(HOUSEKEEPING)
+
+    def _renew_certificate(self) -> None:
+        """Before its end, or under another root. Contexts take it from the next handshake on."""
+        parts = self._parts
+        assert parts is not None
+        parts.certificate.renew(at=time.time())
+        issued, bundle = parts.certificate.issued, parts.services.authority.bundle
+        if parts.sealer is not None:
+            parts.sealer.vouch(bundle=bundle, chain_pem=issued.chain_pem, sign=signer(parts.certificate.key))
+        log.info("server-certificate-renewed", expires=issued.not_after)
 
     def _reload(self, certificate: FileCertificate | None) -> None:
         """Follows the operator's certificate; one that cannot be used leaves the one before in force."""

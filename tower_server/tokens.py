@@ -36,7 +36,9 @@ class NewToken:
 class Tokens:
     """Of all clusters."""
 
-    def __init__(self, store: Store, *, url: Callable[[], str], fingerprint: str, lifetime: float, uses: int) -> None:
+    def __init__(
+        self, store: Store, *, url: Callable[[], str], fingerprint: Callable[[], str], lifetime: float, uses: int
+    ) -> None:
         self._store = store
         self._url = url
         self._fingerprint = fingerprint
@@ -51,7 +53,7 @@ class Tokens:
             raise TowerError("TWR605", f"a token's ttl is {MIN_LIFETIME:g} s to 30 days, not {ttl:g} s")
         if not 1 <= uses <= MAX_USES:
             raise TowerError("TWR605", f"a token has 1 to {MAX_USES} uses, not {uses}")
-        made = EnrolmentToken.create(url=self._url(), cluster=cluster.name, ca=self._fingerprint)
+        made = EnrolmentToken.create(url=self._url(), cluster=cluster.name, ca=self._fingerprint())
         now = time.time()
         token = Token(
             id=made.id,

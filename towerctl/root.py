@@ -17,6 +17,7 @@ TABLE: Final = {
     "delete": ("towerctl.commands.delete:delete", "Delete a cluster and all that belongs to it."),
     "create": ("towerctl.commands.create:create", "Create an enrolment token for a cluster."),
     "revoke": ("towerctl.commands.revoke:revoke", "Revoke a token, an agent, a caller or a certificate."),
+    "rotate": ("towerctl.commands.rotate:rotate", "Rotate the tower CA without a pause."),
     "kubeconfig": (
         "towerctl.commands.kubeconfig:kubeconfig",
         "Write a kubeconfig that reaches a cluster through its tunnel.",

@@ -39,7 +39,7 @@ def shake(
     server_end = ServerHandshake(
         chain=server.chain_der,
         sign=signer(server_key),
-        verify=agent_verifier(authority.bundle, lambda: at, lambda: revoked, allow_expired_for=grace),
+        verify=agent_verifier(lambda: authority.bundle, lambda: at, lambda: revoked, allow_expired_for=grace),
         nonce=b"b" * 32,
     )
     challenge = server_end.greeted(agent_end.hello()[HEADER_SIZE:])

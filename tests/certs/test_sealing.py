@@ -123,7 +123,7 @@ def test_a_renewed_server_certificate_keeps_the_seal_keys(authority: Authority, 
     before = check_offer(sealer.offer(AT), ca=authority.bundle.fingerprint, at=AT)
     key = generate_key()
     issued = authority.issue_server("s2", [], public_key=key.public_key(), at=AT)
-    sealer.vouch(chain_pem=issued.chain_pem, sign=signer(key))
+    sealer.vouch(bundle=authority.bundle, chain_pem=issued.chain_pem, sign=signer(key))
     after = check_offer(sealer.offer(AT), ca=authority.bundle.fingerprint, at=AT)
     assert (after.server.name, after.key_id) == ("s2", before.key_id)
 
@@ -172,6 +172,6 @@ def test_an_offer_is_signed_once_for_its_key_and_its_certificate(authority: Auth
     assert check_offer(sealer.offer(later), ca=authority.bundle.fingerprint, at=later).seal_key
     assert len(signed) == 2
     renewed = authority.issue_server("s2", ["*.members.tower"], public_key=key.public_key(), at=AT)
-    sealer.vouch(chain_pem=renewed.chain_pem, sign=sign)
+    sealer.vouch(bundle=authority.bundle, chain_pem=renewed.chain_pem, sign=sign)
     assert check_offer(sealer.offer(later), ca=authority.bundle.fingerprint, at=later).server.name == "s2"
     assert len(signed) == 3

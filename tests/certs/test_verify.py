@@ -114,7 +114,7 @@ def test_a_kept_identity_is_checked_again(authority: Authority, every_kind: dict
 
 def mint(authority: Authority, **changes: Any) -> list[bytes]:
     """A caller's certificate signed by the real clients issuer, but with `changes` that no authority would write."""
-    signing = authority._issuers[CLIENTS.name]
+    signing = authority._generations[0].issuers[CLIENTS.name]
     ski = signing.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     user = changes.get("cn", "alice")
     subject = [x509.NameAttribute(NameOID.COMMON_NAME, user)]
@@ -214,7 +214,8 @@ def test_a_bundle_is_bounded_and_readable(authority: Authority) -> None:
     for pem, says in (
         (b"", "cannot be read"),
         (b"x" * 70_000, "more than the 65536"),
-        (authority.bundle.root_pem * 2, "2 roots"),
+        (authority.bundle.root_pem * 3, "3 roots"),
+        (authority.bundle.root_pem * 2, "twice"),
     ):
         with pytest.raises(AuthorityError, match=says):
             TrustBundle.from_pem(pem)

@@ -10,6 +10,7 @@ import pytest
 
 from daemon.faults import TowerError
 from protocol.errors import RemoteProtocolError
+from protocol.messages import Message
 from tower_agent import control as control_module
 from tower_agent.control import ControlChannel
 
@@ -29,11 +30,12 @@ class Wire(asyncio.Transport):
         return self.stuck
 
 
-def channel(taken: list[str] | None = None) -> tuple[ControlChannel, Wire]:
+def channel(taken: list[str] | None = None, trusted: list[Message] | None = None) -> tuple[ControlChannel, Wire]:
     made = ControlChannel(
         on_ready=lambda _channel: None,
         on_lost=lambda _channel: None,
         on_revocations=(taken if taken is not None else []).append,
+        on_trust=(trusted if trusted is not None else []).append,
     )
     wire = Wire()
     made.connection_made(wire)

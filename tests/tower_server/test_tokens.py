@@ -25,7 +25,7 @@ async def store(tmp_path):
 
 @pytest.fixture
 def tokens(store):
-    return Tokens(store, url=lambda: "wss://tower.example.com", fingerprint="a" * 64, lifetime=3600.0, uses=1)
+    return Tokens(store, url=lambda: "wss://tower.example.com", fingerprint=lambda: "a" * 64, lifetime=3600.0, uses=1)
 
 
 @pytest.mark.parametrize("bounds", [{"ttl": 0.0}, {"ttl": 1e9}, {"uses": 0}, {"uses": 10_000}])

@@ -40,6 +40,8 @@ Call = Callable[[Services, Arguments, dict[str, Any], Mapping[str, str]], Awaita
 _CLUSTER, _AGENT, _TOKEN, _USER, _SERIAL = "CLUSTER", "AGENT", "TOKEN", "USER", "SERIAL"
 CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
     ("info",): {"GET": lambda s, a, b, q: calls.info(s)},
+    ("authority",): {"GET": lambda s, a, b, q: calls.authority(s)},
+    ("authority", "rotate"): {"POST": lambda s, a, b, q: calls.rotate(s, b)},
     ("check",): {"GET": lambda s, a, b, q: calls.check(s, q.get("cluster"))},
     ("clusters",): {
         "GET": lambda s, a, b, q: calls.list_clusters(s),
@@ -74,7 +76,11 @@ CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
     ("certificates", _SERIAL, "revoke"): {"POST": lambda s, a, b, q: calls.revoke_certificate(s, a[_SERIAL])},
 }
 _WITH_BODY: Final = frozenset(
-    {("clusters",), *(("clusters", _CLUSTER, of) for of in ("tokens", "credentials", "legacy-token", "legacy-window"))}
+    {
+        ("authority", "rotate"),
+        ("clusters",),
+        *(("clusters", _CLUSTER, of) for of in ("tokens", "credentials", "legacy-token", "legacy-window")),
+    }
 )
 _LABELS: Final = {_CLUSTER: "cluster", _AGENT: "agent", _TOKEN: "token"}
 _FORWARD: Final = ("clusters", _CLUSTER, "forward", "SERVICE")

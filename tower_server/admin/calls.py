@@ -31,6 +31,7 @@ from tower_server.checks import check_graph
 from tower_server.faultof import certs_fault
 from tower_server.probe import probe
 from tower_server.records import Agent
+from tower_server.rotation import Step
 from tower_server.tokens import NewToken
 
 
@@ -53,6 +54,11 @@ class CredentialBody(Body):
     user: str | None = None
     groups: list[str] | None = Field(default=None, max_length=32)
     ttl: float | None = None
+
+
+class RotationBody(Body):
+    step: Step
+    force: bool = False
 
 
 class Nothing(Body):
@@ -260,6 +266,16 @@ async def check(services: Services, cluster: str | None) -> Object:
     if cluster is not None:
         services.clusters.get(cluster)
     return (await check_graph(services, cluster).run()).document()
+
+
+async def authority(services: Services) -> Object:
+    return object_of("Authority", await services.rotation.view())
+
+
+async def rotate(services: Services, document: dict[str, Any]) -> Object:
+    asked = checked(RotationBody, document)
+    await services.rotation.take(asked.step, force=asked.force)
+    return await authority(services)
 
 
 async def info(services: Services) -> Object:

@@ -11,6 +11,7 @@ from tower_server.clusters import Clusters
 from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
 from tower_server.revocations import Revocations
+from tower_server.rotation import Rotation
 from tower_server.store.base import Store
 from tower_server.tokens import Tokens
 from tower_server.tunnels import TunnelRegistry
@@ -26,6 +27,7 @@ class Services:
     clusters: Clusters
     agents: Agents
     tokens: Tokens
+    rotation: Rotation
     revocations: Revocations
     probing: Probing
     credential: ProbeCredential

@@ -70,6 +70,20 @@ def agent(ctl: Ctl, name: str, owner: str | None, output: str) -> None:
     _table("Tunnels", resources.TUNNELS, [tunnel for tunnel in tunnels if tunnel.get("agent") == name])
 
 
+@click.command("authority", cls=Command)
+@output_option("table", "json", "yaml")
+@pass_ctl
+def authority(ctl: Ctl, output: str) -> None:
+    """Show the tower CA: its roots, and how far a rotation is."""
+    from towerctl.commands.rotate import show
+
+    item = ctl.client().get("/v1/authority")
+    if output == "table":
+        show(item)
+    else:
+        print_document(item, output)
+
+
 def _document(resource: Resource, item: Object, output: str) -> None:
     if output == "name":
         print_names(resource, [item])
@@ -161,8 +175,9 @@ describe = LazyGroup(
     table={
         "cluster": (f"{__name__}:cluster", "State, cause, conditions, tunnels, agents, history."),
         "agent": (f"{__name__}:agent", "Identity, certificates, tunnels."),
+        "authority": (f"{__name__}:authority", "The tower CA and its rotation."),
     },
-    help="Show one cluster or agent with its state, cause and history.",
+    help="Show one cluster or agent with its state, cause and history, or the tower CA.",
     no_args_is_help=True,
     callback=lambda: None,
 )
