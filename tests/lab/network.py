@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from typing import Self
 
 from tests.lab.processes import LabError
@@ -32,6 +33,12 @@ table inet member {
     ct state established,related accept
     ip daddr HOST tcp dport != 0 accept
   }
+}
+"""
+VANISH = """
+table inet vanish {
+  chain incoming { type filter hook input priority -10; policy accept; iif != "lo" drop; }
+  chain outgoing { type filter hook output priority -10; policy accept; oif != "lo" drop; }
 }
 """
 COMMAND_DEADLINE = 10.0
@@ -76,6 +83,15 @@ class MemberNetwork:
 
     def run(self, *command: str, stdin: str = "") -> str:
         return _run("ip", "netns", "exec", self.name, *command, stdin=stdin)
+
+    @contextlib.contextmanager
+    def vanishing(self) -> Iterator[None]:
+        """Every packet between host and member is dropped, in both directions, and nobody is told."""
+        self.run("nft", "-f", "-", stdin=VANISH)
+        try:
+            yield
+        finally:
+            self.run("nft", "delete", "table", "inet", "vanish")
 
     def close(self) -> None:
         with contextlib.suppress(LabError):  # never made, or gone already

@@ -40,6 +40,14 @@ def test_connections_go_out_and_none_come_in(network: MemberNetwork) -> None:
         server.communicate()
 
 
+def test_packets_vanish_in_both_directions_and_come_back(network: MemberNetwork) -> None:
+    with socket.create_server((network.host, 0)) as listener:
+        dial = f"import socket; socket.create_connection(('{network.host}', {listener.getsockname()[1]}), 0.5)"
+        with network.vanishing(), pytest.raises(LabError, match=r"[Tt]ime"):
+            network.run("python3", "-c", dial)
+        network.run("python3", "-c", dial)
+
+
 def test_a_closed_network_leaves_neither_namespace_nor_link(network: MemberNetwork) -> None:
     network.close()
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout

@@ -35,13 +35,13 @@ class Seen:
 
 
 class BackendMember:
-    """Start with `start`, end with `stop`; also a context manager."""
+    """Start with `start`, end with `stop`; also a context manager. With a `network`, the backend listens inside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: MemberNetwork | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.programs: Mapping[str, Path] = {}
-        self.network: MemberNetwork | None = None
+        self.network = network
         (self.port,) = free_ports(1)
         self.ca = ClusterCA(folder, "ca")
         self.ca.server("apiserver", ["127.0.0.1"])
@@ -59,7 +59,8 @@ class BackendMember:
         listening = self.folder / "listening"
         listening.unlink(missing_ok=True)
         argv = [sys.executable, "-m", "tests.loopback.backend", self.folder, str(self.port)]
-        self._child = Child("backend", argv, log=self.folder / "backend.log", cwd=ROOT)
+        namespace = self.network.name if self.network is not None else None
+        self._child = Child("backend", argv, log=self.folder / "backend.log", cwd=ROOT, namespace=namespace)
         ADOPTED.add(self._child.pid)
         self._child.until(listening.exists, "the backend listens", START_DEADLINE)
 
