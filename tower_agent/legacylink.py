@@ -68,6 +68,8 @@ class LegacyLink:
 
     async def run(self) -> None:
         """Until it is cancelled; every failure is a state, a log line and a back-off."""
+        self.close("the agent failed; its log says more")  # whoever held a session has failed
+        self.session = None
         while not self._stopping:
             try:
                 shipment = await self._credential.read()
@@ -141,6 +143,7 @@ class LegacyLink:
                 raise TowerError("TWR201", f"the session with {self._name} ended: {closed.result()}")
             if pings.done():
                 raise TowerError("TWR222", f"{self._name} fell silent: {pings.exception()}")
+            changed.result()  # a defect there is told, not taken for a change
         finally:
             for task in tasks:
                 task.cancel()
