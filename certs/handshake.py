@@ -40,13 +40,15 @@ def agent_verifier(
     """
 
     def verify(chain: Sequence[bytes], transcript: bytes, signature: bytes) -> AgentIdentity:
+        identity = None
         try:
             identity = bundle().identify_agent(chain)
             # First, so that EXPIRED and REVOKED are said of who holds the key, not of who has seen the certificate.
             _check_signature(identity.public_key, transcript, signature)
             identity.check(clock(), revoked(), allow_expired_for=allow_expired_for)
         except Untrusted as exc:
-            raise _rejected(exc) from exc
+            proven = None if identity is None or exc.reason is Reason.BAD_SIGNATURE else identity.cluster
+            raise _rejected(exc, cluster=proven) from exc
         return identity
 
     return verify
@@ -71,5 +73,5 @@ def _check_signature(public_key: PublicKey, transcript: bytes, signature: bytes)
         raise Untrusted(Reason.BAD_SIGNATURE, "the peer did not sign with the key of its certificate")
 
 
-def _rejected(exc: Untrusted) -> HandshakeRejected:
-    return HandshakeRejected(_CODES.get(exc.reason, Code.UNTRUSTED), str(exc))
+def _rejected(exc: Untrusted, *, cluster: str | None = None) -> HandshakeRejected:
+    return HandshakeRejected(_CODES.get(exc.reason, Code.UNTRUSTED), str(exc), cluster=cluster)

@@ -42,12 +42,22 @@ class HandshakeRejected(ProtocolError):
         retry_after: seconds the refused end should wait before it tries again; None when trying again as it is is
             pointless.
         by_peer: True when the refusal came over the wire.
+        cluster: of the identity whose holder was refused, where that is proven; None where nothing is.
     """
 
-    def __init__(self, code: Code, text: str, retry_after: float | None = None, *, by_peer: bool = False) -> None:
+    def __init__(
+        self,
+        code: Code,
+        text: str,
+        retry_after: float | None = None,
+        *,
+        by_peer: bool = False,
+        cluster: str | None = None,
+    ) -> None:
         super().__init__(code, text)
         self.retry_after = retry_after
         self.by_peer = by_peer
+        self.cluster = cluster
 
 
 class StreamError(ProtocolError):

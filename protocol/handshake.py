@@ -315,14 +315,23 @@ class ServerHandshake:
         raw, signature = _unpack_signed(payload)
         body = _parse(raw)
         chain, resume = _chain(body), _resume(body)
-        identity = self._verify(chain, _transcript(b"proof", self._greeting, self._challenge, raw), signature)
-        if identity.cluster != self.hello.cluster:
-            raise HandshakeRejected(
-                Code.WRONG_CLUSTER,
-                f"the identity belongs to cluster {identity.cluster}, the agent asked for {self.hello.cluster}",
-            )
+        try:
+            identity = self._verify(chain, _transcript(b"proof", self._greeting, self._challenge, raw), signature)
+        except HandshakeRejected as rejected:
+            # What is proven of an agent of one cluster must not be noted for another that it has named.
+            self._expect(rejected.cluster or self.hello.cluster)
+            raise
+        self._expect(identity.cluster)
         self.resume = resume
         return identity
+
+    def _expect(self, cluster: str) -> None:
+        assert self.hello is not None
+        if cluster != self.hello.cluster:
+            raise HandshakeRejected(
+                Code.WRONG_CLUSTER,
+                f"the identity belongs to cluster {cluster}, the agent asked for {self.hello.cluster}",
+            )
 
     def welcome(self, tunnel: str, *, renew_only: bool = False, received: int | None = None) -> bytes:
         """The WELCOME frame; `received` answers `resume`."""

@@ -85,6 +85,10 @@ def test_each_refusal_has_its_code_and_its_cause(
         (case(at=AT + 8 * DAY), Code.EXPIRED, "expired at"),
         (case(revoked=revoked), Code.REVOKED, "was revoked"),
         (case(cluster="edge-2"), Code.WRONG_CLUSTER, "edge-1"),
+        # what is proven of an agent of edge-1 says nothing of edge-2
+        (case(cluster="edge-2", revoked=revoked), Code.WRONG_CLUSTER, "edge-1"),
+        (case(cluster="edge-2", at=AT + 8 * DAY), Code.WRONG_CLUSTER, "edge-1"),
+        (case(cluster="edge-2", agent_key=generate_key()), Code.BAD_SIGNATURE, "did not sign"),
     ):
         assert refusal.code is code
         assert says in refusal.text
