@@ -36,7 +36,8 @@ def shell(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture(scope="session")
 def tower() -> Iterator[TowerWorld]:
     """A real tower server, as a process with its SQLite store; tests keep apart by the names of their clusters."""
-    with tempfile.TemporaryDirectory(prefix="twr") as made, TowerWorld(Path(made)) as world:
+    dialect = {"kubesphere_v1": {"enabled": True, "listen": "127.0.0.1:0"}}
+    with tempfile.TemporaryDirectory(prefix="twr") as made, TowerWorld(Path(made), settings=dialect) as world:
         yield world
 
 

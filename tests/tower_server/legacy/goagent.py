@@ -54,6 +54,7 @@ class Apiserver:
     connections: int = 0
     answer: bytes = b"ok"
     refuse_bindings: bool = False
+    silent: bool = False
 
     @property
     def address(self) -> str:
@@ -88,6 +89,8 @@ async def apiserver(folder: Path) -> AsyncIterator[Apiserver]:
                 headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:] if line)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 found.requests.append(Request(head[0], headers, body, names.get("commonName")))
+                if found.silent:
+                    continue
                 status = "201 Created" if head[0].startswith("POST") else "200 OK"
                 answer = found.answer
                 if found.refuse_bindings and "clusterrolebindings" in head[0]:

@@ -76,3 +76,11 @@ def test_tokens_of_a_deleted_cluster_are_gone(live: Shell, cluster: str) -> None
 
 def test_an_unknown_cluster_is_refused_before_anybody_is_asked(live: Shell, cluster: str) -> None:
     live("delete", "cluster", f"{cluster}x").refused(f"there is no cluster '{cluster}x'", f"did you mean {cluster}")
+
+
+def test_go_agents_are_no_longer_taken(live: Shell, cluster: str) -> None:
+    live.ok("create", "legacy-token", cluster)
+    assert "takes no Go agents any more: 0 tunnels closed" in live.ok("delete", "legacy-token", cluster)
+    live.ok("create", "legacy-window", cluster)
+    assert f"the window of cluster {cluster} is closed" in live.ok("delete", "legacy-window", cluster)
+    live("delete", "legacy-token", cluster + "x").refused(f"did you mean {cluster}", "TWR603")
