@@ -193,11 +193,11 @@ class AgentMetrics(_Metrics):
         super().__init__(version=version)
         self.connected = self._gauge("agent_connected", "Whether a tunnel to a host is open (1).", "host")
         self.tunnels = self._gauge("agent_tunnels", "Open tunnels to a host.", "host")
+        self.cuts = self._counter("agent_link_cuts_total", "Links to a host that were lost while streams waited.", "host")
+        self.resumes = self._counter("agent_resumes_total", "Tunnels that went on over another link.", "host")
         self.dials = self._counter(
             "agent_dials_total",
             "Dials to a host: the hop that failed, or `none`, and the result.",
-        self.cuts = self._counter("agent_link_cuts_total", "Links to a host that were lost while streams waited.", "host")
-        self.resumes = self._counter("agent_resumes_total", "Tunnels that went on over another link.", "host")
             "host",
             "hop",
             "result",
