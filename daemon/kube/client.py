@@ -224,22 +224,23 @@ class Client:
             "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311
         }
         connection: Connection | None = None
+        patience = self._deadline
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(patience):
                 connection = await self._connections.dial()
                 head = await connection.ask(await self._request("GET", _target(ask, query), b"", ""))
                 if head.status != 200:
                     raise self._refused(ask, head, await connection.rest(MAX_ANSWER_BYTES))
-            lines = Lines()
+            lines, patience = Lines(), silence
             while True:
-                async with asyncio.timeout(silence):
+                async with asyncio.timeout(patience):
                     piece = await connection.read()
                 if not piece:
                     return
                 for line in lines.feed(piece):
                     yield decode(ask, self.address, line)
         except (DialError, Cut, TimeoutError) as error:
-            raise self._unreachable(ask, error, silence) from error
+            raise self._unreachable(ask, error, patience) from error
         except ValueError as error:
             raise Unreachable("TWR114", f"{self.address} answered {ask} with what is no watch: {error}") from error
         finally:

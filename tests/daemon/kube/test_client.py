@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from daemon.faults import TowerError
 from daemon.kube.access import Access
@@ -304,6 +306,26 @@ async def test_a_kind_without_a_crd_and_a_version_of_long_ago_have_errors_of_the
     async with asyncio.timeout(PATIENCE), aclosing(client.watch(MEMBERS, version="1")) as events:
         with pytest.raises(Gone):
             await anext(events)
+
+
+@pytest.mark.cluster
+async def test_a_token_file_is_read_again_when_the_apiserver_refuses_what_it_held(
+    host_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    host_plane.kubectl("create", "serviceaccount", "reader", "-n", namespace)
+    token = host_plane.kubectl("create", "token", "reader", "-n", namespace).text
+    (tmp_path / "token").write_text("expired")
+    config = yaml.safe_load(host_plane.kubeconfig("by-file", token="x").read_text())
+    config["users"][0]["user"] = {"tokenFile": str(tmp_path / "token")}
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    made = Client(Access.find(tmp_path / "config"), user_agent="client-test")
+    with pytest.raises(Forbidden, match="answered 401"):
+        await made.get(CONFIG_MAPS, "a", namespace=namespace)
+    (tmp_path / "token").write_text(token)
+    with pytest.raises(Forbidden, match=f'User "system:serviceaccount:{namespace}:reader" cannot get') as caught:
+        await made.get(CONFIG_MAPS, "a", namespace=namespace)
+    assert f"add to the Role in namespace {namespace}" in caught.value.mend
+    made.close()
 
 
 @pytest.mark.cluster

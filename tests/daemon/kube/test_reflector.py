@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
+from daemon.kube.access import Access
 from daemon.kube.client import Client
 from daemon.kube.reflector import Change, Reflector
-from daemon.kube.resources import SECRETS
+from daemon.kube.resources import MEMBERS, NAMESPACES, SECRETS, Resource
 from tests.daemon.kube.fakeapi import PATIENCE, Answer, FakeApi, Request, event, status, thing
+from tests.lab.controlplane import ControlPlane
+from tests.lab.hostplane import crds
 
 pytestmark = pytest.mark.asyncio
 
@@ -180,3 +185,63 @@ async def test_who_waits_for_the_first_list_hears_what_is_in_its_way() -> None:
     assert caught.value.code == "TWR115"
     rule = '{apiGroups: [""], resources: ["secrets"], verbs: ["list"]}'
     assert caught.value.mend == f"add to the Role in namespace tower-system of this account: {rule}"
+
+
+# ---- a real apiserver -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def following(plane: ControlPlane, resource: Resource, *, silence: float = 60.0) -> AsyncIterator[Reflector]:
+    client = Client(Access.find(plane.admin_kubeconfig), user_agent="reflector-test", deadline=3.0)
+    backoff = Backoff(random=lambda: 0.5, minimum=0.05, maximum=0.5)
+    reflector = Reflector(client, resource, silence=silence, backoff=backoff)
+    task = asyncio.create_task(reflector.run())
+    try:
+        await reflector.wait_synced(PATIENCE)
+        yield reflector
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        client.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(2 * PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(120)
+async def test_a_crd_that_is_deleted_and_made_anew_is_followed_again(host_plane: ControlPlane) -> None:
+    crds(host_plane)
+    async with following(host_plane, MEMBERS) as reflector:
+        seen = Seen()
+        reflector.subscribe(seen)
+        client = reflector._client
+        await client.create(MEMBERS, {"metadata": {"name": "reflected"}})
+        await until(lambda: reflector.get("reflected"))
+        await asyncio.to_thread(host_plane.kubectl, "delete", "crd", "members.tower.kubesphere.io")
+        await until(lambda: reflector.fault is not None)
+        await asyncio.to_thread(crds, host_plane)
+        await until(lambda: reflector.fault is None)
+        await client.create(MEMBERS, {"metadata": {"name": "again"}}, deadline=PATIENCE)
+        await until(lambda: reflector.get("again"))
+        assert reflector.get("reflected") is None
+        assert seen.changes == ["ADDED reflected", "DELETED reflected", "ADDED again"]
+        await client.delete(MEMBERS, "again")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(120)
+async def test_an_apiserver_that_says_nothing_is_waited_out_and_nothing_is_missed(host_plane: ControlPlane) -> None:
+    (apiserver,) = [child for child in host_plane.children if child.name == "kube-apiserver"]
+    async with following(host_plane, NAMESPACES, silence=1.0) as reflector:
+        apiserver.send(signal.SIGSTOP)
+        try:
+            await until(lambda: reflector.fault is not None and reflector.fault.code == "TWR114")
+        finally:
+            apiserver.send(signal.SIGCONT)
+        name = (await reflector._client.create(NAMESPACES, {"metadata": {"generateName": "seen-"}}))["metadata"]["name"]
+        await until(lambda: reflector.get(name))
+        assert reflector.lists == 1
