@@ -18,6 +18,10 @@ FRAME_SECONDS: Final = 0.05
 MIN_FRAME: Final = 2 * KIB
 RATE_GAIN: Final = 0.25  # weight of a new sample in the link's rate
 
+CHUNK: Final = 256 * KIB  # handed to a link at a time
+LEAST_CHUNK: Final = 16 * KIB
+CHUNK_SECONDS: Final = 0.005
+
 FRAME_COST: Final = 256  # bytes that keeping a frame takes beside its payload
 
 _DATA: Final = int(FrameType.DATA)
@@ -36,6 +40,12 @@ class Scheduler:
         self._backlogged_since: float | None = None
         self._moved = 0
         self.rate: float | None = None  # bytes a second, measured while the link was the bottleneck
+
+    @property
+    def chunk(self) -> int:
+        """Bytes that a link gets at a time: on a slow one what it moves in CHUNK_SECONDS."""
+        rate = self.rate
+        return CHUNK if rate is None else max(LEAST_CHUNK, min(CHUNK, int(rate * CHUNK_SECONDS)))
 
     def schedule(self, stream: Stream) -> None:
         """Give `stream` a turn if it can send and has none yet."""

@@ -154,6 +154,11 @@ class Session:
             return bool(self._scheduler.ready)
         return bool(replay.resending) or (bool(self._scheduler.ready) and replay.room > 0)
 
+    @property
+    def chunk(self) -> int:
+        """Bytes to ask `data_to_send` for: no more than a slow link moves in a moment, since nothing overtakes them."""
+        return self._scheduler.chunk
+
     def overdue(self, now: float) -> float:
         """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
         asked = next(iter(self._pings.values()), now)

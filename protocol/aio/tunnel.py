@@ -20,14 +20,13 @@ from protocol import events
 from protocol.aio.link import Link
 from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.constants import CONTROL_SERVICE, Code
-from protocol.defaults import DIAL_DEADLINE, KIB, STALL_AFTER
+from protocol.defaults import DIAL_DEADLINE, STALL_AFTER
 from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
 from protocol.handshake import Resume
 from protocol.session import ACK_WITHIN, Session
 
 log = logging.getLogger(__name__)
 
-WRITE_CHUNK: Final = 256 * KIB  # asked of the session at a time
 TIMER_SLACK: Final = 0.005
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -520,7 +519,7 @@ class Tunnel:
     def _flush(self) -> None:
         session, link = self.session, self._link
         while link is not None and link.writable and session.wants_to_send:
-            buffers = session.data_to_send(monotonic(), WRITE_CHUNK)
+            buffers = session.data_to_send(monotonic(), session.chunk)
             if not buffers:
                 break
             self.bytes_out += sum(map(len, buffers))
@@ -541,7 +540,7 @@ class Tunnel:
 
     def _finish(self) -> None:
         """The session is over: send what it still has to say and let go."""
-        buffers = self.session.data_to_send(monotonic(), WRITE_CHUNK)
+        buffers = self.session.data_to_send(monotonic(), self.session.chunk)
         if buffers and self._link is not None:
             self._link.write(buffers)
         self._dispatch(self.session.take_events())

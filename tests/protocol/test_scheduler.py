@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol.constants import HEADER, HEADER_SIZE, FrameType
 from protocol.defaults import KIB, MAX_FRAME_PAYLOAD, MIB
 from protocol.flow import Budget, Limits, ReceiveCredit
-from protocol.scheduler import FRAME_SECONDS, MIN_FRAME, QUANTUM, Buffer, Scheduler
+from protocol.scheduler import CHUNK, CHUNK_SECONDS, FRAME_SECONDS, LEAST_CHUNK, MIN_FRAME, QUANTUM, Buffer, Scheduler
 from protocol.streams import State, Stream
 
 
@@ -129,6 +129,18 @@ def test_the_rate_of_a_link_that_is_the_bottleneck_is_measured() -> None:
     scheduler.schedule(stream(1, 50 * MIB))
     slow_link(scheduler, 1_000_000)
     assert scheduler.rate == pytest.approx(1_000_000, rel=0.05)
+
+
+def test_a_slow_link_gets_little_at_a_time_and_a_new_one_as_much_as_any() -> None:
+    scheduler = Scheduler()
+    assert scheduler.chunk == CHUNK
+    scheduler.schedule(stream(1, 50 * MIB))
+    slow_link(scheduler, 12_500_000)
+    assert scheduler.chunk == pytest.approx(12_500_000 * CHUNK_SECONDS, rel=0.05)
+    scheduler.new_link()
+    assert scheduler.chunk == CHUNK
+    slow_link(scheduler, 125_000)
+    assert scheduler.chunk == LEAST_CHUNK, "one write must be worth its while"
 
 
 def test_an_idle_link_has_no_rate() -> None:
