@@ -35,6 +35,7 @@ from tower_agent.wayout import WayOut
 
 DRIFT_EVERY: Final = 60.0
 POLICY_EVERY: Final = 2.0  # how often the policy file is looked at
+HOSTS_EVERY: Final = 5.0  # how often it is looked whether another host was joined
 T = TypeVar("T")
 
 log = get_logger(__name__)
@@ -76,14 +77,16 @@ class Agent:
         health.check("tunnels", self._not_ready)
         self.health_address = await health.start(config.health_address)
         try:
-            places = await _unless_stopped(self._identities(stores_of(config, api)), process.stop)
+            stores = stores_of(config, api)
+            places = await _unless_stopped(self._identities(stores), process.stop)
             if places is None:
                 return 0
             trusts = await self._load(places)
-            self._make_hosts(trusts, policies, access, metrics)
-            for host in self._hosts:
-                host.start()
+            around = self._surroundings(access, metrics)
+            for trust in trusts:
+                self._serve(trust, policies, around)
             self._start_tasks(process, api, policies, metrics)
+            process.tasks.restart(lambda: self._follow_hosts(stores, policies, around, process.stop), name="hosts")
             await process.ready(f"serving {', '.join(trust.host for trust in trusts)}")
             log.info(
                 "agent-started",
@@ -135,20 +138,52 @@ class Agent:
             )
         return trusts
 
-    def _make_hosts(self, trusts: list[HostTrust], policies: PolicyFile, access: Access, metrics: AgentMetrics) -> None:
-        around = Surroundings(
+    def _surroundings(self, access: Access, metrics: AgentMetrics) -> Surroundings:
+        if self._config.services.get(KUBERNETES, Service()).mode == "gateway":
+            callers = metrics.streams.labels(KUBERNETES)
+            callers.set_function(lambda: sum(len(host.gateway.connections) for host in self._hosts))
+        return Surroundings(
             config=self._config,
             access=access,
             metrics=metrics,
             budget=self._budget,
-            instance=f"{socket.gethostname()[:128]}-{secrets.token_hex(4)}",
+            instance=_instance(self._config.state_dir),
             version=self._version,
             probe_fields=self._probe_fields,
         )
-        if self._config.services.get(KUBERNETES, Service()).mode == "gateway":
-            callers = metrics.streams.labels(KUBERNETES)
-            callers.set_function(lambda: sum(len(host.gateway.connections) for host in self._hosts))
-        self._hosts = [HostAgent(trust, policies.policy(trust.host), around) for trust in trusts]
+
+    def _serve(self, trust: HostTrust, policies: PolicyFile, around: Surroundings) -> None:
+        host = HostAgent(trust, policies.policy(trust.host), around)
+        self._hosts.append(host)
+        self._broken.pop(trust.host, None)
+        host.start()
+
+    async def _follow_hosts(
+        self, stores: list[IdentityStore], policies: PolicyFile, around: Surroundings, stop: asyncio.Event
+    ) -> None:
+        """Serve hosts that are joined while the agent runs, and those whose identity was mended."""
+        while True:
+            await asyncio.sleep(HOSTS_EVERY)
+            with suppress(
+                TowerError
+            ):  # the store cannot be read now: those that are served go on, and it is asked again
+                found = await enrolled(stores)
+                for name in set(found) - {host.trust.host for host in self._hosts}:
+                    await self._serve_new(name, found[name], policies, around, stop)
+
+    async def _serve_new(
+        self, name: str, store: IdentityStore, policies: PolicyFile, around: Surroundings, stop: asyncio.Event
+    ) -> None:
+        try:
+            trust = await HostTrust.load(store, name)
+        except TowerError as error:
+            said, self._broken[name] = self._broken.get(name), f"{error.code}: {error.message}"
+            if said != self._broken[name]:
+                log.error("host-not-served", host=name, code=error.code, text=error.message, mend=error.mend)
+            return
+        if not stop.is_set():
+            self._serve(trust, policies, around)
+            log.info("host-joined", host=name)
 
     def _start_tasks(self, process: Process, api: MemberApi, policies: PolicyFile, metrics: AgentMetrics) -> None:
         prober = Prober(api, changed=lambda probe: self._probed(probe, metrics))
@@ -202,3 +237,10 @@ class Agent:
         if any(reason is None for reason in reasons.values()):
             return None
         return "; ".join(f"{host}: {reason}" for host, reason in reasons.items())
+
+
+def _instance(state_dir: Path) -> str:
+    """Names this process. What stands before the last dash stays when it is started anew, so that the server can tell
+    a process that has taken another's place from a sibling."""
+    home = sha256(str(state_dir.absolute()).encode()).hexdigest()[:6]
+    return f"{socket.gethostname()[:128]}-{home}-{secrets.token_hex(4)}"

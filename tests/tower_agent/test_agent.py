@@ -61,6 +61,29 @@ async def test_two_hosts_and_one_identity_that_is_damaged(make_member: MakeMembe
         assert north.tunnels == []
 
 
+@pytest.mark.asyncio
+async def test_a_host_that_is_joined_or_mended_while_the_agent_runs_is_served(
+    make_member: MakeMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "HOSTS_EVERY", 0.05)
+    folder = state_dir(tmp_path)
+    east, west, north = new_tower("east"), new_tower("west"), new_tower("north")
+    async with make_member() as member, serving_tower(east), serving_tower(west), serving_tower(north):
+        await join(folder, east, north)
+        identity = folder / "north" / "identity.json"
+        whole = identity.read_bytes()
+        identity.write_bytes(b"{}")
+        async with running(member, folder):
+            first = await east.tunnel()
+            await join(folder, west)
+            identity.write_bytes(whole)
+            for tower in (west, north):
+                caller = await Caller.open(await tower.tunnel(), tower.caller_context(tower.client("nobody")))
+                assert (await caller.ask())[0] == 403
+                caller.close()
+            assert first.closed is None
+
+
 def forgetful(request: Request) -> tuple[int, object]:
     """An apiserver whose RBAC lacks the probe."""
     if "selfsubjectaccessreviews" in request.path:
