@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable
 
 from protocol.aio.link import Link
@@ -82,7 +83,8 @@ class HostOwner(Owner):
 
 
 @contextlib.asynccontextmanager
-async def ssh_host() -> AsyncIterator[SshHost]:
+async def ssh_host(context: ssl.SSLContext | None = None) -> AsyncIterator[SshHost]:
+    """With a context its port speaks TLS; `target` is then the test's to make."""
     options = await server_options()
     host: SshHost
 
@@ -94,7 +96,7 @@ async def ssh_host() -> AsyncIterator[SshHost]:
             SshLink(link, host.sessions[-1], remote="127.0.0.1:1")
 
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(lambda: Upgraded(made), "127.0.0.1", 0)
+    listening = await loop.create_server(lambda: Upgraded(made), "127.0.0.1", 0, ssl=context)
     host = SshHost(listening.sockets[0].getsockname()[1])
     try:
         yield host

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +12,7 @@ from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshdial import HostSession, RegistrationRefused, dial_host
+from tests.lab.pki import ClusterCA
 from tests.protocol.aio.sshhost import SshHost, ssh_host
 from tests.protocol.aio.sshpeers import channel_limits
 
@@ -103,6 +107,27 @@ async def test_a_host_without_ssh_behind_its_websocket_is_given_up() -> None:
         host.silent = True
         with pytest.raises(DialError, match=r"handshake: .* did not complete the SSH handshake within 0.3 s"):
             await dialled(host, deadline=0.3)
+
+
+async def test_over_tls_the_hosts_chain_is_verified_before_anything_is_said(tmp_path: Path) -> None:
+    ca, other = ClusterCA(tmp_path, "ca"), ClusterCA(tmp_path, "other")
+    pair = ca.server("host", ["127.0.0.1"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.certificate, pair.key)
+    async with ssh_host(context) as host:
+        trusting = ssl.create_default_context(cafile=str(ca.files.certificate))
+        host.target = replace(host.target, ssl_context=trusting)
+        session = await dialled(host)
+        await session.register(b"{}")
+        session.close("enough")
+        async with asyncio.timeout(20):
+            await host.owners[0].lost.wait()
+
+        host.target = replace(host.target, ssl_context=ssl.create_default_context(cafile=str(other.files.certificate)))
+        with pytest.raises(DialError) as caught:
+            await dialled(host)
+        assert caught.value.hop == "tls"
+        assert len(host.sessions) == 1
 
 
 @pytest.mark.parametrize(
