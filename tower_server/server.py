@@ -292,7 +292,8 @@ class Server:
             await parts.legacy.start(_first(inherited, "kubesphere-v1"))
             parts.services.legacy_address = parts.legacy.address
         await parts.admin.start(_first(inherited, "admin"))
-        parts.health.check("store", self._store_answers)
+        if config.store.kind == "sqlite":  # an apiserver is away for all replicas at once, and callers can do without
+            parts.health.check("store", self._store_answers)
         self.health_address = await parts.health.start(config.health_address, sock=_first(inherited, "health"))
         self._metrics.buffer_limit_bytes.set(self._budget.limit)
         self._start(parts.ports.run(), "caller-ports")

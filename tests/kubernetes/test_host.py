@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,9 +68,12 @@ def test_callers_do_not_notice_that_the_hosts_apiserver_is_silent(
     try:
         got = through.kubectl("get", "configmap", "one", "-n", "shared", "-o", "jsonpath={.data.name}")
         refused = tower.towerctl("create", "token", "edge", check=False)
+        with urllib.request.urlopen(f"http://127.0.0.1:{tower.health_port}/readyz", timeout=10) as answer:
+            ready = answer.status
     finally:
         apiserver.send(signal.SIGCONT)
     assert got.text == "one"
+    assert ready == 200, "all replicas would be taken out of service at once"
     assert refused.code != 0
     assert b"TWR114" in refused.stderr or b"did not answer" in refused.stderr
     wait_until(
