@@ -166,7 +166,7 @@ class Agent:
         """Serve hosts that are joined while the agent runs, and those whose identity was mended."""
         while True:
             await asyncio.sleep(HOSTS_EVERY)
-            with suppress(TowerError):  # the store cannot be read now: whoever is served stays so, and it is asked again
+            with suppress(TowerError):  # the store cannot be read now: it is asked again
                 found = await enrolled(stores)
                 for name in set(found) - {host.trust.host for host in self._hosts}:
                     await self._serve_new(name, found[name], policies, around, stop)
