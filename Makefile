@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv check assets test test-fast demo bench clean
+.PHONY: help venv check assets test test-fast soak demo bench clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -32,6 +32,9 @@ test: $(STAMP) check ## everything, all rings, from nothing
 	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd
 	@$(BIN)/python -m tests.lab.assets >/dev/null
 	$(BIN)/pytest
+
+soak: $(STAMP) ## the planted bugs, then fresh seeds of the simulation for as long as asked [SECONDS=600]
+	$(BIN)/python -m tests.simulation --seconds $(or $(SECONDS),600)
 
 assets: $(STAMP) ## a real control plane, built once from Go modules and kept in .cache
 	@$(BIN)/python -m tests.lab.assets

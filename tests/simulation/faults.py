@@ -1,0 +1,128 @@
+"""How each fault strikes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.simulation.network import Link
+from tests.simulation.plan import OF_A_LINK, Fault, Trouble
+from tests.simulation.processes import Agent, Process, Server
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Simulation
+
+FOR_EVER = float("inf")
+
+
+def strike(simulation: Simulation, trouble: Trouble) -> None:
+    """Let it happen now."""
+    match trouble.fault:
+        case fault if fault in OF_A_LINK:
+            link = _link(simulation, trouble)
+            if link is not None and not link.over:
+                simulation.world.counts["links struck"] += 1
+                _strike_link(simulation, trouble, link)
+        case Fault.SUSPEND:
+            _suspend(simulation, trouble)
+        case Fault.RESTART_AGENT:
+            _restart_agent(simulation, trouble)
+        case Fault.RESTART_SERVER:
+            _restart_server(simulation, trouble)
+        case Fault.CLOCK:
+            _process(simulation, trouble).jump(trouble.seconds)
+        case Fault.OUTAGE:
+            simulation.outage_until = simulation.world.now + min(60.0, trouble.seconds)
+        case Fault.BAD_DIAL:
+            simulation.bad_dials = [(trouble.end, trouble.size % 900)] * (1 + int(3 * trouble.coin))
+        case Fault.LATE_DIAL:
+            link = _link(simulation, trouble)
+            if link is not None and not link.over:
+                simulation.late_dials.append(min(8.0, trouble.seconds))
+                link.cut("connection reset by peer")
+        case Fault.PRESSURE:
+            budget = _process(simulation, trouble).budget
+            size = int(budget.limit * trouble.coin)
+            budget.charge(size)
+            simulation.world.after(_until_healed(simulation, trouble.seconds), budget.give, size)
+        case Fault.DRAIN_SERVER | Fault.DRAIN_AGENT:
+            _drain(simulation, trouble)
+
+
+def _until_healed(simulation: Simulation, seconds: float) -> float:
+    return min(seconds, simulation.plan.heal_at - simulation.world.now)
+
+
+def _process(simulation: Simulation, trouble: Trouble) -> Process:
+    return simulation.server if trouble.end else simulation.agents[trouble.agent]
+
+
+def _link(simulation: Simulation, trouble: Trouble) -> Link | None:
+    agent = simulation.agents[trouble.agent]
+    end = agent.current()
+    if end is not None and end.link is not None:
+        return end.link
+    return agent.dialing()
+
+
+def _strike_link(simulation: Simulation, trouble: Trouble, link: Link) -> None:
+    way, back, now = link.ways[trouble.end], link.ways[1 - trouble.end], simulation.world.now
+    match trouble.fault:
+        case Fault.CUT | Fault.CUT_ONE_SIDED:
+            link.flush = [trouble.coin < 0.3, 0.2 < trouble.coin < 0.5]
+            link.tell_after = [0.3 * trouble.coin, 0.3 * (1 - trouble.coin)]
+            if trouble.fault is Fault.CUT_ONE_SIDED:
+                link.tell_after[trouble.end] = None
+            way.cut_at = way.carried + trouble.size
+        case Fault.VANISH:
+            way.stalled_until = back.stalled_until = FOR_EVER
+        case Fault.BLACK_HOLE:
+            way.stalled_until = FOR_EVER
+        case Fault.ONE_WAY:
+            way.stalled_until = now + min(60.0, trouble.seconds)
+        case Fault.STALL:
+            way.stalled_until = back.stalled_until = now + min(60.0, trouble.seconds)
+        case Fault.ZOMBIE:
+            give_up(link, now, min(25.0, trouble.seconds), told=trouble.coin >= 0.3)
+
+
+def give_up(link: Link, now: float, seconds: float, *, told: bool) -> None:
+    """The agent takes the link for dead; what it has written still arrives, `seconds` late."""
+    link.ways[0].stalled_until = now + seconds
+    link.flush = [True, False]
+    link.tell_after = [0.0, seconds + 1.0 if told else None]
+    link.cut("the link was given up")
+
+
+def _suspend(simulation: Simulation, trouble: Trouble) -> None:
+    process = _process(simulation, trouble)
+    process.suspend()
+    seconds = _until_healed(simulation, trouble.seconds)
+    simulation.world.after(seconds, process.go_on, "timer" if trouble.coin < 0.5 else "io")
+
+
+def _restart_agent(simulation: Simulation, trouble: Trouble) -> None:
+    old = simulation.agents[trouble.agent]
+    if not old.dead:
+        old.kill(told=trouble.coin < 0.7)
+        new = simulation.agents[old.index] = Agent(simulation, old.index, old.number + 1)
+        simulation.world.after(min(trouble.seconds, 10.0), new.want)
+
+
+def _restart_server(simulation: Simulation, trouble: Trouble) -> None:
+    old = simulation.server
+    if not old.dead:
+        old.kill(told=trouble.coin < 0.7)
+        seconds = _until_healed(simulation, min(trouble.seconds, 10.0))
+        simulation.world.after(seconds, _start_server, simulation, old.number + 1)
+
+
+def _start_server(simulation: Simulation, number: int) -> None:
+    simulation.server = Server(simulation, number)
+
+
+def _drain(simulation: Simulation, trouble: Trouble) -> None:
+    agent = simulation.agents[trouble.agent]
+    process: Agent | Server = simulation.server if trouble.fault is Fault.DRAIN_SERVER else agent
+    end = simulation.server.of(agent.cluster) if process is simulation.server else agent.current()
+    if end is not None and not process.dead:
+        process.handle("timer", process.drain, end, min(25.0, trouble.seconds), 2 * trouble.coin)
