@@ -57,7 +57,7 @@ class Clusters:
         shared: bool = False,
     ) -> None:
         """`heartbeat`: note also that a tunnel is still up, for a start after a crash; else only that one came or went,
-        where a write costs others too. `shared`: a controller gives out ports and others write records: see `follow`."""
+        where a write costs others too. `shared`: a controller gives out ports, and others write records (`follow`)."""
         self.ports = ports
         self._store = store
         self._allocator = allocator

@@ -6,6 +6,7 @@ needs. A server that does not run as root keeps its state under the user's own d
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -77,6 +78,8 @@ class Callers(Section):
 
     address: str | None = None
     """The host name that kubeconfigs name; that of `public_url` when left out."""
+    cluster_address: str = ""
+    """This server's address in EndpointSlices of a Kubernetes host; that of its way to the apiserver when left out."""
     hold: Duration = defaults.HOLD
     """How long a caller is kept waiting for a tunnel that was up a moment ago."""
     hold_waiters: int = Field(default=defaults.HOLD_WAITERS, ge=0, le=65536)
@@ -84,6 +87,13 @@ class Callers(Section):
     """Connections of one network to one cluster's port, of those that opened in the last ten seconds."""
     no_tunnel_answer: Literal["status", "close"] = "status"
     """`status`: a 503 that says why, for which the server ends the caller's TLS; `close`: nothing but the end."""
+
+    @field_validator("cluster_address")
+    @classmethod
+    def _for_a_slice(cls, value: str) -> str:
+        if value and (parsed := ipaddress.ip_address(value)) and (parsed.is_loopback or parsed.is_link_local):
+            raise ValueError("an EndpointSlice holds no loopback and no link-local address")
+        return value
 
 
 class Admission(Section):

@@ -98,7 +98,8 @@ class HostController:
         self._metrics = metrics
         self._authority = authority
         self._revocations = revocations
-        self._facts = OwnFacts(registry, name=name, address=own_address(client.address))
+        address = config.callers.cluster_address or own_address(client.address)
+        self._facts = OwnFacts(registry, name=name, address=address)
         allocation = Allocation(
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
         )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from daemon.faults import TowerError
 from tower_server.controller.allocation import Allocation
@@ -91,14 +92,21 @@ class Registry:
 
     async def name_services(self, cluster: Cluster, names: tuple[str, ...]) -> Cluster:
         """Notes under which names and addresses the cluster's Services reach it; its certificate carries them."""
+        return await self._note(cluster, service_names=names)
+
+    async def take_token(self, cluster: Cluster, hashed: str) -> Cluster:
+        """Notes the hash of the token by which Go agents register."""
+        return await self._note(cluster, legacy_token=hashed)
+
+    async def _note(self, cluster: Cluster, **fields: Any) -> Cluster:
         for _ in range(ATTEMPTS):
-            if cluster.service_names == names:
+            if replace(cluster, **fields) == cluster:
                 return cluster
             record = await self._store.get(Kind.CLUSTER, cluster.name)
             held = Cluster.read(record)
             if held.uid != cluster.uid:
                 raise TowerError("TWR603", f"the cluster {cluster.name} was deleted meanwhile")
-            cluster = replace(held, service_names=names)
+            cluster = replace(held, **fields)
             try:
                 await self._store.update(Kind.CLUSTER, cluster.name, cluster.data(), expect=record.version)
             except Conflict:

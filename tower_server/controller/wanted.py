@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from certs.names import is_label
+from certs.token import hash_secret
 from daemon.kube.resources import Object
 from tower_server.controller.names import EXTERNAL_SUFFIX, LB_ANNOTATIONS, MAX_SERVICE_NAME, SERVICE_PREFIX
 from tower_server.ports import PortRange
-from tower_server.records import KUBERNETES, KUBESPHERE
+from tower_server.records import KUBERNETES, KUBESPHERE, LEGACY_TOKEN
 
 MAX_NAME: Final = MAX_SERVICE_NAME - len(SERVICE_PREFIX)
 MAX_EXTERNAL_NAME: Final = MAX_NAME - len(EXTERNAL_SUFFIX)
@@ -59,6 +60,8 @@ class Wanted:
     problems: tuple[Problem, ...]
     usable: bool
     """False: the name itself cannot be followed, so nothing is made for it."""
+    legacy_token: str | None = None
+    """Hash of `spec.connection.token`, by which Go agents register; None where there is none."""
 
 
 def read_wanted(resource: Object, *, ranges: Mapping[str, PortRange]) -> Wanted:
@@ -72,20 +75,41 @@ def read_wanted(resource: Object, *, ranges: Mapping[str, PortRange]) -> Wanted:
     if usable and external and len(name) > MAX_EXTERNAL_NAME:
         problems.append(_name_problem("ExternalAccessReady", name, MAX_EXTERNAL_NAME, "its external Service"))
         external = False
+    token = _token(connection.get("token"), problems)
+    ports = _ports(connection, ranges, problems)
     return Wanted(
         name=name,
         uid=str(meta.get("uid", "")),
         version=str(meta.get("resourceVersion", "")),
         generation=meta["generation"] if isinstance(meta.get("generation"), int) else 0,
         proxied=connection.get("type", "proxy") == "proxy",
-        ports=_ports(connection, ranges, problems),
+        ports=ports,
         external=external,
         annotations=_annotations(_mapping(meta.get("annotations")), problems) if external else {},
         deleting=meta.get("deletionTimestamp") is not None,
         finalizers=tuple(str(each) for each in meta.get("finalizers") or ()),
         problems=tuple(problems),
         usable=usable,
+        legacy_token=token,
     )
+
+
+def _token(value: Any, problems: list[Problem]) -> str | None:
+    """Kept as its hash alone: the text is a secret of the resource's readers."""
+    if value in (None, ""):
+        return None
+    if isinstance(value, str) and LEGACY_TOKEN.fullmatch(value):
+        return hash_secret(value)
+    problems.append(
+        Problem(
+            "Initialized",
+            "InvalidToken",
+            "TWR605",
+            "spec.connection.token is not one of 32 to 512 printable characters without spaces",
+            "give it a random token of that length, or take it out where no Go agent serves the cluster",
+        )
+    )
+    return None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -61,3 +61,13 @@ async def test_the_names_of_its_services_are_noted_once():
     count = store.count
     await registry.name_services(named, ("mc-a.ks", "10.96.0.9"))
     assert store.count == count
+
+
+async def test_the_token_of_go_agents_is_noted_once():
+    store = Shuffled()
+    registry, _ = made(store)
+    cluster = await registry.take_token(await registry.follow("a", resource="u1"), "hash")
+    assert Cluster.read(await store.get(Kind.CLUSTER, "a")).legacy_token == "hash"
+    count = store.count
+    await registry.take_token(cluster, "hash")
+    assert store.count == count

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from certs.token import secret_matches
 from tower_server.controller.names import LB_ANNOTATIONS
 from tower_server.controller.wanted import read_wanted
 from tower_server.ports import PortRange
@@ -93,3 +94,21 @@ def test_a_resource_without_sense_is_read_all_the_same(broken):
 
 def test_a_direct_cluster_is_none_of_ours():
     assert not read(type="direct").proxied
+
+
+def test_the_token_of_go_agents_is_kept_as_its_hash_alone():
+    token = "5f" * 32
+    wanted = read(token=token)
+    assert secret_matches(token, wanted.legacy_token)
+    assert token not in repr(wanted)
+    assert read().legacy_token is None
+    assert read(token="").legacy_token is None
+
+
+@pytest.mark.parametrize("token", ["short", "with space " * 4, 7, ["a"] * 40, "x" * 513])
+def test_a_token_that_is_no_secret_is_said_and_lets_nobody_in(token):
+    wanted = read(token=token)
+    assert wanted.legacy_token is None
+    (problem,) = wanted.problems
+    assert (problem.reason, problem.code) == ("InvalidToken", "TWR605")
+    assert str(token) not in problem.text
