@@ -91,7 +91,8 @@ class AnswerRelay(CallerState):
             and request.minor == 1
             and request.upgrade is None
             and self.request_body is None
-            and not self.leaving
+            and not self.gateway.draining
+            and not (self.tunnel is not None and self.tunnel.draining)
         )
 
     def _relay_interim(self, head: ResponseHead) -> None:

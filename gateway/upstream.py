@@ -117,12 +117,8 @@ class Pool:
         return len(self._idle)
 
     def take(self) -> Connection | None:
-        """The connection that was used last and is idle, or None: then `dial`."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.transport.is_closing():
-                return connection
-        return None
+        """The connection that was used last and is idle, or None: then `dial`. Those that ended are not kept."""
+        return self._idle.pop() if self._idle else None
 
     def release(self, connection: Connection, now: float) -> None:
         """Keep a connection whose exchange ended cleanly."""

@@ -72,7 +72,7 @@ class Scheduler:
             if stream.deficit <= 0:
                 stream.deficit += QUANTUM
             largest = self._frame_limit(len(ready))
-            more = stream.sendable
+            more = stream.sent < stream.send_limit if stream.queued else stream.fin_queued
             while more and room > 0 and stream.deficit > 0:
                 at, queued = len(out), stream.queued
                 size = self._frame(stream, out, min(largest, room))

@@ -246,8 +246,9 @@ class Session:
             found.queued += size
             found.charged += size
             self.budget.charge(size)
-            if not found.scheduled:
-                self._scheduler.schedule(found)
+            if not found.scheduled and found.sent < found.send_limit:
+                found.scheduled = True
+                self._scheduler.ready.append(found)
         if found.queued > self.limits.send_high or (found.queued and self.budget.full):
             found.full = True
         return not found.full
@@ -282,9 +283,14 @@ class Session:
         found = self._streams.get(stream)
         if found is None:
             return
-        if found.credit.consumed + size > found.received:
+        credit, state = found.credit, found.state
+        consumed = credit.consumed + size
+        if consumed > found.received:
             raise LocalProtocolError(Code.FLOW, f"stream {stream}: more consumed than was received")
-        grant, state = found.credit.consume(size, now, self.rtt), found.state
+        if credit.granted - consumed > credit.window // 2:
+            grant, credit.consumed = None, consumed  # nothing to announce, as nearly always
+        else:
+            grant = credit.consume(size, now, self.rtt)
         if grant is not None and state in MAY_RECEIVE and state is not State.ASKED:
             self._grants[stream] = grant  # in ASKED it is OPEN_OK that will tell
         if state is _BOTH_FINISHED:

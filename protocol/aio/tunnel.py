@@ -314,7 +314,8 @@ class Tunnel:
             room = self.session.send(stream, data)
         except LocalProtocolError:
             return True  # the stream has just ended; its protocol hears it from the loop
-        self._schedule_flush()
+        if not self._flush_scheduled:
+            self._schedule_flush()
         return room
 
     def stream_finish(self, stream: int) -> None:
