@@ -55,6 +55,8 @@ class TunnelRegistry:
         for older in list(member.tunnels):
             if (older.peer.agent, older.instance) == (tunnel.peer.agent, tunnel.instance) and not older.draining:
                 older.close(Code.REPLACED, "the same agent process opened a newer tunnel")
+            elif DETACHED in older.data and older.peer.agent == tunnel.peer.agent and _restarted(older, tunnel):
+                older.close(Code.REPLACED, "its agent's process was started anew")
         member.add(tunnel)
         log.info(
             "tunnel-opened",
@@ -155,3 +157,12 @@ class TunnelRegistry:
             bytes_in=tunnel.bytes_in,
             bytes_out=tunnel.bytes_out,
         )
+
+
+def _restarted(older: Tunnel, newer: Tunnel) -> bool:
+    """Whether the newer one is of a process that has taken the place of the older one's: nobody will come back for it.
+
+    An instance is `<where it runs>-<process>`, with `.<n>` behind it for the further tunnels of one process.
+    """
+    (home, _, process), (newer_home, _, newer_process) = (each.instance.rpartition("-") for each in (older, newer))
+    return bool(home) and home == newer_home and process.partition(".")[0] != newer_process.partition(".")[0]

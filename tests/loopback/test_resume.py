@@ -4,7 +4,9 @@ link comes back in time, every stream ends at once and says why."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import signal
 import ssl
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import pytest
 
 from tests.lab.processes import free_ports, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, logs, metrics, tunnels, watching
+from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels, watching
 from tests.loopback.member import BackendMember
 from tests.loopback.relay import Network, network
 
@@ -96,6 +98,13 @@ async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: 
         assert await reader.readexactly(len(line)) == line
 
 
+async def hang_up(*writers: asyncio.StreamWriter) -> None:
+    for writer in writers:
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
 async def until(condition, what: str) -> None:
     await asyncio.to_thread(wait_until, condition, what, PATIENCE)
 
@@ -118,8 +127,7 @@ def test_twenty_cuts_lose_nothing_and_repeat_nothing(tower: TowerWorld, net: tup
                 async with asyncio.timeout(PATIENCE):
                     assert await small[0].readexactly(len(expected)) == expected
                 await say(*small, b"line %d\n" % cut)
-        for _, writer in (bulk, small):
-            writer.close()
+        await hang_up(bulk[1], small[1])
         return transfer
 
     with watching(caller) as goes_on:
@@ -151,8 +159,7 @@ def test_after_the_window_every_stream_ends_and_the_log_says_why(tower: TowerWor
         await until(lambda: tower.call("GET", f"/v1/tunnels?cluster={NAME}")[1]["items"][0]["state"] == "Detached",
                     "the tunnel is detached")  # fmt: skip
         await asyncio.gather(*(ended(reader) for reader, _ in streams))
-        for _, writer in streams:
-            writer.close()
+        await hang_up(*(writer for _, writer in streams))
 
     why = f"no new link within {WINDOW:g} s"
     try:
@@ -166,3 +173,16 @@ def test_after_the_window_every_stream_ends_and_the_log_says_why(tower: TowerWor
         relay.do("open")
     tower.until_state(NAME, "Connected", deadline=PATIENCE)
     assert caller.ask("/back").status == 200
+
+
+def test_streams_of_a_killed_agent_end_once_another_process_has_taken_its_place(tower: TowerWorld) -> None:
+    caller = Caller(tower.kubeconfig(NAME))
+    tower.until_state(NAME, "Connected", deadline=PATIENCE)
+    with caller.connect() as running, logs(tower.server.log, "connection", "cut: its agent's process was started anew"):
+        running.send(running.request("GET", "/watch"))
+        assert running.line().startswith(b"HTTP/1.1 200")
+        tower.members[NAME].agent.send(signal.SIGKILL)
+        tower.restart_agent(NAME)
+        ticks_until_end(running)
+    tower.until_state(NAME, "Connected", deadline=PATIENCE)
+    assert caller.ask("/again").status == 200

@@ -17,7 +17,7 @@ from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember, Member, echo_identity
 from tests.tower_agent.tower import Control, Tower, control_of, new_tower, serving_tower, state_dir
 from tower_agent import agent as agent_module
-from tower_agent.agent import Agent
+from tower_agent.agent import Agent, _instance
 from tower_agent.config import AgentConfig
 from tower_agent.enrol import Enrolment
 from tower_agent.wayout import WayOut
@@ -144,3 +144,9 @@ async def test_a_start_that_cannot_be_is_explained(make_member: MakeMember, tmp_
         assert taken in caught.value.message
         held.close()
         await held.wait_closed()
+
+
+def test_a_process_that_is_started_anew_is_told_from_a_sibling(tmp_path: Path) -> None:
+    first, again, sibling = _instance(tmp_path / "a"), _instance(tmp_path / "a"), _instance(tmp_path / "b")
+    assert first != again
+    assert first.rpartition("-")[0] == again.rpartition("-")[0] != sibling.rpartition("-")[0]

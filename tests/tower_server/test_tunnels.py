@@ -62,6 +62,24 @@ async def test_an_agent_goes_on_with_its_own_tunnel_and_no_other(tmp_path):
         assert registry.find(mine.id, mine.peer) is None
 
 
+async def test_a_process_that_was_started_anew_takes_the_place_of_the_one_before_and_of_no_sibling(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        places = ("host-a1-0001", "host-b2-0001", "host-a1-0002")
+        dead, sibling, born = (Agent(server, identity, instance=place, features=FEATURES) for place in places)
+        for each in (dead, sibling):
+            await each.connect()
+        for _, tunnel in server.services.registry:
+            tunnel.link_lost("cut by a test")
+        before = {tunnel.instance: tunnel for _, tunnel in server.services.registry}
+        await born.connect()
+        await until(lambda: before["host-a1-0001"].closed)
+        assert before["host-a1-0001"].closed.text == "its agent's process was started anew"
+        assert before["host-b2-0001"].detached
+        for each in (dead, sibling):
+            each.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
+
+
 async def test_what_became_of_lost_links_is_counted_and_listed(tmp_path):
     async with running(tmp_path) as server:
         agent = Agent(server, await enrol(server, await server.add("edge-1")), features=FEATURES)
