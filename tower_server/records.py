@@ -6,6 +6,7 @@ and those that only a newer one knows are left out.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NewType, Self
@@ -15,6 +16,9 @@ from tower_server.store.base import Kind, Record
 ClusterName = NewType("ClusterName", str)
 Uid = NewType("Uid", str)
 Port = NewType("Port", int)
+
+LEGACY_TOKEN = re.compile(r"[\x21-\x7e]{32,512}")
+"""What may be the token of a cluster's Go agents; Go Tower's own are 64 hexadecimal digits."""
 
 KUBERNETES = "kubernetes"
 KUBESPHERE = "kubesphere"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from typing import Any, Final
@@ -17,10 +16,10 @@ from tower_server.admin.body import Body, checked
 from tower_server.admin.services import Services
 from tower_server.admin.views import Object, moment, object_of
 from tower_server.legacy.tunnel import AGENT
+from tower_server.records import LEGACY_TOKEN
 
 TOKEN_BYTES: Final = 32  # as hexadecimal digits, which is how Go Tower writes its own
 MAX_WINDOW: Final = 30 * 86400.0
-_TOKEN: Final = re.compile(r"[\x21-\x7e]{32,512}")
 
 
 class LegacyTokenBody(Body):
@@ -42,7 +41,7 @@ async def create_token(services: Services, cluster: str, document: dict[str, Any
             mend="set `kubesphere_v1.enabled: true` in the server's configuration and restart it",
         )
     token = secrets.token_hex(TOKEN_BYTES) if asked.token is None else asked.token
-    if not _TOKEN.fullmatch(token):
+    if not LEGACY_TOKEN.fullmatch(token):
         raise TowerError("TWR605", "the token is not one of 32 to 512 printable characters without spaces")
     await services.clusters.set_legacy(cluster, legacy_token=hash_secret(token))
     services.registry.close_agent(
