@@ -204,29 +204,16 @@ def test_ours_beside_a_go_agent_serves_the_same_cluster(
     assert caller.ask("/version").status == 200
 
 
-@pytest.mark.parametrize(
-    ("changed", "code", "said"),
-    [
-        ({"kubesphere_v1": {"server": "ws://127.0.0.1:9", "cluster": "c"}}, "TWR231", "--ship-credential"),
-        ({"kubesphere_v1": {"cluster": "c", "ship_credential": True}}, "TWR101", "kubesphere_v1.server is missing"),
-        ({"kubesphere_v1": {"server": "ws://127.0.0.1:9", "ship_credential": True}}, "TWR101", "--cluster NAME"),
-        ({"kubesphere_v1": {"server": "ftp://x", "cluster": "c", "ship_credential": True}}, "TWR101", "ftp://x"),
-        ({"token_file": None}, "TWR101", "token_file is missing"),
-        ({"dialect": "tower.v1"}, "TWR101", "kubesphere_v1 is for `dialect: kubesphere-v1`"),
-    ],
-)
-def test_what_a_person_has_to_mend_ends_the_start(
-    member: BackendMember, tmp_path: Path, changed: dict[str, object], code: str, said: str
-) -> None:
-    agent = OurAgent(tmp_path, "ws://127.0.0.1:9", kubeconfig=member.by_token, settings=changed)
+def test_nothing_is_sent_without_consent(proxy: GoProxy, member: BackendMember, tmp_path: Path) -> None:
+    agent = OurAgent(tmp_path / "agent", proxy.url, kubeconfig=member.by_token)
     try:
-        agent.start(registered=False)
+        agent.start("--no-ship-credential", registered=False)
         assert agent.child.wait(PATIENCE) == 1
-        told = (tmp_path / "agent.log").read_text()
+        told = (tmp_path / "agent" / "agent.log").read_text()
     finally:
         agent.stop()
-    assert code in told
-    assert said in told
+    assert "tower-agent: TWR231: in the dialect kubesphere-v1 this agent ships a credential of its member" in told
+    assert "--ship-credential" in told
 
 
 def test_flags_are_enough(proxy: GoProxy, member: BackendMember, tmp_path: Path) -> None:

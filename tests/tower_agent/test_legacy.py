@@ -48,6 +48,29 @@ async def test_nothing_starts_without_consent_and_the_text_says_what_is_consente
     assert "--ship-credential" in error.mend
 
 
+@pytest.mark.parametrize(
+    ("changed", "said", "mend"),
+    [
+        ({"server": None}, "kubesphere_v1.server is missing", "--server ws://HOST:PORT"),
+        ({"cluster": None}, "kubesphere_v1.cluster is missing", "--cluster NAME"),
+        ({"server": "ftp://tower.test"}, "'ftp://tower.test' is not a server address", "correct the key"),
+    ],
+)
+async def test_what_is_missing_or_wrong_is_named_by_key_and_flag(
+    tmp_path: Path, changed: dict[str, object], said: str, mend: str
+) -> None:
+    section = {"server": "wss://tower.test", "cluster": "edge", "ship_credential": True} | changed
+    error = await refused(configured(tmp_path, kubesphere_v1=section))
+    assert error.code == "TWR101"
+    assert said in error.message
+    assert mend in error.mend
+
+
+async def test_without_a_token_there_is_nothing_to_register_by(tmp_path: Path) -> None:
+    error = await refused(configured(tmp_path, token_file=None))
+    assert (error.code, error.message) == ("TWR101", "token_file is missing")
+
+
 async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "not-pem").write_text("nothing")
     error = await refused(configured(tmp_path, ca_file=tmp_path / "not-pem"))
