@@ -106,6 +106,7 @@ MAX_LINKS: Final = 16  # of one agent to one host
 LEGACY_CREDIT: Final = 2 * MIB  # the most a Go agent may send ahead on one channel; Go's own window
 LEGACY_WINDOW: Final = 3600.0  # how long a window for Go agents beside native ones is open
 MAX_STREAMS: Final = 10_000
+AGENT_REPLICAS: Final = 2  # in the manifest: one may go away without a caller noticing
 OPEN_BACKLOG: Final = 256
 MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are
 NEW_CALLERS: Final = 512  # of one network at one port, younger than HEAD_DEADLINE: nobody may have recognised them yet

@@ -91,9 +91,12 @@ class Callers(Section):
     @field_validator("cluster_address")
     @classmethod
     def _for_a_slice(cls, value: str) -> str:
-        if value and (parsed := ipaddress.ip_address(value)) and (parsed.is_loopback or parsed.is_link_local):
+        if not value:
+            return value
+        parsed = ipaddress.ip_address(value)
+        if parsed.is_loopback or parsed.is_link_local:
             raise ValueError("an EndpointSlice holds no loopback and no link-local address")
-        return value
+        return str(parsed)
 
 
 class Admission(Section):

@@ -31,7 +31,7 @@ class Plan:
     image: str
     token: str | None
     """None: the identity is in the Secret already, so that no token is needed."""
-    replicas: int = 1
+    replicas: int = defaults.AGENT_REPLICAS
     services: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -58,7 +58,7 @@ def rights(plan: Plan) -> list[Object]:
 
 def objects(plan: Plan) -> list[Object]:
     """Everything, in an order in which it can be applied."""
-    return [*rights(plan), *_identity(plan), *_token(plan), _config(plan), _deployment(plan)]
+    return [*rights(plan), *_identity(plan), *_token(plan), _config(plan), _fence(plan), _deployment(plan)]
 
 
 def _identity(plan: Plan) -> list[Object]:
@@ -107,10 +107,29 @@ def _config(plan: Plan) -> Object:
     return _namespaced(plan, "v1", "ConfigMap", plan.name, data=data)
 
 
+def _fence(plan: Plan) -> Object:
+    """Nobody has to reach an agent: it dials out. Its health and figures are for this cluster's own pods."""
+    ingress = [{"from": [{"namespaceSelector": {}}], "ports": [{"port": HEALTH_PORT}]}]
+    spec = {
+        "podSelector": {"matchLabels": _labels(plan.policy.host)},
+        "policyTypes": ["Ingress"],
+        "ingress": ingress,
+    }
+    return _namespaced(plan, "networking.k8s.io/v1", "NetworkPolicy", plan.name, spec=spec)
+
+
+def _apart(plan: Plan) -> Object:
+    """On two nodes where there are two: one of them may go away."""
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": _labels(plan.policy.host)}}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+
+
 def _deployment(plan: Plan) -> Object:
     labels = _labels(plan.policy.host)
     pod = {
         "serviceAccountName": plan.name,
+        "affinity": _apart(plan),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

@@ -119,6 +119,24 @@ def test_losing_the_link_never_restarts_the_pod() -> None:
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
+def test_two_agents_run_and_rather_not_on_one_node() -> None:
+    made = objects(plan())
+    (deployment,) = of_kind(made, "Deployment")
+    assert deployment["spec"]["replicas"] == 2
+    (term,) = pod(made)["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    selector = term["podAffinityTerm"]["labelSelector"]["matchLabels"]
+    assert selector.items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_nothing_reaches_an_agent_but_for_its_health() -> None:
+    made = objects(plan())
+    (policy,) = of_kind(made, "NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    (rule,) = policy["spec"]["ingress"]
+    (container,) = pod(made)["containers"]
+    assert [port["port"] for port in rule["ports"]] == [port["containerPort"] for port in container["ports"]]
+
+
 def test_rights_alone_run_nothing_and_hold_no_secret() -> None:
     assert {each["kind"] for each in rights(plan())} == {
         "Namespace",

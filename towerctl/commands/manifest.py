@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.faults import TowerError
+from protocol import defaults
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import not_understood, usage
@@ -46,7 +47,13 @@ class _Service(click.ParamType[tuple[str, str]]):
 @click.argument("cluster", type=Cluster())
 @click.option("-n", "--namespace", type=Name("namespace"), default="tower-system", show_default=True)
 @click.option("--image", help="The image of the agent. [default: tower-tunnel:VERSION]")
-@click.option("--replicas", type=click.IntRange(1, 10), default=1, show_default=True, help="Tunnels side by side.")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 10),
+    default=defaults.AGENT_REPLICAS,
+    show_default=True,
+    help="Agents side by side.",
+)
 @click.option(
     "--policy",
     "policy_path",
