@@ -18,6 +18,7 @@ from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
 from certs.peers import AgentIdentity, rfc3339
 from certs.renewal import check_renewal
 from daemon.faults import TowerError
+from daemon.log import get_logger
 from daemon.wirefault import wire_fault
 from protocol.aio.listener import Admission
 from protocol.constants import Code
@@ -30,6 +31,9 @@ from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
 from tower_server.tunnels import TunnelRegistry
 
 ATTEMPTS: Final = 8
+RECORDS_RETRY: Final = 5.0  # seconds after which an agent asks again whose record could not be read
+
+log = get_logger(__name__)
 
 # The refusals that say something about a cluster's agents; others are about this moment or the peer's software.
 PROVEN: Final = frozenset({Code.REVOKED, Code.EXPIRED, Code.DELETED})
@@ -56,6 +60,8 @@ class Agents:
         self._authority = authority
         self._revocations = revocations
         self._registry = registry
+        self._admitted: dict[tuple[str, str], str] = {}
+        """Agents that this process has admitted, and the uid of the cluster that it was for."""
 
     # ---- handshakes ---------------------------------------------------------------------------------------------
 
@@ -67,16 +73,29 @@ class Agents:
                 Code.DELETED,
                 f"this tower has no cluster {identity.cluster}; if it was deleted by mistake, add it and join again",
             )
+        who = identity.cluster, identity.agent
+        renew_only = time.time() > identity.not_after
         try:
-            record = await self._store.get(Kind.AGENT, agent_record_name(identity.cluster, identity.agent))
+            record = await self._store.get(Kind.AGENT, agent_record_name(*who))
         except NotFound:
+            self._admitted.pop(who, None)
             raise _refusal(identity, "is not one that this tower has enrolled") from None
+        except TowerError as error:
+            # Its tunnel would have outlived the outage; that it has to dial anew is no reason to be stricter. Nobody
+            # can write a revocation now either, and the list as last read has been asked already.
+            if self._admitted.get(who) != member.uid:
+                text = f"this tower cannot read its records now ({error.code}: {error.message})"
+                raise HandshakeRejected(Code.INTERNAL, text[:400], RECORDS_RETRY) from error
+            log.warning("admitted-from-memory", cluster=who[0], agent=who[1], code=error.code, text=error.message)
+            return Admission(secrets.token_hex(6), renew_only=renew_only)
         agent = Agent.read(record)
+        self._admitted.pop(who, None)
         if agent.uid != member.uid:
             raise _refusal(identity, "belongs to a deleted cluster of the same name")
         if agent.revoked is not None:
             raise _refusal(identity, "was revoked")
-        return Admission(secrets.token_hex(6), renew_only=time.time() > identity.not_after)
+        self._admitted[who] = member.uid
+        return Admission(secrets.token_hex(6), renew_only=renew_only)
 
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""
@@ -175,6 +194,7 @@ class Agents:
 
     async def revoke(self, cluster: str, agent: str) -> Agent:
         """Takes an identity back: record, list, live tunnels, in this order and before this returns."""
+        self._admitted.pop((cluster, agent), None)
         found = await self.update(cluster, agent, lambda held: replace(held, revoked=held.revoked or time.time()))
         await self._revocations.revoke_agent(cluster, agent, at=time.time())
         self._registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
@@ -209,6 +229,7 @@ class Agents:
     async def tidy(self) -> None:
         """Takes away what a deletion that was cut short has left: agents of clusters that are gone."""
         clusters = {record.data["uid"] for record in (await self._store.list(Kind.CLUSTER)).items}
+        self._admitted = {who: uid for who, uid in self._admitted.items() if uid in clusters}
         for record in (await self._store.list(Kind.AGENT)).items:
             if record.data["uid"] not in clusters:
                 try:

@@ -86,7 +86,7 @@ class Client:
         """Everything that the selectors match, page by page; begins anew when the pages' version runs out."""
         ask = Ask("list", resource, namespace)
         selectors = {"labelSelector": labels, "fieldSelector": fields}
-        ends = asyncio.get_running_loop().time() + (deadline or 3 * self._deadline)
+        ends = asyncio.get_running_loop().time() + (deadline or self._deadline)
         while True:
             try:
                 return await self._pages(ask, selectors, page, ends)

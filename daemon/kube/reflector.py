@@ -25,6 +25,7 @@ from daemon.kube.resources import Object, Resource, name_of, namespace_of, versi
 from daemon.kube.watch import ADDED, BOOKMARK, DELETED, MODIFIED
 from daemon.log import get_logger
 
+LIST_DEADLINE: Final = 30.0  # nobody waits for it, and it may have many pages
 SHORT_WATCH: Final = 1.0  # seconds: a watch that ended sooner and said nothing counts as a failure
 
 Key = tuple[str, str]
@@ -134,7 +135,11 @@ class Reflector:
 
     async def _list(self) -> None:
         listing = await self._client.list(
-            self.resource, namespace=self._namespace, labels=self._labels, fields=self._fields
+            self.resource,
+            namespace=self._namespace,
+            labels=self._labels,
+            fields=self._fields,
+            deadline=LIST_DEADLINE,
         )
         self.lists += 1
         found = {key_of(body): body for body in map(self._typed, listing.items)}

@@ -17,7 +17,7 @@ from tests.lab.hostplane import crds
 from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 NAMESPACE = "tower-host"
 PATIENCE = 60.0
 
@@ -70,12 +70,14 @@ def test_callers_do_not_notice_that_the_hosts_apiserver_is_silent(
         refused = tower.towerctl("create", "token", "edge", check=False)
         with urllib.request.urlopen(f"http://127.0.0.1:{tower.health_port}/readyz", timeout=10) as answer:
             ready = answer.status
+        tower.restart_agent("edge")  # it has to dial anew, and its record cannot be read
+        wait_until(lambda: through.kubectl("get", "namespaces").code == 0, "requests get through again", PATIENCE)
     finally:
         apiserver.send(signal.SIGCONT)
     assert got.text == "one"
     assert ready == 200, "all replicas would be taken out of service at once"
     assert refused.code != 0
-    assert b"TWR114" in refused.stderr or b"did not answer" in refused.stderr
+    assert b"TWR114" in refused.stderr
     wait_until(
         lambda: tower.towerctl("create", "token", "edge", check=False).code == 0, "tokens can be made again", PATIENCE
     )

@@ -10,6 +10,7 @@ import structlog.testing
 from certs.ca import Authority
 from certs.keys import generate_key
 from certs.verify import load_chain
+from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running, until
@@ -277,3 +278,38 @@ async def test_who_proves_nothing_changes_nothing_but_the_history(tmp_path):
             assert (await refused(Agent(server, shown, instance=code.name))).code == code
             assert (member.history[0].event, member.history[0].agent) == ("refused", code.name)
             assert member.verdict.state == "TunnelDown", code
+
+
+async def test_while_records_cannot_be_read_an_agent_may_come_back_and_a_new_one_waits(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        other = await enrol(server, await server.add("edge-2"))
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+
+        async def away(_kind, _name):
+            raise TowerError("TWR114", "api:6443 did not answer within 5 s")
+
+        with monkeypatch.context() as outage:
+            outage.setattr(server.services.store, "get", away)
+            again = Agent(server, agent.identity)
+            await again.connect()
+            assert (await call(server, "edge-1")).status == 200
+            with pytest.raises(DialError, match="cannot read its records now") as caught:
+                await Agent(server, other).connect()
+            assert caught.value.retry_after
+        await again.close()
+
+
+async def test_a_revoked_agent_does_not_come_back_while_records_cannot_be_read(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        (name,) = [each.name for each in await server.services.agents.list("edge-1")]
+        await server.services.agents.revoke("edge-1", name)
+        await until(lambda: agent.closed)
+
+        async def away(_kind, _name):
+            raise TowerError("TWR114", "api:6443 did not answer within 5 s")
+
+        with monkeypatch.context() as outage:
+            outage.setattr(server.services.store, "get", away)
+            with pytest.raises(DialError):
+                await Agent(server, agent.identity).connect()

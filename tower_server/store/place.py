@@ -8,6 +8,7 @@ from tower_server.config import ServerConfig
 from tower_server.store.base import Store
 
 STORE_FILE: Final = "tower.db"
+DEADLINE: Final = 5.0  # of one operation: an agent that waits for its record gives its handshake 10 s
 
 
 async def open_store(config: ServerConfig, *, version: str) -> Store:
@@ -21,7 +22,8 @@ async def open_store(config: ServerConfig, *, version: str) -> Store:
     from daemon.kube.client import Client
     from tower_server.store.kubernetes import KubernetesStore
 
-    client = Client(Access.find(wanted.kubeconfig, wanted.context), user_agent=f"tower-server/{version}")
+    access = Access.find(wanted.kubeconfig, wanted.context)
+    client = Client(access, user_agent=f"tower-server/{version}", deadline=DEADLINE)
     return await KubernetesStore.open(client, namespace=wanted.namespace)
 
 
