@@ -39,7 +39,7 @@ from tower_agent.services import END_AT_TOWER
 ATTEMPTS_LEFT: Final = 4  # that a waiting tunnel always has time for
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
 DRAIN_POLL: Final = 0.1
-DRAIN_LAST: Final = 2.0  # before the deadline of a drain: enough for watches to end
+DRAIN_LAST: Final = 2.0  # at the deadline of a drain: enough for watches to end before, and for the server's last word
 REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
@@ -260,7 +260,7 @@ class LinkSupervisor:
                 await _emptied(tunnel, until - time.monotonic())
             else:  # its end, which only the server knows the time of, is the sign to dial
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(until - time.monotonic()):
+                    async with asyncio.timeout(until - time.monotonic() + DRAIN_LAST):
                         await tunnel.wait_closed()
         finally:
             self._draining.discard(tunnel)

@@ -434,10 +434,7 @@ class Server:
             return
         registry = parts.services.registry
         parts.health.stopping = True
-        try:
-            await self._drain(parts)
-        finally:
-            self._parts = None
+        await self._drain(parts)
         await parts.listener.stop()
         if parts.legacy is not None:
             await parts.legacy.stop()
@@ -453,6 +450,7 @@ class Server:
         await self._process.tasks.close()
         await parts.health.stop()
         await parts.store.close()
+        self._parts = None
 
     async def _drain(self, parts: _Parts) -> None:
         """Lets what runs end, at most until the deadline. Agents are told to come back after it, spread over the time

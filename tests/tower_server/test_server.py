@@ -74,3 +74,20 @@ async def test_what_outlasts_the_drain_is_cut_with_a_reason(tmp_path):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert "the server stops" in str(await asyncio.wait_for(protocol.lost, 5))
+
+
+async def test_a_handshake_under_way_does_not_disturb_the_stop(tmp_path):
+    async with running(tmp_path, drain="100ms") as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")))
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(*_arguments):
+            reached.set()
+            await go_on.wait()
+
+        server.server._parts.listener.authenticate = slow
+        connecting = asyncio.create_task(agent.connect())
+        await asyncio.wait_for(reached.wait(), 10)
+        await server.server.stop()
+        with pytest.raises(DialError):
+            await connecting
