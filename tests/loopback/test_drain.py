@@ -85,6 +85,7 @@ def callers_streams(tower: TowerWorld) -> int:
     return sum(bool(item["connection_id"]) for item in items)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_ends_watches_cleanly_and_tells_callers_that_it_goes(
     own_world: Callable[..., TowerWorld], member: BackendMember
 ) -> None:

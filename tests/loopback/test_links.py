@@ -20,6 +20,7 @@ from tests.loopback.member import BackendMember
 from tests.loopback.relay import Network, network
 from tests.loopback.replicas import second_replica
 
+pytestmark = pytest.mark.slow
 NAME = "edge"
 CONSTANTS = {"BACKOFF_MAX": 1.0, "RESUME_WINDOW": 3.0}
 BACK = 20.0
