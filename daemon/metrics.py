@@ -114,7 +114,9 @@ class ServerMetrics(_Metrics):
         self.admin_requests = self._counter("admin_requests_total", "Answers of the admin API.", "code")
         self.leader = self._gauge("leader", "Whether this server runs the controller of its Kubernetes host now (1).")
         self.workqueue_depth = self._gauge("workqueue_depth", "Clusters that wait for the controller.")
-        self.reconciles = self._counter("reconciles_total", "Looks of the controller at a cluster, by result.", "result")
+        self.reconciles = self._counter(
+            "reconciles_total", "Looks of the controller at a cluster, by result.", "result"
+        )
         self._bound: dict[str, ClusterMetrics] = {}
 
     def cluster(self, name: str) -> ClusterMetrics:
@@ -193,7 +195,9 @@ class AgentMetrics(_Metrics):
         super().__init__(version=version)
         self.connected = self._gauge("agent_connected", "Whether a tunnel to a host is open (1).", "host")
         self.tunnels = self._gauge("agent_tunnels", "Open tunnels to a host.", "host")
-        self.cuts = self._counter("agent_link_cuts_total", "Links to a host that were lost while streams waited.", "host")
+        self.cuts = self._counter(
+            "agent_link_cuts_total", "Links to a host that were lost while streams waited.", "host"
+        )
         self.resumes = self._counter("agent_resumes_total", "Tunnels that went on over another link.", "host")
         self.dials = self._counter(
             "agent_dials_total",
