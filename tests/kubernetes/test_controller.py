@@ -102,6 +102,25 @@ def test_a_cluster_made_by_kubectl_is_served_and_gone_with_its_resource(
     assert tower.cluster("edge-1")["ready"] == "True"
 
 
+def test_callers_and_tunnels_need_no_leader(tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane) -> None:
+    def leads() -> bool:
+        done = run(["curl", "-s", f"http://127.0.0.1:{tower.health_port}/metrics"], tower.environment())
+        return "tower_leader 1.0" in done.text
+
+    def give(holder: str) -> None:
+        patch = json.dumps({"spec": {"holderIdentity": holder, "leaseDurationSeconds": 3600}})
+        host_plane.kubectl("patch", "lease", "tower-controller", "-n", NAMESPACE, "--type=merge", "-p", patch)
+
+    wait_until(leads, "the server leads", PATIENCE)
+    give("somebody-who-is-not-there")
+    wait_until(lambda: not leads(), "nobody leads", PATIENCE)
+    command = [str(member.programs["kubectl"]), "--kubeconfig", str(tower.kubeconfig(MEMBER)), "get", "namespaces"]
+    assert "kube-system" in run(command, member.environment()).text
+    assert tower.cluster(MEMBER)["ready"] == "True"
+    give("")
+    wait_until(leads, "the server leads again", PATIENCE)
+
+
 def asked_for(plane: ControlPlane) -> tuple[set[Rule], set[Rule]]:
     """What the account was given, and what it was refused, by the apiserver's own audit log."""
     given, refused = set(), set()
