@@ -41,13 +41,9 @@ SECRETS: Final = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICES: Final = Resource("", "v1", "services", "Service")
 ENDPOINTS: Final = Resource("", "v1", "endpoints", "Endpoints")
-SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 EVENTS: Final = Resource("", "v1", "events", "Event")
 ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
-CRDS: Final = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
-)
 CLUSTERS: Final = Resource("cluster.kubesphere.io", "v1alpha1", "clusters", "Cluster", namespaced=False)
 MEMBERS: Final = Resource("tower.kubesphere.io", "v1alpha1", "members", "Member", namespaced=False)
 
