@@ -808,7 +808,10 @@ class Session:
             self._ack_at = now + ACK_WITHIN
 
     def _queue_ack(self) -> None:
-        self._control.append(self._ack())
+        control = self._control
+        if control and control[-1][0] == FrameType.ACK:  # the peer does not read: the newest says it all
+            control.pop()
+        control.append(self._ack())
 
     def _ack(self) -> bytes:
         self._acked_received = self.frames_received

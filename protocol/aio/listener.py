@@ -531,7 +531,11 @@ class _TunnelLink(ServerLink):
             return
         self._settled()
         self.write([handshake.welcome(tunnel.id, received=tunnel.session.frames_received)])
-        tunnel.attach(self, peer_received=resume.received, epoch=resume.epoch, peer=identity, remote=self.remote)
+        try:
+            tunnel.attach(self, peer_received=resume.received, epoch=resume.epoch, peer=identity, remote=self.remote)
+        except Exception:  # the same boundary as for a new tunnel
+            log.exception("tunnel %s could not be taken up again", tunnel.id)
+            tunnel.close(Code.INTERNAL, "internal error; the server's log says more")
 
     def _tunnel(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> Tunnel:
         lasting = not admission.renew_only and not hello.instance.startswith(CHECK_INSTANCE)

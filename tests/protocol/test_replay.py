@@ -333,3 +333,10 @@ def test_what_was_charged_is_given_back_at_the_end_of_the_tunnel() -> None:
     book.session.close(Code.SHUTDOWN, "bye")
     assert book.session.budget.used == book.process.used == 0
     assert spoken(b"".join(book.session.data_to_send(0.0, 1))) == ["CLOSE SHUTDOWN bye"]
+
+
+def test_a_peer_that_sends_and_never_reads_leaves_one_acknowledgement_behind() -> None:
+    book = resumable()
+    for _ in range(100):
+        book.hears(encode(FrameType.SKIP, 0) * 64)
+    assert book.says() == ["ACK 6400"]

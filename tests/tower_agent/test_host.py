@@ -72,7 +72,9 @@ async def test_several_links_are_tunnels_of_their_own_and_one_that_is_lost_leave
         assert again[:2] == rest
         assert again[2].instance == first.instance
         caller.close()
-        assert b'tower_agent_tunnels{host="east"} 3.0' in member.metrics.render()
+        async with asyncio.timeout(10):  # the server knows of it before the agent does
+            while b'tower_agent_tunnels{host="east"} 3.0' not in member.metrics.render():
+                await asyncio.sleep(0.01)
 
 
 @pytest.mark.asyncio
