@@ -55,11 +55,26 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_every_property_of_the_threat_model_points_at_tests_that_exist() -> None:
     text = (ROOT / "docs" / "SECURITY.md").read_text()
-    named = re.findall(r"`((?:[a-z_]+/)+(?:test_[a-z_]+\.py)?)`", text)
+    named = re.findall(r"`((?:[a-z_]+/)+(?:test_[a-z_]+\.py)?)(?:::test_[a-z_0-9]+)?`", text)
     assert len(named) > 20
     for name in named:
         if name != "tests/":
             assert list((ROOT / "tests").glob(name + ("test_*.py" if name.endswith("/") else ""))), name
+    for file, test in re.findall(r"`((?:[a-z_]+/)+test_[a-z_]+\.py)::(test_[a-z_0-9]+)`", text):
+        assert re.search(rf"def {test}\(", (ROOT / "tests" / file).read_text()), f"{file} has no {test}"
+
+
+def test_every_theft_of_the_threat_model_is_held_by_tests() -> None:
+    table = (
+        (ROOT / "docs" / "SECURITY.md")
+        .read_text()
+        .partition("## What each theft gives away")[2]
+        .partition("\n\n## ")[0]
+    )
+    rows = [row.split("|")[1:-1] for row in table.strip().splitlines()[2:]]
+    assert len(rows) >= 7
+    for stolen, *_, held in rows:
+        assert re.search(r"`(?:[a-z_]+/)+test_[a-z_]+\.py(?:::test_[a-z_0-9]+)?`", held), f"{stolen}: nothing holds it"
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

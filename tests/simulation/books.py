@@ -152,7 +152,7 @@ def _verdict(where: str, one: Half, other: Half | None) -> None:
             fits = ("closed", "closed here", "reset here", "refused", *_CUT)  # refused: answered too late
             require(theirs in fits, "L3 verdict", "%s", text)
         case "reset by peer":
-            require(theirs in ("", "reset here", "closed here", "refused", *_CUT), "L3 verdict", "%s", text)
+            require(theirs in ("", "reset here", "refused", *_CUT), "L3 verdict", "%s", text)
         case "refused":
             fits = ("", "refused here", "reset by peer", "reset here", "closed", "closed here", *_CUT)
             require(theirs in fits, "L3 verdict", "%s", text)
