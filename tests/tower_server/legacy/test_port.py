@@ -75,6 +75,7 @@ async def test_a_browser_is_not_let_in(tower: Host) -> None:
     assert answer.startswith("HTTP/1.1 403 ")
 
 
+@pytest.mark.slow
 async def test_a_storm_is_told_to_come_back_before_it_costs_a_handshake(tmp_path: Path) -> None:
     async with host(tmp_path, admission={"handshakes_per_second": 0.01, "handshake_burst": 4}) as tower:
         refused = ""
@@ -109,6 +110,7 @@ class Fragmenting:
         self._link._transport.write(bytes(out))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 1024])
 async def test_fragments_of_any_size_are_joined(tower: Host, size: int) -> None:
     agent = GoAgent(tower.port)
@@ -255,6 +257,7 @@ async def test_weak_key_exchanges_only_are_refused_and_others_go_on(tower: Host)
     await weak.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [b"SSH-" + b"v" * 251 + b"\r\n", b"SSH-" + b"v" * 300 + b"\r\n", b"v" * 100_000])
 async def test_version_lines(tower: Host, line: bytes) -> None:
     agent = GoAgent(tower.port)
@@ -274,6 +277,7 @@ async def test_version_lines(tower: Host, line: bytes) -> None:
     transport.abort()
 
 
+@pytest.mark.slow
 async def test_channels_that_an_agent_opens_are_refused_and_dial_nobody(tower: Host) -> None:
     agent = await tower.registered()
     before = tower.backend.connections
@@ -292,6 +296,7 @@ async def test_channels_that_an_agent_opens_are_refused_and_dial_nobody(tower: H
     assert tower.backend.connections <= before + 2  # the probe's and the binding's own
 
 
+@pytest.mark.slow
 async def test_a_peer_that_stops_reading_stops_nobody_else(tower: Host) -> None:
     stuck, well = await tower.registered(), await tower.registered()
     stuck.link._transport.pause_reading()  # type: ignore[union-attr]
@@ -304,6 +309,7 @@ async def test_a_peer_that_stops_reading_stops_nobody_else(tower: Host) -> None:
 # ---- breaking off at every step -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["tcp", "head", "upgraded", "version", "ready", "config", "registered", "stream"])
 async def test_a_disconnect_at_every_step_leaves_nothing(tower: Host, step: str) -> None:
     parts = tower.running.server._parts
@@ -343,6 +349,7 @@ async def test_a_disconnect_at_every_step_leaves_nothing(tower: Host, step: str)
     assert (await tower.ask("/after")).status == 200
 
 
+@pytest.mark.slow
 async def test_a_registration_is_not_slower_for_those_that_wait_silently(tower: Host) -> None:
     silent = [await asyncio.open_connection("127.0.0.1", tower.port) for _ in range(50)]
     began = time.monotonic()
