@@ -6,6 +6,8 @@ every connection read buffers of its own. Here all connections of a loop share o
 The pump is the protocol of the raw transport below and the transport of the application protocol above. Invariants:
 - `data_received` hands the application a view that is valid until it returns; plaintext is never decrypted from inside
   `resume_reading` (that would overwrite a view in use), always from a fresh callback.
+- Ciphertext passes OpenSSL's memory buffers in small pieces: they keep the size that they once had for as long as their
+  connection lives.
 - Each write is encrypted at once, straight from where it lies, and handed to the raw transport, which gathers the
   writes of a loop turn. So whoever writes small pieces joins them first.
 - `_read` and `_write` are the methods below `ssl.SSLObject`'s, which only pass them on: two calls a record.
@@ -28,6 +30,8 @@ from protocol.aio.buffers import shared_buffer
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
+PIECE_BYTES: Final = 32 * defaults.KIB  # that pass through OpenSSL's memory at a time
+NOTHING: Final = memoryview(b"")
 RECORD_BYTES: Final = 16 * defaults.KIB  # of plaintext in one TLS record, at most
 
 
@@ -135,6 +139,9 @@ class TlsPump(asyncio.Transport):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._established and not self._closing:
+            if self._reading and nbytes > PIECE_BYTES:
+                self._pump(self._cipher[:nbytes])
+                return
             self._incoming.write(self._cipher[:nbytes])
             if self._reading:
                 self._pump()
@@ -230,21 +237,28 @@ class TlsPump(asyncio.Transport):
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def _pump(self) -> None:
-        """Hand up all that can be decrypted now, a shared buffer full at a time."""
+    def _pump(self, rest: memoryview = NOTHING) -> None:
+        """Hand up all that can be decrypted now, of `rest` too, a shared buffer full at a time."""
         incoming, plain = self._incoming, self._plain
         while self._reading and not self._closing:
             filled = 0
             try:
                 # A read gives one record; there is always room for a whole one, so that nothing decrypted stays behind
                 # in the TLS object.
-                filled = count = self._read(PLAIN_BUFFER_BYTES, plain)
-                while count and (incoming.pending or incoming.eof) and filled <= PLAIN_BUFFER_BYTES - RECORD_BYTES:
-                    count = self._read(PLAIN_BUFFER_BYTES - filled, plain[filled:])
+                while filled <= PLAIN_BUFFER_BYTES - RECORD_BYTES:
+                    if rest and not incoming.pending:
+                        incoming.write(rest[:PIECE_BYTES])
+                        rest = rest[PIECE_BYTES:]
+                    try:
+                        count = self._read(PLAIN_BUFFER_BYTES - filled, plain[filled:] if filled else plain)
+                    except ssl.SSLWantReadError:
+                        if rest:
+                            continue
+                        break
                     filled += count
-                self._peer_done = not count
-            except ssl.SSLWantReadError:
-                pass
+                    self._peer_done = not count
+                    if not count or not (rest or incoming.pending or incoming.eof):
+                        break
             except ssl.SSLZeroReturnError:
                 self._peer_done = True
             except ssl.SSLError as error:
@@ -254,8 +268,10 @@ class TlsPump(asyncio.Transport):
                     self._send_outgoing()
             if filled and self._app is not None:
                 self._app.data_received(plain[:filled])
-            if self._peer_done or not filled or not (incoming.pending or incoming.eof):
+            if self._peer_done or not filled or not (rest or incoming.pending or incoming.eof):
                 break
+        if rest:
+            incoming.write(rest)  # the application reads no more for now
         if self._outgoing.pending:
             self._send_outgoing()
         if self._peer_done and self._reading:
@@ -281,14 +297,25 @@ class TlsPump(asyncio.Transport):
         if self._closing or self._write_shut or not data:
             return
         try:
-            self._write(data)
+            if len(data) <= PIECE_BYTES:
+                self._write(data)
+                sealed = self._outgoing.read()
+            else:
+                sealed = self._sealed(memoryview(data))
         except ssl.SSLError:
             self._truncated = True
             if self._lower is not None and not self._lost:
                 self._lower.abort()
             return
         if self._lower is not None:
-            self._lower.write(self._outgoing.read())
+            self._lower.write(sealed)
+
+    def _sealed(self, data: memoryview) -> bytes:
+        pieces = []
+        for at in range(0, len(data), PIECE_BYTES):
+            self._write(data[at : at + PIECE_BYTES])
+            pieces.append(self._outgoing.read())
+        return b"".join(pieces)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))
