@@ -201,6 +201,14 @@ class TrustBundle:
         return found if found is not None and _is_signed_by(certificate, found[1]) else (None, None)
 
 
+def certificate_names(chain: Sequence[bytes]) -> frozenset[str]:
+    """The names and addresses that a leaf of a verified chain carries."""
+    names = x509.load_der_x509_certificate(chain[0]).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return frozenset(
+        [*names.value.get_values_for_type(x509.DNSName), *map(str, names.value.get_values_for_type(x509.IPAddress))]
+    )
+
+
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of the DER in hex, as `openssl x509 -fingerprint -sha256` prints it but for colons and case."""
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()

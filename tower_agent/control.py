@@ -32,11 +32,13 @@ class ControlChannel(asyncio.Protocol):
         on_lost: Callable[[ControlChannel], None],
         on_revocations: Callable[[str], None],
         on_trust: Callable[[Message], None],
+        on_names: Callable[[object], None],
     ) -> None:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_revocations = on_revocations
         self._on_trust = on_trust
+        self._on_names = on_names
         self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._renewals: dict[str, asyncio.Future[Message]] = {}
@@ -52,6 +54,8 @@ class ControlChannel(asyncio.Protocol):
                 self._on_revocations(_text(message, "list"))
             elif kind == "trust":
                 self._on_trust(message)
+            elif kind == "names":
+                self._on_names(message.get("names"))
             elif kind in {"renewed", "refused"}:
                 waiting = self._renewals.pop(_text(message, "id"), None)
                 if waiting is not None and not waiting.done():

@@ -227,6 +227,7 @@ class HostAgent:
                 on_lost=self._channel_lost,
                 on_revocations=self._revocations_came,
                 on_trust=self._trust_came,
+                on_names=self._names_came,
             )
         )
 
@@ -248,6 +249,11 @@ class HostAgent:
             self._tasks.start(self._keep_revocations(encoded), name=f"revocations {self.trust.host}")
         if self._stale is not None:
             self.report()
+
+    def _names_came(self, names: object) -> None:
+        if self.trust.take_names(names):
+            log.info("names-wanted", host=self.trust.host, names=names)
+            self._renewal_due.set()
 
     def _trust_came(self, message: Message) -> None:
         self._tasks.start(self._take_trust(message), name=f"trust {self.trust.host}")

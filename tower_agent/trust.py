@@ -22,7 +22,7 @@ from certs.peers import ClientIdentity, Validity, rfc3339
 from certs.renewal import prove_renewal
 from certs.revocation import RevocationList, newer, verify_list
 from certs.rotation import announced
-from certs.verify import TrustBundle, load_chain
+from certs.verify import TrustBundle, certificate_names, load_chain
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from protocol import defaults
@@ -47,6 +47,7 @@ class HostTrust:
         self._revocations_at = _known_since(revocations, time.time())
         self._awaited: tuple[int, TrustBundle] | None = None
         self._successor_from = float("inf")
+        self._wanted_names: frozenset[str] = frozenset()
         self._use(identity)
 
     @classmethod
@@ -69,6 +70,7 @@ class HostTrust:
         self.serving_validity: Validity = self.bundle.identify_serving(load_chain(identity.serving_chain_pem)).validity
 
         chains = identity.chain, load_chain(identity.serving_chain_pem)
+        self._names = certificate_names(chains[1])
         if all(map(self.bundle.is_current, chains)):
             self._successor_from = float("inf")
         elif self._successor_from == float("inf"):
@@ -80,9 +82,17 @@ class HostTrust:
 
     @property
     def renew_at(self) -> float:
-        """When the first of the two certificates has lived two thirds of its life, or soon when the host has come to
-        sign by another root; Unix seconds."""
+        """When the first of the two certificates has lived two thirds of its life, soon when the host has come to sign
+        by another root, at once when callers come by a name that the serving certificate lacks; Unix seconds."""
+        if self._wanted_names - self._names:
+            return 0.0
         return min(self.validity.renew_at, self.serving_validity.renew_at, self._successor_from)
+
+    def take_names(self, names: object) -> bool:
+        """What the host says that callers reach this cluster by; True when the serving certificate lacks some of it."""
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            self._wanted_names = frozenset(names)
+        return bool(self._wanted_names - self._names)
 
     def handshake(self, *, instance: str, software: str) -> AgentHandshake:
         """A fresh handshake with the identity in use."""

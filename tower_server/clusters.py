@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from certs.errors import CertsError
-from certs.names import check_label, check_serving_name
+from certs.names import check_label, check_serving_name, parse_host
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
@@ -86,6 +86,11 @@ class Clusters:
         if record is None or member is None:
             raise TowerError("TWR603", f"there is no cluster {name[:80]!r}")
         return record, member
+
+    def certificate_names(self, name: str) -> tuple[str, ...]:
+        """What the serving certificate of a cluster carries beside the member name, written as it stands there."""
+        record = self._records.get(name)
+        return tuple(str(parse_host(each)) for each in record.certificate_names) if record is not None else ()
 
     def subscribe(self, observer: Callable[[str, str], None]) -> Callable[[], None]:
         """`observer(ADDED|MODIFIED|DELETED, name)` is called for each change; what is returned ends that."""
@@ -180,6 +185,7 @@ class Clusters:
                 listening = {port.service for port in self.ports.of(cluster.name)}
                 if KUBERNETES in cluster.ports and KUBERNETES not in listening:
                     await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
+                self._tell("MODIFIED", cluster.name)
         await self.declare(member)
 
     async def _forget(self, name: str) -> None:

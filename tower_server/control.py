@@ -41,7 +41,8 @@ log = get_logger(__name__)
 class Control:
     """All control streams.
 
-    `start(work, name)` owns the tasks of renewals; `declared` is called when a member offers other services.
+    `start(work, name)` owns the tasks of renewals; `declared` is called when a member offers other services, and
+    `names(cluster)` gives what its serving certificate carries beside the member's name.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Control:
         rotation: Rotation,
         start: Start,
         declared: Callable[[Member], object],
+        names: Callable[[str], tuple[str, ...]],
     ) -> None:
         self.agents = agents
         self.rotation = rotation
         self.metrics = metrics
         self.start = start
         self.declared = declared
+        self.names = names
         self._registry = registry
         self._revocations = revocations
         registry.subscribe(self.attach)
@@ -77,7 +80,16 @@ class Control:
             return
         if self.rotation.number > 1:  # what came with the enrolment is not all there is
             stream.send(self.rotation.line())
+        stream.send_names()
         stream.send_revocations()
+
+    def renamed(self, cluster: str) -> None:
+        """Callers may reach a cluster by other names now: its agents renew, if their certificates lack one."""
+        member = self._registry.members.get(cluster)
+        for tunnel in member.tunnels if member is not None else ():
+            control = tunnel.data.get("control")
+            if isinstance(control, ControlStream):
+                control.send_names()
 
     def rotated(self) -> None:
         """Every agent hears at once what is to be trusted from now on."""
@@ -100,7 +112,7 @@ class Control:
 class ControlStream(asyncio.Protocol):
     """The server's end of one."""
 
-    __slots__ = ("_control", "_full", "_member", "_outdated", "_reader", "_renewing", "_transport", "_tunnel")
+    __slots__ = ("_control", "_full", "_member", "_named", "_outdated", "_reader", "_renewing", "_transport", "_tunnel")
 
     def __init__(self, control: Control, member: Member, tunnel: Tunnel) -> None:
         self._control = control
@@ -111,6 +123,7 @@ class ControlStream(asyncio.Protocol):
         self._full = False
         self._outdated = False
         self._renewing = False
+        self._named: tuple[str, ...] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("StreamTransport", transport)
@@ -121,6 +134,13 @@ class ControlStream(asyncio.Protocol):
             self._outdated = True
         elif self._transport is not None:
             self._transport.write(self._control.revocations_line())
+
+    def send_names(self) -> None:
+        """What the serving certificate is to carry, where that is another than what was said last."""
+        names = self._control.names(self._member.name)
+        if names != self._named:
+            self._named = names
+            self.send(encode_message("names", names=list(names)))
 
     def send(self, line: bytes) -> None:
         """One line now; of the few that there are an agent that does not read gets them when it does."""

@@ -186,7 +186,7 @@ class Server:
             callers_address=config.callers.address or url_host(config.public_url or "") or "127.0.0.1",
             started=now,
         )
-        Control(
+        control = Control(
             registry=registry,
             agents=agents,
             revocations=revocations,
@@ -194,7 +194,9 @@ class Server:
             metrics=metrics,
             start=self._start_for_peer,
             declared=lambda member: self._start_for_peer(clusters.declare(member), f"declare-{member.name}"),
+            names=clusters.certificate_names,
         )
+        clusters.subscribe(lambda _change, name: control.renamed(name))
         rotation.subscribe(self._renew_certificate)
         rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))

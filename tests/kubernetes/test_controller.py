@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from certs.verify import certificate_names
 from tests.deploy.rendering import DEPLOY, namespaces, render
 from tests.lab.controlplane import ControlPlane, run
 from tests.lab.hostplane import crds
@@ -100,6 +103,28 @@ def test_a_cluster_made_by_kubectl_is_served_and_gone_with_its_resource(
     wait_until(lambda: tower.call("GET", "/v1/clusters/edge-2")[0] == 404, "the server has let it go", PATIENCE)
     assert not seen(host_plane, "members", "edge-2")
     assert tower.cluster("edge-1")["ready"] == "True"
+
+
+def test_the_certificate_follows_the_addresses_of_the_services(tower: TowerWorld, host_plane: ControlPlane) -> None:
+    port = tower.cluster(MEMBER)["ports"]["kubernetes"]
+
+    def carried() -> frozenset[str]:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as raw,
+            context.wrap_socket(raw, server_hostname=f"{MEMBER}.members.tower") as secured,
+        ):
+            shown = secured.getpeercert(binary_form=True)
+            assert shown is not None
+            return certificate_names([shown])
+
+    service = json.loads(host_plane.kubectl("get", "service", f"mc-{MEMBER}", "-n", NAMESPACE, "-o", "json").stdout)
+    wait_until(lambda: service["spec"]["clusterIP"] in carried(), "the ClusterIP in the certificate", PATIENCE)
+    published = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}})
+    patch = ("patch", "service", f"mc-{MEMBER}-external", "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p")
+    host_plane.kubectl(*patch, published)
+    wait_until(lambda: "203.0.113.7" in carried(), "the published address in the certificate", PATIENCE)
 
 
 def test_callers_and_tunnels_need_no_leader(tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from daemon.faults import TowerError
 from protocol.errors import RemoteProtocolError
-from protocol.messages import Message
+from protocol.messages import Message, encode_message
 from tower_agent import control as control_module
 from tower_agent.control import ControlChannel
 
@@ -30,12 +30,15 @@ class Wire(asyncio.Transport):
         return self.stuck
 
 
-def channel(taken: list[str] | None = None, trusted: list[Message] | None = None) -> tuple[ControlChannel, Wire]:
+def channel(
+    taken: list[str] | None = None, trusted: list[Message] | None = None, named: list[object] | None = None
+) -> tuple[ControlChannel, Wire]:
     made = ControlChannel(
         on_ready=lambda _channel: None,
         on_lost=lambda _channel: None,
         on_revocations=(taken if taken is not None else []).append,
         on_trust=(trusted if trusted is not None else []).append,
+        on_names=(named if named is not None else []).append,
     )
     wire = Wire()
     made.connection_made(wire)
@@ -99,3 +102,11 @@ async def test_lists_are_handed_on_unknown_types_skipped_and_nonsense_ends_the_t
     for nonsense in (b"[]\n", b"{}\n", b"garbage\n", b'{"type":"revocations"}\n', b'{"type":"renewed","id":7}\n'):
         with pytest.raises(RemoteProtocolError):
             made.data_received(nonsense)
+
+
+@pytest.mark.asyncio
+async def test_the_names_that_callers_use_are_handed_on() -> None:
+    named: list[object] = []
+    made, _ = channel(named=named)
+    made.data_received(encode_message("names", names=["10.96.0.9"]))
+    assert named == [["10.96.0.9"]]

@@ -103,3 +103,20 @@ async def test_a_list_that_grows_old_is_noticed_and_no_replay_makes_it_young(tmp
     assert trust.stale_revocations(now + REVOCATIONS_STALE) is not None
     trust.take_revocations(ahead)
     assert trust.stale_revocations(now + REVOCATIONS_STALE + 60) is not None, "a clock that runs ahead hides nothing"
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_the_serving_certificate_lacks_makes_it_due_and_one_that_it_has_does_not(
+    tmp_path: Path,
+) -> None:
+    store = DirectoryIdentityStore(state_dir(tmp_path))
+    async with serving_tower(new_tower()) as tower:
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    trust = await HostTrust.load(store, "east")
+    assert trust.take_names([f"{trust.identity.cluster}.members.tower"]) is False
+    assert trust.renew_at > time.time()
+    assert trust.take_names("nonsense") is False
+    assert trust.take_names(["10.96.0.9"]) is True
+    assert trust.renew_at <= time.time()
+    assert trust.take_names([]) is False
+    assert trust.renew_at > time.time()

@@ -125,3 +125,32 @@ async def test_a_deletion_that_the_store_cuts_short_is_a_deletion_or_none(tmp_pa
         monkeypatch.setattr(store, "delete", delete)
         assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
         assert server.services.clusters.names() == []
+
+
+async def test_records_that_others_write_are_followed(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        store, clusters = server.services.store, server.services.clusters
+        follow = asyncio.create_task(clusters.follow())
+        try:
+            port = server.config.ports.range[0] + 5
+            await store.create(Kind.CLUSTER, "edge-2", Cluster("edge-2", "u2", 1.0).data())
+            await until(lambda: "edge-2" in clusters.names())
+            record = await store.get(Kind.CLUSTER, "edge-2")
+            noted = Cluster("edge-2", "u2", 1.0, ports={"kubernetes": port})
+            await store.update(Kind.CLUSTER, "edge-2", noted.data(), expect=record.version)
+            await until(lambda: [each.service for each in clusters.ports.of("edge-2")] == ["kubernetes"])
+            with socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+            await store.delete(Kind.CLUSTER, "edge-2")
+            await until(lambda: "edge-2" not in clusters.names())
+            assert not clusters.ports.of("edge-2")
+            await store.delete(Kind.CLUSTER, "edge-1")
+            again = Cluster("edge-1", "another", 1.0)
+            await store.create(Kind.CLUSTER, "edge-1", again.data())
+            await until(lambda: "edge-1" in clusters.names() and clusters.get("edge-1")[0].uid == "another")
+            await until(lambda: agent.tunnel.closed is not None)
+            assert agent.tunnel.closed.code == Code.DELETED
+            assert clusters.get("edge-1")[1].tunnels == []
+        finally:
+            follow.cancel()
+            await asyncio.gather(follow, return_exceptions=True)

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,8 @@ from certs.revocation import verify_list
 from certs.verify import TrustBundle, load_chain
 from protocol.constants import Code
 from tests.tower_server.kit import admin, call, joined, renewal, running, until
+from tower_server.records import Cluster
+from tower_server.store.base import Kind
 
 pytestmark = pytest.mark.asyncio
 
@@ -161,3 +164,22 @@ async def test_the_same_list_is_sent_again_freshly_signed(tmp_path, monkeypatch)
         assert (before.number, before.users) == (last.number, last.users)
         assert "alice" in last.users
         assert last.issued_at > before.issued_at
+
+
+async def test_an_agent_hears_by_which_names_its_callers_come_and_of_each_change_once(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        clusters = server.services.clusters
+        record = await server.services.store.get(Kind.CLUSTER, "edge-1")
+        cluster = replace(Cluster.read(record), service_names=("10.96.0.9",))
+        await server.services.store.update(Kind.CLUSTER, "edge-1", cluster.data(), expect=record.version)
+        follow = asyncio.create_task(clusters.follow())
+        try:
+            await until(lambda: agent.control is not None and agent.control.of("names"))
+            assert [message["names"] for message in agent.control.of("names")] == [["10.96.0.9"]]
+            for observer in list(clusters._observers):
+                observer("MODIFIED", "edge-1")
+            await asyncio.sleep(0.1)
+            assert len(agent.control.of("names")) == 1
+        finally:
+            follow.cancel()
+            await asyncio.gather(follow, return_exceptions=True)

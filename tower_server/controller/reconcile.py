@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from certs.ca import Authority
+from certs.errors import IssueRefused
 from certs.kubeconfig import Connection
-from certs.names import member_name
+from certs.names import check_serving_name, member_name
 from certs.peers import rfc3339
 from certs.revocation import RevocationList
 from daemon.faults import TowerError, fault
@@ -210,7 +211,7 @@ class Reconciler:
         """What callers may reach the cluster by stands in its certificate from its next renewal on."""
         inside = f"{service_name(name)}.{self.namespace}"
         names = [inside, f"{inside}.svc", outcome.address, outcome.external_address]
-        await self.registry.name_services(record, tuple(dict.fromkeys(each for each in names if each)))
+        await self.registry.name_services(record, tuple(dict.fromkeys(_that_certificates_hold(names, cluster=name))))
 
     def _alone(self, name: str, outcome: Outcome, sight: Sight | None) -> Outcome:
         others = self.twins.note(name, sight.uid if sight is not None else "")
@@ -340,6 +341,15 @@ def _refused(error: KubeError) -> Problem:
     text = f"the Cluster resource could not be written: {what}: {error.message}"
     reason = "WebhookRefused" if named else "WriteRefused"
     return Problem("ResourceWritable", reason, "TWR122", text, fault("TWR122").mend)
+
+
+def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[str]:
+    """A load balancer may be called anything; a name that no certificate of the cluster may carry is left out."""
+    for name in names:
+        try:
+            yield str(check_serving_name(name, cluster=cluster))
+        except IssueRefused:
+            continue
 
 
 def _is_ours(service: Object, cluster: str) -> bool:
