@@ -15,13 +15,13 @@ import pytest
 from tests.lab.network import MemberNetwork, lacking
 from tests.lab.processes import LabError, free_ports, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, tunnels, watching
+from tests.loopback.callers import Caller, tunnels
 from tests.loopback.member import BackendMember
 from tests.loopback.slow import slow_way
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 IDLE, BUSY = "idle", "busy"
-TUNED = {"liveness": {"ping": "1500ms", "dead_after": "5s"}}
+TUNED = {"liveness": {"ping": "1500ms", "dead_after": "5s"}, "drain": "500ms"}
 BACK = 30.0
 LATE = 2.5  # for a busy machine to write its log
 
@@ -118,10 +118,9 @@ def test_a_link_that_is_slow_and_full_is_not_taken_for_a_dead_one(member: Backen
         with TowerWorld(Path(folder) / "w", settings=settings, tunnel_port=port) as world:
             world.join(BUSY, member, credential=member.by_token, settings=TUNED)
             caller, before = Caller(world.kubeconfig(BUSY)), tunnels(world, BUSY)
-            with downloading(caller), downloading(caller), watching(caller) as goes_on:
-                until = time.monotonic() + 12.0  # more than twice the time of silence that is death
+            with downloading(caller):
+                until = time.monotonic() + 11.0  # more than twice the time of silence that is death
                 while time.monotonic() < until:
-                    goes_on()
                     answer = caller.ask("/small")
                     assert (answer.status, json.loads(answer.body)["path"]) == (200, "/small")
             assert tunnels(world, BUSY) == before
