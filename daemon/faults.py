@@ -875,7 +875,7 @@ _TABLE: Final = (
         "The rotation of the CA is not complete",
         "Agents are not as far as the rotation is, and would be locked out by its next step.",
         "They are not connected, or have not renewed their certificates yet.",
-        "bring them back (`towerctl describe authority` lists them) or revoke them; with --force they have to join anew",
+        "bring them back (`towerctl describe authority` lists them) or revoke them; after --force they must join anew",
         409,
         "RotationIncomplete",
     ),

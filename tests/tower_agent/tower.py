@@ -226,7 +226,9 @@ async def serving_tower(tower: Tower, *, tls: ssl.SSLContext | None = None) -> A
     """Listen on loopback, with the tower's own certificate unless another context is given."""
     listener = TunnelListener(
         credentials=lambda: Credentials(tower.server.chain_der, signer(tower.key)),
-        verify=agent_verifier(lambda: tower.bundle, time.time, lambda: tower.revocations, allow_expired_for=RENEWAL_GRACE),
+        verify=agent_verifier(
+            lambda: tower.bundle, time.time, lambda: tower.revocations, allow_expired_for=RENEWAL_GRACE
+        ),
         authenticate=tower.authenticate,
         http=tower.http,
         on_tunnel=tower.on_tunnel,

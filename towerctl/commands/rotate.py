@@ -11,7 +11,7 @@ from towerctl.lazy import Command, LazyGroup
 from towerctl.output import output_option, print_document
 
 NEXT: Final = {
-    "announced": "hand out kubeconfigs anew (`towerctl kubeconfig CLUSTER --merge --overwrite`), which trust both roots; "
+    "announced": "hand out kubeconfigs anew (`towerctl kubeconfig CLUSTER --merge --overwrite`): they trust both roots; "
     "then `towerctl rotate authority switch`",
     "switched": "wait until callers use certificates of the new root (one day for the plugin's); then "
     "`towerctl rotate authority finish`",
