@@ -11,8 +11,8 @@ from towerctl.lazy import Command, LazyGroup
 from towerctl.output import output_option, print_document
 
 NEXT: Final = {
-    "announced": "hand out kubeconfigs anew (`towerctl kubeconfig CLUSTER --merge --overwrite`): they trust both roots; "
-    "then `towerctl rotate authority switch`",
+    "announced": "hand out kubeconfigs anew (`towerctl kubeconfig CLUSTER --merge --overwrite`): they trust "
+    "both roots. Then `towerctl rotate authority switch`",
     "switched": "wait until callers use certificates of the new root (one day for the plugin's); then "
     "`towerctl rotate authority finish`",
 }
