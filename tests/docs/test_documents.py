@@ -15,7 +15,7 @@ from tower_server.main import cli as server
 from towerctl.root import cli as towerctl
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/OPERATIONS.md", "docs/SECURITY.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/MIGRATION.md", "docs/OPERATIONS.md", "docs/SECURITY.md"]
 PROGRAMS: dict[str, click.Group] = {"towerctl": towerctl, "tower-agent": agent, "tower-server": server}
 
 
