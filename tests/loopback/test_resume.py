@@ -28,7 +28,7 @@ BULK = 96 * 1024 * 1024
 PIECE = bytes(range(256)) * 1024
 PATIENCE = 30.0
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
