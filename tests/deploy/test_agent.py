@@ -9,7 +9,7 @@ import yaml
 
 from gateway.policy import Policy
 from tests.lab.controlplane import ControlPlane
-from towerctl.manifest import Plan, objects
+from gateway.manifest import Plan, objects
 
 pytestmark = pytest.mark.cluster
 NAMESPACE = "tower-agents"

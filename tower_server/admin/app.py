@@ -24,6 +24,7 @@ from tower_server.admin import calls, legacy
 from tower_server.admin.body import checked, read_object
 from tower_server.admin.calls import known_name
 from tower_server.admin.forward import forward
+from tower_server.admin.manifest import manifest
 from tower_server.admin.services import Services
 from tower_server.admin.watch import watch_clusters
 from tower_server.faultof import store_fault
@@ -61,6 +62,7 @@ CALLS: Final[dict[tuple[str, ...], dict[str, Call]]] = {
         "POST": lambda s, a, b, q: legacy.create_window(s, a[_CLUSTER], b),
         "DELETE": lambda s, a, b, q: legacy.delete_window(s, a[_CLUSTER]),
     },
+    ("clusters", _CLUSTER, "manifest"): {"POST": lambda s, a, b, q: manifest(s, a[_CLUSTER], b)},
     ("clusters", _CLUSTER, "connection"): {"GET": lambda s, a, b, q: calls.connection_of(s, a[_CLUSTER])},
     ("clusters", _CLUSTER, "ping"): {"POST": lambda s, a, b, q: calls.ping(s, a[_CLUSTER])},
     ("tunnels",): {"GET": lambda s, a, b, q: calls.list_tunnels(s, q.get("cluster"))},
@@ -79,7 +81,7 @@ _WITH_BODY: Final = frozenset(
     {
         ("authority", "rotate"),
         ("clusters",),
-        *(("clusters", _CLUSTER, of) for of in ("tokens", "credentials", "legacy-token", "legacy-window")),
+        *(("clusters", _CLUSTER, of) for of in ("tokens", "credentials", "manifest", "legacy-token", "legacy-window")),
     }
 )
 _LABELS: Final = {_CLUSTER: "cluster", _AGENT: "agent", _TOKEN: "token"}

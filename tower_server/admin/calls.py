@@ -99,6 +99,12 @@ async def create_cluster(services: Services, document: dict[str, Any]) -> Object
 
 async def delete_cluster(services: Services, name: str) -> Object:
     view = await view_of(services, name)
+    if services.clusters.get(name)[0].resource:
+        raise TowerError(
+            "TWR605",
+            f"the cluster {name} belongs to a Cluster resource of this host, from which it would be made again",
+            mend=f"delete the resource: kubectl delete clusters.cluster.kubesphere.io {name}",
+        )
     await services.clusters.delete(name)
     return view
 

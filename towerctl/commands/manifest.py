@@ -88,7 +88,7 @@ def manifest(
 
     Keep it as you keep the token: whoever applies it first has joined.
     """
-    from towerctl.manifest import Plan, objects, rights
+    from gateway.manifest import Plan, objects, rights
 
     client = ctl.client()
     with_token = not (no_token or rbac_only)

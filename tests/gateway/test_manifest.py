@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
+from gateway.manifest import Plan, objects, rights
 from gateway.policy import Policy
-from towerctl.manifest import Plan, objects, rights
 
 Object = dict[str, Any]
 
