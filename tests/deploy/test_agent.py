@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
+from gateway.manifest import Plan, objects
 from gateway.policy import Policy
 from tests.lab.controlplane import ControlPlane
-from gateway.manifest import Plan, objects
 
 pytestmark = pytest.mark.cluster
 NAMESPACE = "tower-agents"
