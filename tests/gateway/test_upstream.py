@@ -8,7 +8,7 @@ import pytest
 
 from gateway.decide import PoolName
 from gateway.errors import UpstreamError
-from gateway.tls import Apiserver
+from gateway.tls import Apiserver, upstream_context
 from gateway.upstream import Upstreams
 from tests.gateway.kit import Apiside, FakeApiserver, Pki
 
@@ -131,3 +131,49 @@ async def test_a_name_that_does_not_fit_is_not_trusted(pki: Pki) -> None:
     assert caught.value.code == "TWR304"
     upstreams.close()
     await server.stop()
+
+
+async def test_another_credential_holds_for_the_next_connection_and_the_old_ones_end_with_their_use(pki: Pki) -> None:
+    ready = Ready(pki)
+    async with ready as upstreams:
+        pool = upstreams.impersonation
+        idle, used = await pool.dial(), await pool.dial()
+        pool.release(idle, 0.0)
+        pool.renew(upstream_context(upstreams.apiserver), authorization=lambda: b"Bearer new")
+        assert pool.authorization is not None
+        assert pool.authorization() == b"Bearer new"
+        assert pool.take() is None, "an idle connection would still show the old certificate"
+        pool.release(used, 0.0)
+        assert pool.take() is None
+        fresh = await pool.dial()
+        while len(ready.server.certificates) < 3:
+            await asyncio.sleep(0)
+        assert ready.server.certificates[2] is None
+        pool.release(fresh, 0.0)
+        assert pool.take() is fresh
+
+
+async def test_connections_can_be_made_by_somebody_else(pki: Pki) -> None:
+    asked: list[str] = []
+    server: FakeApiserver
+
+    async def connect(factory):
+        asked.append("a channel of a tunnel")
+        return await asyncio.get_running_loop().create_connection(factory, "127.0.0.1", server.port)
+
+    ready = Ready(pki, connect=connect)
+    server = ready.server
+    async with ready as upstreams:
+        await upstreams.bearer.dial()
+        await upstreams.impersonation.dial()
+    assert len(asked) == 2
+
+
+async def test_a_connect_that_fails_is_told_as_a_dial_that_fails(pki: Pki) -> None:
+    async def connect(factory):
+        raise ConnectionError("the tunnel is over")
+
+    async with Ready(pki, connect=connect) as upstreams:
+        with pytest.raises(UpstreamError, match="the tunnel is over") as caught:
+            await upstreams.bearer.dial()
+        assert caught.value.code == "TWR301"
