@@ -96,6 +96,9 @@ def give_up(link: Link, now: float, seconds: float, *, told: bool) -> None:
 def _suspend(simulation: Simulation, trouble: Trouble) -> None:
     process = _process(simulation, trouble)
     process.suspend()
+    for end in process.ends:
+        if end.link is not None:
+            end.link.disturbed_at = simulation.plan.heal_at  # what waits in a suspended process has not been heard
     seconds = _until_healed(simulation, trouble.seconds)
     simulation.world.after(seconds, process.go_on, "timer" if trouble.coin < 0.5 else "io")
 
@@ -125,4 +128,4 @@ def _drain(simulation: Simulation, trouble: Trouble) -> None:
     process: Agent | Server = simulation.server if trouble.fault is Fault.DRAIN_SERVER else agent
     end = simulation.server.of(agent.cluster) if process is simulation.server else agent.current()
     if end is not None and not process.dead:
-        process.handle("timer", process.drain, end, min(25.0, trouble.seconds), 2 * trouble.coin)
+        process.handle("timer", process.drain, end, min(60.0, trouble.seconds), 2 * trouble.coin)

@@ -89,6 +89,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "                self._grants[stream.id] = stream.credit.granted\n",
         "                pass\n",
     ),
+    Mutant(
+        "a GOAWAY that is not made anew",
+        SESSION,
+        "        if self._goaway is not None:\n",
+        "        if self._goaway is not None and not self.draining:\n",
+    ),
     Mutant("an epoch that fences nothing", SESSION, "        if epoch <= self.epoch:\n", "        if epoch < 0:\n"),
     Mutant(
         "a share that a stream keeps",

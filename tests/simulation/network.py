@@ -148,11 +148,18 @@ class Link:
         self.ways = (Direction(world, path, random, self, 1), Direction(world, path, random, self, 0))
         self.taken = [0, 0]  # bytes that each end's process has got round to
         self.over = False
+        self.disturbed_at = world.now
         self.told = [False, False]
         # How it breaks, when it does: what is on its way still arrives, and when each end is told (None: never).
         self.flush = [False, False]
         self.tell_after: list[float | None] = [0.0, 0.0]
         self._world = world
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since it was made, or something happened to it."""
+        stalled = max(way.stalled_until for way in self.ways)
+        return 0.0 if self.over else self._world.now - max(self.disturbed_at, stalled)
 
     def write(self, end: int, data: bytes) -> None:
         """Send `data` from that end."""

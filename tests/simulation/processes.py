@@ -31,6 +31,7 @@ FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 AGENT_KEY: Final = b"agents"
 SERVER_KEY: Final = b"servers"
 FOR_EVER: Final = 2**62
+HEARD_WITHIN: Final = 20.0  # on a link to which nothing happens, what an end says is known to its peer
 
 
 class Process:
@@ -167,7 +168,15 @@ class Process:
         """Take no new streams on a tunnel, and end it at the deadline."""
         end.enter(_go_away, end, deadline, retry_after)
         if end.drain_timer is None and not end.over:
-            end.drain_timer = self.later(deadline, end.enter, _close, end, Code.SHUTDOWN, "the time to drain is over")
+            end.drain_timer = self.later(deadline, self._drained, end, deadline)
+
+    def _drained(self, end: End, after: float) -> None:
+        """The deadline: on a link that was well for a while, the peer must have heard of it."""
+        link = end.link
+        peer = None if link is None else link.owners[1 - end.side]
+        if link is not None and isinstance(peer, End) and min(after, link.quiet_for) >= HEARD_WITHIN:
+            require(peer.session.peer_draining, "S10 GOAWAY", "%s: its peer never heard that it drains", end.name)
+        end.enter(_close, end, Code.SHUTDOWN, "the time to drain is over")
 
 
 def _go_away(end: End, deadline: float, retry_after: float) -> None:

@@ -17,7 +17,7 @@ from tests.simulation.world import Violation
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 600
+SEEDS = 1500
 
 
 @pytest.mark.timeout(900)
@@ -28,8 +28,8 @@ def test_the_fixed_seeds_hold_and_see_every_pair_and_every_fault() -> None:
     numbers = re.match(r"(\d+) runs, ([\d.]+) simulated hours, .* (\d+) links lost, (\d+) resumes", done.stdout)
     assert numbers, done.stdout
     assert int(numbers[1]) == SEEDS
-    assert float(numbers[2]) > 20
-    assert int(numbers[4]) > 300, "resumes are what this is about"
+    assert float(numbers[2]) > 60
+    assert int(numbers[4]) > 1000, "resumes are what this is about"
 
 
 def test_a_seed_says_the_same_in_another_interpreter() -> None:
