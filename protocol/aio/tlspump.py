@@ -30,7 +30,7 @@ from protocol.aio.buffers import shared_buffer
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
-PIECE_BYTES: Final = 32 * defaults.KIB  # that pass through OpenSSL's memory at a time
+PIECE_BYTES: Final = 64 * defaults.KIB  # that pass through OpenSSL's memory at a time
 NOTHING: Final = memoryview(b"")
 RECORD_BYTES: Final = 16 * defaults.KIB  # of plaintext in one TLS record, at most
 
