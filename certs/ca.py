@@ -1,4 +1,4 @@
-"""The tower CA of one host: a root, four issuers under it, and everything they sign.
+"""The tower CA of one host: a root, the issuers under it, and everything they sign.
 
 A rotation puts a second root with issuers of its own beside the first (`with_next`), lets it sign (`switched`) and
 takes the first away (`finished`); from the first step to the last both are trusted. Each step counts `number` up, so
@@ -30,7 +30,9 @@ from certs.issuers import (
     AGENT_SERVING,
     AGENTS,
     CLIENTS,
+    INNER,
     ISSUERS,
+    REPLICAS,
     TOWER_SERVERS,
     Issuer,
     ca_key_usage,
@@ -44,6 +46,7 @@ from certs.names import (
     AgentRole,
     ClientRole,
     IssuerRole,
+    ReplicaRole,
     Role,
     RootRole,
     ServerRole,
@@ -126,6 +129,16 @@ class _Generation:
     def signing(self) -> tuple[_Signing, ...]:
         return self.root, *self.issuers.values()
 
+    @property
+    def published(self) -> tuple[_Signing, ...]:
+        """Those that peers outside of the host's servers are told of."""
+        return self.root, *(signing for name, signing in self.issuers.items() if name not in INNER)
+
+    def completed(self, host: str, at: float) -> _Generation:
+        """With the issuers that it lacks, under the same root."""
+        made = {name: _make_issuer(self.root, host, ISSUERS[name], at) for name in ISSUERS if name not in self.issuers}
+        return _Generation(self.root, {**self.issuers, **made})
+
 
 class Authority:
     """The keys of one host's CA; whoever holds it can mint any peer of this host.
@@ -137,8 +150,12 @@ class Authority:
         self._generations = tuple(generations)  # the one that signs first
         self.number = number
         self.bundle = TrustBundle.from_certificates(
+            [each.certificate for generation in generations for each in generation.published]
+        )
+        self.inner_bundle = TrustBundle.from_certificates(
             [each.certificate for generation in generations for each in generation.signing]
         )
+        """For the host's own servers among themselves."""
         self.host = self.bundle.host
 
     @classmethod
@@ -146,6 +163,15 @@ class Authority:
         """A new root and its issuers; `host` is the name that every certificate of this tower carries."""
         check_label(host, what="host")
         return cls([_Generation.create(host, at)])
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has every issuer; one that was made before there was an issuer *replicas* lacks that."""
+        return all(generation.issuers.keys() == ISSUERS.keys() for generation in self._generations)
+
+    def completed(self, *, at: float) -> Authority:
+        """With every issuer. What peers are told stays the same, and so does the number."""
+        return Authority([each.completed(self.host, at) for each in self._generations], number=self.number)
 
     # ---- rotation -----------------------------------------------------------------------------------------------
 
@@ -178,7 +204,8 @@ class Authority:
         """Become `other`, a later state of this same CA."""
         if other.host != self.host or other.number < self.number:
             raise AuthorityError(f"the tower CA of {other.host} (state {other.number}) does not follow this one's")
-        self._generations, self.number, self.bundle = other._generations, other.number, other.bundle
+        self._generations, self.number = other._generations, other.number
+        self.bundle, self.inner_bundle = other.bundle, other.inner_bundle
 
     def _expect(self, phase: Phase) -> None:
         if self.phase is not phase:
@@ -214,7 +241,7 @@ class Authority:
         generations = []
         for root in bundle.roots:
             under = bundle.issuers_under(root)
-            if missing := sorted(set(ISSUERS) - under.keys()):
+            if missing := sorted(set(ISSUERS) - INNER - under.keys()):
                 raise AuthorityError(f"the tower CA of {bundle.host} lacks the issuers {', '.join(missing)}", _RESTORE)
             issuers = {name: pair(certificate, name) for name, certificate in under.items()}
             generations.append(_Generation(pair(root, "root"), issuers))
@@ -244,6 +271,18 @@ class Authority:
             if isinstance(each, str) and each.startswith("*.") and each != f"*.{MEMBERS_DOMAIN}":
                 raise IssueRefused(f"a tower server's certificate may not carry the wildcard {each}", "name each host")
         return self._issue(TOWER_SERVERS, role, _subject(name), public_key, at=at, ttl=ttl, names=parsed)
+
+    def issue_replica(
+        self,
+        name: str,
+        *,
+        public_key: PublicKey,
+        at: float,
+        ttl: float = defaults.SERVER_CERTIFICATE_DAYS * DAY,
+    ) -> Issued:
+        """What one server of the host shows to another; it is known by its role, so it carries no other name."""
+        role = ReplicaRole(self.host, check_label(name, what="replica"))
+        return self._issue(REPLICAS, role, _subject(name), public_key, at=at, ttl=ttl)
 
     def issue_agent(
         self,
@@ -353,7 +392,8 @@ def _with_ca(builder: x509.CertificateBuilder, role: Role, *, path_length: int) 
 def _make_issuer(root: _Signing, host: str, issuer: Issuer, at: float) -> _Signing:
     key = generate_key()
     subject = _subject(f"tower {issuer.name}", host)
-    builder = _builder(key.public_key(), subject, at, at + defaults.ISSUER_DAYS * DAY)
+    until = min(at + defaults.ISSUER_DAYS * DAY, root.certificate.not_valid_after_utc.timestamp())
+    builder = _builder(key.public_key(), subject, at, until)
     builder = _with_ca(builder.issuer_name(root.certificate.subject), IssuerRole(host, issuer.name), path_length=0)
     builder = builder.add_extension(x509.ExtendedKeyUsage(issuer.usages), critical=False)
     builder = builder.add_extension(_authority_key(root.certificate), critical=False)

@@ -14,7 +14,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from certs.names import AgentRole, ClientRole, Role, ServerRole, ServingRole
+from certs.names import AgentRole, ClientRole, ReplicaRole, Role, ServerRole, ServingRole
 
 SERVER_AUTH: Final = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT_AUTH: Final = ExtendedKeyUsageOID.CLIENT_AUTH
@@ -36,8 +36,12 @@ AGENT_SERVING: Final = Issuer(
 )
 AGENTS: Final = Issuer("agents", "an agent's identity", AgentRole, (CLIENT_AUTH,))
 CLIENTS: Final = Issuer("clients", "a caller's certificate", ClientRole, (CLIENT_AUTH,))
+REPLICAS: Final = Issuer("replicas", "a tower replica's certificate", ReplicaRole, (SERVER_AUTH, CLIENT_AUTH))
 
-ISSUERS: Final = {issuer.name: issuer for issuer in (TOWER_SERVERS, AGENT_SERVING, AGENTS, CLIENTS)}
+ISSUERS: Final = {issuer.name: issuer for issuer in (TOWER_SERVERS, AGENT_SERVING, AGENTS, CLIENTS, REPLICAS)}
+INNER: Final = frozenset({REPLICAS.name})
+"""Issuers that only the servers of a host know: they are in no trust bundle that leaves it, so to everybody else their
+certificates are those of strangers."""
 
 
 def ca_key_usage() -> x509.KeyUsage:

@@ -54,6 +54,15 @@ class ServerRole:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaRole:
+    host: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.host}/replicas/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRole:
     host: str
     cluster: str
@@ -81,7 +90,7 @@ class ClientRole:
         return f"{SCHEME}{self.host}/clients/{quote(self.user, safe='')}"
 
 
-Role = RootRole | IssuerRole | ServerRole | AgentRole | ServingRole | ClientRole
+Role = RootRole | IssuerRole | ServerRole | ReplicaRole | AgentRole | ServingRole | ClientRole
 
 
 def parse_role(uri: str) -> Role | None:
@@ -97,6 +106,8 @@ def parse_role(uri: str) -> Role | None:
             role, labels = IssuerRole(host, issuer), (host, issuer)
         case [host, "servers", name]:
             role, labels = ServerRole(host, name), (host, name)
+        case [host, "replicas", name]:
+            role, labels = ReplicaRole(host, name), (host, name)
         case [host, "clusters", cluster, "agents", agent]:
             role, labels = AgentRole(host, cluster, agent), (host, cluster, agent)
         case [host, "clusters", cluster, "serving"]:

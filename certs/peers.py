@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from certs.errors import Reason, Untrusted
-from certs.issuers import TOWER_SERVERS
+from certs.issuers import REPLICAS, TOWER_SERVERS
 from certs.keys import PublicKey
 from certs.revocation import RevocationList
 from protocol import defaults
@@ -64,6 +64,18 @@ class ServerIdentity:
 
     def check(self, at: float) -> None:
         self.validity.check_time(at, noun=TOWER_SERVERS.noun)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaIdentity:
+    """Another tower server of the same host."""
+
+    host: str
+    name: str
+    validity: Validity
+
+    def check(self, at: float) -> None:
+        self.validity.check_time(at, noun=REPLICAS.noun)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,23 @@ def callers_context(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) ->
     return context
 
 
+def replica_contexts(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For the servers of one host among themselves, as the one who is called and the one who calls.
+
+    Either side shows a certificate that ends at the host's root. Of which kind it is, and whose, is for
+    `TrustBundle.verify_replica`: certificates of replicas carry no name that OpenSSL could compare.
+    """
+    called, calling = server_context(chain_pem=chain_pem, key_pem=key_pem), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(calling)
+    calling.check_hostname = False
+    load_pair(calling, chain_pem=chain_pem, key_pem=key_pem)
+    for context in (called, calling):
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=bundle.root_pem.decode())
+    return called, calling
+
+
 @dataclass(frozen=True, slots=True)
 class ClientTrust:
     """Which authorities a client accepts: the system's, those of a file, those given as PEM; more than one adds up."""

@@ -21,10 +21,21 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from certs.errors import AuthorityError, Reason, Untrusted
-from certs.issuers import AGENT_SERVING, AGENTS, CLIENTS, ISSUERS, TOWER_SERVERS, Issuer, leaf_key_usage
+from certs.issuers import AGENT_SERVING, AGENTS, CLIENTS, ISSUERS, REPLICAS, TOWER_SERVERS, Issuer, leaf_key_usage
 from certs.keys import UNREADABLE, PublicKey
-from certs.names import AgentRole, ClientRole, IssuerRole, Role, RootRole, ServerRole, ServingRole, is_user, parse_role
-from certs.peers import AgentIdentity, ClientIdentity, ServerIdentity, ServingIdentity, Validity
+from certs.names import (
+    AgentRole,
+    ClientRole,
+    IssuerRole,
+    ReplicaRole,
+    Role,
+    RootRole,
+    ServerRole,
+    ServingRole,
+    is_user,
+    parse_role,
+)
+from certs.peers import AgentIdentity, ClientIdentity, ReplicaIdentity, ServerIdentity, ServingIdentity, Validity
 from certs.revocation import RevocationList
 
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
@@ -129,6 +140,14 @@ class TrustBundle:
         leaf = self._verify(chain, TOWER_SERVERS)
         assert isinstance(leaf.role, ServerRole)
         identity = ServerIdentity(self.host, leaf.role.name, leaf.validity, _p256(leaf.certificate))
+        identity.check(at)
+        return identity
+
+    def verify_replica(self, chain: Sequence[bytes], at: float) -> ReplicaIdentity:
+        """Only of `Authority.inner_bundle`: the bundle that others have does not know the issuer."""
+        leaf = self._verify(chain, REPLICAS)
+        assert isinstance(leaf.role, ReplicaRole)
+        identity = ReplicaIdentity(self.host, leaf.role.name, leaf.validity)
         identity.check(at)
         return identity
 

@@ -15,6 +15,7 @@ from daemon.faults import TowerError
 from tower_server.store.base import Conflict, Data, Kind, NotFound, Record, Store
 
 RECORD: Final = "authority"
+ATTEMPTS: Final = 8
 
 
 async def load_or_create(store: Store, *, host: str, fallback_host: str, at: float) -> tuple[Authority, bool]:
@@ -30,7 +31,7 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
         except Conflict:
             record = await store.get(Kind.SECRET, RECORD)
             made = False
-    authority = _decode(record)
+    authority = await _completed(store, record, at=at)
     if host and authority.host != host:
         raise TowerError(
             "TWR501",
@@ -38,6 +39,19 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
             mend=f"set `host: {authority.host}`, or start with another state_dir (its agents join anew)",
         )
     return authority, made
+
+
+async def _completed(store: Store, record: Record, *, at: float) -> Authority:
+    """With every issuer of this version; of servers that start at once, one adds what is missing."""
+    for _ in range(ATTEMPTS):
+        authority = _decode(record)
+        if authority.complete:
+            return authority
+        try:
+            record = await store.update(Kind.SECRET, RECORD, _data(authority.completed(at=at)), expect=record.version)
+        except Conflict:
+            record = await store.get(Kind.SECRET, RECORD)
+    raise TowerError("TWR108", "the record of the tower CA keeps changing")
 
 
 async def read(store: Store) -> Authority:

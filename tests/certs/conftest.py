@@ -36,5 +36,6 @@ def every_kind(authority: Authority, key: PrivateKey) -> dict[str, Issued]:
         "server": authority.issue_server("s1", ["tower.example", "*.members.tower"], public_key=public, at=AT),
         "serving": authority.issue_serving("edge-1", public_key=public, at=AT),
         "agent": authority.issue_agent("edge-1", "a1", public_key=public, at=AT),
+        "replica": authority.issue_replica("tower-0", public_key=public, at=AT),
         "client": authority.issue_client("tower:hq:admin", ["tower:hq:cluster-admins"], public_key=public, at=AT),
     }

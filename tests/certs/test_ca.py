@@ -14,7 +14,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.ca import Authority, Issued
-from certs.errors import AuthorityError, IssueRefused
+from certs.errors import AuthorityError, IssueRefused, Untrusted
 from certs.keys import PrivateKey, generate_key, public_key_from_csr
 from protocol import defaults
 from tests.certs.conftest import AT, DAY, HOUR
@@ -57,8 +57,8 @@ def damaged(pem: bytes) -> list[tuple[bytes, str]]:
     return [
         (b"", "cannot be read"),
         (pem[: len(pem) // 2], "cannot be read|lacks"),
-        (b"".join(blocks[:-1]), "lacks the key of its clients"),
-        (b"".join(blocks[:-2]), "lacks the issuers clients"),
+        (b"".join(blocks[:-1]), "lacks the key of its replicas"),
+        (b"".join(blocks[:-4]), "lacks the issuers clients"),
         (b"".join(blocks[2:]), "holds 0 roots"),
         (pem.replace(blocks[3], blocks[5]), "lacks the key"),
     ]
@@ -69,6 +69,40 @@ def test_a_damaged_authority_says_what_is_missing(authority: Authority, case: in
     pem, says = damaged(authority.to_pem())[case]
     with pytest.raises(AuthorityError, match=says):
         Authority.from_pem(pem)
+
+
+def before_replicas(authority: Authority) -> Authority:
+    """As one that was made and kept before there was an issuer of replicas."""
+    blocks = re.findall(rb"-----BEGIN .+?-----END [A-Z ]+-----\n", authority.to_pem(), re.DOTALL)
+    return Authority.from_pem(b"".join(blocks[:-2]), number=authority.number)
+
+
+def test_an_authority_of_before_gets_the_issuer_of_replicas_under_its_own_root(
+    authority: Authority, key: PrivateKey
+) -> None:
+    old = before_replicas(authority)
+    assert not old.complete
+    new = Authority.from_pem(old.completed(at=AT + DAY).to_pem())
+    assert new.complete
+    assert new.bundle.to_pem() == old.bundle.to_pem(), "what agents and callers trust is the same"
+    issued = new.issue_replica("tower-0", public_key=key.public_key(), at=AT + DAY)
+    assert new.inner_bundle.verify_replica(issued.chain_der, AT + DAY).name == "tower-0"
+
+
+def test_an_issuer_that_is_added_late_ends_with_its_root(authority: Authority) -> None:
+    late = before_replicas(authority).completed(at=AT + (defaults.CA_DAYS - 10) * DAY)
+    (added,) = [each for issuer, each in late.inner_bundle.issuers if issuer.name == "replicas"]
+    assert added.not_valid_after_utc == late.bundle.root.not_valid_after_utc
+
+
+def test_in_the_middle_of_a_rotation_both_generations_are_completed(authority: Authority, key: PrivateKey) -> None:
+    moving = Authority.create("hq", at=AT).with_next(at=AT + DAY)
+    issued = moving.issue_replica("tower-0", public_key=key.public_key(), at=AT + DAY)
+    moved = moving.switched()
+    assert moved.complete
+    assert moved.inner_bundle.verify_replica(issued.chain_der, AT + DAY).name == "tower-0"
+    with pytest.raises(Untrusted, match="was not issued by"):
+        moved.finished().inner_bundle.verify_replica(issued.chain_der, AT + DAY)
 
 
 def test_issuers_of_another_root_are_refused(authority: Authority, other_authority: Authority) -> None:

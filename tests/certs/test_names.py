@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from certs import names
 from certs.errors import IssueRefused
-from certs.names import AgentRole, ClientRole, IssuerRole, RootRole, ServerRole, ServingRole, parse_role
+from certs.names import AgentRole, ClientRole, IssuerRole, ReplicaRole, RootRole, ServerRole, ServingRole, parse_role
 
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
 USERS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=64)
@@ -20,6 +20,7 @@ USERS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=
         ("tower://hq", RootRole("hq")),
         ("tower://hq/issuers/agents", IssuerRole("hq", "agents")),
         ("tower://hq/servers/s1", ServerRole("hq", "s1")),
+        ("tower://hq/replicas/tower-0", ReplicaRole("hq", "tower-0")),
         ("tower://hq/clusters/edge-1/agents/a1", AgentRole("hq", "edge-1", "a1")),
         ("tower://hq/clusters/edge-1/serving", ServingRole("hq", "edge-1")),
         ("tower://hq/clients/tower%3Ahq%3Aadmin", ClientRole("hq", "tower:hq:admin")),

@@ -120,11 +120,12 @@ def wrong_kinds(tower: Authority) -> dict[str, tuple[Issued, PrivateKey, Reason]
         "agent": (tower.issue_agent("edge-1", "a1", public_key=public, at=NOW), key, Reason.WRONG_ROLE),
         "serving": (tower.issue_serving("edge-1", public_key=public, at=NOW), key, Reason.WRONG_ROLE),
         "server": (tower.issue_server("s1", [], public_key=public, at=NOW), key, Reason.WRONG_ROLE),
+        "replica": (tower.issue_replica("r1", public_key=public, at=NOW), key, Reason.UNKNOWN_ISSUER),
         "revoked": (tower.issue_client("eve", public_key=public, at=NOW), key, Reason.REVOKED),
     }
 
 
-@pytest.mark.parametrize("kind", ["expired", "future", "agent", "serving", "server", "revoked"])
+@pytest.mark.parametrize("kind", ["expired", "future", "agent", "serving", "server", "replica", "revoked"])
 def test_what_this_host_issued_gets_through_tls_to_be_refused_by_name(
     tower: Authority, serving: Pair, kind: str
 ) -> None:
@@ -142,6 +143,33 @@ def test_what_another_tower_issued_ends_in_an_alert(tower: Authority, serving: P
     foreign = Pair(stranger.issue_client("alice", public_key=key.public_key(), at=NOW), key)
     with pytest.raises(ssl.SSLError, match=r"CERTIFICATE_VERIFY_FAILED|UNKNOWN_CA"):
         shake(callers(tower, serving), caller(tower, foreign))
+
+
+def replica(tower: Authority, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    key = generate_key()
+    issued = tower.issue_replica(name, public_key=key.public_key(), at=NOW)
+    return tls.replica_contexts(tower.inner_bundle, chain_pem=issued.chain_pem, key_pem=key_to_pem(key))
+
+
+def test_two_replicas_know_each_other(tower: Authority) -> None:
+    (called, _), (_, calling) = replica(tower, "r1"), replica(tower, "r2")
+    server_end, client_end = shake(called, calling)
+    assert tower.inner_bundle.verify_replica(shown(server_end), NOW).name == "r2"
+    assert tower.inner_bundle.verify_replica(shown(client_end), NOW).name == "r1"
+    assert client_end.version() == "TLSv1.3"
+
+
+def test_a_replica_takes_nobody_without_a_certificate_and_none_of_another_tower(tower: Authority) -> None:
+    called, calling = replica(tower, "r1")
+    _, stranger = replica(Authority.create("hq", at=NOW), "r2")
+    nobody = caller(tower)
+    nobody.check_hostname = False
+    with pytest.raises(ssl.SSLError, match="PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        shake(called, nobody)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake(called, stranger)
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        shake(replica(Authority.create("hq", at=NOW), "r2")[0], calling)
 
 
 def test_a_cluster_cannot_stand_in_for_another(tower: Authority, serving: Pair) -> None:

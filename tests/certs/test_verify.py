@@ -43,12 +43,15 @@ def test_the_leaf_alone_is_enough(authority: Authority, every_kind: dict[str, Is
     assert authority.bundle.verify_client(every_kind["client"].chain_der[:1], AT).user == "tower:hq:admin"
 
 
-@pytest.mark.parametrize("shown", ["server", "serving", "agent", "client"])
-@pytest.mark.parametrize("wanted", ["server", "serving", "agent", "client"])
+KINDS = ["server", "serving", "agent", "client", "replica"]
+
+
+@pytest.mark.parametrize("shown", KINDS)
+@pytest.mark.parametrize("wanted", KINDS)
 def test_no_kind_passes_for_another(
     authority: Authority, every_kind: dict[str, Issued], shown: str, wanted: str
 ) -> None:
-    verify: Callable[..., Any] = getattr(authority.bundle, f"verify_{wanted}")
+    verify: Callable[..., Any] = getattr(authority.inner_bundle, f"verify_{wanted}")
     if shown == wanted:
         verify(every_kind[shown].chain_der, AT)
         return
@@ -56,9 +59,19 @@ def test_no_kind_passes_for_another(
         verify(every_kind[shown].chain_der, AT)
     assert caught.value.reason is Reason.WRONG_ROLE
     nouns = {"server": "tower server", "serving": "serving", "agent": "agent", "client": "caller"}
+    nouns["replica"] = "replica"
     assert nouns[shown] in caught.value.text
     assert nouns[wanted] in caught.value.text
     assert caught.value.fault == ("TWR404" if wanted == "client" else "TWR507")
+
+
+@pytest.mark.parametrize("wanted", KINDS)
+def test_outside_of_the_hosts_servers_a_replica_is_nobody(
+    authority: Authority, every_kind: dict[str, Issued], wanted: str
+) -> None:
+    with pytest.raises(Untrusted, match=r"not issued by the tower CA") as caught:
+        getattr(authority.bundle, f"verify_{wanted}")(every_kind["replica"].chain_der, AT)
+    assert caught.value.reason is Reason.UNKNOWN_ISSUER
 
 
 def test_a_tower_of_the_same_name_is_a_stranger(other_authority: Authority, every_kind: dict[str, Issued]) -> None:

@@ -1,6 +1,7 @@
 """The CA in the store: made once, read ever after, refused when it is not the one that is meant."""
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -55,4 +56,18 @@ async def test_a_damaged_record_says_what_to_restore(tmp_path, data):
         await load(store)
     assert caught.value.code == "TWR501"
     assert "restore" in caught.value.mend
+    await store.close()
+
+
+async def test_a_stored_ca_of_before_gets_what_it_lacks_once_and_keeps_its_root(tmp_path):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    first, _ = await load(store)
+    record = await store.get(Kind.SECRET, RECORD)
+    blocks = re.findall(r"-----BEGIN .+?-----END [A-Z ]+-----\n", record.data["pem"], re.DOTALL)
+    old = {**record.data, "pem": "".join(blocks[:-2])}  # the issuer of replicas and its key
+    await store.update(Kind.SECRET, RECORD, old, expect=record.version)
+    loaded = [authority for authority, made in await asyncio.gather(*(load(store) for _ in range(8))) if not made]
+    assert len({each.to_pem() for each in loaded}) == 1, "all servers have the same issuer"
+    assert loaded[0].bundle.to_pem() == first.bundle.to_pem()
+    assert loaded[0].complete
     await store.close()
