@@ -21,8 +21,8 @@ from protocol.constants import FEATURE_ACK, FEATURE_RESUME, SUBPROTOCOL, Code, F
 from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
-from protocol.frames import FrameDecoder
-from protocol.handshake import REFUSED_RESUME, AgentHandshake, Welcome, parse_reject, reject
+from protocol.frames import FrameDecoder, encode_reason
+from protocol.handshake import REFUSED_RESUME, AgentHandshake, Resume, Welcome, parse_reject, reject
 from protocol.session import Session
 
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
@@ -63,6 +63,11 @@ async def dial(
     def take_over(link: Link, welcome: Welcome) -> Tunnel:
         if resume is not None and welcome.received is not None:
             assert handshake.resume is not None
+            if resume.closed is not None:  # while this was dialled: the server need not wait for it
+                link.write([encode_reason(FrameType.CLOSE, 0, resume.closed.code, resume.closed.text)])
+                raise DialError("handshake", f"the tunnel has ended meanwhile: {resume.closed.text}")
+            if not resume.stands(handshake.resume):
+                raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
             resume.attach(
                 link,
                 peer_received=welcome.received,
@@ -106,14 +111,15 @@ async def dial(
     except BaseException as error:
         client.abort("the handshake failed")
         if resume is not None and isinstance(error, DialError) and error.hop == "handshake":
-            _refused(resume, error)
+            _refused(resume, handshake.resume, error)
         raise
     note(Hop("handshake", f"server {client.server_name}, tunnel {tunnel.id}", loop.time() - started))
     return tunnel
 
 
-def _refused(resume: Tunnel, error: DialError) -> None:
-    if error.code in REFUSED_RESUME:
+def _refused(resume: Tunnel, proposal: Resume | None, error: DialError) -> None:
+    """The tunnel ends by this, unless it was refused to a dial that another has overtaken."""
+    if error.code in REFUSED_RESUME and proposal is not None and resume.stands(proposal):
         resume.lose(Code(error.code), f"it cannot go on: {error.text}")
 
 
@@ -188,6 +194,8 @@ class _ClientLink(Link):
             self._fail(failure)
         except RemoteProtocolError as error:
             self._fail(DialError("handshake", str(error), code=int(error.code)))
+        except DialError as error:  # the server has taken the link already: REJECT would be out of place
+            self._fail(error)
 
     def _step(self, kind: int, payload: bytes) -> None:
         if kind == FrameType.REJECT:

@@ -283,6 +283,10 @@ class Tunnel:
         self._proposed += 1
         return Resume(self.id, self._proposed, self.session.frames_received)
 
+    def stands(self, proposal: Resume) -> bool:
+        """Whether nothing has happened since `propose` gave this, so that its count still is what was received."""
+        return self.detached and proposal.epoch == self._proposed
+
     def attach(self, link: Link, *, peer_received: int, epoch: int, peer: Any, remote: str) -> None:
         """Go on over a new link, whose handshake proved the peer. HandshakeRejected: nothing has changed."""
         now = monotonic()

@@ -206,6 +206,66 @@ async def test_positions_and_links_that_do_not_fit_are_refused_and_harm_nothing(
         assert await caller.bytes(8) == b"unharmed"
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["older first", "newer first"])
+async def test_of_two_dials_for_one_tunnel_only_the_newest_goes_on_and_nothing_comes_twice(first: int) -> None:
+    sink, gates, asked = Recorder(), [asyncio.Event(), asyncio.Event()], 0
+
+    async def admit(hello: Any, identity: Any, remote: str) -> Admission:
+        nonlocal asked
+        if hello.instance == "again":
+            asked += 1
+            await gates[asked - 1].wait()
+        return Admission("alpha-1")
+
+    async def behind(number: int) -> asyncio.Task[Tunnel]:
+        dialled = asyncio.create_task(again(made, agent_end, handshake=fresh(instance="again")))
+        async with asyncio.timeout(10):
+            while asked < number:
+                await asyncio.sleep(0.01)
+        return dialled
+
+    async with lasting(authenticate=admit) as made:
+        server, agent_end = await made.pair(accepting(sink), handshake=fresh())
+        stream = await server.open("sink", Recorder())
+        stream.write(b"a")
+        await sink.bytes(1)
+        dials = [await behind(1), await behind(2)]
+        gates[first].set()
+        await asyncio.wait([dials[first]], timeout=10)
+        stream.write(b"b")
+        if first:
+            await sink.bytes(2)
+        gates[1 - first].set()
+        with pytest.raises(DialError):
+            await dials[0]
+        assert await dials[1] is agent_end
+        stream.write(b"c")
+        await sink.bytes(3)
+        await quiet(server, agent_end)
+        assert (bytes(sink.received), server.closed, agent_end.closed) == (b"abc", None, None)
+
+
+async def test_a_tunnel_that_ends_while_it_is_dialled_for_ends_at_the_server_too() -> None:
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def admit(hello: Any, identity: Any, remote: str) -> Admission:
+        if hello.instance == "again":
+            asked.set()
+            await gate.wait()
+        return Admission("alpha-1")
+
+    async with lasting(authenticate=admit) as made:
+        server, agent_end = await made.pair(handshake=fresh())
+        dialled = asyncio.create_task(again(made, agent_end, handshake=fresh(instance="again")))
+        await asyncio.wait_for(asked.wait(), 10)
+        agent_end.close(Code.SHUTDOWN, "the agent is stopping")
+        gate.set()
+        with pytest.raises(DialError, match="ended meanwhile: the agent is stopping"):
+            await dialled
+        closed = await asyncio.wait_for(server.wait_closed(), 10)
+        assert (closed.code, closed.text, closed.by_peer) == (Code.SHUTDOWN, "the agent is stopping", True)
+
+
 async def test_without_the_feature_at_either_end_a_cut_is_the_end() -> None:
     caller = Recorder()
     async with lasting() as made:
