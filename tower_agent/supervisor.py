@@ -80,6 +80,7 @@ class LinkSupervisor:
         self._tasks = tasks
         self._backoff = Backoff(random=random.random)
         self._draining: set[Tunnel] = set()
+        self._dialled_for: set[Tunnel] = set()  # tunnels that another link is dialled for
         self._made: Tunnel | None = None  # by an attempt to resume, in place of what could not be resumed
         self._linked_at = 0.0
         self._said = ("", 0.0)
@@ -186,15 +187,25 @@ class LinkSupervisor:
             self._set(LinkState(False, time.time(), fault=TowerError("TWR201", f"the link was lost: {why}")))
         if time.monotonic() - self._linked_at >= LASTED:
             self._backoff.reset()
-        self._tasks.start(self._resume(tunnel), name=f"resume {tunnel.id}")
+        if tunnel not in self._dialled_for:  # else whoever dials for it finds it without a link, and goes on
+            self._tasks.start(self._resume(tunnel), name=f"resume {tunnel.id}")
 
     async def _resume(self, tunnel: Tunnel) -> None:
         """Dial until the tunnel has another link, or is over."""
+        self._dialled_for.add(tunnel)
+        try:
+            await self._resumed(tunnel)
+        finally:
+            self._dialled_for.discard(tunnel)
+
+    async def _resumed(self, tunnel: Tunnel) -> None:
         lost_at = time.monotonic()
         await asyncio.sleep(random.random() * BACKOFF_MIN)  # noqa: S311  # jitter, not a secret
         while tunnel.detached:
             made = await self._dial(tunnel)
-            if made is tunnel:
+            if made is tunnel and tunnel.detached:
+                await self._failed(TowerError("TWR201", "the link was lost as soon as it stood"), tunnel)
+            elif made is tunnel:
                 seconds = round(time.monotonic() - lost_at, 3)
                 log.info("tunnel-resumed", host=self._parts.host, tunnel=tunnel.id, seconds=seconds)
                 self._metrics.resumes.labels(self._parts.host).inc()

@@ -166,6 +166,35 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
 
 
 @pytest.mark.asyncio
+async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at_a_time(
+    make_member: MakeMember,
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        await connected(agent)
+        mine = agent.links[0].tunnel
+        assert mine is not None
+        dialling: list[int] = []
+
+        def lose_again(tunnel: Tunnel, _pause: float) -> None:
+            dialling.append(sum(task.get_name() == f"resume {tunnel.id}" for task in asyncio.all_tasks()))
+            if len(dialling) < 3:
+                cut(tunnel)
+                assert agent.not_ready() is not None
+
+        mine.on_resumed = lose_again
+        cut(tunnel)
+        async with asyncio.timeout(20):
+            while len(dialling) < 3:
+                assert agent.not_ready() is not None or not mine.detached
+                await asyncio.sleep(0.01)
+        assert dialling == [1] * 3
+        await connected(agent)
+        assert tower.tunnels == [tunnel]
+
+
+@pytest.mark.asyncio
 async def test_a_tunnel_does_not_go_on_where_somebody_in_between_could_look_inside(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
 ) -> None:
