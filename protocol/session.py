@@ -300,7 +300,7 @@ class Session:
         """Measure the round trip; RoundTrip will carry the returned token."""
         token = self._next_ping
         self._next_ping += 1
-        if len(self._pings) < RTT_SAMPLES:
+        if self.detached_at is None and len(self._pings) < RTT_SAMPLES:
             self._pings[token] = now
         self._pinged_at = now
         self._queue(encode(FrameType.PING, 0, U64.pack(token)))
@@ -377,6 +377,8 @@ class Session:
         assert replay is not None
         self.detached_at = None
         self.epoch = epoch
+        # What was cancelled since the peer was heard last comes now, all at once.
+        self._resets_left = min(RESET_BURST, self._resets_left) + RESET_RATE * (now - self._heard_at)
         self._clock = self._heard_at = self._pinged_at = now
         self._rtts.clear()
         replay.acknowledge(peer_received - self.frames_acked)
@@ -666,7 +668,8 @@ class Session:
         self._retire(stream)
 
     def _count_cancelled(self, now: float) -> None:
-        self._resets_left = min(RESET_BURST, self._resets_left + (now - self._resets_at) * RESET_RATE)
+        most = max(RESET_BURST, self._resets_left)
+        self._resets_left = min(most, self._resets_left + (now - self._resets_at) * RESET_RATE)
         self._resets_at = now
         if self._resets_left < 1:
             raise RemoteProtocolError(Code.FLOOD, "streams are opened and cancelled faster than they can be answered")

@@ -7,12 +7,12 @@ import contextlib
 import pytest
 
 from protocol import events
-from protocol.constants import HEADER, Code, FrameType
+from protocol.constants import FEATURE_ACK, FEATURE_RESUME, HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_FRAME_PAYLOAD, MIB
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.flow import Budget
 from protocol.frames import encode
-from protocol.session import ACK_EVERY_FRAMES, MAX_STREAM_ID, RESET_BURST
+from protocol.session import ACK_EVERY_FRAMES, MAX_STREAM_ID, RESET_BURST, RESET_RATE
 from protocol.streams import State
 from tests.protocol.playbook import (
     Playbook,
@@ -322,6 +322,30 @@ def test_cancelling_at_a_human_rate_is_none() -> None:
         book.hears(opens(stream), rst(stream))
         book.says()
     assert book.session.lost is None
+
+
+def test_what_was_cancelled_in_a_pause_and_comes_at_once_after_it_is_no_flood() -> None:
+    book = Playbook(features=(FEATURE_ACK, FEATURE_RESUME))
+    pause, allowed = 20.0, int(RESET_BURST + 20.0 * RESET_RATE)
+    book.now += pause
+    book.session.detach(book.now, "the plug")
+    book.session.attach(book.now, 0)
+    for stream in range(1, 2 * allowed, 2):
+        book.hears(opens(stream), rst(stream))
+        book.says()
+    assert book.session.lost is None
+    breaks(book, opens(2 * allowed + 1), rst(2 * allowed + 1), code=Code.FLOOD, says="opened and cancelled faster")
+
+
+def test_a_ping_that_no_link_carried_is_not_owed_once_there_is_one() -> None:
+    book = Playbook(features=(FEATURE_ACK, FEATURE_RESUME))
+    book.session.detach(book.now, "the plug")
+    book.session.ping(book.now)
+    book.session.attach(book.now, 0)
+    assert book.says() == ["PING 3"]
+    book.hears(number(FrameType.PONG, 3))
+    book.now += 4.0
+    assert book.session.overdue(book.now) == 0.0
 
 
 @pytest.mark.slow
