@@ -29,7 +29,7 @@ test-fast: $(STAMP) ## rings 1 and 2 without floods, leak loops and whole progra
 	$(BIN)/pytest -m "not slow and not cluster" -q -n 2 --dist loadfile
 
 test: $(STAMP) check ## everything, all rings, from nothing
-	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd
+	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd libfaketime
 	@$(BIN)/python -m tests.lab.assets >/dev/null
 	$(BIN)/pytest
 

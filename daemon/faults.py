@@ -223,6 +223,15 @@ _TABLE: Final = (
         "KubernetesRefused",
     ),
     Fault(
+        "TWR117",
+        "The process has no file descriptor left",
+        "A connection could not be opened or taken, since this process has as many open as it may have.",
+        "More callers than the limit of open files allows, or a limit that is too low.",
+        "raise its limit (`LimitNOFILE=` of its systemd unit, `ulimit -n`); it heals as connections end",
+        503,
+        "DescriptorsExhausted",
+    ),
+    Fault(
         "TWR120",
         "A Cluster resource cannot be followed",
         "A field, an annotation or the name of a Cluster resource asks for something that no tower can give.",

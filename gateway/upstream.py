@@ -9,6 +9,7 @@ on any byte that nobody asked for. Connections are bounded in number; the oldest
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -181,7 +182,8 @@ class Pool:
         except TlsError as error:
             raise self._tls_failed(error) from error
         except OSError as error:
-            raise UpstreamError("TWR301", f"cannot connect to the apiserver {self.apiserver}: {_why(error)}") from error
+            code = "TWR117" if error.errno in (errno.EMFILE, errno.ENFILE) else "TWR301"
+            raise UpstreamError(code, f"cannot connect to the apiserver {self.apiserver}: {_why(error)}") from error
         finally:
             self._dialing -= 1
         if self._closed:

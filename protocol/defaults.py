@@ -110,6 +110,7 @@ AGENT_REPLICAS: Final = 2  # in the manifest: one may go away without a caller n
 OPEN_BACKLOG: Final = 256
 MAX_UNAUTHENTICATED: Final = 1024  # connections to the tunnel port that have not proven who they are
 NEW_CALLERS: Final = 512  # of one network at one port, younger than HEAD_DEADLINE: nobody may have recognised them yet
+RESERVED_DESCRIPTORS: Final = 64  # kept from callers (at most a quarter): for links, the store, health, operators
 UPSTREAM_IDLE_CONNECTIONS: Final = 128  # kept connections to the apiserver, of each of the two pools
 CONTROL_BACKLOG: Final = 8192  # control frames waiting for a peer that does not read, above which the tunnel is closed
 

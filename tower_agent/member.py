@@ -6,7 +6,9 @@ the one that was meant, or does not accept the agent.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -105,7 +107,8 @@ def apiserver_fault(error: DialError, access: Access) -> TowerError:
         return TowerError("TWR303", f"the apiserver at {access.address} does not answer: {error.text}")
     if error.hop == "http":
         return TowerError("TWR306", f"the apiserver at {access.address}: {error.text}")
-    return TowerError("TWR301", f"the apiserver at {access.address} cannot be reached: {error.text}")
+    code = "TWR117" if os.strerror(errno.EMFILE) in error.text else "TWR301"
+    return TowerError(code, f"the apiserver at {access.address} cannot be reached: {error.text}")
 
 
 def message_of(answer: Answer) -> str:

@@ -10,13 +10,14 @@ a connection of that age has been recognised, and of younger ones a network has 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from daemon.faults import TowerError
+from daemon.faults import TowerError, fault
 from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.listener import network_of
@@ -116,11 +117,16 @@ class CallerPort:
     # ---- what connections call ----------------------------------------------------------------------------------
 
     def entered(self, connection: CallerConnection) -> bool:
-        """False for one that has to go: too many of its network's have just come."""
+        """False for one that has to go: too many of its network's have just come, or too few descriptors are left."""
         network = network_of(connection.caller)
         self._forget_known(connection.opened_at - defaults.HEAD_DEADLINE)
         if self._new_of[network] >= self._owner.per_network:
-            self._refuse(network)
+            text = f"more than {self._owner.per_network} connections within {defaults.HEAD_DEADLINE:g} s"
+            self._refuse(network, text, "raise callers.new_per_network if they are meant")
+            return False
+        if connection.transport is not None and not descriptors_left(connection.transport):
+            out = fault("TWR117")
+            self._refuse(network, out.title, out.mend, code=out.code)
             return False
         self._new[connection] = network
         self._new_of[network] += 1
@@ -139,7 +145,7 @@ class CallerPort:
             if not self._new_of[network]:
                 del self._new_of[network]
 
-    def _refuse(self, network: str) -> None:
+    def _refuse(self, network: str, text: str, mend: str, *, code: str = "") -> None:
         self._owner.throttled.inc()
         self._refused += 1
         now = self.loop.time()
@@ -150,8 +156,9 @@ class CallerPort:
                 service=self.service,
                 network=network,
                 connections=self._refused,
-                text=f"more than {self._owner.per_network} connections within {defaults.HEAD_DEADLINE:g} s",
-                mend="raise callers.new_per_network if they are meant",
+                code=code,
+                text=text,
+                mend=mend,
             )
             self._refused, self._refused_said = 0, now
 
@@ -215,6 +222,14 @@ class CallerPort:
         self.stop_listening()
         for connection in list(self.connections):
             connection.abort(why)
+
+
+def descriptors_left(transport: asyncio.Transport) -> bool:
+    """Whether callers leave the rest of the process enough: the kernel gives out the lowest free number, so that of
+    the newest connection says how many are in use. The limit may be changed from outside at any time."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = min(defaults.RESERVED_DESCRIPTORS, limit // 4)
+    return bool(transport.get_extra_info("socket").fileno() < limit - reserved)
 
 
 class CallerPorts:

@@ -86,7 +86,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         if self._port.entered(self):
             self._begin()
         else:
-            self.abort("too many connections of its network have just come")
+            self.abort("refused: too many connections")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._early is None:

@@ -67,9 +67,11 @@ class TowerWorld:
         idle_limits_divided_by: float | None = None,
         constants: Mapping[str, float] | None = None,
         tunnel_port: int | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,  # of a program, beside what all run with
     ) -> None:
         self.folder, self.address, self.host = folder, address, host
         self._constants = dict(constants or {})
+        self._environments = environments or {}
         if idle_limits_divided_by is not None:
             self._constants |= idle_limits(idle_limits_divided_by)
         self.socket = folder / "admin.sock"
@@ -261,7 +263,7 @@ class TowerWorld:
             [*(scaled if self._constants else [BIN / program]), *arguments],
             log=self.folder / f"{log or program}.log",
             namespace=namespace,
-            env=self.environment(),
+            env=self.environment() | dict(self._environments.get(program, {})),
             cwd=ROOT,  # where `tests` can be imported
         )
         self._children.append(child)
