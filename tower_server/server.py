@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from certs.handshake import agent_verifier
 from certs.keys import signer
-from certs.peers import RENEWAL_GRACE
+from certs.peers import RENEWAL_GRACE, AgentIdentity
 from certs.sealing import Sealer
 from daemon.faults import TowerError
 from daemon.health import Health
@@ -340,11 +340,12 @@ class Server:
             self._metrics.throttled.labels("handshakes").inc()
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
-    def _admit_new(self, _remote: str) -> None:
-        """A server that stops takes its own tunnels back, and no new ones."""
+    def _admit_new(self, hello: Hello, identity: AgentIdentity) -> None:
+        """A server that stops takes its own tunnels back, and no new ones; no agent may have them without number."""
         if self._goes_at is not None:
             left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
             raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
+        self.services.registry.check_room(identity, hello.instance)
 
     def _admit_tunnel(self, tunnel: Any) -> None:
         self._metrics.handshakes.labels("ok").inc()

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from certs.peers import AgentIdentity
 from daemon.log import get_logger
 from daemon.wirefault import WIRE_FAULTS
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import SUBPROTOCOL, Code
+from protocol.defaults import MAX_LINKS
+from protocol.errors import HandshakeRejected
 from tower_server.member import DETACHED, Member
+
+MAX_OF_AGENT: Final = 8 * MAX_LINKS  # tunnels, whatever its replicas say their names are; those without a link count
+FULL_RETRY: Final = 60.0
 
 log = get_logger(__name__)
 
@@ -69,6 +75,14 @@ class TunnelRegistry:
         )
         for observer in self._observers:
             observer(member, tunnel)
+
+    def check_room(self, identity: AgentIdentity, instance: str) -> None:
+        """HandshakeRejected for an agent that has its tunnels: each takes a descriptor and memory from everybody."""
+        member = self.members.get(identity.cluster)
+        held = [each for each in (member.tunnels if member is not None else ()) if each.peer.agent == identity.agent]
+        if sum(each.draining or each.instance != instance for each in held) >= MAX_OF_AGENT:
+            text = f"the agent {identity.agent} has {len(held)} tunnels, and {MAX_OF_AGENT} are the most"
+            raise HandshakeRejected(Code.BUSY, text, FULL_RETRY)
 
     def find(self, tunnel_id: str, identity: AgentIdentity) -> Tunnel | None:
         """The tunnel that this agent may go on with over a new link."""

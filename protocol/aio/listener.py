@@ -222,7 +222,7 @@ class TunnelListener(PortListener):
         verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
         authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
         on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
-        admit_new: called with the remote address before a tunnel that is new; may raise HandshakeRejected.
+        admit_new: called with who asks before a tunnel that is new; may raise HandshakeRejected.
         find: the tunnel of that id which this identity may go on with over a new link; it hears of that by its own
             `on_resumed`.
     """
@@ -233,7 +233,7 @@ class TunnelListener(PortListener):
     on_tunnel: Callable[[Tunnel], None]
     budget: Budget
     find: Callable[[str, Any], Tunnel | None] = lambda _tunnel, _identity: None
-    admit_new: Callable[[str], None] = lambda _remote: None
+    admit_new: Callable[[Hello, Any], None] = lambda _hello, _identity: None
     limits: Limits = field(default_factory=Limits)
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
@@ -505,7 +505,7 @@ class _TunnelLink(ServerLink):
             self._go_on(handshake, handshake.resume, identity, renew_only=admission.renew_only)
             return
         try:
-            self._listener.admit_new(self.remote)
+            self._listener.admit_new(hello, identity)
         except HandshakeRejected as error:
             self._reject(error)
             return

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from protocol.aio.dial import FEATURES
+from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, enrol, joined, running, until
 
@@ -77,6 +78,26 @@ async def test_a_process_that_was_started_anew_takes_the_place_of_the_one_before
         assert before["host-a1-0001"].closed.text == "its agent's process was started anew"
         assert before["host-b2-0001"].detached
         for each in (dead, sibling):
+            each.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
+
+
+async def test_an_agent_has_no_more_tunnels_than_its_share_with_or_without_links(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.tunnels.MAX_OF_AGENT", 3)
+    async with running(tmp_path) as server:
+        greedy, modest = [await enrol(server, await server.add(name)) for name in ("edge-1", "edge-2")]
+        held = [Agent(server, greedy, instance=f"place-{number}", features=FEATURES) for number in range(3)]
+        for each in held:
+            await each.connect()
+        for _, tunnel in list(server.services.registry):
+            tunnel.link_lost("cut by a test")
+        with pytest.raises(
+            DialError, match=f"the agent {greedy.reply.agent} has 3 tunnels, and 3 are the most"
+        ) as full:
+            await Agent(server, greedy, instance="elsewhere").connect()
+        assert (full.value.code, full.value.retry_after) == (Code.BUSY, 60.0)
+        await Agent(server, modest).connect()
+        await Agent(server, greedy, instance="place-1").connect()  # in place of the one that it had
+        for each in held:
             each.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
 
 
