@@ -7,6 +7,7 @@ goes up: an earlier bundle, in which a root still stands that was taken away, is
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from certs import codec
@@ -17,6 +18,11 @@ from certs.verify import MAX_BUNDLE_BYTES, MAX_ROOTS, TrustBundle
 
 _CONTEXT: Final = b"tower trust v1\x00"
 _WHAT: Final = "the announcement of a trust bundle"
+
+
+def trust_id(number: int, bundle: TrustBundle) -> str:
+    """What an agent says that it believes: the number alone may stand for another bundle, of before a restore."""
+    return f"{number}.{hashlib.sha256(bundle.to_pem()).hexdigest()[:16]}"
 
 
 def announce(authority: Authority) -> dict[str, object]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from certs.errors import CertsError
+from certs.rotation import trust_id
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.kube.access import Access
@@ -198,7 +199,7 @@ class HostAgent:
             "revocations": {"stale": self._stale_revocations()},
             "identity_expires": self.trust.validity.not_after,
             "serving_expires": self.trust.serving_validity.not_after,
-            "trust": self.trust.identity.trust_number,
+            "trust": trust_id(self.trust.identity.trust_number, self.trust.bundle),
             "renewal": None if self._renewal_fault is None else self._renewal_fault.message,
         }
 

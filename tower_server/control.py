@@ -176,15 +176,21 @@ class ControlStream(asyncio.Protocol):
         if report.get("services") != before:
             self._control.declared(self._member)
 
-    def _believes(self, number: object) -> None:
+    def _believes(self, said: object) -> None:
         """Written once for each step of a rotation."""
-        current = self._control.rotation.number
-        if number != current or current <= 1 or self._tunnel.data.get("trust") == current:
+        rotation = self._control.rotation
+        if rotation.number <= 1 or said != rotation.trust or self._tunnel.data.get("trust") == said:
             return
-        self._tunnel.data["trust"] = current
+        self._tunnel.data["trust"] = said
+        self._control.start(self._note_trust(rotation.number), f"trust-{self._tunnel.id}")
+
+    async def _note_trust(self, number: int) -> None:
         peer = self._tunnel.peer
-        work = self._control.agents.believes(peer.cluster, peer.agent, current)
-        self._control.start(work, f"trust-{self._tunnel.id}")
+        try:
+            await self._control.agents.believes(peer.cluster, peer.agent, number)
+        except TowerError as error:
+            self._tunnel.data.pop("trust", None)  # its next heartbeat says so again
+            log.warning("trust-not-noted", cluster=peer.cluster, agent=peer.agent, code=error.code, text=error.message)
 
     def _renew(self, message: Message) -> None:
         asked = message.get("id")

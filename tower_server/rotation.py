@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from certs.ca import Authority, Phase
 from certs.errors import IssueRefused
 from certs.peers import rfc3339
-from certs.rotation import announce
+from certs.rotation import announce, trust_id
 from certs.verify import fingerprint
 from daemon.faults import TowerError
 from daemon.log import get_logger
@@ -43,10 +43,18 @@ class Rotation:
         self._authority = authority
         self._agents = agents
         self._changed: list[Callable[[], None]] = []
+        self._trust = (0, "")
 
     @property
     def number(self) -> int:
         return self._authority.number
+
+    @property
+    def trust(self) -> str:
+        """What an agent says that believes the CA as it is now."""
+        if self._trust[0] != self._authority.number:
+            self._trust = self._authority.number, trust_id(self._authority.number, self._authority.bundle)
+        return self._trust[1]
 
     def line(self) -> bytes:
         """What agents are told, as a line of the control stream."""

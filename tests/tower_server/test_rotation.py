@@ -1,0 +1,62 @@
+"""Whom a rotation waits for: agents that have said that they believe this very CA, and whose word was kept."""
+
+import asyncio
+
+import pytest
+
+from certs.rotation import trust_id
+from certs.verify import TrustBundle
+from daemon.faults import TowerError
+from tests.tower_server.kit import admin, joined, running, until
+
+pytestmark = pytest.mark.asyncio
+
+
+async def announced(agent):
+    await until(lambda: agent.control is not None and agent.control.of("trust"))
+    message = agent.control.of("trust")[-1]
+    return message["number"], TrustBundle.from_pem(message["bundle"].encode())
+
+
+async def waiting(server):
+    return (await admin(server, "GET", "/v1/authority")).json()["waiting"]
+
+
+async def test_an_agent_that_believes_another_ca_of_the_same_number_is_waited_for(tmp_path):
+    """As after a restore from a copy: what was announced before it has the numbers of what is announced after it."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})
+        number, bundle = await announced(agent)
+        earlier = TrustBundle.from_pem(agent.identity.reply.trust)
+        await agent.report(trust=trust_id(number, earlier))
+        await until(lambda: server.member("edge-1").report)
+        refused = await admin(server, "POST", "/v1/authority/rotate", {"step": "switch"})
+        assert refused.json()["code"] == "TWR510"
+        assert f"edge-1/{agent.identity.reply.agent}" in refused.json()["message"]
+        await agent.report(trust=trust_id(number, bundle))
+        async with asyncio.timeout(20):
+            while await waiting(server):
+                await asyncio.sleep(0.01)
+        switched = await admin(server, "POST", "/v1/authority/rotate", {"step": "switch"})
+        assert switched.json()["phase"] == "switched"
+
+
+async def test_what_could_not_be_noted_is_noted_at_the_next_heartbeat(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})
+        believed = trust_id(*await announced(agent))
+        agents, failed = server.services.agents, []
+
+        async def away(*_: object) -> None:
+            failed.append(True)
+            raise TowerError("TWR105", "the store is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(agents, "believes", away)
+            await agent.report(trust=believed)
+            await until(lambda: failed)
+        assert await waiting(server)
+        await agent.report(trust=believed)
+        async with asyncio.timeout(20):
+            while await waiting(server):
+                await asyncio.sleep(0.01)
