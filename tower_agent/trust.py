@@ -20,7 +20,7 @@ from certs.identity import IdentityStore, StoredIdentity
 from certs.keys import key_from_pem, make_csr, signer
 from certs.peers import ClientIdentity, Validity, rfc3339
 from certs.renewal import prove_renewal
-from certs.revocation import RevocationList, newer, verify_list
+from certs.revocation import RevocationList, list_age, newer, verify_list
 from certs.rotation import announced
 from certs.verify import TrustBundle, certificate_names, load_chain
 from daemon.faults import TowerError
@@ -128,15 +128,15 @@ class HostTrust:
         identity.check(time.time(), self.revocations)
 
     def take_revocations(self, encoded: bytes) -> bool:
-        """Put a list that the server sent in force; True when it is to be kept: because it is new, or signed by the
-        host's present issuer where the kept one is not. CertsError for one that may not be taken."""
+        """Put a list that the server sent in force; True when it is to be kept: because none of its number is yet, or it
+        is signed by the host's present issuer where the kept one is not. CertsError for one that may not be taken."""
         held, accepted = self.revocations, newer(self.revocations, _read_list(encoded, self.bundle))
         if accepted is held:
             return False
         self.revocations, self._revocations_at = accepted, _known_since(accepted, time.time())
-        if held is None or accepted.number != held.number:
+        if self._kept is None or list_age(self._kept)[0] != accepted.number:
             return True
-        return self._kept is not None and not self._signed_now(self._kept) and self._signed_now(encoded)
+        return not self._signed_now(self._kept) and self._signed_now(encoded)
 
     def _signed_now(self, encoded: bytes) -> bool:
         try:
@@ -153,8 +153,8 @@ class HostTrust:
 
     async def keep_revocations(self, encoded: bytes) -> None:
         """Store a list that is in force, for the next start."""
-        self._kept = encoded
         await self._store.save_revocations(self.host, encoded)
+        self._kept = encoded
 
     # -- renewal -----------------------------------------------------------------------------------------------------
 

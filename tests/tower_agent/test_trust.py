@@ -45,6 +45,35 @@ async def test_lists_move_forward_only_and_survive_a_restart(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
+async def test_a_list_that_could_not_be_kept_is_kept_when_it_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DirectoryIdentityStore(state_dir(tmp_path))
+    async with serving_tower(new_tower()) as tower:
+        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
+    trust = await HostTrust.load(store, "east")
+    tower.revoke(users={"jane": time.time() + 60})
+    assert tower.revocations is not None
+    first, again = (
+        replace(tower.revocations, issued_at=time.time() - age).sign(tower.authority.revocation_signer())
+        for age in (60, 1)
+    )
+    assert trust.take_revocations(first) is True
+
+    async def full(_host: str, _encoded: bytes) -> None:
+        raise TowerError("TWR105", "no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_revocations", full)
+        with pytest.raises(TowerError, match="no space left"):
+            await trust.keep_revocations(first)
+    assert trust.take_revocations(again) is True, "a restart would have forgotten it"
+    await trust.keep_revocations(again)
+    with pytest.raises(Untrusted, match="jane was revoked"):
+        (await HostTrust.load(store, "east")).verify_client(list(tower.client("jane")[0].chain_der))
+
+
+@pytest.mark.asyncio
 async def test_only_a_server_of_this_host_ends_the_outer_tls(tmp_path: Path) -> None:
     store = DirectoryIdentityStore(state_dir(tmp_path))
     async with serving_tower(new_tower()) as tower:
@@ -95,6 +124,7 @@ async def test_a_list_that_grows_old_is_noticed_and_no_replay_makes_it_young(tmp
     tower.revoke()
     old, fresh, ahead = (signed(now + shift) for shift in (-REVOCATIONS_STALE - 60, -5, 7 * 86400))
     assert trust.take_revocations(old) is True
+    await trust.keep_revocations(old)
     assert "is of" in str(trust.stale_revocations(now))
     assert trust.take_revocations(fresh) is False, "the same list: nothing to keep or to check anew"
     assert trust.stale_revocations(now) is None
