@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from certs.errors import CertsError
+from certs.errors import CertsError, IdentityError
 from certs.rotation import trust_id
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
@@ -41,6 +41,7 @@ from tower_agent.trust import HostTrust
 from tower_agent.wayout import WayOut
 
 RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts to renew
+TRUST_RETRY: Final = (1.0, 60.0)  # to keep what the host's roots have announced
 SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
 _TLS_FAULTS: Final = frozenset({"TWR213", "TWR214"})  # a CA file may have been mended since
 
@@ -260,15 +261,20 @@ class HostAgent:
         self._tasks.start(self._take_trust(message), name=f"trust {self.trust.host}")
 
     async def _take_trust(self, message: Message) -> None:
-        """From several tunnels the same comes several times; each is held to what is in force by then."""
-        async with self._trusting:
+        """From several tunnels the same comes several times; each is held to what is in force by then. What cannot be
+        kept now is tried again: it is said once, and the host's next step waits for it."""
+        backoff = Backoff(random=random.random, minimum=TRUST_RETRY[0], maximum=TRUST_RETRY[1])
+        taken = None
+        while taken is None:
             try:
-                taken = await self.trust.take_trust(message)
+                async with self._trusting:
+                    taken = await self.trust.take_trust(message)
+            except (IdentityError, TowerError) as error:
+                delay = backoff.next()
+                log.error("trust-not-kept", host=self.trust.host, text=str(error), next_in=round(delay, 2))
+                await asyncio.sleep(delay)
             except CertsError as error:
                 log.error("trust-refused", host=self.trust.host, code="TWR509", text=str(error))
-                return
-            except TowerError as error:
-                log.error("trust-not-kept", host=self.trust.host, code=error.code, text=error.message)
                 return
         if taken:
             log.info("trust-taken", host=self.trust.host, number=message["number"])
@@ -295,7 +301,12 @@ class HostAgent:
                         await self._renewal_due.wait()
                 await self._adopt_sibling()
                 continue
-            await self._reachable.wait()  # the link's own back-off decides when that is
+            if not self._channels:  # the link's own back-off decides when there is one
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SIBLING_CHECK):
+                        await self._reachable.wait()
+                await self._adopt_sibling()
+                continue
             try:
                 await self._renew()
             except TowerError as fault:
@@ -313,6 +324,8 @@ class HostAgent:
             if not await self.trust.reload():
                 csr, serving_csr = self.trust.requests()
                 proof = self.trust.prove(csr, serving_csr)
+                if not self._channels:
+                    raise TowerError("TWR504", "the tunnel was lost before the request could leave")
                 channel = min(self._channels, key=lambda each: _trouble(self._channels[each]))
                 chain, serving_chain = await channel.renew(csr, serving_csr, proof)
                 await self.trust.adopt(chain, serving_chain)

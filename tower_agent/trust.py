@@ -128,8 +128,9 @@ class HostTrust:
         identity.check(time.time(), self.revocations)
 
     def take_revocations(self, encoded: bytes) -> bool:
-        """Put a list that the server sent in force; True when it is to be kept: because none of its number is yet, or it
-        is signed by the host's present issuer where the kept one is not. CertsError for one that may not be taken."""
+        """Put a list that the server sent in force; True when it is to be kept: because none of its number is yet, or
+        it is signed by the host's present issuer where the kept one is not. CertsError for one that may not be taken.
+        """
         held, accepted = self.revocations, newer(self.revocations, _read_list(encoded, self.bundle))
         if accepted is held:
             return False

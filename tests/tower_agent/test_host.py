@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog.testing
@@ -12,9 +13,12 @@ import structlog.testing
 from certs.identity_files import DirectoryIdentityStore
 from certs.keys import key_from_pem
 from certs.revocation import RevocationList
+from certs.rotation import announce, trust_id
+from daemon.faults import TowerError
 from gateway.policy import Policy
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
+from protocol.errors import HandshakeRejected
 from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import Tower, as_text, control_of, new_tower, serving_tower
@@ -228,6 +232,94 @@ async def test_an_identity_renewed_by_a_sibling_is_adopted(
             while agent.trust.validity.serial != sibling.validity.serial:
                 await asyncio.sleep(0.01)
         assert not tower.renewals
+
+
+@pytest.mark.asyncio
+async def test_a_tunnel_that_is_lost_as_a_renewal_begins_is_a_failed_renewal_and_no_defect(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "RENEWAL_RETRY", (0.01, 0.05))
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        await control_of(tunnel).next("status")
+        reload, before = agent.trust.reload, agent.trust.validity.serial
+        renew, lost = agent._renew, []
+
+        async def renewing() -> None:
+            if not lost:
+                monkeypatch.setattr(agent.trust, "reload", lost_meanwhile)
+            await renew()
+
+        async def lost_meanwhile() -> bool:
+            lost.append(True)
+            monkeypatch.setattr(agent.trust, "reload", reload)
+            tunnel.close(Code.INTERNAL, "the server dies")
+            async with asyncio.timeout(10):
+                while agent._channels:
+                    await asyncio.sleep(0.01)
+            return False
+
+        async with asyncio.timeout(10):
+            while not agent._channels:
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(agent, "_renew", renewing)
+        agent.trust._successor_from = 0.0
+        agent._renewal_due.set()
+        with structlog.testing.capture_logs() as lines:
+            async with asyncio.timeout(20):
+                while agent.trust.validity.serial == before or agent.not_ready() is not None:
+                    await asyncio.sleep(0.01)
+        (failed,) = (line for line in lines if line["event"] == "renewal-failed")
+        assert (failed["code"], failed["text"]) == ("TWR504", "the tunnel was lost before the request could leave")
+        assert lost
+
+
+@pytest.mark.asyncio
+async def test_what_a_sibling_has_renewed_is_adopted_without_a_tunnel_too(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent whose own identity the host takes no more comes back by its sibling's only."""
+    monkeypatch.setattr(host_module, "SIBLING_CHECK", 0.02)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        tower.refuse = HandshakeRejected(Code.UNTRUSTED, "not of this host any more")
+        agent = await member.agent(tower)
+        agent.trust._successor_from = 0.0  # due for renewal, which only a tunnel can bring
+        agent._renewal_due.set()
+        store = DirectoryIdentityStore(member.folder / "state-east")
+        sibling = await HostTrust.load(store, "east")
+        await asyncio.sleep(0.2)
+        await sibling.adopt(*tower.issue("edge", "a1", *sibling.requests()))
+        async with asyncio.timeout(10):
+            while agent.trust.validity.serial != sibling.validity.serial:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_trust_that_could_not_be_kept_is_taken_again_without_being_said_again(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "TRUST_RETRY", (0.01, 0.05))
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        control = control_of(await tower.tunnel())
+        await control.next("status")
+        store, failed = agent.trust._store, []
+        save = store.save
+
+        async def full(*args: Any, **more: Any) -> Any:
+            failed.append(True)
+            if len(failed) < 4:
+                raise TowerError("TWR105", "the member's apiserver is away")
+            return await save(*args, **more)
+
+        monkeypatch.setattr(store, "save", full)
+        later = tower.authority.with_next(at=time.time())
+        control.send("trust", **announce(later))
+        async with asyncio.timeout(20):
+            while (await control.next("status"))["trust"] != trust_id(2, later.bundle):
+                pass
+        assert len(failed) == 4
 
 
 @pytest.mark.asyncio
