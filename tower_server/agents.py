@@ -196,7 +196,9 @@ class Agents:
         """Takes an identity back: record, list, live tunnels, in this order and before this returns."""
         self._admitted.pop((cluster, agent), None)
         found = await self.update(cluster, agent, lambda held: replace(held, revoked=held.revoked or time.time()))
-        await self._revocations.revoke_agent(cluster, agent, at=time.time())
+        since = found.revoked or 0.0
+        if self._revocations.current.agents.get((cluster, agent), 0.0) < since:  # else every server and member has it
+            await self._revocations.revoke_agent(cluster, agent, at=max(since, time.time()))
         self._registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
         return found
 

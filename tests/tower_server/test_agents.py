@@ -53,6 +53,21 @@ async def test_revoking_an_agent_closes_its_tunnel_at_once_and_keeps_it_out(tmp_
         assert other.closed == []
 
 
+async def test_who_leaves_again_and_again_makes_no_list_for_everybody(tmp_path):
+    """What an agent has signed to leave can be sent by whoever has seen it, as often as the port lets them."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2"):
+        name, revocations = agent.identity.reply.agent, server.services.revocations
+        await server.services.agents.revoke("edge-1", name)
+        number, signed = revocations.current.number, revocations.signed
+        await server.services.agents.revoke("edge-1", name)
+        assert (revocations.current.number, revocations.signed) == (number, signed)
+        await revocations._change(
+            lambda held: dataclasses.replace(held, agents={}), time.time()
+        )  # as if it had died in between
+        await server.services.agents.revoke("edge-1", name)
+        assert set(revocations.current.agents) == {("edge-1", name)}
+
+
 async def test_revocation_outlives_a_restart(tmp_path):
     async with running(tmp_path) as server:
         identity = await enrol(server, await server.add("edge-1"))
