@@ -40,6 +40,7 @@ ATTEMPTS_LEFT: Final = 4  # that a waiting tunnel always has time for
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
 DRAIN_POLL: Final = 0.1
 DRAIN_LAST: Final = 2.0  # at the deadline of a drain: enough for watches to end before, and for the server's last word
+JUST_LOST: Final = "the link was lost as soon as it stood"
 REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
@@ -173,6 +174,8 @@ class LinkSupervisor:
         if tunnel is not resume:
             self._set(LinkState(True, time.time(), tunnel.id))
             tunnel.on_detached = self._cut
+            if tunnel.detached:  # nobody heard of it, and there is nothing in it that were worth coming back for
+                tunnel.lose(Code.TUNNEL_LOST, JUST_LOST)
             log.info(
                 "tunnel-opened", host=parts.host, tunnel=tunnel.id, server=tunnel.remote, renew_only=tunnel.renew_only
             )
@@ -204,7 +207,7 @@ class LinkSupervisor:
         while tunnel.detached:
             made = await self._dial(tunnel)
             if made is tunnel and tunnel.detached:
-                await self._failed(TowerError("TWR201", "the link was lost as soon as it stood"), tunnel)
+                await self._failed(TowerError("TWR201", JUST_LOST), tunnel)
             elif made is tunnel:
                 seconds = round(time.monotonic() - lost_at, 3)
                 log.info("tunnel-resumed", host=self._parts.host, tunnel=tunnel.id, seconds=seconds)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from protocol.errors import HandshakeRejected
 from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import Tower, new_tower, serving_tower
+from tower_agent import supervisor as supervisor_module
 from tower_agent.host import HostAgent
 from tower_agent.trust import HostTrust
 
@@ -192,6 +195,29 @@ async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at
         assert dialling == [1] * 3
         await connected(agent)
         assert tower.tunnels == [tunnel]
+
+
+@pytest.mark.asyncio
+async def test_a_tunnel_that_has_lost_its_link_before_anybody_holds_it_is_dialled_anew(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Tunnel] = []
+
+    async def dial(*args: Any, **more: Any) -> Tunnel:
+        made.append(await supervisor.dial(*args, **more))
+        if len(made) == 1:
+            cut(made[0])
+        return made[-1]
+
+    supervisor = SimpleNamespace(dial=supervisor_module.dial)
+    monkeypatch.setattr(supervisor_module, "dial", dial)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        text = await fault(agent, "TWR201")
+        assert "lost as soon as it stood" in text
+        await connected(agent)
+        assert made[0].closed is not None
+        assert agent.links[0].tunnel is made[1]
 
 
 @pytest.mark.asyncio
