@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from certs import codec
@@ -132,6 +132,7 @@ class IdentityStore(ABC):
 
         Returns what is kept afterwards: where another agent wrote meanwhile, that one's identity is to be adopted. The
         join's keys stay: to whoever comes second with the same token the server gives the same answer for them.
+        Nor does a renewal take back a later trust; a new join, with other keys, may: its host may have begun anew.
         """
         identity.check()
         expected = replaces.chain_pem if replaces is not None else None
@@ -140,8 +141,12 @@ class IdentityStore(ABC):
             kept = self._decode_identity(entries, identity.host)
             if kept is not None and kept.chain_pem != expected:
                 return kept
-            entries[_label(identity.host), IDENTITY] = _encode_identity(identity)
-            return identity
+            saved, renewed = identity, kept is not None and kept.key_pem == identity.key_pem
+            if kept is not None and renewed and kept.trust_number > identity.trust_number:
+                saved = replace(identity, trust_number=kept.trust_number, trust_pem=kept.trust_pem)
+                saved.check()
+            entries[_label(identity.host), IDENTITY] = _encode_identity(saved)
+            return saved
 
         return await self._change(change)
 

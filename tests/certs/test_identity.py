@@ -102,6 +102,24 @@ async def test_of_two_agents_the_first_writer_wins_and_the_other_adopts(
 
 
 @pytest.mark.asyncio
+async def test_who_renews_without_having_heard_of_a_new_trust_takes_it_from_nobody(
+    open_store: Callable[[], IdentityStore], authority: Authority
+) -> None:
+    one, two = open_store(), open_store()
+    keys = await one.pending("hq", "t")
+    held = await one.save(enrolled(authority, keys), replaces=None)
+    later = authority.with_next(at=AT + DAY)
+    believing = replace(held, trust_number=later.number, trust_pem=later.bundle.to_pem())
+    assert await one.save(believing, replaces=held) == believing
+    renewed = enrolled(authority, keys, at=AT + DAY)
+    kept = await two.save(renewed, replaces=held)
+    assert kept == replace(renewed, trust_number=later.number, trust_pem=later.bundle.to_pem())
+    assert await one.load("hq") == kept
+    anew = enrolled(Authority.create("hq", at=AT), PendingJoin.create("hq", "another"))
+    assert await two.save(anew, replaces=kept) == anew
+
+
+@pytest.mark.asyncio
 async def test_hosts_do_not_disturb_each_other(open_store: Callable[[], IdentityStore], authority: Authority) -> None:
     elsewhere = Authority.create("elsewhere", at=AT)
     store = open_store()
