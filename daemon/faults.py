@@ -232,6 +232,17 @@ _TABLE: Final = (
         "DescriptorsExhausted",
     ),
     Fault(
+        "TWR118",
+        "Another server of this host does not answer",
+        "A server that shares this one's store is named there, and no heartbeat of it comes over its replica port.",
+        "It died, stops, or is started; its address is not the one that others reach it by; a network policy; or it is "
+        "not of this host.",
+        "if it should be there, see `replica.listen` and `replica.address` of its configuration; the others serve its "
+        "agents and callers meanwhile",
+        503,
+        "ReplicaDown",
+    ),
+    Fault(
         "TWR120",
         "A Cluster resource cannot be followed",
         "A field, an annotation or the name of a Cluster resource asks for something that no tower can give.",

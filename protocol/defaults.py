@@ -13,6 +13,7 @@ MIB: Final = 1024 * 1024
 
 # Addresses and places.
 TUNNEL_PORT: Final = 8443
+REPLICA_PORT: Final = 8444  # for the other servers of a host, where several share a Kubernetes store
 LEGACY_PORT: Final = 8080  # of the dialect kubesphere-v1, where Go agents look for it
 TUNNEL_PATH: Final = "/v1/tunnel"
 SERVER_HEALTH_ADDRESS: Final = "127.0.0.1:9443"
@@ -50,6 +51,8 @@ DEAD_AFTER: Final = 15.0
 LEASE_DURATION: Final = 15.0  # of the controller's leader: how long others wait for one that fell silent
 LEASE_RENEW_DEADLINE: Final = 10.0  # after which a leader that could not renew stops, well before others may begin
 LEASE_RETRY: Final = 2.0
+REPLICA_HEARTBEAT: Final = 1.0  # of a server to the others of its host
+REPLICA_DEAD_AFTER: Final = 3.0  # without a heartbeat, a server holds nothing that callers could be sent to
 STALL_AFTER: Final = 2.0  # without progress, a tunnel gets no new streams while there is another
 RESUME_WINDOW: Final = 40.0  # how long a tunnel waits for a new link, and a cluster without one is worth waiting for
 GIVE_UP: Final = 60.0  # when kubectl does: dead time and window have to be over before

@@ -313,7 +313,7 @@ class Clusters:
 
     async def declare(self, member: Member) -> None:
         """Follows what a member's agent declares: the port of the second service listens while it is declared."""
-        services = member.report.get("services")
+        services = member.known_report.get("services")
         declared = isinstance(services, dict) and KUBESPHERE in services
         async with self._lock(member.name):
             record = self._records.get(member.name)

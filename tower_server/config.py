@@ -139,6 +139,31 @@ class StoreSection(Section):
         return value
 
 
+class Replica(Section):
+    """This server among others of its host, which share a Kubernetes store."""
+
+    name: str = ""
+    """Its name among them, another for each; the machine's (a pod's own) when left out."""
+    listen: str = f":{defaults.REPLICA_PORT}"
+    """Where the others reach it; they prove who they are."""
+    address: str = ""
+    """The host name or address that they use; `callers.cluster_address`, or that of the way to the apiserver, when left
+    out."""
+
+    @field_validator("name")
+    @classmethod
+    def _a_label(cls, value: str) -> str:
+        if value and not is_label(value):
+            raise ValueError("a replica's name is a DNS label: lower-case letters, digits and hyphens")
+        return value
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _listens(cls, value: object) -> object:
+        split_address(value)
+        return value
+
+
 class KubesphereV1(Section):
     """The port of the dialect `kubesphere-v1`, for Go Tower's agents. Off unless enabled."""
 
@@ -186,6 +211,7 @@ class ServerConfig(Section):
     enrolment: EnrolmentTokens = EnrolmentTokens()
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
+    replica: Replica = Replica()
     kubesphere_v1: KubesphereV1 = KubesphereV1()
     log: Log = Log()
 

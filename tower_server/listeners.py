@@ -90,6 +90,10 @@ class CallerPort:
     def _connection(self) -> CallerConnection:
         return CallerConnection(self, self._owner.ids.next())
 
+    def way(self) -> Any:
+        """The tunnel that a new stream goes to, or the way to another server that holds one; None for neither."""
+        return self.member.pick() or self._owner.elsewhere(self.member)
+
     def wait(self, connection: CallerConnection, then: Callable[[bool], None]) -> bool:
         """Whether a caller that finds no tunnel is kept waiting for one; see `Hold.wait`."""
         return self.no_tunnel_answers and not self._owner.draining and self.member.hold.wait(connection, then)
@@ -254,6 +258,7 @@ class CallerPorts:
         self.per_network = per_network
         self.throttled = throttled
         self.draining = False
+        self.elsewhere: Callable[[Member], Any] = lambda _member: None
         self.connections = 0
         self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
         self._ports: dict[tuple[str, str], CallerPort] = {}

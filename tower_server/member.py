@@ -42,6 +42,15 @@ class Entry:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What the other servers of the host say of a cluster whose tunnels they hold."""
+
+    tunnels: int
+    verdict: Verdict
+    report: Mapping[str, Any]
+
+
 class Member:
     """Belongs to one event loop."""
 
@@ -71,6 +80,7 @@ class Member:
         self.failures = 0
         self.report: Mapping[str, Any] = {}
         self.reported_at: float | None = None
+        self.elsewhere: Elsewhere | None = None
         self.verdict = Verdict("NeverConnected", "Unknown")
         self.since = time.time()
         self._configured = expected
@@ -233,10 +243,33 @@ class Member:
         self.report, self.reported_at = report, time.time()
         self.judge()
 
+    def note_elsewhere(self, found: Elsewhere | None, why: str) -> None:
+        """What other servers hold of it; None: no longer anything, and `why`."""
+        before, self.elsewhere = self.elsewhere, found
+        if found is not None:
+            self.connected = self.connected or time.time()
+            if before is None:
+                self.hold.release()
+        elif before is not None:
+            self.last_close = Ended(time.time(), Code.TUNNEL_LOST.name, why)
+            if not self.serving:
+                self.hold.lost()
+        self.judge()
+
+    @property
+    def tunnels_of_host(self) -> int:
+        """How many tunnels serve it, those that other servers hold among them."""
+        return len(self.serving) + (self.elsewhere.tunnels if self.elsewhere is not None else 0)
+
+    @property
+    def known_report(self) -> Mapping[str, Any]:
+        """What an agent last said, to this server or to the one that holds the tunnel."""
+        return self.report if self.serving or self.elsewhere is None else self.elsewhere.report
+
     @property
     def passthrough(self) -> bool:
         """Whether the member's agent relays callers to its apiserver untouched."""
-        services = self.report.get("services")
+        services = self.known_report.get("services")
         entry = services.get("kubernetes") if isinstance(services, Mapping) else None
         return isinstance(entry, Mapping) and entry.get("mode") == "passthrough"
 
@@ -252,7 +285,8 @@ class Member:
         """Looks at the facts anew and tells whoever follows when the verdict is another one."""
         if self.gone:
             return
-        verdict = judge(self._facts())
+        elsewhere = self.elsewhere if not self.serving else None
+        verdict = elsewhere.verdict if elsewhere is not None else judge(self._facts())
         before, self.verdict = self.verdict, verdict
         if verdict.state != before.state or verdict.ready != before.ready:
             self.since = time.time()
@@ -272,7 +306,7 @@ class Member:
         stale = revocations.get("stale") if isinstance(revocations, Mapping) else None
         return Facts(
             now=time.time(),
-            tunnels=self.standing,
+            tunnels=self.standing + (self.elsewhere.tunnels if self.serving and self.elsewhere is not None else 0),
             expected=self.expected,
             connected=self.connected,
             last_close=self.last_close,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tower_server.listeners import CallerPort
 
 EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
-WRITE_HIGH: Final = 256 * defaults.KIB
+WRITE_HIGH: Final = 64 * defaults.KIB  # the kernel has its own beside it; what is queued here is in no budget
 MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
 
@@ -130,8 +130,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def _begin(self) -> None:
         """Opens a stream in the best tunnel, or waits for one, or answers."""
-        member = self._port.member
-        while (tunnel := member.pick()) is not None and self._attempts < MAX_ATTEMPTS:
+        while (tunnel := self._port.way()) is not None and self._attempts < MAX_ATTEMPTS:
             self._attempts += 1
             try:
                 self.stream = tunnel.start_open(

@@ -63,6 +63,7 @@ REFUSAL_LINES_BURST: Final = 100
 
 if TYPE_CHECKING:
     from tower_server.controller.hosting import HostController
+    from tower_server.replicas.replicas import Replicas
 
 log = get_logger(__name__)
 
@@ -81,6 +82,7 @@ class _Parts:
     file_certificate: FileCertificate | None = None
     sealer: Sealer | None = None
     legacy: LegacyAgents | None = None
+    replicas: Replicas | None = None
 
 
 class Server:
@@ -211,7 +213,38 @@ class Server:
             file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
             sealer=sealer,
             legacy=self._legacy(services) if config.kubesphere_v1.enabled else None,
+            replicas=self._replicas(services, ports) if config.store.kind == "kubernetes" else None,
         )
+
+    def _replicas(self, services: Services, ports: CallerPorts) -> Replicas:
+        from tower_server.replicas.replicas import Replicas
+
+        replicas = Replicas(
+            authority=services.authority,
+            name=self._config.replica.name or machine_name(),
+            registry=services.registry,
+            clusters=services.clusters,
+            start=self._start_for_peer,
+        )
+        ports.elsewhere = replicas.elsewhere
+        services.rotation.subscribe(lambda: replicas.certificate.renew(at=time.time()))
+        return replicas
+
+    async def _open_replicas(self, replicas: Replicas, store: Store) -> None:
+        from tower_server.controller.hosting import slice_address, way_address
+        from tower_server.store.kubernetes import KubernetesStore
+
+        assert isinstance(store, KubernetesStore)
+        config = self._config
+        own = config.callers.cluster_address or way_address(store.client.address)
+        await replicas.open(
+            store.client,
+            namespace=config.store.namespace,
+            listen=split_address(config.replica.listen),
+            address=config.replica.address or own,
+            callers=slice_address(own),
+        )
+        self._process.tasks.restart(replicas.run, name="replicas")
 
     def _legacy(self, services: Services) -> LegacyAgents:
         return LegacyAgents(
@@ -302,11 +335,12 @@ class Server:
         self._start(parts.services.probing.run(), "probing")
         self._start(sample_loop_lag(self._metrics.event_loop_lag), "loop-lag")
         self._process.tasks.restart(self._housekeeping, name="housekeeping")
-        if config.store.kind == "kubernetes":
+        if parts.replicas is not None:
+            await self._open_replicas(parts.replicas, parts.store)
             self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
-            self._process.tasks.restart(self._controller(parts).run, name="controller")
+            self._process.tasks.restart(self._controller(parts, parts.replicas).run, name="controller")
 
-    def _controller(self, parts: _Parts) -> HostController:
+    def _controller(self, parts: _Parts, replicas: Replicas) -> HostController:
         from tower_server.controller.hosting import HostController
         from tower_server.store.kubernetes import KubernetesStore
 
@@ -321,6 +355,7 @@ class Server:
             registry=services.registry,
             revocations=services.revocations,
             metrics=self._metrics,
+            replicas=replicas,
         )
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
@@ -375,6 +410,8 @@ class Server:
         now = time.time()
         if now >= parts.certificate.renew_at:
             self._renew_certificate()
+        if parts.replicas is not None and now >= parts.replicas.certificate.renew_at:
+            parts.replicas.certificate.renew(at=now)
         if self._config.store.kind == "kubernetes":
             await parts.services.rotation.follow()
         self._reload(parts.file_certificate)
@@ -443,6 +480,8 @@ class Server:
             await parts.legacy.stop()
         await parts.admin.stop()
         parts.ports.close("the server stops")
+        if parts.replicas is not None:
+            parts.replicas.close()
         registry.close_all(Code.SHUTDOWN, "the server stops")
         with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end
             await parts.services.clusters.save()
@@ -463,6 +502,8 @@ class Server:
         spread = tunnels / self._config.admission.handshakes_per_second
         self._goes_at = began + deadline
         parts.ports.drain()
+        if parts.replicas is not None:
+            parts.replicas.drain()
         registry.drain_all(
             "the server stops",
             deadline=deadline,

@@ -83,8 +83,10 @@ def test_the_network_policy_opens_the_ports_that_the_defaults_give_out() -> None
     opened = [(port["port"], port.get("endPort")) for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     first, last = defaults.PORT_RANGE
     offset = defaults.KUBESPHERE_PORT_OFFSET
-    assert opened == [(defaults.TUNNEL_PORT, None), (first, last), (first + offset, last + offset), (9443, None)]
+    callers = [(defaults.TUNNEL_PORT, None), (first, last), (first + offset, last + offset)]
+    assert opened == [*callers, (defaults.REPLICA_PORT, None), (9443, None)]
     assert "from" in policy["spec"]["ingress"][1], "what does not authenticate its callers is not for everybody"
+    assert policy["spec"]["ingress"][2]["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
 
 
 def rules() -> list[dict[str, Any]]:

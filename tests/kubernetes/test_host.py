@@ -19,6 +19,7 @@ from tests.lab.world import TowerWorld
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 NAMESPACE = "tower-host"
+REPLICA = {"name": "hosted", "listen": "127.0.0.1:0"}
 PATIENCE = 60.0
 
 
@@ -29,7 +30,7 @@ def tower(host_plane: ControlPlane, member: ControlPlane) -> Iterator[TowerWorld
     store = {"kind": "kubernetes", "namespace": NAMESPACE, "kubeconfig": str(host_plane.admin_kubeconfig)}
     with (
         tempfile.TemporaryDirectory(prefix="tower-") as folder,
-        TowerWorld(Path(folder), host="clustered", settings={"store": store}) as world,
+        TowerWorld(Path(folder), host="clustered", settings={"store": store, "replica": REPLICA}) as world,
     ):
         world.join("edge", member)
         yield world
@@ -45,7 +46,8 @@ def test_a_caller_reaches_the_member_and_nothing_lies_on_disk(
     shown = json.loads(host_plane.kubectl("get", "member", "edge", "-o", "json").stdout)
     port = shown["spec"]["ports"]["kubernetes"]
     leases = host_plane.kubectl("get", "leases", "-n", NAMESPACE, "-o", "name").text.split()
-    assert sorted(leases) == [f"lease.coordination.k8s.io/{name}" for name in (f"port-{port}", "tower-controller")]
+    names = (f"port-{port}", "tower-controller", "tower-replica-hosted")
+    assert sorted(leases) == [f"lease.coordination.k8s.io/{name}" for name in names]
     secrets = host_plane.kubectl("get", "secrets", "-n", NAMESPACE, "-o", "name").text
     assert "tower-secret-authority" in secrets
     assert "tower-agent-edge." in secrets

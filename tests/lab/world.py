@@ -92,6 +92,7 @@ class TowerWorld:
                 "health_address": f"127.0.0.1:{self.health_port}",
                 "ports": {"range": f"{first}-{first + 20}", "bind": "127.0.0.1"},
                 "callers": {"address": "127.0.0.1"},
+                "replica": {"listen": "127.0.0.1:0"},
             }
             | self._settings,
         )

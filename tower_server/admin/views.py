@@ -60,7 +60,7 @@ def cluster_view(services: Services, cluster: Cluster, member: Member, agents: I
             "server": server_url(services, cluster),
             "tls_server_name": member_name(cluster.name),
             "dialect": min(member.tunnels, key=is_legacy).dialect if up else None,
-            "tunnels": len(member.serving),
+            "tunnels": member.tunnels_of_host,
             "tunnels_expected": member.expected,
             "rtt": member.rtt,
             "last_seen": moment(time.time() if up else member.connected),
@@ -76,11 +76,11 @@ def cluster_view(services: Services, cluster: Cluster, member: Member, agents: I
 
 def member_view(member: Member) -> Object | None:
     """What the agent last reported, its probe's facts first."""
-    if not member.report:
+    if not member.known_report:
         return None
-    probe = member.report.get("probe")
+    probe = member.known_report.get("probe")
     facts = {key: probe.get(key) for key in ("version", "uid", "nodes")} if isinstance(probe, Mapping) else {}
-    return {**facts, **member.report, "reported": moment(member.reported_at)}
+    return {**facts, **member.known_report, "reported": moment(member.reported_at)}
 
 
 def entry_view(entry: Entry) -> Object:

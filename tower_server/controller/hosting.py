@@ -1,6 +1,6 @@
 """The controller as a part of one tower server that keeps its records in a host cluster.
 
-It sees the members through this server's own tunnels, and this server is the replica that its slices name.
+It sees the members through the tunnels of this server and of the others, and its slices name all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
 
 from certs.ca import Authority
 from daemon.kube.client import Client
@@ -20,7 +20,7 @@ from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
 from protocol import defaults
 from tower_server.clusters import Clusters
-from tower_server.config import ServerConfig, machine_name
+from tower_server.config import ServerConfig
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.controller import Controller
 from tower_server.controller.desired import Replica
@@ -36,6 +36,8 @@ from tower_server.controller.writer import Writer
 from tower_server.election import Elector, Timing
 from tower_server.ports import PortRange, can_bind
 from tower_server.records import KUBERNETES, KUBESPHERE
+from tower_server.replicas.directory import Peer
+from tower_server.replicas.replicas import Replicas
 from tower_server.revocations import Revocations
 from tower_server.store.base import Store
 from tower_server.tunnels import TunnelRegistry
@@ -45,11 +47,21 @@ LOOK_EVERY: Final = 30.0  # what an agent reports changes without a verdict's ch
 log = get_logger(__name__)
 
 
-class OwnFacts:
-    """What this server sees itself. For the resume window after its start it says nothing of who has not come back."""
+class Others(Protocol):
+    """The other servers of the host."""
 
-    def __init__(self, registry: TunnelRegistry, *, name: str, address: str) -> None:
+    ready: bool
+
+    def serving(self) -> Iterable[tuple[Peer, frozenset[str]]]: ...
+
+
+class OwnFacts:
+    """What this server sees itself, and what the others tell it. For the resume window after its start it says nothing
+    of who has not come back."""
+
+    def __init__(self, registry: TunnelRegistry, replicas: Others, *, name: str, address: str) -> None:
         self._registry = registry
+        self._replicas = replicas
         self._name = name
         self._address = address
         self._started = time.monotonic()
@@ -61,14 +73,14 @@ class OwnFacts:
         early = time.monotonic() - self._started < defaults.RESUME_WINDOW
         if early and member.verdict.ready != "True" and member.connected is not None:
             return None
-        return Sight(member.verdict, len(member.serving), member.report)
+        return Sight(member.verdict, member.tunnels_of_host, member.known_report)
 
     def replicas(self) -> Sequence[Replica]:
-        """This server; none where it has no address that an EndpointSlice may hold."""
-        if not self._address:
-            return ()
+        """This server and the others; without those that have no address that an EndpointSlice may hold."""
         held = frozenset(name for name, member in self._registry.members.items() if member.serving)
-        return (Replica(self._name, self._address, True, held),)
+        others = [Replica(peer.name, peer.callers, True, holds) for peer, holds in self._replicas.serving()]
+        found = [Replica(self._name, self._address, self._replicas.ready, held), *others]
+        return [each for each in found if each.address]
 
 
 class HostController:
@@ -85,8 +97,9 @@ class HostController:
         registry: TunnelRegistry,
         revocations: Revocations,
         metrics: ServerMetrics,
+        replicas: Replicas,
     ) -> None:
-        name = socket.gethostname().lower() or machine_name()
+        name = replicas.name
         first, last = config.ports.range
         offset = config.ports.kubesphere_offset
         ranges = {KUBERNETES: PortRange(first, last), KUBESPHERE: PortRange(first + offset, last + offset)}
@@ -98,8 +111,7 @@ class HostController:
         self._metrics = metrics
         self._authority = authority
         self._revocations = revocations
-        address = config.callers.cluster_address or own_address(client.address)
-        self._facts = OwnFacts(registry, name=name, address=address)
+        self._facts = OwnFacts(registry, replicas, name=name, address=replicas.callers_address)
         allocation = Allocation(
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
         )
@@ -164,8 +176,8 @@ class _Gauges:
         self._metrics.reconciles.labels(result).inc()
 
 
-def own_address(apiserver: str) -> str:
-    """The address of this machine or pod towards its apiserver; empty for a loopback one, which no slice may hold."""
+def way_address(apiserver: str) -> str:
+    """The address of this machine or pod towards its apiserver; empty when there is no way."""
     host, _, port = apiserver.rpartition(":")
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
@@ -176,7 +188,12 @@ def own_address(apiserver: str) -> str:
     except OSError as error:
         log.warning("no-own-address", apiserver=apiserver, text=str(error))
         return ""
-    if address.startswith("127.") or address == "::1":
-        log.warning("no-own-address", apiserver=apiserver, text=f"{address} cannot stand in an EndpointSlice")
-        return ""
     return address.split("%")[0]
+
+
+def slice_address(address: str) -> str:
+    """The same; empty for a loopback one, which no EndpointSlice may hold."""
+    if address.startswith("127.") or address == "::1":
+        log.warning("no-own-address", text=f"{address} cannot stand in an EndpointSlice")
+        return ""
+    return address

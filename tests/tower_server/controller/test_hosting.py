@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tower_server.controller.hosting import OwnFacts, own_address
+from tower_server.controller.desired import serving
+from tower_server.controller.hosting import OwnFacts, slice_address, way_address
+from tower_server.replicas.directory import Peer
 from tower_server.state import Verdict
 
 
@@ -15,13 +17,32 @@ class Registry:
         self.members = members
 
 
-def member(ready="False", *, connected=1.0, serving=()):
-    return SimpleNamespace(verdict=Verdict("TunnelDown", ready), connected=connected, serving=list(serving), report={})
+class Others:
+    def __init__(self, *serving, ready=True):
+        self.ready = ready
+        self._serving = serving
+
+    def serving(self):
+        return self._serving
+
+
+def member(ready="False", *, connected=1.0, serving=(), elsewhere=0):
+    return SimpleNamespace(
+        verdict=Verdict("TunnelDown", ready),
+        connected=connected,
+        serving=list(serving),
+        tunnels_of_host=len(serving) + elsewhere,
+        known_report={},
+    )
+
+
+def peer(name, address):
+    return Peer(name, "1", address, 8444, address)
 
 
 def test_after_a_start_nothing_is_said_of_who_has_not_come_back_yet():
     members = Registry(back=member("True", serving=[1]), away=member(), new=member(connected=None))
-    facts = OwnFacts(members, name="a", address="10.1.0.1")
+    facts = OwnFacts(members, Others(), name="a", address="10.1.0.1")
     assert facts.sight("back").healthy
     assert facts.sight("away") is None
     assert facts.sight("new") is not None
@@ -31,12 +52,38 @@ def test_after_a_start_nothing_is_said_of_who_has_not_come_back_yet():
 
 
 def test_it_is_the_replica_of_its_slices_and_says_what_it_holds():
-    facts = OwnFacts(Registry(a=member(serving=[1]), b=member()), name="tower-0", address="10.1.0.1")
+    facts = OwnFacts(Registry(a=member(serving=[1]), b=member()), Others(), name="tower-0", address="10.1.0.1")
     (replica,) = facts.replicas()
     assert (replica.name, replica.address, replica.clusters) == ("tower-0", "10.1.0.1", {"a"})
-    assert OwnFacts(Registry(), name="tower-0", address="").replicas() == ()
+    assert OwnFacts(Registry(), Others(), name="tower-0", address="").replicas() == []
 
 
-@pytest.mark.parametrize("apiserver", ["127.0.0.1:6443", "[::1]:6443", "no-such-name.invalid:6443"])
-def test_an_address_that_no_slice_may_hold_is_none(apiserver):
-    assert own_address(apiserver) == ""
+def test_callers_are_sent_to_those_that_hold_the_tunnels_and_else_to_all_that_are_ready():
+    others = Others((peer("tower-1", "10.1.0.2"), frozenset({"b"})), (peer("tower-2", ""), frozenset({"c"})))
+    facts = OwnFacts(Registry(a=member(serving=[1])), others, name="tower-0", address="10.1.0.1")
+
+    def sent_to(cluster):
+        return [each.name for each in serving(cluster, facts.replicas())]
+
+    assert sent_to("a") == ["tower-0"]
+    assert sent_to("b") == ["tower-1"]
+    assert sent_to("c") == ["tower-0", "tower-1"], "the owner has no address that a slice may hold"
+    others.ready = False
+    assert sent_to("nobodys") == ["tower-1"], "this server stops"
+
+
+def test_a_member_of_another_server_is_seen_as_that_one_sees_it():
+    facts = OwnFacts(Registry(far=member("True", elsewhere=2)), Others(), name="a", address="10.1.0.1")
+    assert facts.sight("far").healthy
+    assert facts.sight("far").tunnels == 2
+
+
+def test_the_address_is_that_of_the_way_to_the_apiserver():
+    assert way_address("127.0.0.1:6443") == "127.0.0.1"
+    assert way_address("[::1]:6443") in ("::1", "")  # where the machine has no IPv6 there is no way
+    assert way_address("no-such-name.invalid:6443") == ""
+
+
+@pytest.mark.parametrize(("address", "kept"), [("127.0.0.1", ""), ("::1", ""), ("10.1.0.1", "10.1.0.1"), ("", "")])
+def test_an_address_that_no_slice_may_hold_is_none(address, kept):
+    assert slice_address(address) == kept

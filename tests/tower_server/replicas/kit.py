@@ -1,0 +1,138 @@
+"""A server's replica port on loopback, and another server that follows it and passes callers on to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from certs.ca import Authority
+from protocol.aio.pipe import PipeEnd, pipe
+from protocol.errors import StreamRefused
+from tower_server.replicas.directory import Peer
+from tower_server.replicas.identity import ReplicaCertificate
+from tower_server.replicas.link import Link
+from tower_server.replicas.passing import PassedStream
+from tower_server.replicas.port import ReplicaPort
+from tower_server.replicas.wire import Held, Passing
+from tower_server.state import Verdict
+
+PATIENCE = 20.0
+CONNECTED = Verdict("Connected", "True")
+AUTHORITY = Authority.create("hq", at=time.time())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def certificate(name: str, authority: Authority = AUTHORITY) -> ReplicaCertificate:
+    return ReplicaCertificate(authority, name=name, at=time.time())
+
+
+class End(asyncio.Protocol):
+    """Keeps what it is told. Either end of a stream: the member's, or that of whoever relays the caller."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.data = bytearray()
+        self.accepted = self.eof = self.over = self.full = False
+        self.error: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def stream_accepted(self) -> None:
+        self.accepted = True
+
+    def data_received(self, data: Any) -> None:
+        self.data += data
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        return True
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+
+    def connection_lost(self, exc: Any) -> None:
+        self.over, self.error = True, exc
+
+
+class Tunnel:
+    """A tunnel whose far ends are at hand. `refusal` is raised in place of an open; `silent` never accepts."""
+
+    def __init__(self) -> None:
+        self.refusal: StreamRefused | None = None
+        self.silent = False
+        self.opened: list[tuple[str, str, str]] = []
+        self.far: list[End] = []
+
+    def start_open(self, service: str, protocol: Any, *, caller: str, connection_id: str) -> PipeEnd:
+        if self.refusal is not None:
+            raise self.refusal
+        self.opened.append((service, caller, connection_id))
+        far = End()
+        near_end, far.transport = pipe(protocol, far)
+        self.far.append(far)
+        if not self.silent:
+            asyncio.get_running_loop().call_soon(protocol.stream_accepted)
+        return near_end
+
+
+class Host:
+    """What a replica port belongs to."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.tunnel: Tunnel | None = Tunnel()
+        self.said = {"edge": Held(1, CONNECTED, {"uid": "u"})}
+
+    def held(self) -> dict[str, Held]:
+        return self.said
+
+    def member(self, cluster: str) -> Any:
+        return SimpleNamespace(pick=lambda: self.tunnel) if cluster == "edge" else None
+
+
+@asynccontextmanager
+async def serving(host: Host, name: str = "owner", authority: Authority = AUTHORITY) -> AsyncIterator[ReplicaPort]:
+    port = ReplicaPort(host, certificate(name, authority))
+    await port.start("127.0.0.1", 0)
+    try:
+        yield port
+    finally:
+        port.stop()
+        await until(lambda: not (port.unasked or port.followers or port.passed))
+
+
+def peer(port: ReplicaPort, name: str = "owner") -> Peer:
+    return Peer(name, "1", *port.address, "")
+
+
+class Caller:
+    """The server that a caller came to; not following, only passing on."""
+
+    def __init__(self, port: ReplicaPort, *, name: str = "owner", mine: ReplicaCertificate | None = None) -> None:
+        self.link = Link(peer(port, name), mine or certificate("other"), lambda _link, _clusters, _why: None)
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Any, name: str) -> object:
+        task = asyncio.create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def open(self, end: End, head: Passing | None = None) -> PassedStream:
+        end.transport = PassedStream(
+            self.link, head or Passing("edge", "kubernetes", "192.0.2.1:5", "c-1"), end, start=self.start
+        )
+        return end.transport

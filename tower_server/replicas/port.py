@@ -1,0 +1,339 @@
+"""The replica port: where the other servers of the host follow this one and pass callers on to it.
+
+Nobody gets past the TLS handshake without a certificate of the host, nor further without one of a replica. Then one
+head, bounded in size and time, says what is wanted. What is passed on goes into a tunnel that this server holds
+itself and nowhere else. Connections that have not said what they want are bounded in number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final, Protocol
+
+from certs.errors import Untrusted
+from daemon.faults import TowerError
+from daemon.log import get_logger
+from protocol import defaults
+from protocol.aio.tlsfailure import TlsError
+from protocol.aio.tlspump import TlsServerSocketPump
+from protocol.constants import Code
+from protocol.errors import ProtocolError, StreamRefused
+from tower_server.member import Member
+from tower_server.relay import address_text, reset
+from tower_server.replicas.identity import ReplicaCertificate
+from tower_server.replicas.wire import ACCEPTED, MAX_HEAD_BYTES, Held, Passing, alive, holds, lost, read_head, refused
+from tower_server.sockets import listening_socket
+
+BACKLOG: Final = 1024
+MAX_UNASKED: Final = 512  # connections that have not yet said what they want: a burst of callers passed on
+MAX_FOLLOWERS: Final = 64
+WRITE_HIGH: Final = 256 * defaults.KIB
+REFUSALS_SAID_EVERY: Final = 10.0
+
+log = get_logger(__name__)
+audit = get_logger("audit")
+
+
+class Host(Protocol):
+    """What the port asks of the server that it belongs to."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether this server takes callers."""
+
+    def held(self) -> dict[str, Held]:
+        """The clusters whose tunnels it holds."""
+
+    def member(self, cluster: str) -> Member | None: ...
+
+
+class ReplicaPort:
+    """`start`, then `tell` whenever something may have changed and once a second, then `stop`."""
+
+    def __init__(self, host: Host, certificate: ReplicaCertificate) -> None:
+        self.host = host
+        self.certificate = certificate
+        self.address: tuple[str, int] = ("", 0)
+        self.unasked: set[_Arrival] = set()
+        self.followers: set[_Follower] = set()
+        self.passed: set[_Passed] = set()
+        self._server: asyncio.Server | None = None
+        self._refused_said = float("-inf")
+
+    async def start(self, host: str, port: int) -> None:
+        """TowerError TWR103 when the address cannot be listened on."""
+        try:
+            sock = listening_socket(host, port, backlog=BACKLOG)
+            self._server = await asyncio.get_running_loop().create_server(self._connection, sock=sock)
+        except OSError as error:
+            raise TowerError(
+                "TWR103",
+                f"the replica port {host}:{port} cannot be listened on: {error.strerror or error}",
+                mend="stop what listens there (`ss -ltnp` names it), or set another `replica.listen`",
+            ) from error
+        self.address = sock.getsockname()[:2]
+
+    def _connection(self) -> TlsServerSocketPump:
+        arrival = _Arrival(self)
+        return TlsServerSocketPump(self.certificate.called, lambda: arrival, on_failure=self._no_tls)
+
+    def _no_tls(self, error: TlsError) -> None:
+        self.refuse("unknown", str(error))
+
+    def refuse(self, remote: str, text: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._refused_said >= REFUSALS_SAID_EVERY:  # strangers write these lines, at no cost of theirs
+            self._refused_said = now
+            log.warning("replica-refused", remote=remote, text=text)
+
+    def tell(self) -> None:
+        """What is held now, to those that follow."""
+        if self.followers:
+            held = self.host.held()
+            for follower in list(self.followers):
+                follower.tell(held)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for transport in [each.transport for held in (self.unasked, self.followers, self.passed) for each in held]:
+            transport.abort()
+
+
+class _Arrival(asyncio.Protocol):
+    """Until it is known who calls and what for."""
+
+    def __init__(self, port: ReplicaPort) -> None:
+        self._port = port
+        self._line = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        port, self.transport = self._port, transport
+        self.remote = address_text(transport.get_extra_info("peername"))
+        if len(port.unasked) >= MAX_UNASKED:
+            self._refuse("too many connections of replicas that say nothing")
+            return
+        try:
+            self.replica = port.certificate.verify(transport.get_extra_info("peercert_der"), at=time.time()).name
+        except Untrusted as error:
+            self._refuse(error.text)
+            return
+        port.unasked.add(self)
+        self._timer = asyncio.get_running_loop().call_later(
+            defaults.HEAD_DEADLINE, self._refuse, "it said nothing in time"
+        )
+
+    def data_received(self, data: Any) -> None:
+        self._line += data
+        line, end, rest = bytes(self._line).partition(b"\n")
+        if not end:
+            if len(self._line) > MAX_HEAD_BYTES:
+                self._refuse(f"a head of more than {MAX_HEAD_BYTES} bytes")
+            return
+        try:
+            head = read_head(line[: MAX_HEAD_BYTES + 1])
+        except ProtocolError as error:
+            self.transport.write(refused(error))
+            self._refuse(error.text, cut=False)
+            return
+        self._done()
+        if head is None:
+            if len(self._port.followers) >= MAX_FOLLOWERS:
+                self._refuse("too many follow already")
+                return
+            _Follower(self._port, self.transport).begin()
+        else:
+            _Passed(self._port, self.transport, head, self.replica).begin(rest)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._done()
+
+    def _done(self) -> None:
+        self._port.unasked.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, text: str, *, cut: bool = True) -> None:
+        self._done()
+        self._port.refuse(self.remote, text)
+        if cut:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+class _Follower(asyncio.Protocol):
+    """Another server that is told what this one holds. One that does not read is told later what is then true."""
+
+    def __init__(self, port: ReplicaPort, transport: Any) -> None:
+        self._port = port
+        self._told: dict[str, Held] = {}
+        self._full = False
+        self.transport = transport
+
+    def begin(self) -> None:
+        self._port.followers.add(self)
+        self.transport.set_protocol(self)
+        self.tell(self._port.host.held())
+
+    def tell(self, held: dict[str, Held]) -> None:
+        if self._full:
+            return
+        lines = [lost(cluster) for cluster in self._told if cluster not in held]
+        lines += [holds(cluster, each) for cluster, each in held.items() if self._told.get(cluster) != each]
+        self._told = dict(held)
+        self.transport.write(b"".join([*lines, alive(ready=self._port.host.ready)]))
+
+    def data_received(self, _data: Any) -> None:
+        self.transport.abort()  # it has nothing more to say
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._port.followers.discard(self)
+
+
+class _Passed(asyncio.Protocol):
+    """One caller of another server, on the way into a tunnel of this one."""
+
+    def __init__(self, port: ReplicaPort, transport: Any, head: Passing, replica: str) -> None:
+        self._port = port
+        self._head = head
+        self._replica = replica
+        self._stream: Any = None
+        self._accepted = False
+        self._outcome = ""
+        self._began = asyncio.get_running_loop().time()
+        self.transport = transport
+
+    def begin(self, early: bytes) -> None:
+        self._port.passed.add(self)
+        self.transport.set_protocol(self)
+        self.transport.set_write_buffer_limits(high=WRITE_HIGH)
+        head, member = self._head, self._port.host.member(self._head.cluster)
+        tunnel = member.pick() if member is not None else None
+        try:
+            if tunnel is None:
+                raise StreamRefused(Code.DRAINING, f"this server holds no tunnel of cluster {head.cluster}")
+            self._stream = tunnel.start_open(
+                head.service, _StreamEnd(self), caller=head.caller, connection_id=head.connection
+            )
+        except StreamRefused as error:
+            self._refuse(error)
+            return
+        if early:
+            self._stream.write(early)
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self._outcome = f"refused: {error.text}"
+        self.transport.write(refused(error))
+        self.transport.close()
+
+    # ---- the other server's side --------------------------------------------------------------------------------
+
+    def data_received(self, data: Any) -> None:
+        if self._stream is not None:
+            self._stream.write(bytes(data))
+
+    def eof_received(self) -> bool:
+        if self._stream is None or self.transport.get_extra_info("tls_truncated"):
+            return False
+        self._stream.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._port.passed.discard(self)
+        stream, head = self._stream, self._head
+        if stream is not None:
+            stream.reset(Code.CANCELLED, "the caller is gone")
+        audit.info(
+            "passed",
+            connection=head.connection,
+            caller=head.caller,
+            cluster=head.cluster,
+            service=head.service,
+            via=self._replica,
+            bytes_up=stream.bytes_out if stream is not None else 0,
+            bytes_down=stream.bytes_in if stream is not None else 0,
+            seconds=round(asyncio.get_running_loop().time() - self._began, 4),
+            outcome=self._outcome or ("caller gone" if exc is not None else "finished"),
+        )
+
+    # ---- the stream's side --------------------------------------------------------------------------------------
+
+    def accepted(self) -> None:
+        self._accepted = True
+        self.transport.write(ACCEPTED)
+
+    def deliver(self, data: memoryview) -> None:
+        self.transport.write(data)
+
+    def deliver_eof(self) -> None:
+        self.transport.write_eof()
+
+    def stream_full(self, full: bool) -> None:
+        if full:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def stream_lost(self, error: ProtocolError | None) -> None:
+        if self.transport.is_closing():
+            return
+        if not self._accepted:
+            self._refuse(error or StreamRefused(Code.TUNNEL_LOST, "the stream ended before it was accepted"))
+        elif error is None:
+            self._outcome = self._outcome or "finished"
+            self.transport.close()
+        else:
+            self._outcome = f"cut: {error}"
+            reset(self.transport)
+
+
+class _StreamEnd(asyncio.Protocol):
+    """The stream's callbacks; the connection's own names are taken by its transport's."""
+
+    def __init__(self, connection: _Passed) -> None:
+        self._connection = connection
+
+    def stream_accepted(self) -> None:
+        self._connection.accepted()
+
+    def data_received(self, data: memoryview) -> None:  # type: ignore[override]
+        self._connection.deliver(data)
+
+    def eof_received(self) -> bool:
+        self._connection.deliver_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        self._connection.stream_full(True)
+
+    def resume_writing(self) -> None:
+        self._connection.stream_full(False)
+
+    def connection_lost(self, exc: Any) -> None:
+        self._connection.stream_lost(exc)

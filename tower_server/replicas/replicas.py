@@ -1,0 +1,207 @@
+"""This server among the others of its host: it tells them what it holds, and knows what they do.
+
+The truth about a cluster is with whoever holds its tunnels: where that is another server, the member here shows what
+that one says (state, report, number of tunnels), and callers are passed on to it. When nobody holds one any more the
+member falls back on its own history, and callers are held or answered as with a single server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from certs.ca import Authority
+from daemon.kube.client import Client
+from protocol import defaults
+from tower_server.clusters import Clusters
+from tower_server.member import Elsewhere, Member
+from tower_server.replicas.directory import Directory, Peer
+from tower_server.replicas.identity import ReplicaCertificate
+from tower_server.replicas.link import Link
+from tower_server.replicas.passing import PassedStream, Start
+from tower_server.replicas.port import ReplicaPort
+from tower_server.replicas.wire import Held, Passing, told
+from tower_server.tunnels import TunnelRegistry
+
+TOLD_AT_MOST_EVERY: Final = 0.05  # seconds: what changes together is told together
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """To a cluster, over its owner; used as a tunnel is."""
+
+    link: Link
+    cluster: str
+    start: Start
+
+    def start_open(self, service: str, protocol: Any, *, caller: str = "", connection_id: str = "") -> PassedStream:
+        return PassedStream(
+            self.link, Passing(self.cluster, service, caller, connection_id), protocol, start=self.start
+        )
+
+
+class Replicas:
+    """`open` the port, `run` as a task, `close`."""
+
+    def __init__(
+        self,
+        *,
+        authority: Authority,
+        name: str,
+        registry: TunnelRegistry,
+        clusters: Clusters,
+        start: Start,
+    ) -> None:
+        self.name = name
+        self.ready = True
+        """False once this server stops: the others send nobody here any more."""
+        self.certificate = ReplicaCertificate(authority, name=name, at=time.time())
+        self.port = ReplicaPort(self, self.certificate)
+        self.links: dict[str, Link] = {}
+        self._registry = registry
+        self._clusters = clusters
+        self._start = start
+        self._directory: Directory | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._told: asyncio.TimerHandle | None = None
+
+    # ---- life ---------------------------------------------------------------------------------------------------
+
+    async def open(
+        self, client: Client, *, namespace: str, listen: tuple[str, int], address: str, callers: str
+    ) -> None:
+        """Listens. `address` is how the others reach this server, `callers` its address in EndpointSlices."""
+        await self.port.start(*listen)
+        me = Peer(self.name, secrets.token_hex(8), address, self.port.address[1], callers)
+        self._directory = Directory(client, me, namespace=namespace)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        assert self._directory is not None
+        directory = self._directory
+        unsubscribe = self._clusters.subscribe(self._cluster_changed)
+        work = {
+            asyncio.create_task(each, name=name)
+            for each, name in (
+                (directory.follow(), "replicas-follow"),
+                (directory.publish(), "replicas-publish"),
+                (self._beat(), "replicas-beat"),
+                (self._link(directory), "replicas-link"),
+            )
+        }
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
+        finally:
+            unsubscribe()
+            for task in (*work, *self._tasks.values()):
+                task.cancel()
+            await asyncio.wait({*work, *self._tasks.values()})
+            self._tasks.clear()
+            self.links.clear()
+
+    def drain(self) -> None:
+        self.ready = False
+        self._tell()
+
+    def close(self) -> None:
+        if self._told is not None:
+            self._told.cancel()
+            self._told = None
+        self.port.stop()
+
+    async def _beat(self) -> None:
+        while True:
+            self._tell()
+            await asyncio.sleep(defaults.REPLICA_HEARTBEAT)
+
+    async def _link(self, directory: Directory) -> None:
+        """Keeps a link to each server that the directory names."""
+        while True:
+            directory.changed.clear()
+            wanted = {peer.name: peer for peer in directory.peers()}
+            for name, link in list(self.links.items()):
+                task = self._tasks[name]
+                if wanted.get(name) != link.peer or task.done():
+                    del self.links[name], self._tasks[name]
+                    task.cancel()
+                    await asyncio.wait({task})
+                    if not task.cancelled() and (error := task.exception()) is not None:
+                        raise error
+            for name, peer in wanted.items():
+                if name not in self.links:
+                    link = self.links[name] = Link(peer, self.certificate, self._link_changed)
+                    self._tasks[name] = asyncio.create_task(link.run(), name=f"replica-link-{name}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(defaults.REPLICA_DEAD_AFTER):  # staleness comes without an event
+                    await directory.changed.wait()
+
+    # ---- what this server says ----------------------------------------------------------------------------------
+
+    def held(self) -> dict[str, Held]:
+        return {
+            name: Held(len(member.serving), member.verdict, told(member.report))
+            for name, member in self._registry.members.items()
+            if member.serving
+        }
+
+    def member(self, cluster: str) -> Member | None:
+        return self._registry.members.get(cluster)
+
+    def _cluster_changed(self, change: str, name: str) -> None:
+        if change == "ADDED":
+            self._refresh(name, "")
+        if self._told is None:
+            self._told = asyncio.get_running_loop().call_later(TOLD_AT_MOST_EVERY, self._tell)
+
+    def _tell(self) -> None:
+        if self._told is not None:
+            self._told.cancel()
+            self._told = None
+        self.port.tell()
+
+    # ---- what the others say ------------------------------------------------------------------------------------
+
+    def elsewhere(self, member: Member) -> Way | None:
+        """The way to a cluster over another server; None when nobody holds a tunnel of it."""
+        owners = self._owners(member.name)
+        if not owners:
+            return None
+        return Way(min(owners, key=lambda link: len(link.passing)), member.name, self._start)
+
+    def serving(self) -> Iterable[tuple[Peer, frozenset[str]]]:
+        """The other servers that take callers, and what they hold."""
+        return [(link.peer, frozenset(link.holds)) for link in self.links.values() if link.serving]
+
+    @property
+    def callers_address(self) -> str:
+        return self._directory.me.callers if self._directory is not None else ""
+
+    def _owners(self, cluster: str) -> list[Link]:
+        return [link for link in self.links.values() if link.serving and cluster in link.holds]
+
+    def _link_changed(self, link: Link, clusters: set[str], why: str) -> None:
+        for cluster in clusters:
+            self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}")
+
+    def _refresh(self, cluster: str, why: str) -> None:
+        member = self._registry.members.get(cluster)
+        if member is None:
+            return
+        owners = self._owners(cluster)
+        before = member.known_report.get("services")
+        if owners:
+            best = min(owners, key=lambda link: (link.holds[cluster].verdict.ready != "True", link.peer.name))
+            said = best.holds[cluster]
+            tunnels = sum(link.holds[cluster].tunnels for link in owners)
+            member.note_elsewhere(Elsewhere(tunnels, said.verdict, said.report), why)
+        else:
+            member.note_elsewhere(None, why)
+        if member.known_report.get("services") != before:
+            self._start(self._clusters.declare(member), f"declare-{cluster}")

@@ -1,0 +1,156 @@
+"""What two servers of a host say to each other, as JSON lines inside their mutual TLS.
+
+Whoever calls says first what it wants: `follow` (to be told what the other holds) or `pass` (one caller's connection,
+to be carried into a tunnel). A connection is passed on once: the head counts the hops, and a second one is refused,
+so that servers that each believe in the other never send a caller round in circles. After `accepted` a passed
+connection is bytes. Every line has a bound, and what does not fit its form is refused with what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from protocol.constants import Code
+from protocol.defaults import MAX_CONTROL_LINE_BYTES
+from protocol.errors import ProtocolError, RemoteProtocolError, StreamRefused
+from protocol.messages import encode_message
+from tower_server.state import Verdict
+
+MAX_HEAD_BYTES: Final = 4096
+MAX_NAME: Final = 253
+MAX_TEXT: Final = 1024
+HOPS: Final = 1
+_VERDICT: Final = ("state", "ready", "code", "cause")
+_UNTOLD: Final = frozenset({"requests"})
+"""Of an agent's report: figures that change all the time, which only its own server counts."""
+
+FOLLOW: Final = encode_message("follow")
+ACCEPTED: Final = encode_message("accepted")
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """The head of one caller's connection. `caller` and `connection` are those of whoever called the first server."""
+
+    cluster: str
+    service: str
+    caller: str
+    connection: str
+    hop: int = HOPS
+
+    def line(self) -> bytes:
+        return encode_message(
+            "pass",
+            cluster=self.cluster,
+            service=self.service,
+            caller=self.caller,
+            connection=self.connection,
+            hop=self.hop,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an owner says of a cluster."""
+
+    tunnels: int
+    verdict: Verdict
+    report: Mapping[str, Any]
+
+
+def read_head(line: bytes) -> Passing | None:
+    """What a caller wants: None to follow. RemoteProtocolError for anything else."""
+    message = _object(line)
+    kind = message.get("type")
+    if kind == "follow":
+        return None
+    if kind != "pass":
+        raise RemoteProtocolError(Code.PROTOCOL, f"a connection of a replica that asks for {str(kind)[:80]!r}")
+    hop = message.get("hop")
+    if hop != HOPS:
+        raise RemoteProtocolError(Code.PROTOCOL, f"a connection that was passed on before (hop {str(hop)[:20]})")
+    cluster, service, caller, connection = (
+        _name(message, key) for key in ("cluster", "service", "caller", "connection")
+    )
+    return Passing(cluster, service, caller, connection)
+
+
+def refused(error: ProtocolError) -> bytes:
+    """The line that answers a head in place of ACCEPTED."""
+    return encode_message("refused", code=int(error.code), text=error.text[:MAX_TEXT])
+
+
+def read_answer(line: bytes) -> StreamRefused | None:
+    """None when the connection was accepted."""
+    message = _object(line)
+    if message.get("type") == "accepted":
+        return None
+    if message.get("type") != "refused":
+        raise RemoteProtocolError(Code.PROTOCOL, "a replica gave no answer to a connection")
+    try:
+        code = Code(int(message.get("code", Code.INTERNAL)))
+    except (TypeError, ValueError):
+        code = Code.INTERNAL
+    return StreamRefused(code, str(message.get("text", ""))[:MAX_TEXT])
+
+
+def alive(*, ready: bool) -> bytes:
+    """The heartbeat. Not `ready`: it stops, and takes no callers."""
+    return encode_message("alive", ready=ready)
+
+
+def holds(cluster: str, held: Held) -> bytes:
+    """A report that is too long for a line is left out: the verdict counts."""
+    fields = {"cluster": cluster, "tunnels": held.tunnels, "verdict": {k: getattr(held.verdict, k) for k in _VERDICT}}
+    try:
+        return encode_message("holds", **fields, report=dict(held.report))
+    except ValueError:
+        return encode_message("holds", **fields, report={})
+
+
+def lost(cluster: str) -> bytes:
+    return encode_message("lost", cluster=cluster)
+
+
+def told(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What others are told of an agent's report."""
+    return {key: value for key, value in report.items() if key not in _UNTOLD}
+
+
+def read_holding(message: Mapping[str, Any]) -> tuple[str, Held | None]:
+    """The cluster, and what is said of it; None when it is held no more."""
+    cluster = _name(message, "cluster")
+    if message["type"] == "lost":
+        return cluster, None
+    verdict, tunnels, report = message.get("verdict"), message.get("tunnels"), message.get("report")
+    if not isinstance(verdict, dict) or not isinstance(report, dict) or not isinstance(tunnels, int):
+        raise RemoteProtocolError(Code.PROTOCOL, f"what a replica says of cluster {cluster} is not of its form")
+    said = Verdict(*(str(verdict.get(key, "")) for key in _VERDICT))  # type: ignore[arg-type]
+    return cluster, Held(max(0, tunnels), said, report)
+
+
+def read_line(line: bytes) -> Mapping[str, Any]:
+    """One line of a replica that is followed."""
+    if len(line) > MAX_CONTROL_LINE_BYTES:
+        raise RemoteProtocolError(Code.TOO_LARGE, f"a line of a replica above {MAX_CONTROL_LINE_BYTES} bytes")
+    return _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not an object with a type")
+    return message
+
+
+def _name(message: Mapping[str, Any], key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str) or len(value) > MAX_NAME or not value.isprintable():
+        raise RemoteProtocolError(Code.PROTOCOL, f"a line of a replica whose {key!r} is no name")
+    return value
