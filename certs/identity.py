@@ -145,6 +145,8 @@ class IdentityStore(ABC):
             if kept is not None and renewed and kept.trust_number > identity.trust_number:
                 saved = replace(identity, trust_number=kept.trust_number, trust_pem=kept.trust_pem)
                 saved.check()
+            if kept is None:  # a list that is there is of one that was removed, perhaps of another host of this name
+                entries.pop((_label(identity.host), REVOCATIONS), None)
             entries[_label(identity.host), IDENTITY] = _encode_identity(saved)
             return saved
 

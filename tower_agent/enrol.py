@@ -49,6 +49,7 @@ class Enrolment:
         self._wait = wait
         self._target = way.enrolment(self.token.url)
         self._hosts: tuple[str, ...] = ()  # joined before this began
+        self.already = False  # whether the token gave nothing but what was held before
 
     async def run(self) -> StoredIdentity:
         """Enrol and keep the identity. Raises TowerError; nothing is left half-done, and trying again is safe."""
@@ -101,6 +102,7 @@ class Enrolment:
             ),
             replaces=replaced,
         )
+        self.already = replaced is not None and (replaced.agent, replaced.key_pem) == (stored.agent, stored.key_pem)
         if reply.revocations:
             await self._store.save_revocations(reply.host, reply.revocations)
         log.info("enrolled", host=reply.host, cluster=reply.cluster, agent=reply.agent, expires=identity.not_after)
@@ -122,7 +124,8 @@ class Enrolment:
             raise TowerError(
                 "TWR224",
                 f"this agent is joined to another host that is called {offer.host!r} too ({place})",
-                mend="give one of the two towers another name (`host:` in its configuration), or remove that identity",
+                mend="where the host has another CA since (a rotation, or begun anew): `tower-agent leave "
+                f"{offer.host} --forget`, and join again; else give one of the two another name (`host:` there)",
             )
         if held.cluster != self.token.cluster:
             raise TowerError(

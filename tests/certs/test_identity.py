@@ -120,6 +120,22 @@ async def test_who_renews_without_having_heard_of_a_new_trust_takes_it_from_nobo
 
 
 @pytest.mark.asyncio
+async def test_a_list_of_an_identity_that_was_removed_does_not_outlive_the_next_join(
+    open_store: Callable[[], IdentityStore], authority: Authority
+) -> None:
+    """Its number says nothing about the lists of a host that has begun anew, and its issuer is none of that host's."""
+    store = open_store()
+    old = RevocationList(9, "hq", AT).sign(authority.revocation_signer())
+    await store.save_revocations("hq", old)
+    begun_anew = Authority.create("hq", at=AT)
+    await store.save(enrolled(begun_anew, await store.pending("hq", "t")), replaces=None)
+    assert await store.revocations("hq") is None
+    new = RevocationList(1, "hq", AT).sign(begun_anew.revocation_signer())
+    await store.save_revocations("hq", new)
+    assert await store.revocations("hq") == new
+
+
+@pytest.mark.asyncio
 async def test_hosts_do_not_disturb_each_other(open_store: Callable[[], IdentityStore], authority: Authority) -> None:
     elsewhere = Authority.create("elsewhere", at=AT)
     store = open_store()

@@ -110,6 +110,7 @@ async def test_another_host_of_the_same_name_and_another_cluster_are_kept_apart(
     async with serving_tower(new_tower("east")) as stranger:
         error = await refused(stranger, folder)
     assert "another host that is called 'east'" in error.message
+    assert "tower-agent leave east --forget" in str(error.mend)
 
 
 @pytest.mark.asyncio
