@@ -7,10 +7,12 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
 from gateway.body import UntilClose, scanner
+from gateway.decide import PoolName
 from gateway.errors import AnswerError
 from gateway.head import END, Framing, ResponseHead, parse_response
 from gateway.state import EXCHANGE, HEAD, SPLICED, CallerState
@@ -21,6 +23,8 @@ EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
 JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
 _FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
 _UNAUTHORIZED: Final = 401
+_OWN_401: Final = ("Status", "Unauthorized")
+_PROTOBUF: Final = b"k8s\0"  # what Kubernetes' protobuf begins with
 _BY_LENGTH: Final = Framing.LENGTH
 
 
@@ -62,6 +66,8 @@ class AnswerRelay(CallerState):
             self.partial = b""
             assert self.head is not None
             head = parse_response(block[: end + 4], to_head=self.head.method == b"HEAD")
+            if head.status == _UNAUTHORIZED and self._refuses_the_agent(data[end + 4 - before :]):
+                raise AnswerError("the apiserver answered 401 to the agent's own credential", "TWR305")
             if head.framing is _BY_LENGTH and not before and end + 4 + head.length == len(data) and self._passes(head):
                 # The everyday answer: it came in one piece and leaves in one.
                 self.answered_at = self.loop.time()
@@ -79,6 +85,21 @@ class AnswerRelay(CallerState):
             self._relay_interim(head)
             if not len(data):
                 return
+
+    def _refuses_the_agent(self, body: memoryview) -> bool:
+        """Whether a 401 is the apiserver's own word on the credential that the agent showed. What is behind it (a
+        service that it proxies) answers for itself, and a bearer caller's 401 is the caller's."""
+        forward, head = self.forward, self.head
+        if forward is None or forward.pool is not PoolName.IMPERSONATION or head is None or b"/proxy" in head.target:
+            return False
+        said = bytes(body[:JOIN_BELOW])
+        if said.startswith(_PROTOBUF):
+            return b"Status" in said and b"Unauthorized" in said
+        try:
+            document = json.loads(said)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(document, dict) and (document.get("kind"), document.get("reason")) == _OWN_401
 
     def _passes(self, head: ResponseHead) -> bool:
         """Whether an answer may go as it is: nothing of the hop in its head, and neither side has reason to close."""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.gateway.kit import AUTH, GET, OK, UPGRADE, Apiside, Pki, status_of, until, world
+from tests.gateway.kit import AUTH, GET, OK, UPGRADE, Answer, Apiside, Pki, status_of, until, world
 
 pytestmark = pytest.mark.asyncio
 
@@ -199,3 +199,47 @@ async def test_an_upgrade_that_is_not_made_ends_both_sockets_and_nothing_behind_
         assert w.apiserver.rest == b""
         assert len(w.apiserver.heads) == 1
         assert w.gateway.upstreams.bearer.idle_count == 0
+
+
+# -- the agent's own credential ---------------------------------------------------------------------------------------
+
+OWN_401 = b'{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Unauthorized","code":401}'
+
+
+def answering_401(body: bytes, kind: bytes = b"application/json") -> Answer:
+    async def answer(side: Apiside) -> None:
+        await side.head()
+        head = b"HTTP/1.1 401 Unauthorized\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+        await side.say(head % (kind, len(body)) + body)
+        await side.until_gone()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "body", [OWN_401, b"k8s\0\n\x0c\n\x02v1\x12\x06Status\x12\x0cUnauthorized"], ids=["json", "protobuf"]
+)
+async def test_an_apiserver_that_refuses_the_agent_itself_is_named(pki: Pki, body: bytes) -> None:
+    async with world(pki, answer=answering_401(body)) as w:
+        caller = await w.call(pki.client())
+        await caller.say(b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, answer = await caller.answer()
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert b"TWR305" in answer
+        assert b"401 to the agent's own credential" in answer
+        assert b"towerctl manifest" in answer
+
+
+async def test_other_peoples_401_is_their_own(pki: Pki) -> None:
+    get = b"GET /api/v1/namespaces/x/services/y/proxy/z HTTP/1.1\r\nHost: x\r\n\r\n"
+    for request, by_certificate, body in (
+        (GET, False, OWN_401),  # a bearer token that the apiserver does not know
+        (get, True, OWN_401),  # what a service says that the apiserver proxies
+        (b"GET /apis/x HTTP/1.1\r\nHost: x\r\n\r\n", True, b"log in first"),
+    ):
+        async with world(pki, answer=answering_401(body)) as w:
+            caller = await w.call(pki.client() if by_certificate else None)
+            await caller.say(request)
+            head, answer = await caller.answer()
+            assert head.startswith(b"HTTP/1.1 401 ")
+            assert answer == body
