@@ -21,10 +21,13 @@ async def join_host(config: AgentConfig, token: str, *, wait: float) -> StoredId
     if needs_secret(config):
         api = MemberApi(Access.find(config.kubeconfig, config.context), version=product_version())
     store = stores_of(config, api)[0]
-    joined = await Enrolment(token, store=store, way=WayOut.of(config), wait=wait).run()
+    enrolment = Enrolment(token, store=store, way=WayOut.of(config), wait=wait)
+    joined = await enrolment.run()
     until = rfc3339(joined.bundle.identify_agent(joined.chain).validity.not_after)
     click.echo(
-        f"joined host {joined.host} as agent {joined.agent} of cluster {joined.cluster}, until {until}", err=True
+        f"{'already ' if enrolment.already else ''}joined host {joined.host} as agent {joined.agent} of cluster "
+        f"{joined.cluster}, until {until}",
+        err=True,
     )
     click.echo(f"the identity is {store.place(joined.host, 'identity.json')}; it renews by itself", err=True)
     click.echo("next: tower-agent run (where it runs already: restart it)", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import time
 from typing import Any
 
@@ -26,11 +27,14 @@ def age(value: Any, *, now: float | None = None) -> str:
 
 
 def until(value: Any, *, now: float | None = None) -> str:
-    """How long it is until then: `21h`, or `expired`."""
+    """How long it is until then: `21h`, or `expired`. From two minutes up to whole ones, upwards: what was just given
+    an hour has an hour."""
     at = seconds(value)
     if at is None:
         return "-"
     left = at - (time.time() if now is None else now)
+    if left > 120:
+        left = math.ceil(left / 60) * 60
     return format_age(left) if left > 0 else "expired"
 
 

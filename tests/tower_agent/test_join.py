@@ -25,3 +25,16 @@ async def test_it_says_who_it_is_where_that_lies_and_what_is_next(
     assert str(folder / "east" / "identity.json") in said
     assert "next: tower-agent run" in said
     assert token.secret not in said
+
+
+@pytest.mark.asyncio
+async def test_the_same_join_again_says_that_it_was_joined_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = state_dir(tmp_path)
+    async with serving_tower(new_tower()) as tower:
+        token = str(tower.token())
+        await join_host(AgentConfig(state_dir=folder), token, wait=5.0)
+        assert "already joined" not in capsys.readouterr().err
+        await join_host(AgentConfig(state_dir=folder), token, wait=5.0)
+    assert "already joined host east as agent a1 of cluster edge, until 2" in capsys.readouterr().err

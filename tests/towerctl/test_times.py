@@ -30,6 +30,11 @@ def test_an_expiry_that_has_passed_is_named() -> None:
     assert times.until("2026-03-01T12:00:00Z", now=NOON) == "expired"
 
 
+def test_what_was_given_an_hour_a_moment_ago_has_an_hour() -> None:
+    assert times.until("2026-03-01T13:00:00Z", now=NOON + 0.8) == "60m"
+    assert times.until("2026-03-01T12:01:30Z", now=NOON) == "90s"
+
+
 def test_a_moment_of_another_day_carries_its_date() -> None:
     assert times.clock("2020-03-01T02:14:07Z") == "2020-03-01 02:14:07Z"
 

@@ -47,7 +47,7 @@ def cluster(ctl: Ctl, name: str, output: str) -> None:
 @pass_ctl
 def agent(ctl: Ctl, name: str, owner: str | None, output: str) -> None:
     """Show agent NAME: its identity, its certificates and its tunnels."""
-    from towerctl import resources, times
+    from towerctl import resources
     from towerctl.lookup import one_of
 
     client = ctl.client()
@@ -60,8 +60,8 @@ def agent(ctl: Ctl, name: str, owner: str | None, output: str) -> None:
     _line("State", resources.agent_state(item))
     _line("Version", item.get("version"))
     _line("From", item.get("remote"))
-    _line("Identity", f"expires in {times.until(item.get('identity_expires'))}, renewed {_ago(item.get('renewed'))}")
-    _line("Serving", f"expires in {times.until(item.get('serving_expires'))}")
+    _line("Identity", f"{_expiry(item.get('identity_expires'))}, renewed {_ago(item.get('renewed'))}")
+    _line("Serving", _expiry(item.get("serving_expires")))
     _line("Seen", _ago(item.get("seen")))
     _line("Created", _ago(item.get("created")))
     if item.get("revoked"):
@@ -115,10 +115,18 @@ def _say_cluster(item: Object) -> None:
     _line("Services", ", ".join(str(service) for service in services))
     _line("RTT", format_duration(item.get("rtt")))
     _line("Seen", _ago(item.get("last_seen")))
-    _line("Certificate", f"expires in {times.until(item.get('certificate_expires'))}")
+    _line("Certificate", _expiry(item.get("certificate_expires")))
     if item.get("serving_names"):
         _line("Also named", ", ".join(item["serving_names"]))
     _line("Created", _ago(item.get("created")))
+
+
+def _expiry(value: Any) -> str:
+    """`expires in 21h`, `expired`, or a dash where there is nothing that could expire."""
+    from towerctl import times
+
+    left = times.until(value)
+    return left if left in ("-", "expired") else f"expires in {left}"
 
 
 def _ago(value: Any) -> str:

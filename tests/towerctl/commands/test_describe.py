@@ -35,3 +35,8 @@ def test_an_unknown_cluster_or_agent_is_refused(live: Shell, cluster: str) -> No
     live("describe", "cluster", f"{cluster}y").refused(f"there is no cluster '{cluster}y'", "did you mean", "TWR603")
     live("describe", "agent", "nobody").refused("there is no agent 'nobody'", "TWR603")
     live("describe", "agent", "nobody", "--cluster", "UPPER").refused("cannot be the name of a cluster", code=2)
+
+
+def test_what_has_no_certificate_has_none_that_expires(live: Shell, cluster: str) -> None:
+    lines = live.ok("describe", "cluster", cluster).splitlines()
+    assert [line.split() for line in lines if line.startswith("Certificate")] == [["Certificate:", "-"]]
