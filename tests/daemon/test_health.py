@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -256,3 +257,19 @@ async def test_an_inherited_socket_is_used() -> None:
     health = Health()
     assert await health.start("ignored:1", sock=sock) == f"127.0.0.1:{port}"
     await health.stop()
+
+
+@on_uvloop
+async def test_metrics_that_take_long_keep_nobody_waiting() -> None:
+    may_end = threading.Event()
+
+    def render() -> bytes:
+        assert may_end.wait(15), "the loop waited for the metrics"
+        return b"done\n"
+
+    async with served(Health(metrics=render)) as ask:
+        metrics = asyncio.create_task(ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))
+        await asyncio.sleep(0)
+        assert (await ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+        may_end.set()
+        assert (await metrics)[2] == b"done\n"
