@@ -2,6 +2,8 @@
 
 A cluster with a tunnel is due every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady
 trickle; at once when a tunnel opens or is resumed; and a second after a probe that failed. Its tunnels take turns.
+No more begin in a second than `PACE`, or what lets every cluster have one within `ROUND`: a probe costs as much as a
+handshake, and when all agents come back at once their handshakes come first.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Any, Final
 from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.tunnel import Tunnel
+from tower_server.bucket import Bucket
 from tower_server.member import Member
 from tower_server.probe import ProbeCredential, probe
 from tower_server.state import ProbeResult
 from tower_server.tunnels import TunnelRegistry
 
 AT_ONCE: Final = 256  # so that members that do not answer keep no other from its turn
+PACE: Final = 50.0  # probes a second
+PACE_BURST: Final = 8  # in one turn of the loop
+ROUND: Final = 0.6 * defaults.PROBE_FRESH_FOR  # so that each is still fresh when its next one begins
 AGAIN_AFTER: Final = 1.0  # a failure is looked at once more before it counts
 LOOK_EVERY: Final = 10.0  # for what only time changes: a probe that is no longer fresh, tunnels long expected
 Start = Callable[[Coroutine[Any, Any, None], str], object]
@@ -48,6 +54,7 @@ class Probing:
         self._queue: list[tuple[float, str]] = []
         self._busy: set[str] = set()
         self._wake = asyncio.Event()
+        self._pace = Bucket(rate=PACE, burst=PACE_BURST, now=asyncio.get_running_loop().time())
         registry.subscribe(self._opened, self._opened)
 
     def _opened(self, member: Member, tunnel: Tunnel) -> None:
@@ -69,23 +76,31 @@ class Probing:
                 look_at = loop.time() + LOOK_EVERY
                 for member in list(self._registry.members.values()):
                     member.tick()
-            self._begin_due(loop.time())
+            pause = self._begin_due(loop.time())
             self._wake.clear()
             until = look_at if not self._queue or len(self._busy) >= AT_ONCE else min(look_at, self._queue[0][0])
+            if pause:
+                until = loop.time() + pause
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._wake.wait()
 
-    def _begin_due(self, now: float) -> None:
+    def _begin_due(self, now: float) -> float:
+        """Begins what is due; the seconds after which the next may, where the pace is what it waits for."""
+        self._pace.rate = max(PACE, len(self._registry.members) / ROUND)
         while self._queue and self._queue[0][0] <= now and len(self._busy) < AT_ONCE:
+            if (missing := 1.0 - self._pace.left(now)) > 0:
+                return missing / self._pace.rate
             due, name = heapq.heappop(self._queue)
             member = self._registry.members.get(name)
             if self._due.get(name) != due or name in self._busy:
                 continue  # put off or brought forward meanwhile, or under way: its end makes the next one due
             del self._due[name]
             if member is not None and member.serving:  # otherwise its next tunnel makes it due
+                self._pace.take(now)
                 self._busy.add(name)
                 self._start(self._probe(member), f"probe-{name}")
+        return 0.0
 
     async def _probe(self, member: Member) -> None:
         again = self._interval * (0.9 + random.random() / 5)  # noqa: S311 - spreads what began at one moment

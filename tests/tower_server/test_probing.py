@@ -1,11 +1,15 @@
 """Probes by real requests through real tunnels: what they find is what the cluster's state says."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, joined, running, until
+from tower_server.probing import PACE, PACE_BURST, Probing
+from tower_server.tunnels import TunnelRegistry
 
 pytestmark = pytest.mark.asyncio
 
@@ -89,3 +93,27 @@ async def test_a_recovery_is_seen_and_the_cause_goes(tmp_path):
         await settled(server, "edge-1", "Connected")
         view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
         assert (view["code"], view["cause"], view["mend"]) == (None, None, None)
+
+
+async def test_probes_of_many_clusters_begin_at_a_pace():
+    begun = []
+
+    def start(work, name):
+        work.close()
+        begun.append(name)
+
+    registry = TunnelRegistry()
+    for number in range(40):
+        name = f"edge-{number}"
+        registry.members[name] = SimpleNamespace(name=name, serving=[object()], tick=lambda: None)
+    probing = Probing(registry, credential=None, start=start)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    running = asyncio.create_task(probing.run())
+    for name in registry.members:
+        probing.soon(name)
+    await until(lambda: len(begun) == 40)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert loop.time() - began >= 0.9 * (40 - PACE_BURST) / PACE
+    assert sorted(begun) == sorted(f"probe-{name}" for name in registry.members), "each once"
