@@ -20,6 +20,7 @@ from typing import Final
 from certs.files import replace_file
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
+from tower_server.authority import RECORD
 from tower_server.store.base import Kind
 from tower_server.store.sqlite_file import APPLICATION_ID, MIGRATIONS, explain, open_database
 
@@ -178,5 +179,21 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
             write(connection.serialize(), aside, replace=False)
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             copy.deserialize(_unjournaled(data))
+            _renumber(copy)
             copy.backup(connection)
     return contents, aside
+
+
+def _renumber(copy: sqlite3.Connection) -> None:
+    """Makes the CA of the copy later than any state of it that agents have heard of: its number is otherwise that of
+    another one, or lower, and they would refuse it for as long. The time is above every count of steps."""
+    key = (Kind.SECRET, RECORD)
+    for (text,) in copy.execute("SELECT data FROM records WHERE kind = ? AND name = ?", key).fetchall():
+        try:
+            kept = json.loads(text)
+            kept["number"] = max(int(kept.get("number", 1)) + 1, int(time.time()))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise TowerError(
+                "TWR104", f"the CA in the copy cannot be read: {error}", mend="use an older copy"
+            ) from error
+        copy.execute("UPDATE records SET data = ? WHERE kind = ? AND name = ?", (json.dumps(kept), *key))

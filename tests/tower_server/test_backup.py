@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from certs.ca import Authority
+from certs.rotation import announce, announced
 from daemon.faults import TowerError
 from tests.tower_server.kit import admin, running
 from tower_server import backup
@@ -111,6 +113,28 @@ async def test_a_state_that_is_there_is_replaced_only_on_request_and_put_aside(t
     assert str(inspect(read_copy(aside), "aside")) == "1 cluster, 0 agents"
     async with running(tmp_path) as server:
         assert (await admin(server, "GET", "/v1/clusters")).json()["items"] == []
+
+
+@pytest.mark.asyncio
+async def test_a_restored_ca_is_announced_as_later_than_what_agents_have_heard_since_the_copy(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        data = await copied(tmp_path)
+        await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})
+        rotated = server.services.authority
+        trusted, number = rotated.bundle, rotated.number
+
+    def heard(authority: Authority) -> tuple[int, bytes]:
+        found = announced(announce(authority), trusted=trusted, number=number)
+        assert found is not None
+        return found[0], found[1].to_pem()
+
+    restore(data, database(tmp_path), replace=True)
+    async with running(tmp_path) as server:
+        again = server.services.authority
+        assert heard(again) == (again.number, again.bundle.to_pem())
+        assert len(again.bundle.roots) == 1
+        await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})
+        assert heard(again) == (again.number, again.bundle.to_pem())
 
 
 def some_state(folder: Path) -> bytes:
