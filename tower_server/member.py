@@ -161,12 +161,12 @@ class Member:
 
     def detached(self, tunnel: Tunnel, why: str) -> None:
         """A tunnel has lost its link: its streams wait for another one, new callers for any tunnel."""
-        now = time.time()
+        now, served = time.time(), tunnel in self.serving
         tunnel.data[DETACHED] = why
         self.history.appendleft(Entry(now, "detached", tunnel.peer.agent, tunnel.remote, Code.TUNNEL_LOST.name, why))
         self.connected = now
         self.last_close = Ended(now, Code.TUNNEL_LOST.name, f"{why}; its agent may come back")
-        if not self.serving:
+        if served and not self.serving:
             self.hold.lost()
         self._counted()
         self.judge()
@@ -179,7 +179,8 @@ class Member:
         self.history.appendleft(Entry(now, "resumed", tunnel.peer.agent, tunnel.remote, text=text))
         self.connected = now
         self.refused = None
-        self.hold.release()
+        if self.serving:
+            self.hold.release()
         self._counted()
         self.judge()
 

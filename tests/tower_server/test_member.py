@@ -240,6 +240,22 @@ async def test_a_link_that_does_not_come_back_is_one_outage_and_not_two(metrics)
     assert member.history[0].event == "closed"
 
 
+async def test_links_of_a_draining_tunnel_neither_prolong_the_hold_nor_end_it(metrics):
+    member = await made(metrics, expected=1)
+    each, ends = tunnel(), []
+    member.add(each)
+    each.draining = True
+    member.going_away(each, "upgrade")
+    assert member.hold.wait("caller", ends.append)
+    until = member.hold._ends
+    member.detached(each, "the connection broke")
+    assert member.hold._ends == until
+    member.resumed(each, 0.1)
+    assert ends == [], "there is still nowhere to go"
+    member.add(tunnel(instance="pod-2"))
+    assert ends == [True]
+
+
 async def test_another_tunnel_goes_on_while_one_has_no_link(metrics):
     member = await made(metrics)
     cut, well = tunnel("cut"), tunnel("well", streams=9)
