@@ -119,8 +119,8 @@ def check_offer(data: bytes, *, ca: str, at: float) -> Offer:
         shown = fingerprint(above[-1]) if above else "no root at all"
         raise FingerprintMismatch(
             f"the server's chain ends at {shown}, the token names {ca}; nothing was sent",
-            "take a new token from the server that you mean (one from before a rotation of its CA is void), or exempt it "
-            "in whatever answers in its place",
+            "take a new token from the server that you mean (one from before a rotation of its CA is void), or "
+            "exempt it in whatever answers in its place",
         )
     try:
         bundle = TrustBundle.from_certificates(above)
