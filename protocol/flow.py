@@ -3,6 +3,8 @@
 A grant is an absolute offset and is never taken back. Each stream reserves a small share when it opens; all above is
 borrowed from the tunnel's budget and the process', only while its reader reads, and is not renewed under pressure.
 A tunnel that has more than its share of the process leaves the last quarter of it to the others.
+What a stream starts with comes from the first quarter of the budgets. Under pressure windows shrink to the reserve, but
+for readers that have proven to read: those keep a small share, or many who stopped would leave nothing to who goes on.
 The window doubles while the reader consumes a window in less than about two round trips (the same signal that QUIC
 implementations use), so that neither a long path nor a fast reader is limited by it.
 """
@@ -15,6 +17,8 @@ from typing import Final
 from protocol import defaults
 
 PRESSURE: Final = 0.75  # of a budget in use: above it, borrowed windows shrink as they are consumed
+PROVEN: Final = 8 * defaults.MIB  # read by a stream: more than buffers of the kernel swallow for a reader that stops
+SHARES: Final = 16  # one of so many of a budget is left to a proven reader while the budget is pressed
 GROW_WITHIN_ROUND_TRIPS: Final = 2.0
 LEAST_RTT: Final = 0.005  # a busy end answers no faster than its event loop turns, whatever an idle PING measured
 ASSUMED_RTT: Final = 0.1  # until a PING has measured it
@@ -107,6 +111,12 @@ class Budget:
         """Whether borrowers should shrink."""
         return self.used > PRESSURE * self.limit or (self.parent is not None and self.parent.pressed)
 
+    @property
+    def spare(self) -> int:
+        """What those may have who have not shown yet that they need it: of the first quarter alone."""
+        mine = max(0, min(self.limit // 4 - self.used, self.free))
+        return mine if self.parent is None else min(mine, self.parent.spare)
+
     def take(self, size: int) -> bool:
         """Take `size` bytes if they are free, all or nothing."""
         if size > self.free:
@@ -143,7 +153,7 @@ class ReceiveCredit:
     def __init__(self, budget: Budget, limits: Limits) -> None:
         """Takes the reserved share, which the caller has checked to be free, and more as far as the budget allows."""
         budget.charge(limits.reserved_credit)
-        extra = min(limits.initial_credit - limits.reserved_credit, 0 if budget.pressed else budget.free)
+        extra = min(limits.initial_credit - limits.reserved_credit, budget.spare)
         budget.charge(extra)
         self._budget = budget
         self._limits = limits
@@ -166,12 +176,17 @@ class ReceiveCredit:
         return self.granted
 
     def _resize(self, now: float, rtt: float) -> None:
+        most = self._limits.max_credit
         if self._budget.pressed:
-            size = max(self._limits.reserved_credit, self.window // 2)  # never below what is granted: see above
+            most = self._limits.reserved_credit
+            if self.consumed >= PROVEN:
+                most = max(most, self._budget.limit // SHARES)
+        if self.window > most:
+            size = max(most, self.window // 2)  # never below what is granted: see above
             self._budget.give(self.window - size)
             self.window = size
         elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * max(rtt, LEAST_RTT):
-            more = min(self.window, self._limits.max_credit - self.window, self._budget.free)
+            more = min(self.window, most - self.window, self._budget.free)
             if more > 0:
                 self._budget.charge(more)
                 self.window += more

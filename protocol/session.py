@@ -50,6 +50,7 @@ ACK_WITHIN: Final = 0.25
 RTT_SAMPLES: Final = 8
 RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
 RTT_STALE_AFTER: Final = 30.0  # on an idle tunnel
+STALLED: Final = 64 * 1024  # bytes of a stream that wait for credit, or for their turn where memory is short
 RESET_BURST: Final = 1024.0  # opens that the peer may cancel before they were answered
 RESET_RATE: Final = 256.0  # a second, which refill it
 LAST_IDS: Final = 3600.0  # for the streams of a tunnel that has no ids left
@@ -249,9 +250,18 @@ class Session:
             if not found.scheduled and found.sent < found.send_limit:
                 found.scheduled = True
                 self._scheduler.ready.append(found)
-        if found.queued > self.limits.send_high or (found.queued and self.budget.full):
+        queued, limits = found.queued, self.limits
+        if queued > limits.send_high or (queued and self.budget.full):
             found.full = True
+        elif queued > limits.reserved_credit and not found.full:
+            found.full = self._keeps_from_others(found)
         return not found.full
+
+    def _keeps_from_others(self, stream: Stream) -> bool:
+        """Whether a stream above its reserve had better wait: its reader is slow or stopped, or it is one of many."""
+        if stream.scheduled:
+            return stream.queued > STALLED and not self.budget.spare
+        return stream.queued > STALLED or not self.budget.spare
 
     def finish(self, stream: int) -> None:
         """No more data from this end. Idempotent."""

@@ -23,6 +23,7 @@ from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
+from protocol.aio.buffers import read_by
 from tower_agent.config import KUBERNETES, AgentConfig, Service
 from tower_agent.enrol import Enrolment
 from tower_agent.host import HostAgent, Surroundings
@@ -71,6 +72,7 @@ class Agent:
     async def run(self, process: Process) -> int:
         """Serve until `process.stop` is set. Raises TowerError for what a person must mend before it can start."""
         config = self._config
+        read_by(asyncio.get_running_loop(), self._budget)
         access = Access.find(config.kubeconfig, config.context)
         policies = PolicyFile(config.policy_file)
         api = MemberApi(access, version=self._version)

@@ -8,10 +8,15 @@ connection of a loop can read into the same memory: an idle connection costs no 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 from weakref import WeakKeyDictionary
 
-from protocol.defaults import READ_BUFFER_BYTES
+from protocol.defaults import KIB, READ_BUFFER_BYTES
+from protocol.flow import Budget
 
+SHORT_READ: Final = 32 * KIB  # at a time, while others need the memory that a reader could stop with
+
+_budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, Budget] = WeakKeyDictionary()
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
@@ -21,3 +26,13 @@ def shared_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
     if buffer is None:
         buffer = _buffers[loop] = memoryview(bytearray(READ_BUFFER_BYTES))
     return buffer
+
+
+def read_by(loop: asyncio.AbstractEventLoop, budget: Budget) -> None:
+    """From now on what this loop reads from sockets is bounded by what is left of `budget`, a process' own."""
+    _budgets[loop] = budget
+
+
+def budget_of(loop: asyncio.AbstractEventLoop) -> Budget | None:
+    """What `read_by` was told."""
+    return _budgets.get(loop)

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from protocol import defaults
-from protocol.aio.buffers import shared_buffer
+from protocol.aio.buffers import SHORT_READ, budget_of, shared_buffer
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
@@ -63,6 +63,7 @@ class TlsPump(asyncio.Transport):
     __slots__ = (
         "__weakref__",
         "_app",
+        "_budget",
         "_cipher",
         "_closing",
         "_deadline",
@@ -101,6 +102,7 @@ class TlsPump(asyncio.Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._cipher = shared_buffer(self._loop)
+        self._budget = budget_of(self._loop)
         self._plain = _plain_buffer(self._loop)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -135,7 +137,8 @@ class TlsPump(asyncio.Transport):
         self._handshake()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        return self._cipher
+        budget = self._budget
+        return self._cipher if budget is None or budget.spare else self._cipher[:SHORT_READ]
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._established and not self._closing:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.defaults import KIB, MIB
-from protocol.flow import PRESSURE, Budget, Limits, ReceiveCredit
+from protocol.flow import PRESSURE, PROVEN, SHARES, Budget, Limits, ReceiveCredit
 
 LIMITS = Limits()
 
@@ -164,3 +164,26 @@ def test_each_tunnel_may_take_its_even_share_however_full_the_process_is() -> No
     tunnels = [Budget(100, process) for _ in range(4)]
     assert all(tunnel.take(25) for tunnel in tunnels)
     assert process.used == 100
+
+
+def test_what_streams_start_with_leaves_three_quarters_of_the_budget_to_those_who_read() -> None:
+    budget = Budget(8 * MIB)
+    windows = [ReceiveCredit(budget, LIMITS).window for _ in range(10)]
+    assert windows[:8] == [LIMITS.initial_credit] * 8
+    assert windows[8:] == [LIMITS.reserved_credit] * 2
+
+
+def test_a_proven_reader_keeps_a_share_of_a_pressed_budget_and_others_their_reserve() -> None:
+    budget = Budget(64 * MIB)
+    proven, other = ReceiveCredit(budget, LIMITS), ReceiveCredit(budget, LIMITS)
+    now = 0.0
+    while proven.consumed < PROVEN:
+        now += 0.001
+        proven.consume(proven.granted - proven.consumed, now, 0.01)
+    budget.charge(int(PRESSURE * budget.limit))  # of others, who have stopped
+    for credit in (proven, other):
+        for _ in range(20):
+            now += 0.001
+            credit.consume(credit.granted - credit.consumed, now, 0.01)
+    assert proven.window == budget.limit // SHARES
+    assert other.window == LIMITS.reserved_credit

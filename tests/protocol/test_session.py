@@ -12,7 +12,7 @@ from protocol.defaults import KIB, MAX_FRAME_PAYLOAD, MIB
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.flow import Budget
 from protocol.frames import encode
-from protocol.session import ACK_EVERY_FRAMES, MAX_STREAM_ID, RESET_BURST, RESET_RATE
+from protocol.session import ACK_EVERY_FRAMES, MAX_STREAM_ID, RESET_BURST, RESET_RATE, STALLED
 from protocol.streams import State
 from tests.protocol.playbook import (
     Playbook,
@@ -400,20 +400,36 @@ def test_consuming_more_than_came_is_refused() -> None:
 
 
 def test_a_writer_is_paused_and_woken_once() -> None:
-    book = Playbook(send_high=100 * KIB, send_low=30 * KIB)
+    book = Playbook(send_high=60 * KIB, send_low=30 * KIB)
     book.opened(grant=0)
-    assert book.session.send(1, bytes(100 * KIB))
+    assert book.session.send(1, bytes(60 * KIB))
     assert not book.session.send(1, b"x")
-    book.hears(credit(1, 50 * KIB))
+    book.hears(credit(1, 10 * KIB))
     book.says()
     assert book.happened() == []
-    book.hears(credit(1, 80 * KIB))
+    book.hears(credit(1, 40 * KIB))
     book.says()
     assert book.happened() == [events.WritableAgain(1)]
     book.hears(credit(1, 1000 * KIB))
     book.says()
     assert book.happened() == []
     assert book.session.send(1, b"more")
+
+
+def test_who_writes_for_a_reader_that_stopped_is_paused_long_before_who_only_waits_for_the_link() -> None:
+    book = Playbook()
+    book.opened(grant=MIB)
+    book.opened(grant=0)
+    assert book.session.send(1, bytes(300 * KIB))
+    assert book.session.send(3, bytes(STALLED))
+    assert not book.session.send(3, b"x")
+
+
+def test_who_writes_for_a_reader_that_stopped_gets_its_reserve_alone_when_others_need_the_budget() -> None:
+    book = Playbook(tunnel_budget=400 * KIB)
+    book.opened(grant=0)  # whose own window takes the first quarter
+    assert book.session.send(1, bytes(book.session.limits.reserved_credit))
+    assert not book.session.send(1, b"x")
 
 
 def test_a_full_budget_pauses_writers_without_stopping_them() -> None:

@@ -561,7 +561,7 @@ async def test_stopping_leaves_tunnels_to_their_owner_and_drops_the_rest() -> No
 
 
 async def test_every_tunnel_takes_from_one_budget() -> None:
-    process = Budget(600 * KIB)
+    process = Budget(2048 * KIB)
     async with tower(budget=process, limits=Limits()) as made:
         first, _ = await made.pair(accepting(Recorder(), Recorder(), Recorder()), instance="a")
         second, _ = await made.pair(accepting(Recorder()), instance="b")
