@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 MAX_REQUEST_HEAD: Final = 16 * KIB
 MAX_REQUEST_BODY: Final = 64 * KIB
 TLS_SHUTDOWN: Final = 2.0
-BACKLOG: Final = 1024
+BACKLOG: Final = 256  # accepted within the agents' deadlines; the kernel has those beyond it try again by themselves
+LONG_TURN: Final = 0.01  # seconds
+PAUSE: Final = 0.005
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 _REASONS: Final = {
@@ -161,6 +163,13 @@ class PortListener:
             else:
                 sock.close()
                 self.refused(remote, "tls", Code.BUSY, "too many connections that have not authenticated")
+            # One a turn of the loop, and fewer while its turns are long: who waits to be accepted costs nothing, while
+            # a backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
+            # whoever is served already waits for them. Who connects and says nothing makes no turn longer.
+            began = loop.time()
+            await asyncio.sleep(0)
+            if loop.time() - began > LONG_TURN:
+                await asyncio.sleep(PAUSE)
 
     async def stop(self) -> None:
         """Accept no more and drop what is not a tunnel yet; tunnels are their owner's. Idempotent."""

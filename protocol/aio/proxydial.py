@@ -119,6 +119,9 @@ async def open_connection(
     except BaseException:
         transport.abort()
         raise
+    if secured.get_extra_info("ssl_object") is None:  # lost in the very turn in which the handshake ended
+        secured.abort()
+        raise DialError("tls", f"{target.authority} closed the connection right after the TLS handshake")
     chain = tuple(certificate_chain(secured))
     note(Hop("tls", _tls_evidence(secured, chain), time.monotonic() - started, chain))
     return secured, _attach(secured, protocol_factory)

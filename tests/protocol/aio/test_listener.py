@@ -6,13 +6,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from protocol.aio.listener import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, Admission, HttpRequest, HttpResponse
+from protocol.aio.listener import (
+    MAX_REQUEST_BODY,
+    MAX_REQUEST_HEAD,
+    Admission,
+    HttpRequest,
+    HttpResponse,
+    ServerLink,
+    TunnelListener,
+)
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES
@@ -569,6 +579,32 @@ async def test_every_tunnel_takes_from_one_budget() -> None:
         await second.open("kubernetes", Recorder())
         assert process.used == 512 * KIB
         await first.open("kubernetes", Recorder())
-        assert process.used == 528 * KIB, "under pressure only the reserve"
+        assert process.used == 528 * KIB, "above a quarter only the reserve"
         first.close(Code.SHUTDOWN, "")
         assert process.used == 256 * KIB
+
+
+# ---- many at once ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_backlog_is_taken_one_connection_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    turn = 0
+    made_link = TunnelListener.link
+
+    def counted(self: TunnelListener, *, private: bool, remote: str) -> ServerLink:
+        taken.append(turn)
+        return made_link(self, private=private, remote=remote)
+
+    monkeypatch.setattr(TunnelListener, "link", counted)
+    async with tower() as made:
+        callers = [socket.create_connection(made.address) for _ in range(40)]
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(taken) < len(callers):
+                    turn += 1
+                    await asyncio.sleep(0)
+        finally:
+            for caller in callers:
+                caller.close()
+        assert max(Counter(taken).values()) <= 2, "whoever is served waits for the handshakes of all of them"

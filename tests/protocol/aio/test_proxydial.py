@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from protocol.aio import proxydial
 from protocol.aio.hops import DialError, Hop
 from protocol.aio.proxydial import DialTarget, certificate_chain, open_connection, parse_url
 
@@ -315,6 +317,32 @@ def test_dns_and_tcp_failures_name_what_was_tried(run: Callable[..., object], to
         )
         assert error.hop == "proxy"
         assert "cannot be reached: tcp:" in error.text
+
+    run(scenario())
+
+
+class _Lost(asyncio.Transport):
+    """What uvloop's TLS transport is like once its connection is gone."""
+
+    def abort(self) -> None: ...
+
+
+def test_a_connection_lost_in_the_turn_of_its_handshake_breaks_at_tls(
+    run: Callable[..., object], tower: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_tls = proxydial._start_tls
+
+    async def then_lost(*given: Any) -> asyncio.Transport:
+        (await start_tls(*given)).abort()
+        return _Lost()
+
+    monkeypatch.setattr(proxydial, "_start_tls", then_lost)
+
+    async def scenario() -> None:
+        async with serving(echo, tower.server) as port:
+            with pytest.raises(DialError, match="closed the connection right after the TLS handshake") as failed:
+                await round_trip(DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client()))
+            assert failed.value.hop == "tls"
 
     run(scenario())
 
