@@ -262,7 +262,7 @@ class Agent:
     raw: Callable[[IncomingStream], None] | None = None
     features: Iterable[str] = ("ack",)
 
-    async def connect(self) -> Tunnel:
+    async def connect(self, *, resume: Tunnel | None = None) -> Tunnel:
         reply = self.identity.reply
         bundle = TrustBundle.from_pem(reply.trust)
         handshake = AgentHandshake(
@@ -283,6 +283,7 @@ class Agent:
             budget=Budget(defaults.PROCESS_BUDGET),
             on_stream=self._on_stream,
             on_closed=lambda _tunnel, closed: self.closed.append(closed),
+            resume=resume,
         )
         return self.tunnel
 

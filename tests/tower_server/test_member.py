@@ -10,8 +10,8 @@ from protocol.aio.tunnel import Closed
 from protocol.constants import Code
 from tower_server import member as module
 from tower_server.hold import Hold
-from tower_server.member import Member
-from tower_server.state import ProbeResult
+from tower_server.member import Elsewhere, Member
+from tower_server.state import ProbeResult, Verdict
 
 pytestmark = pytest.mark.asyncio
 
@@ -264,3 +264,37 @@ async def test_another_tunnel_goes_on_while_one_has_no_link(metrics):
     member.detached(cut, "cut")
     assert member.pick() is well
     assert not member.hold.return_likely
+
+
+def of_another_server(ready="True", *, tunnels=1, **report):
+    return Elsewhere(tunnels, Verdict("Connected", ready), report)
+
+
+async def test_a_member_whose_tunnels_another_server_holds_is_what_that_one_says(metrics):
+    told = []
+    member = await made(metrics, changed=lambda member: told.append(member.verdict.state))
+    waited = []
+    member.hold.lost()
+    assert member.hold.wait("caller", waited.append)
+    member.note_elsewhere(of_another_server(uid="u-1", services={"kubernetes": {"mode": "passthrough"}}), "")
+    assert (member.verdict.state, member.tunnels_of_host, member.serving) == ("Connected", 1, [])
+    assert member.known_report["uid"] == "u-1"
+    assert member.passthrough
+    assert waited == [True], "whoever waited goes on"
+    member.note_elsewhere(None, "server b, which held its tunnel, is gone")
+    assert member.verdict.state == "TunnelDown"
+    assert "server b" in member.verdict.cause
+    assert member.hold.return_likely
+    assert told[-2:] == ["Connected", "TunnelDown"]
+
+
+async def test_what_this_server_holds_itself_counts_more_and_both_together(metrics):
+    member = await made(metrics, expected=2)
+    member.add(tunnel("here"))
+    member.reported({"uid": "mine"})
+    member.probed(ProbeResult(time.time(), True, "t-here"))
+    assert member.verdict.state == "Degraded", "one of two tunnels"
+    member.note_elsewhere(of_another_server(uid="theirs"), "")
+    assert member.verdict.state == "Connected"
+    assert member.tunnels_of_host == 2
+    assert member.known_report["uid"] == "mine"

@@ -18,8 +18,9 @@ from typing import Any, Final
 from certs.ca import Authority
 from daemon.kube.client import Client
 from protocol import defaults
+from protocol.constants import Code
 from tower_server.clusters import Clusters
-from tower_server.member import Elsewhere, Member
+from tower_server.member import DETACHED, Elsewhere, Member
 from tower_server.replicas.directory import Directory, Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import Link
@@ -119,6 +120,8 @@ class Replicas:
     async def _beat(self) -> None:
         while True:
             self._tell()
+            for member in list(self._registry.members.values()):
+                _end_abandoned(member, self._owners(member.name))
             await asyncio.sleep(defaults.REPLICA_HEARTBEAT)
 
     async def _link(self, directory: Directory) -> None:
@@ -146,7 +149,7 @@ class Replicas:
 
     def held(self) -> dict[str, Held]:
         return {
-            name: Held(len(member.serving), member.verdict, told(member.report))
+            name: Held(len(member.serving), member.verdict, told(member.report), tuple(map(process_of, member.serving)))
             for name, member in self._registry.members.items()
             if member.serving
         }
@@ -205,3 +208,18 @@ class Replicas:
             member.note_elsewhere(None, why)
         if member.known_report.get("services") != before:
             self._start(self._clusters.declare(member), f"declare-{cluster}")
+
+
+def process_of(tunnel: Any) -> str:
+    """The process at a tunnel's other end, and which of its tunnels it is."""
+    return f"{tunnel.peer.agent}/{tunnel.instance}"
+
+
+def _end_abandoned(member: Member, owners: Iterable[Link]) -> None:
+    """A tunnel without a link whose agent has opened one at another server is one that nobody will come back for: its
+    streams end now, and not with its window."""
+    for link in owners:
+        moved = frozenset(link.holds[member.name].agents)
+        for tunnel in list(member.tunnels):
+            if DETACHED in tunnel.data and process_of(tunnel) in moved:
+                tunnel.close(Code.REPLACED, f"its agent opened a newer tunnel, at server {link.peer.name}")

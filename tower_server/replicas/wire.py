@@ -22,6 +22,7 @@ from tower_server.state import Verdict
 MAX_HEAD_BYTES: Final = 4096
 MAX_NAME: Final = 253
 MAX_TEXT: Final = 1024
+MAX_AGENTS: Final = 64  # named of one cluster; what is not named only waits for its window
 HOPS: Final = 1
 _VERDICT: Final = ("state", "ready", "code", "cause")
 _UNTOLD: Final = frozenset({"requests"})
@@ -59,6 +60,8 @@ class Held:
     tunnels: int
     verdict: Verdict
     report: Mapping[str, Any]
+    agents: tuple[str, ...] = ()
+    """The agents' processes that the tunnels are with, see `process_of`."""
 
 
 def read_head(line: bytes) -> Passing | None:
@@ -104,7 +107,8 @@ def alive(*, ready: bool) -> bytes:
 
 def holds(cluster: str, held: Held) -> bytes:
     """A report that is too long for a line is left out: the verdict counts."""
-    fields = {"cluster": cluster, "tunnels": held.tunnels, "verdict": {k: getattr(held.verdict, k) for k in _VERDICT}}
+    verdict = {key: getattr(held.verdict, key) for key in _VERDICT}
+    fields = {"cluster": cluster, "tunnels": held.tunnels, "agents": held.agents[:MAX_AGENTS], "verdict": verdict}
     try:
         return encode_message("holds", **fields, report=dict(held.report))
     except ValueError:
@@ -126,10 +130,13 @@ def read_holding(message: Mapping[str, Any]) -> tuple[str, Held | None]:
     if message["type"] == "lost":
         return cluster, None
     verdict, tunnels, report = message.get("verdict"), message.get("tunnels"), message.get("report")
-    if not isinstance(verdict, dict) or not isinstance(report, dict) or not isinstance(tunnels, int):
+    agents = message.get("agents", [])
+    if not (isinstance(verdict, dict) and isinstance(report, dict) and isinstance(agents, list)) or not isinstance(
+        tunnels, int
+    ):
         raise RemoteProtocolError(Code.PROTOCOL, f"what a replica says of cluster {cluster} is not of its form")
     said = Verdict(*(str(verdict.get(key, "")) for key in _VERDICT))  # type: ignore[arg-type]
-    return cluster, Held(max(0, tunnels), said, report)
+    return cluster, Held(max(0, tunnels), said, report, tuple(map(str, agents)))
 
 
 def read_line(line: bytes) -> Mapping[str, Any]:

@@ -87,7 +87,8 @@ def test_answers():
 
 
 def test_what_is_held_comes_back():
-    held = Held(2, Verdict("Degraded", "True", "TWR202", "1 of 2"), {"uid": "u", "services": {"kubernetes": {}}})
+    verdict = Verdict("Degraded", "True", "TWR202", "1 of 2")
+    held = Held(2, verdict, {"uid": "u", "services": {"kubernetes": {}}}, ("a1/pod-1", "a2/pod-2"))
     assert read_holding(read_line(holds("edge", held))) == ("edge", held)
     assert read_holding(read_line(lost("edge"))) == ("edge", None)
 
