@@ -25,6 +25,7 @@ from protocol.frames import FrameDecoder, encode_reason
 from protocol.handshake import REFUSED_RESUME, AgentHandshake, Resume, Welcome, parse_reject, reject
 from protocol.session import Session
 
+_OVER: Final = REFUSED_RESUME | {Code.REVOKED, Code.DELETED}  # what a server ends tunnels by may go with their link
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 
 
@@ -119,7 +120,7 @@ async def dial(
 
 def _refused(resume: Tunnel, proposal: Resume | None, error: DialError) -> None:
     """The tunnel ends by this, unless it was refused to a dial that another has overtaken."""
-    if error.code in REFUSED_RESUME and proposal is not None and resume.stands(proposal):
+    if error.code in _OVER and proposal is not None and resume.stands(proposal):
         resume.lose(Code(error.code), f"it cannot go on: {error.text}")
 
 

@@ -14,7 +14,7 @@ from protocol.aio.hops import DialError
 from protocol.aio.listener import Admission
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import FEATURE_ACK, Code
-from protocol.errors import StreamRefused, TunnelLost
+from protocol.errors import HandshakeRejected, StreamRefused, TunnelLost
 from protocol.flow import Limits
 from tests.protocol.aio.tunnels import Echo, Recorder, accepting, agent, quiet, tower
 
@@ -243,6 +243,33 @@ async def test_of_two_dials_for_one_tunnel_only_the_newest_goes_on_and_nothing_c
         await sink.bytes(3)
         await quiet(server, agent_end)
         assert (bytes(sink.received), server.closed, agent_end.closed) == (b"abc", None, None)
+
+
+@pytest.mark.parametrize("code", [Code.REVOKED, Code.DELETED, Code.BUSY])
+async def test_who_may_not_come_back_at_all_ends_what_it_had_and_who_may_later_does_not(code: Code) -> None:
+    """The server's word that it was revoked may have gone with the link."""
+    refused = False
+
+    async def admit(hello: Any, identity: Any, remote: str) -> Admission:
+        if refused:
+            raise HandshakeRejected(code, "the agent a1 is not welcome")
+        return Admission("alpha-1")
+
+    held = Recorder()
+    async with lasting(authenticate=admit) as made:
+        server, agent_end = await made.pair(accepting(held), handshake=fresh())
+        await server.open("exec", Recorder())
+        agent_end._link.abort("the plug")
+        refused = True
+        with pytest.raises(DialError, match="not welcome"):
+            await again(made, agent_end)
+        if code is Code.BUSY:
+            assert agent_end.detached
+            assert "lost" not in held.calls
+        else:
+            assert agent_end.closed is not None
+            assert agent_end.closed.code is code
+            await held.saw("lost")
 
 
 async def test_a_tunnel_that_ends_while_it_is_dialled_for_ends_at_the_server_too() -> None:
