@@ -10,6 +10,7 @@ A code is never given a second meaning: what is no longer raised is deleted, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,6 +34,10 @@ class Fault:
     """What an HTTP peer (caller or admin client) is answered with when this fault ends its request."""
     reason: str
     """CamelCase, for conditions and details; a `Status` carries the apiserver's word for the HTTP status."""
+
+    def mend_for(self, cluster: str) -> str:
+        """The mend of a fault of this cluster: its commands can be run as they stand."""
+        return re.sub(r"\bCLUSTER\b", cluster, self.mend)
 
 
 class TowerError(Exception):

@@ -101,7 +101,8 @@ class Agents:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""
         member = self._registry.members.get(hello.cluster) if hello is not None else None
         if code in PROVEN | UNPROVEN and member is not None and hello is not None:
-            member.refuse(hello.instance, remote, wire_fault(code, "TWR203"), text, proven=code in PROVEN)
+            cause = text.partition("; ")[0]  # what to do is for the agent's owner; here it comes with the code
+            member.refuse(hello.instance, remote, wire_fault(code, "TWR203"), cause, proven=code in PROVEN)
 
     async def close_expired(self, *, at: float) -> None:
         """Closes tunnels whose agent's identity ran out while they were open; they come back to renew and no more.

@@ -75,3 +75,7 @@ def test_an_unknown_code_is_a_defect_at_once() -> None:
 def test_what_kubectl_makes_of_a_401_is_found_under_its_cause() -> None:
     """kubectl drops the message of a 401, so the words it says instead must lead on."""
     assert "You must be logged in to the server" in fault("TWR305").meaning
+
+
+def test_a_mend_names_the_cluster_where_it_is_known() -> None:
+    assert fault("TWR209").mend_for("edge-1").endswith("`towerctl create token edge-1` and join again")

@@ -74,6 +74,10 @@ async def test_revocation_outlives_a_restart(tmp_path):
         await admin(server, "POST", f"/v1/agents/edge-1/{identity.reply.agent}/revoke")
     async with running(tmp_path) as server:
         assert (await refused(Agent(server, identity))).code == Code.REVOKED
+        view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
+        assert view["code"] == "TWR209"
+        assert "join again" not in view["cause"], "what to do is said once, under the code"
+        assert "`towerctl create token edge-1` and join again" in view["mend"]
 
 
 async def test_an_agent_of_one_cluster_cannot_act_for_another(tmp_path):

@@ -47,6 +47,8 @@ async def test_a_status_of_the_agents_own_is_taken_by_its_code(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1", respond=respond):
         verdict = await settled(server, "edge-1", "AuthFailed")
         assert (verdict.code, "policy forbids" in verdict.cause) == ("TWR406", True)
+        view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
+        assert "`towerctl manifest edge-1`" in view["mend"]
 
 
 async def test_a_refused_dial_is_apiserver_down(tmp_path):

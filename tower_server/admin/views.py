@@ -54,7 +54,7 @@ def cluster_view(services: Services, cluster: Cluster, member: Member, agents: I
             "state": verdict.state,
             "code": verdict.code or None,
             "cause": verdict.cause or None,
-            "mend": FAULTS[verdict.code].mend if verdict.code in FAULTS else None,
+            "mend": FAULTS[verdict.code].mend_for(cluster.name) if verdict.code in FAULTS else None,
             "since": moment(member.since),
             "ports": dict(cluster.ports),
             "server": server_url(services, cluster),
