@@ -37,13 +37,26 @@ SERVED_AGAIN = 5.0
 class Host:
     """The three servers."""
 
-    def __init__(self, worlds: Sequence[TowerWorld]) -> None:
-        self.worlds = worlds
+    def __init__(self, worlds: Sequence[TowerWorld], plane: ControlPlane) -> None:
+        self.worlds, self.plane = worlds, plane
         self.port = worlds[0].cluster(MEMBER)["ports"]["kubernetes"]
 
     def owner(self) -> int:
         """Which of them holds the tunnel: the one whose own metrics say so."""
         return next(index for index, world in enumerate(self.worlds) if holds(world))
+
+    def until_slices_name(self, *indexes: int) -> float:
+        """Waits until the cluster's EndpointSlices send callers to these servers; the seconds that it took."""
+        began, wanted = time.monotonic(), {endpoint(index) for index in indexes}
+        selector = f"kubernetes.io/service-name=mc-{MEMBER}"
+
+        def named() -> set[str]:
+            found = self.plane.kubectl("get", "endpointslices", "-n", NAMESPACE, "-l", selector, "-o", "json").stdout
+            endpoints = [each for piece in json.loads(found)["items"] for each in piece["endpoints"]]
+            return {one for each in endpoints for one in each["addresses"]}
+
+        wait_until(lambda: named() == wanted, f"slices that name {sorted(wanted)}", PATIENCE)
+        return time.monotonic() - began
 
     def ask(self, index: int, *, deadline: float = 10.0) -> int:
         """The status of one request to the member by the port of one server."""
@@ -60,6 +73,11 @@ class Host:
 
 def address(index: int) -> str:
     return f"127.0.0.{index + 2}"
+
+
+def endpoint(index: int) -> str:
+    """Its address in slices, which hold no loopback one; nobody calls by it here."""
+    return f"10.77.0.{index + 1}"
 
 
 def holds(world: TowerWorld) -> bool:
@@ -92,7 +110,7 @@ def host(host_plane: ControlPlane, member: ControlPlane) -> Iterator[Host]:
                 "store": store,
                 "public_url": f"wss://127.0.0.1:{balanced}",
                 "ports": {"range": f"{first}-{first + 20}", "bind": address(index)},
-                "callers": {"address": address(index)},
+                "callers": {"address": address(index), "cluster_address": endpoint(index)},
                 "replica": {"name": f"tower-{index}", "listen": f"{address(index)}:0", "address": address(index)},
             }
             world = TowerWorld(folder, host="many", settings=settings, tunnel_port=tunnels[index])
@@ -100,7 +118,7 @@ def host(host_plane: ControlPlane, member: ControlPlane) -> Iterator[Host]:
         worlds[0].join(MEMBER, member)
         for world in worlds:
             wait_until(lambda world=world: world.cluster(MEMBER)["ready"] == "True", "every server knows it", PATIENCE)
-        yield Host(worlds)
+        yield Host(worlds, host_plane)
     host_plane.kubectl("delete", "members", "--all")
 
 
@@ -112,6 +130,7 @@ def test_a_caller_reaches_the_member_by_every_server(host: Host, member: Control
         assert got.text == "one", got.stderr
         shown = world.cluster(MEMBER)
         assert (shown["state"], shown["tunnels"]) == ("Connected", 1)
+    host.until_slices_name(host.owner())
 
 
 def test_the_audit_lines_of_both_servers_name_the_caller(host: Host) -> None:
@@ -166,6 +185,9 @@ def test_an_owner_that_is_killed_under_load_costs_callers_of_the_others_seconds(
         pause = max(later - earlier for earlier, later in itertools.pairwise(times) if later > killed)
         print(f"server {index}: {pause:.2f} s without an answer when the owner was killed")
         assert pause < SERVED_AGAIN
+    wait_until(lambda: any(map(holds, host.worlds)), "another server holds the tunnel", PATIENCE)
+    took = host.until_slices_name(host.owner())
+    print(f"the slices named the new owner {took:.2f} s later")
     world = host.worlds[owner]
     world.stop_server()
     world.start()
@@ -198,3 +220,4 @@ def test_without_an_owner_every_server_says_why(host: Host) -> None:
         wait_until(lambda world=world: world.cluster(MEMBER)["state"] == "TunnelDown", "it is down", PATIENCE)
         assert host.ask(index) == 503
         assert world.cluster(MEMBER)["code"] == "TWR201"
+    host.until_slices_name(0, 1, 2)

@@ -111,6 +111,7 @@ class HostController:
         self._metrics = metrics
         self._authority = authority
         self._revocations = revocations
+        self._replicas = replicas
         self._facts = OwnFacts(registry, replicas, name=name, address=replicas.callers_address)
         allocation = Allocation(
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
@@ -132,6 +133,7 @@ class HostController:
     async def run(self) -> None:
         """Until cancelled. What is seen of members anew is looked at at once, the rest now and then."""
         unsubscribe = self._clusters.subscribe(lambda _change, name: self._controller.poke(name))
+        unfollow = self._replicas.subscribe(self._controller.poke)
         work = asyncio.create_task(self._controller.run(), name="controller-lead")
         try:
             while not work.done():
@@ -141,6 +143,7 @@ class HostController:
             await work
         finally:
             unsubscribe()
+            unfollow()
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await work

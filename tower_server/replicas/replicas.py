@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,6 +70,8 @@ class Replicas:
         self._directory: Directory | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._told: asyncio.TimerHandle | None = None
+        self._taking: set[str] = set()  # the servers that take callers, as observers know them
+        self._observers: list[Callable[[str], None]] = []
 
     # ---- life ---------------------------------------------------------------------------------------------------
 
@@ -171,6 +173,11 @@ class Replicas:
 
     # ---- what the others say ------------------------------------------------------------------------------------
 
+    def subscribe(self, observer: Callable[[str], None]) -> Callable[[], None]:
+        """`observer(cluster)` is called when its callers may have to be sent elsewhere; what is returned ends that."""
+        self._observers.append(observer)
+        return lambda: self._observers.remove(observer)
+
     def elsewhere(self, member: Member) -> Way | None:
         """The way to a cluster over another server; None when nobody holds a tunnel of it."""
         owners = self._owners(member.name)
@@ -192,6 +199,13 @@ class Replicas:
     def _link_changed(self, link: Link, clusters: set[str], why: str) -> None:
         for cluster in clusters:
             self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}")
+        touched: Iterable[str] = clusters
+        if link.serving != (link.peer.name in self._taking):
+            self._taking ^= {link.peer.name}
+            touched = list(self._registry.members)  # it is one of those that answer where nobody holds a tunnel
+        for observer in list(self._observers):
+            for cluster in touched:
+                observer(cluster)
 
     def _refresh(self, cluster: str, why: str) -> None:
         member = self._registry.members.get(cluster)
