@@ -70,6 +70,7 @@ class Replicas:
         self._directory: Directory | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._told: asyncio.TimerHandle | None = None
+        self._closed = False
         self._taking: set[str] = set()  # the servers that take callers, as observers know them
         self._observers: list[Callable[[str], None]] = []
 
@@ -114,6 +115,8 @@ class Replicas:
         self._tell()
 
     def close(self) -> None:
+        """Nothing that is heard of the others changes anything from here on."""
+        self._closed = True
         if self._told is not None:
             self._told.cancel()
             self._told = None
@@ -197,6 +200,8 @@ class Replicas:
         return [link for link in self.links.values() if link.serving and cluster in link.holds]
 
     def _link_changed(self, link: Link, clusters: set[str], why: str) -> None:
+        if self._closed:
+            return
         for cluster in clusters:
             self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}")
         touched: Iterable[str] = clusters

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+import structlog
 
 from protocol import defaults
 from protocol.aio.hops import DialError
@@ -84,6 +85,24 @@ async def test_a_server_shows_and_serves_what_the_other_holds_and_says_why_when_
     leases = await asyncio.to_thread(pair.leases)
     assert "tower-replica-tower-1" in leases
     assert "tower-replica-tower-2" in leases
+
+
+async def test_a_server_that_stops_says_goodbye_and_ends_what_it_followed(pair: Pair):
+    token = await pair.one.add("stays")
+    agent = Agent(pair.one, await enrol(pair.one, token))
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    await until(lambda: "stays" in pair.two.services.registry.members)
+    far = pair.two.member("stays")
+    await until(lambda: far.known_report.get("services"))
+    assert far.verdict.ready == "True"
+    with structlog.testing.capture_logs() as lines:
+        await pair.two.server.stop()
+    assert [each for each in lines if each.get("log_level") in ("error", "critical")] == []
+    assert "tower-replica-tower-2" not in await asyncio.to_thread(pair.leases)
+    assert "tower-replica-tower-1" in await asyncio.to_thread(pair.leases)
+    assert (await call(pair.one, "stays")).body == b"ok"
+    await agent.close()
 
 
 async def test_a_tunnel_whose_agent_has_moved_ends_at_once_and_its_callers_are_served_by_the_other(pair: Pair):
