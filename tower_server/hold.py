@@ -32,7 +32,8 @@ class Hold:
     def lost(self) -> None:
         """The last tunnel has ended (or the server has just started without one that it had)."""
         self._lost_at = self._loop.time()
-        self._ends = None
+        if self._timer is None:  # else this outage's hold is under way
+            self._ends = None
 
     def release(self) -> None:
         """A tunnel is there: everyone goes on."""

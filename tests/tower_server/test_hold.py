@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from daemon.metrics import ServerMetrics
 from tests.tower_server.kit import (
     Agent,
     call,
@@ -13,8 +14,27 @@ from tests.tower_server.kit import (
     running,
     until,
 )
+from tower_server.hold import Hold
 
 pytestmark = pytest.mark.asyncio
+
+
+async def test_what_else_is_lost_while_callers_wait_is_the_same_outage():
+    """Tunnels that end one after the other must not leave two timers, the older of which cuts a later hold short."""
+    hold, ends = Hold(seconds=60, waiters=4, gauge=ServerMetrics(version="0").cluster("edge-1").waiting), []
+    hold.lost()
+    assert hold.wait("first", ends.append)
+    timer = hold._timer
+    hold.lost()
+    assert hold.wait("second", ends.append)
+    assert hold._timer is timer
+    hold.release()
+    assert ends == [True, True]
+    hold.lost()
+    assert hold.wait("third", ends.append), "another outage, another hold"
+    assert hold._timer is not timer
+    hold.close()
+    assert ends == [True, True, False]
 
 
 async def test_a_dead_member_is_answered_at_once_with_cause_and_without_retry(tmp_path):
