@@ -31,11 +31,14 @@ PATIENCE = 60.0
 
 
 class Flows:
-    """Three flows of `caller` in a namespace and pod of their own; `direct` is the way that is never damaged."""
+    """Three flows of `caller` in a namespace and pod of their own; `direct` is a way that is never damaged; without
+    one, the sources are written by kubectl from within the member's network."""
 
-    def __init__(self, plane: ControlPlane, caller: View, direct: View, namespace: str, *, every: float = 0.02) -> None:
+    def __init__(
+        self, plane: ControlPlane, caller: View, direct: View | None, namespace: str, *, every: float = 0.02
+    ) -> None:
         self._plane, self._caller, self._namespace, self._every = plane, caller, namespace, every
-        self._apiserver = Connection(direct)
+        self._apiserver = Connection(direct) if direct is not None else None
         self._end = plane.folder / f"end-of-{namespace}"
         self._stop = threading.Event()
         self._writer = threading.Thread(target=self._write, name=f"writer of {namespace}")
@@ -56,7 +59,7 @@ class Flows:
     def begin(self) -> None:
         """From here on the sources write; returns when all three flow. A watch begins with a list, sorted by name:
         the first line of each has to be there before there are two."""
-        self._write_one(self._apiserver)
+        self._write_one()
         self.logs.until(b"0\n")
         self.watch.until(b"n-0\n")
         self._writer.start()
@@ -65,19 +68,26 @@ class Flows:
     def _write(self) -> None:
         try:
             while not self._stop.wait(self._every):
-                self._write_one(self._apiserver)
-        except (OSError, http.client.HTTPException, AssertionError) as error:
+                self._write_one()
+        except (OSError, http.client.HTTPException, AssertionError, LabError) as error:
             self.failure = error
 
-    def _write_one(self, apiserver: Connection) -> None:
-        body = json.dumps({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": f"n-{self.written}"}}).encode()
+    def _write_one(self) -> None:
+        name = f"n-{self.written}"
+        if self._apiserver is None:
+            self._plane.kubectl("create", "configmap", name, "-n", self._namespace)
+        else:
+            self._create(self._apiserver, name)
+        self._plane.write_log("pod", str(self.written), namespace=self._namespace)
+        self.written += 1
+
+    def _create(self, apiserver: Connection, name: str) -> None:
+        body = json.dumps({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}}).encode()
         headers = ("Content-Type: application/json", f"Content-Length: {len(body)}")
         path = f"/api/v1/namespaces/{self._namespace}/configmaps"
         apiserver.send(apiserver.request("POST", path, *headers, body=body))
         answer = apiserver.answer("POST")
         assert answer.status == 201, answer
-        self._plane.write_log("pod", str(self.written), namespace=self._namespace)
-        self.written += 1
 
     def seen(self) -> dict[str, int]:
         """Lines of each that have come."""
@@ -123,11 +133,14 @@ class Flows:
         self._end.touch()
         for flow in self.all().values():
             flow.__exit__()
-        self._apiserver.__exit__()
+        if self._apiserver is not None:
+            self._apiserver.__exit__()
 
 
 @contextlib.contextmanager
-def flowing(plane: ControlPlane, caller: View, direct: View, namespace: str, *, every: float = 0.02) -> Iterator[Flows]:
+def flowing(
+    plane: ControlPlane, caller: View, direct: View | None, namespace: str, *, every: float = 0.02
+) -> Iterator[Flows]:
     made = Flows(plane, caller, direct, namespace, every=every)
     try:
         made.begin()

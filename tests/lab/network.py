@@ -41,6 +41,14 @@ table inet vanish {
   chain outgoing { type filter hook output priority -10; policy accept; oif != "lo" drop; }
 }
 """
+LOSSY = """
+table netdev DEVICE {
+  chain arriving {
+    type filter hook ingress device "DEVICE" priority 0; policy accept;
+    numgen random mod 100 < PERCENT drop
+  }
+}
+"""
 COMMAND_DEADLINE = 10.0
 
 
@@ -65,7 +73,8 @@ class MemberNetwork:
     def __init__(self) -> None:
         tag = secrets.token_hex(3)
         self.name = f"tower-{tag}"
-        self._link, inner = f"tw{tag}", f"tm{tag}"
+        self._link, self._inner = f"tw{tag}", f"tm{tag}"
+        inner = self._inner
         number = _free_subnet()
         self.host, self.member = SUBNET.format(number, 1), SUBNET.format(number, 2)
         try:
@@ -92,6 +101,24 @@ class MemberNetwork:
             yield
         finally:
             self.run("nft", "delete", "table", "inet", "vanish")
+
+    @contextlib.contextmanager
+    def poor(self, *, rate: str, loss: int) -> Iterator[None]:
+        """Both directions move no more than `rate` (in tc's words; 100 ms of queue) and lose so many packets of 100."""
+        shape = ("root", "tbf", "rate", rate, "burst", "4kb", "latency", "100ms")
+        ends = ((self._link, _run), (self._inner, self.run))
+        try:
+            for device, run in ends:
+                run("ip", "link", "set", device, "gso_max_segs", "1")  # a packet that is dropped is one of the wire's
+                run("tc", "qdisc", "add", "dev", device, *shape)
+                run("nft", "-f", "-", stdin=LOSSY.replace("DEVICE", device).replace("PERCENT", str(loss)))
+            yield
+        finally:
+            for device, run in ends:
+                with contextlib.suppress(LabError):  # not made
+                    run("nft", "delete", "table", "netdev", device)
+                with contextlib.suppress(LabError):
+                    run("tc", "qdisc", "del", "dev", device, "root")
 
     def close(self) -> None:
         with contextlib.suppress(LabError):  # never made, or gone already
