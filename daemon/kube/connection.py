@@ -84,9 +84,10 @@ class Connection(asyncio.Protocol):
 
     async def ask(self, request: bytes) -> Head:
         """Send a whole request and wait for the answer's head. Raises Cut."""
-        assert self._transport is not None
         if self._broken is not None:
             raise self._broken
+        if self._transport is None:
+            raise Cut("closed the connection", answered=False)
         self._parser = httptools.HttpResponseParser(self)
         self._complete, self._keep = False, True
         self._headers, self._header_bytes = {}, 0
@@ -169,6 +170,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         told = f" ({exc})" if exc is not None and str(exc) else ""
         self._fail(f"closed the connection before its answer was complete{told}")
+        # Both point back here; left so, the buffers of the TLS below would stay until the collector comes by.
+        self._transport = self._parser = None
 
     def _fail(self, text: str) -> None:
         answered = self._head is not None and self._head.done()
