@@ -153,11 +153,13 @@ async def test_a_cluster_that_stays_as_it_is_costs_no_write_and_no_read(lab: Hos
 
 async def test_a_new_leader_changes_nothing_that_is_as_it_should_be(lab: Host):
     lab.world.sights = {f"edge-{number}": up(number) for number in range(5)}
-    async with running(lab.controller("one")):
+    first = lab.controller("one")
+    async with running(first):
         for name in lab.world.sights:
             await lab.create(name)
         for name in lab.world.sights:
             await lab.cluster(name, lambda found: found["spec"]["connection"].get("kubeconfig"), "a kubeconfig")
+        await lab.settled(first)  # what follows from the last kubeconfig is written too
     before = {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.sights}
     second = lab.controller("two")
     async with running(second):
