@@ -159,6 +159,7 @@ async def test_an_expired_identity_renews_and_then_serves(make_member: MakeMembe
     async with make_member() as member, serving_tower(new_tower(identity_ttl=60.0)) as tower:
         agent = await member.agent(tower)
         first = await tower.tunnel()
+        await control_of(first).next("status")  # the agent holds it by now, and can say that it goes
         await agent.close("stop")
         member.agents.clear()
         await first.wait_closed()
