@@ -87,5 +87,13 @@ def binary(message: Object, name: str, *, limit: int, what: str, required: bool 
     return decoded
 
 
+def binaries(message: Object, name: str, *, most: int, limit: int, what: str) -> list[bytes]:
+    """A list of 1 to `most` binary values of at most `limit` bytes each."""
+    texts = message.get(name)
+    if not isinstance(texts, list) or not 1 <= len(texts) <= most:
+        raise MessageError(f"{what}: {name!r} must be a list of 1 to {most}")
+    return [binary({name: each}, name, limit=limit, what=what) for each in texts]
+
+
 def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from certs import codec
-from certs.errors import MessageError, Reason, Untrusted
+from certs.errors import Reason, Untrusted
 from certs.keys import MAX_SIGNATURE_BYTES, Signer, verify_signature
 from certs.peers import AgentIdentity
 from certs.verify import TrustBundle
@@ -31,10 +31,7 @@ def ask_to_leave(sign: Signer, *, host: str, cluster: str, agent: str, chain: Se
 def who_leaves(body: bytes, bundle: TrustBundle) -> AgentIdentity:
     """The agent that signed it. MessageError for what is no request, Untrusted for what proves nothing."""
     message = codec.decode(body, limit=MAX_REQUEST_BYTES, what=_WHAT)
-    texts = message.get("chain")
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_CHAIN:
-        raise MessageError(f"{_WHAT}: 'chain' must be 1 to {MAX_CHAIN} certificates")
-    chain = [codec.binary({"chain": each}, "chain", limit=MAX_CERTIFICATE_BYTES, what=_WHAT) for each in texts]
+    chain = codec.binaries(message, "chain", most=MAX_CHAIN, limit=MAX_CERTIFICATE_BYTES, what=_WHAT)
     proof = codec.binary(message, "proof", limit=MAX_SIGNATURE_BYTES, what=_WHAT)
     identity = bundle.identify_agent(chain)
     statement = _statement(identity.host, identity.cluster, identity.agent)

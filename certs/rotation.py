@@ -12,7 +12,7 @@ from typing import Final
 
 from certs import codec
 from certs.ca import Authority
-from certs.errors import MessageError, Reason, Untrusted
+from certs.errors import Reason, Untrusted
 from certs.keys import MAX_SIGNATURE_BYTES, verify_signature
 from certs.verify import MAX_BUNDLE_BYTES, MAX_ROOTS, TrustBundle
 
@@ -46,11 +46,8 @@ def announced(message: codec.Object, *, trusted: TrustBundle, number: int) -> tu
     is older than what is in force.
     """
     claimed = codec.count(message, "number", what=_WHAT)
-    signatures = message.get("signatures")
-    if not isinstance(signatures, list) or not 1 <= len(signatures) <= MAX_ROOTS:
-        raise MessageError(f"{_WHAT}: 'signatures' must be 1 to {MAX_ROOTS}")
     pem = codec.text(message, "bundle", limit=MAX_BUNDLE_BYTES, what=_WHAT).encode()
-    proofs = [codec.binary({"s": each}, "s", limit=MAX_SIGNATURE_BYTES, what=_WHAT) for each in signatures]
+    proofs = codec.binaries(message, "signatures", most=MAX_ROOTS, limit=MAX_SIGNATURE_BYTES, what=_WHAT)
     statement = _statement(trusted.host, claimed, pem)
     if not any(verify_signature(key, statement, proof) for key in trusted.root_keys() for proof in proofs):
         raise Untrusted(Reason.BAD_SIGNATURE, f"{_WHAT} is signed by no root that is trusted for {trusted.host}")
