@@ -45,7 +45,39 @@ def make_account(folder: Path, *, host: str, port: int, ca: bytes, token: str) -
     return account
 
 
-class GoProxy:
+class Peer:
+    """What is run as one process, from `start` or for the time of a context."""
+
+    _child: Child | None = None
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def child(self) -> Child:
+        assert self._child is not None
+        return self._child
+
+    def stop(self) -> int | None:
+        """Its exit code; None where nothing runs."""
+        if self._child is None:
+            return None
+        child, self._child = self._child, None
+        return child.stop()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+class GoProxy(Peer):
     """The host's end with one cluster; ports of 127.0.0.1 only. Start with `start`, or as a context manager."""
 
     def __init__(self, folder: Path, vintage: Vintage, *, name: str = CLUSTER, token: str = TOKEN) -> None:
@@ -57,12 +89,6 @@ class GoProxy:
         self.kubeconfig = folder / f"{name}.kubeconfig"
         ports = {"kubernetesPort": self.kubernetes_port, "kubespherePort": self.kubesphere_port}
         (folder / "clusters.json").write_text(json.dumps([{"name": name, "token": token, **ports}]))
-        self._child: Child | None = None
-
-    @property
-    def child(self) -> Child:
-        assert self._child is not None
-        return self._child
 
     @property
     def available(self) -> bool:
@@ -88,24 +114,8 @@ class GoProxy:
         log = self.folder / "proxy.log"
         self._child.until(lambda: "listening on" in log.read_text(), "the Go proxy listens", START_DEADLINE)
 
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-
-class GoAgent:
+class GoAgent(Peer):
     """The member's end. It works by a kubeconfig with an inline certificate, or by a ServiceAccount's token."""
 
     def __init__(
@@ -134,12 +144,6 @@ class GoAgent:
             }
         else:
             self._arguments.append(f"--kubeconfig={credential}")
-        self._child: Child | None = None
-
-    @property
-    def child(self) -> Child:
-        assert self._child is not None
-        return self._child
 
     @property
     def said(self) -> str:
@@ -158,24 +162,8 @@ class GoAgent:
                 lambda: self.said.count(" connected") > before, "the Go agent is connected", START_DEADLINE
             )
 
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-
-class OurAgent:
+class OurAgent(Peer):
     """`tower-agent` in the same place: as a process, with a configuration file and the flags of a test."""
 
     def __init__(
@@ -204,12 +192,6 @@ class OurAgent:
             "proxy_from_environment": False,
         }
         (folder / "agent.yaml").write_text(yaml.safe_dump(config | dict(settings or {})))
-        self._child: Child | None = None
-
-    @property
-    def child(self) -> Child:
-        assert self._child is not None
-        return self._child
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -238,20 +220,3 @@ class OurAgent:
         ADOPTED.add(self._child.pid)
         if registered:
             self.until("host-registered", before + 1)
-
-    def stop(self) -> int | None:
-        if self._child is None:
-            return None
-        child, self._child = self._child, None
-        return child.stop()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
