@@ -152,7 +152,8 @@ def asked_for(plane: ControlPlane) -> tuple[set[Rule], set[Rule]]:
     for line in plane.audit_log.read_text().splitlines():
         event = json.loads(line)
         reference = event.get("objectRef")
-        if event["user"]["username"] != ACCOUNT or reference is None or event["stage"] == "RequestReceived":
+        user = event["user"].get("username")  # none where a request was refused before it was anybody's
+        if user != ACCOUNT or reference is None or event["stage"] == "RequestReceived":
             continue
         resource = "/".join(filter(None, [reference["resource"], reference.get("subresource")]))
         rule = (reference.get("apiGroup", ""), resource, event["verb"])

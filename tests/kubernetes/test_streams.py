@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def env(request: pytest.FixtureRequest) -> Mapping[str, str]:
 
 
 def test_logs_follow_what_is_written(pair: Pair, member: ControlPlane) -> None:
-    last = f"last line for {pair.caller}"
+    last = f"last line {uuid.uuid4()}"  # the log is the session's, and a follower begins with all of it
     with contextlib.ExitStack() as stack:
         follows = [stack.enter_context(view.start("logs", "-f", *POD)) for view in pair.both()]
         for follow in follows:
