@@ -57,6 +57,8 @@ class Cluster(_Stored):
     """When a tunnel was last known to be up; None: there never was one."""
     legacy_token: str | None = None
     """Hash of the token by which Go agents register; None: they may not."""
+    resource_token: str | None = None
+    """Hash of the token in the Cluster resource when it was last followed: another one there, or none, is the news."""
     legacy_until: float | None = None
     """Until when they may although the cluster has native agents."""
     resource: str = ""

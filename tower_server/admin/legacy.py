@@ -11,11 +11,10 @@ from pydantic import Field
 from certs.token import hash_secret
 from daemon.faults import TowerError
 from protocol import defaults
-from protocol.constants import Code
 from tower_server.admin.body import Body, checked
 from tower_server.admin.services import Services
 from tower_server.admin.views import Object, moment, object_of
-from tower_server.legacy.tunnel import AGENT
+from tower_server.member import is_legacy
 from tower_server.records import LEGACY_TOKEN
 
 TOKEN_BYTES: Final = 32  # as hexadecimal digits, which is how Go Tower writes its own
@@ -44,9 +43,6 @@ async def create_token(services: Services, cluster: str, document: dict[str, Any
     if not LEGACY_TOKEN.fullmatch(token):
         raise TowerError("TWR605", "the token is not one of 32 to 512 printable characters without spaces")
     await services.clusters.set_legacy(cluster, legacy_token=hash_secret(token))
-    services.registry.close_agent(
-        cluster, AGENT, code=Code.REVOKED, text="the cluster's token for Go agents was changed"
-    )
     return object_of(
         "LegacyToken",
         {"cluster": cluster, "token": token, "address": services.legacy_address, "dialect": "kubesphere-v1"},
@@ -55,11 +51,9 @@ async def create_token(services: Services, cluster: str, document: dict[str, Any
 
 async def delete_token(services: Services, cluster: str) -> Object:
     """Go agents of the cluster are closed and cannot come back."""
-    services.clusters.get(cluster)
+    _, member = services.clusters.get(cluster)
+    closed = sum(is_legacy(tunnel) for tunnel in member.tunnels)
     await services.clusters.set_legacy(cluster, legacy_token=None, legacy_until=None)
-    closed = services.registry.close_agent(
-        cluster, AGENT, code=Code.REVOKED, text="the cluster takes no Go agents any more"
-    )
     return object_of("LegacyToken", {"cluster": cluster, "token": None, "closed": closed})
 
 

@@ -137,7 +137,7 @@ class Reconciler:
 
     async def _serve(self, name: str, resource: Object | None, wanted: Wanted | None, record: Cluster) -> Again:
         sight = self.facts.sight(name)
-        if wanted is not None and wanted.legacy_token is not None:
+        if wanted is not None:
             record = await self.registry.take_token(record, wanted.legacy_token)
         outcome = Outcome(problems=wanted.problems if wanted is not None else ())
         outcome = await self._ports(outcome, wanted, record, sight)

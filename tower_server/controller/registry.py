@@ -94,9 +94,12 @@ class Registry:
         """Notes under which names and addresses the cluster's Services reach it; its certificate carries them."""
         return await self._note(cluster, service_names=names)
 
-    async def take_token(self, cluster: Cluster, hashed: str) -> Cluster:
-        """Notes the hash of the token by which Go agents register."""
-        return await self._note(cluster, legacy_token=hashed)
+    async def take_token(self, cluster: Cluster, hashed: str | None) -> Cluster:
+        """Follows the resource's token for Go agents, by its hash: once for each change there, so that a token that was
+        made or taken away by hand since stands until the next."""
+        if hashed == cluster.resource_token:
+            return cluster
+        return await self._note(cluster, legacy_token=hashed, resource_token=hashed)
 
     async def _note(self, cluster: Cluster, **fields: Any) -> Cluster:
         for _ in range(ATTEMPTS):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from dataclasses import replace
 from typing import Final
 
 from certs.token import hash_secret, secret_matches
@@ -44,7 +45,7 @@ class Registrar:
             raise unknown
         try:
             await self._check_window(cluster)
-            return self._read(claim)
+            return replace(self._read(claim), token_hash=known)
         except TowerError as error:
             self._note(cluster, remote, error, proven=True)
             raise

@@ -76,6 +76,8 @@ class Registration:
     kubernetes: Target
     kubesphere: Target | None
     credential: Credential
+    token_hash: str = field(default="", repr=False)
+    """Of the cluster's token that let it in: with another one on record it has no business here."""
 
 
 def read_claim(payload: bytes) -> Claim:

@@ -22,6 +22,7 @@ from protocol.aio.ssh import ServerConnection, server_options
 from protocol.aio.sshchannel import ChannelLimits
 from protocol.aio.sshlink import SshLink
 from protocol.aio.tunnel import Tunnel
+from protocol.constants import Code
 from protocol.flow import Budget, Limits
 from tower_server.agents import Agents
 from tower_server.clusters import Clusters
@@ -41,6 +42,8 @@ WEAKER: Final = (
     "a Go agent serves in the dialect kubesphere-v1: its credential was shipped to this host, it proves no identity "
     "beyond a token, and a cut link cuts its streams"
 )
+CHANGED: Final = "the cluster's token for Go agents was changed"
+TAKEN_AWAY: Final = "the cluster takes no Go agents any more"
 Start = Callable[[Coroutine[Any, Any, None], str], object]
 
 log = get_logger(__name__)
@@ -98,6 +101,7 @@ class LegacyAgents:
         self._shared: dict[str, _Shared] = {}
         self.address = ""
         revocations.subscribe(self._revoked)
+        clusters.subscribe(lambda _change, name: self._check_tokens(name))
 
     # ---- the port -----------------------------------------------------------------------------------------------
 
@@ -144,6 +148,10 @@ class LegacyAgents:
         member = self._registry.members.get(registration.name)
         if member is None:
             wire.end("the cluster was deleted meanwhile")
+            return
+        if registration.token_hash != self._clusters.get(registration.name)[0].legacy_token:
+            wire.bye(CHANGED)
+            wire.end(CHANGED)
             return
         shared = self._shared_of(registration.name)
         tunnel = LegacyTunnel(
@@ -200,6 +208,18 @@ class LegacyAgents:
             for tunnel in shared.tunnels:
                 tunnel.gateway.recheck()
 
+    def _check_tokens(self, name: str) -> None:
+        """Agents stay for as long as the token that let them in is the cluster's, whoever changed it and wherever."""
+        shared, member = self._shared.get(name), self._registry.members.get(name)
+        if shared is None or member is None:
+            return
+        token = self._clusters.get(name)[0].legacy_token
+        text = CHANGED if token is not None else TAKEN_AWAY
+        for tunnel in list(shared.tunnels):
+            if tunnel.registration.token_hash != token:
+                log.info("legacy-agent-closed", cluster=name, tunnel=tunnel.id, text=text)
+                tunnel.close(Code.REVOKED, text)
+
     # ---- what is said of the cluster ----------------------------------------------------------------------------
 
     def _say(self, shared: _Shared) -> None:
@@ -245,7 +265,8 @@ class LegacyAgents:
                 log.info("legacy-certificate-reloaded")
         except TowerError as error:
             log.error("legacy-certificate-unusable", code=error.code, text=error.message)
-        for name, shared in self._shared.items():
+        for name, shared in list(self._shared.items()):
+            self._check_tokens(name)  # a record is also read anew where nobody is told
             for tunnel in shared.tunnels:
                 tunnel.gateway.context = shared.certificates.context()
             self._start_work(self._keep_bound(name), f"legacy-binding-{name}")

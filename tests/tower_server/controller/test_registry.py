@@ -71,3 +71,20 @@ async def test_the_token_of_go_agents_is_noted_once():
     count = store.count
     await registry.take_token(cluster, "hash")
     assert store.count == count
+
+
+async def test_a_token_that_the_resource_loses_is_gone_and_one_that_was_made_by_hand_stands_until_the_next():
+    store = Shuffled()
+    registry, _ = made(store)
+    cluster = await registry.follow("a", resource="u1")
+    assert await registry.take_token(cluster, None) == cluster
+    by_hand = await registry._note(cluster, legacy_token="by hand")
+    assert (await registry.take_token(by_hand, None)).legacy_token == "by hand"
+    taken = await registry.take_token(by_hand, "first")
+    assert taken.legacy_token == "first"
+    removed_by_hand = await registry._note(taken, legacy_token=None)
+    assert (await registry.take_token(removed_by_hand, "first")).legacy_token is None
+    assert (await registry.take_token(removed_by_hand, "second")).legacy_token == "second"
+    cleared = await registry.take_token(await registry.follow("a", resource="u1"), None)
+    assert cleared.legacy_token is None
+    assert Cluster.read(await store.get(Kind.CLUSTER, "a")).legacy_token is None

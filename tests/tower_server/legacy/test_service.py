@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from certs.token import hash_secret
 from tests.tower_server.kit import Agent, admin, caller_context, enrol, until
 from tests.tower_server.legacy.goagent import TOKEN, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
@@ -239,6 +242,61 @@ async def test_another_token_closes_the_agents_of_the_one_before(tmp_path: Path)
         assert gone["closed"] == 1
         last = await tower.dialled()
         assert "TWR240" in await last.register(tower.config(Token=made["token"]))
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("cd" * 32, "token for Go agents was changed"), (None, "no Go agents any")]
+)
+async def test_a_token_that_a_controller_changes_closes_the_agents_of_the_one_before(
+    tmp_path: Path, token: str | None, said: str
+) -> None:
+    async with host(tmp_path) as tower:
+        agents = [await tower.registered() for _ in range(2)]
+        clusters = tower.running.services.clusters
+        record, _ = clusters.get(CLUSTER)
+        await clusters._take(replace(record, ports={**record.ports}))  # as the watch brings it: nothing new
+        assert len(tower.member.tunnels) == 2
+        changed = replace(record, legacy_token=hash_secret(token) if token else None)
+        await clusters._take(changed)
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(agent.lost.wait() for agent in agents))
+        assert all(said in agent.reason for agent in agents)
+        assert (await tower.view())["history"][0]["code"] == "REVOKED"
+        again = await tower.dialled()
+        assert "TWR240" in await again.register(tower.config())
+
+
+async def test_a_token_that_changes_while_an_agent_registers_by_it_lets_it_go(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        legacy = tower.running.server._parts.legacy
+        taking, waiting, listed = asyncio.Event(), asyncio.Event(), legacy._registrar._agents.list
+
+        async def slow(cluster: str) -> Any:
+            waiting.set()
+            await taking.wait()
+            return await listed(cluster)
+
+        legacy._registrar._agents.list = slow
+        agent = await tower.dialled()
+        asked = asyncio.ensure_future(agent.register(tower.config()))
+        async with asyncio.timeout(10):
+            await waiting.wait()
+            await tower.admin("POST", "legacy-token", {"token": "cd" * 32})
+            taking.set()
+            await agent.lost.wait()
+        assert "token for Go agents was changed" in agent.reason
+        assert not tower.member.tunnels
+        await asyncio.gather(asked, return_exceptions=True)
+
+
+async def test_a_record_that_was_read_anew_in_silence_is_looked_at_now_and_then(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        clusters = tower.running.services.clusters
+        clusters._records[CLUSTER] = replace(clusters.get(CLUSTER)[0], legacy_token=hash_secret("cd" * 32))
+        tower.running.server._parts.legacy.housekeeping()
+        async with asyncio.timeout(10):
+            await agent.lost.wait()
 
 
 @pytest.mark.parametrize("token", ["short", "x" * 513, "a" * 40 + " b", "ü" * 40])
