@@ -375,11 +375,12 @@ class Server:
             self._metrics.throttled.labels("handshakes").inc()
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
-    def _admit_new(self, hello: Hello, identity: AgentIdentity) -> None:
+    def _admit_new(self, hello: Hello, identity: AgentIdentity, since: float) -> None:
         """A server that stops takes its own tunnels back, and no new ones; no agent may have them without number."""
         if self._goes_at is not None:
             left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
             raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
+        self.services.registry.check_order(identity, hello.instance, since)
         self.services.registry.check_room(identity, hello.instance)
 
     def _admit_tunnel(self, tunnel: Any) -> None:

@@ -21,6 +21,7 @@ from tower_server.member import DETACHED, Member
 
 MAX_OF_AGENT: Final = 8 * MAX_LINKS  # tunnels, whatever its replicas say their names are; those without a link count
 FULL_RETRY: Final = 60.0
+LATE_RETRY: Final = 1.0
 
 log = get_logger(__name__)
 
@@ -83,6 +84,15 @@ class TunnelRegistry:
         if sum(each.draining or each.instance != instance for each in held) >= MAX_OF_AGENT:
             text = f"the agent {identity.agent} has {len(held)} tunnels, and {MAX_OF_AGENT} are the most"
             raise HandshakeRejected(Code.BUSY, text, FULL_RETRY)
+
+    def check_order(self, identity: AgentIdentity, instance: str, since: float) -> None:
+        """HandshakeRejected for a proof that comes late: a process dials one tunnel at a time, so one that it opened
+        after this handshake began (`since`, monotonic) is what it holds now."""
+        member = self.members.get(identity.cluster)
+        for each in member.tunnels if member is not None else ():
+            if (each.peer.agent, each.instance) == (identity.agent, instance) and each.opened_at > since:
+                text = "the same agent process has opened a tunnel since this handshake began"
+                raise HandshakeRejected(Code.REPLACED, text, LATE_RETRY)
 
     def find(self, tunnel_id: str, identity: AgentIdentity) -> Tunnel | None:
         """The tunnel that this agent may go on with over a new link."""

@@ -107,10 +107,10 @@ async def dial(
             tunnel = await client.opened
     except TimeoutError as error:
         hop = client.hop
-        client.abort("the handshake took too long")
+        client.give_up("the handshake took too long", over=resume is None)
         raise DialError(hop, f"{target.authority} did not complete the {_STEP[hop]} within {deadline:g} s") from error
     except BaseException as error:
-        client.abort("the handshake failed")
+        client.give_up("whoever dialled waits no longer", over=resume is None or resume.closed is not None)
         if resume is not None and isinstance(error, DialError) and error.hop == "handshake":
             _refused(resume, handshake.resume, error)
         raise
@@ -176,9 +176,22 @@ class _ClientLink(Link):
                 self._fail(error)
         return super().eof_received()
 
+    def give_up(self, reason: str, *, over: bool) -> None:
+        """Nobody waits for the tunnel any more. Once the proof has left the server may hold it: where it is `over` it
+        is told so, or it would wait a whole window for an agent that never heard of it."""
+        if over and self.owner is not self and not self.closing:
+            self.opened.result().close(Code.CANCELLED, reason)
+        elif over and self._challenged and not self.closing:
+            self.write([encode_reason(FrameType.CLOSE, 0, Code.CANCELLED, reason)])
+            self.close(reason)
+        else:
+            self.abort(reason)
+
     # ---- the owner's side while the handshake runs ---------------------------------------------------------------
 
     def link_received(self, data: memoryview) -> None:
+        if self.opened.done():
+            return  # it was cancelled: `give_up` comes next, and has the last word
         try:
             for kind, _flags, _stream, payload in self._frames.feed(data):
                 self._step(kind, bytes(payload))
@@ -208,8 +221,6 @@ class _ClientLink(Link):
             self.write([self._handshake.challenged(payload)])
             return
         welcome = self._handshake.answered(kind, payload)
-        if self.opened.done():
-            raise HandshakeRejected(Code.CANCELLED, "nobody waits for the tunnel any more")
         self.opened.set_result(self._take_over(self, welcome))
 
     def link_writable(self) -> None:

@@ -38,7 +38,7 @@ from protocol.defaults import (
 )
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
-from protocol.frames import FrameDecoder
+from protocol.frames import FrameDecoder, decode_reason
 from protocol.handshake import Chain, Hello, Resume, ServerHandshake, Signer, Verifier, parse_reject, reject
 from protocol.session import Session
 
@@ -231,7 +231,8 @@ class TunnelListener(PortListener):
         verify: chain, transcript, signature -> the agent's identity; HandshakeRejected otherwise.
         authenticate: the last word on a proven identity; HandshakeRejected refuses with a reason and a retry-after.
         on_tunnel: takes over each tunnel; called from the loop, before its first byte is read.
-        admit_new: called with who asks before a tunnel that is new; may raise HandshakeRejected.
+        admit_new: called with who asks, and since when (monotonic), before a tunnel that is new; may raise
+            HandshakeRejected.
         find: the tunnel of that id which this identity may go on with over a new link; it hears of that by its own
             `on_resumed`.
     """
@@ -242,7 +243,7 @@ class TunnelListener(PortListener):
     on_tunnel: Callable[[Tunnel], None]
     budget: Budget
     find: Callable[[str, Any], Tunnel | None] = lambda _tunnel, _identity: None
-    admit_new: Callable[[Hello, Any], None] = lambda _hello, _identity: None
+    admit_new: Callable[[Hello, Any, float], None] = lambda _hello, _identity, _since: None
     limits: Limits = field(default_factory=Limits)
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
@@ -439,6 +440,7 @@ class _TunnelLink(ServerLink):
         super().__init__(listener, private=private, remote=remote)
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
         self._handshake: ServerHandshake | None = None
+        self._since = 0.0  # when HELLO came
 
     def _hello(self) -> Hello | None:
         return self._handshake.hello if self._handshake else None
@@ -474,11 +476,15 @@ class _TunnelLink(ServerLink):
         listener = self._listener
         if kind == FrameType.REJECT:
             raise parse_reject(payload)
+        if kind == FrameType.CLOSE and self._stage == "authenticate":  # it believes that there may be a tunnel by now
+            code, text = decode_reason(memoryview(payload))
+            raise HandshakeRejected(code, text, by_peer=True)
         if self._handshake is None:
             if kind != FrameType.HELLO:
                 raise HandshakeRejected(Code.PROTOCOL, f"a frame of type {kind} in place of HELLO")
             listener.admit(self.remote)
             own = listener.credentials()
+            self._since = monotonic()
             self._handshake = ServerHandshake(
                 chain=own.chain,
                 sign=own.sign,
@@ -514,7 +520,7 @@ class _TunnelLink(ServerLink):
             self._go_on(handshake, handshake.resume, identity, renew_only=admission.renew_only)
             return
         try:
-            self._listener.admit_new(hello, identity)
+            self._listener.admit_new(hello, identity, self._since)
         except HandshakeRejected as error:
             self._reject(error)
             return

@@ -1,11 +1,13 @@
 """The registry: tunnels of deleted clusters are closed, and a stopping server tells its agents when to come back."""
 
+import asyncio
 import dataclasses
 
 import pytest
 
 from protocol.aio.dial import FEATURES
 from protocol.aio.hops import DialError
+from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, enrol, joined, running, until
 
@@ -114,3 +116,61 @@ async def test_what_became_of_lost_links_is_counted_and_listed(tmp_path):
         text = server.server._metrics.render().decode()
         assert 'tower_resumes_total{member_cluster="edge-1",result="expired"} 1.0' in text
         agent.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
+
+
+@pytest.mark.parametrize("moment", ["welcome on its way", "welcome just read"])
+async def test_an_agent_that_stops_as_it_connects_leaves_no_tunnel_that_waits_for_it(tmp_path, monkeypatch, moment):
+    loop, seen = asyncio.get_running_loop(), []
+    async with running(tmp_path) as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")), features=FEATURES)
+        dialling = asyncio.create_task(agent.connect())
+        server.services.registry.subscribe(lambda _member, tunnel: seen.append(tunnel))
+        if moment == "welcome on its way":
+            server.services.registry.subscribe(lambda _member, _tunnel: dialling.cancel())
+        else:
+
+            def made(**parts):
+                tunnel = Tunnel(**parts)
+                loop.call_soon(dialling.cancel)
+                return tunnel
+
+            monkeypatch.setattr("protocol.aio.dial.Tunnel", made)
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        await until(lambda: seen and seen[0].closed)
+        assert seen[0].closed.code is Code.CANCELLED
+        assert seen[0].closed.by_peer
+        verdict = server.member("edge-1").verdict
+        assert (verdict.state, "waits no longer" in verdict.cause) == ("TunnelDown", True)
+
+
+async def test_a_proof_that_comes_late_does_not_take_the_place_of_the_newer_tunnel(tmp_path):
+    """The dial was given up by its agent, which has long dialled anew; its bytes were under way all the time."""
+    late, going_on = asyncio.Event(), asyncio.Event()
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        listener = server.server._parts.listener
+        authenticate = listener.authenticate
+
+        async def slow(hello, who, remote):
+            if not late.is_set():
+                late.set()
+                await going_on.wait()
+            return await authenticate(hello, who, remote)
+
+        listener.authenticate = slow
+        first = asyncio.create_task(Agent(server, identity, instance="place-1").connect())
+        await late.wait()
+        newer = Agent(server, identity, instance="place-1")
+        tunnel = await newer.connect()
+        going_on.set()
+        with pytest.raises(DialError, match="has opened a tunnel since this handshake began") as refused:
+            await first
+        assert (refused.value.code, refused.value.retry_after) == (Code.REPLACED, 1.0)
+        assert await tunnel.ping() < 10
+        assert [each.instance for _, each in server.services.registry] == ["place-1"]
+        assert newer.closed == []
+        sibling = Agent(server, identity, instance="place-1")  # a dial that began after it takes its place as ever
+        await sibling.connect()
+        await until(lambda: newer.closed)
+        assert newer.closed[0].code is Code.REPLACED

@@ -28,7 +28,7 @@ from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected
 from protocol.flow import Budget, Limits
-from protocol.frames import U64, encode
+from protocol.frames import U64, encode, encode_reason
 from tests.protocol import playbook
 from tests.protocol.aio.rawagent import RawAgent, connected, request
 from tests.protocol.aio.tunnels import PATIENCE, Echo, Recorder, Refusal, Tower, accepting, agent, tower
@@ -405,6 +405,23 @@ async def test_what_comes_between_proof_and_welcome_is_refused() -> None:
             refusal = await made.refusal()
             assert refusal.code is Code.PROTOCOL
             assert made.tunnels.empty()
+
+
+async def test_an_agent_that_gives_up_before_it_is_welcomed_gets_no_tunnel() -> None:
+    going_on = asyncio.Event()
+
+    async def authenticate(hello: Any, identity: Any, remote: str) -> Admission:
+        await going_on.wait()
+        return Admission("t")
+
+    async with tower(authenticate=authenticate) as made, connected(made) as raw:
+        raw.say(raw.handshake.challenged(await raw.hello()))
+        raw.say(encode_reason(FrameType.CLOSE, 0, Code.CANCELLED, "it waits no longer"))
+        refusal = await made.refusal()
+        going_on.set()
+        assert (refusal.stage, refusal.code, refusal.text) == ("authenticate", Code.CANCELLED, "it waits no longer")
+        assert await raw.hears() is None
+        assert made.tunnels.empty()
 
 
 async def test_a_storm_is_turned_away_before_it_costs_anything() -> None:
