@@ -4,15 +4,21 @@ The order makes it so. A port is claimed by creating its record, which one creat
 cluster's record with the version that was read before the claim. A claim is taken back only when a record read after it
 names another port, has another uid, or is gone: each means that whoever made the claim can no longer note it, since its
 version is behind. So no port ever stands on two records, and a claim that a dead leader left is adopted or taken back.
+
+Which claims stand is listed at the beginning of a term and remembered from then on: a thousand clusters that come at
+once read a thousand claims once, not a thousand times. What is remembered only says where to try; creating the claim
+decides, and before a range is said to be full it is listed anew.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
 from daemon.faults import TowerError
+from tower_server.controller.latest import Latest
 from tower_server.controller.limits import ATTEMPTS
 from tower_server.ports import PortRange
 from tower_server.records import KUBESPHERE, Claim, Cluster, claim_record_name
@@ -26,7 +32,7 @@ class PortTaken(TowerError):
 
     def __init__(self, port: int, claim: Claim) -> None:
         super().__init__("TWR121", f"port {port} belongs to cluster {claim.cluster} ({claim.service})")
-        self.port = port
+        self.port, self.claim = port, claim
 
 
 class Allocation:
@@ -44,29 +50,34 @@ class Allocation:
         self._store = store
         self._offset = kubesphere_offset
         self._usable = usable
+        self.latest = Latest(store)
         self._standing: dict[int, Claim] = {}
         """Claims that were seen to stand: those of ports on record are not made again at every look."""
+        self._listed, self._listing = False, asyncio.Lock()
+        self._trying: set[int] = set()  # by other reconciles of this process, each of which wants a port of its own
 
     async def hold(self, name: str, service: str, *, asked: int | None = None) -> int:
         """The port of a service of the cluster `name`, claimed and on its record; `asked` counts while it has none.
 
         PortTaken, TowerError TWR109 (none is free) and TWR603 (no such cluster).
         """
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
-                record = await self._store.get(Kind.CLUSTER, name)
+                record = await self.latest.read(name, anew=attempt > 0)
             except NotFound:
                 raise TowerError("TWR603", f"the cluster {name} was deleted meanwhile") from None
             cluster = Cluster.read(record)
             noted = cluster.ports.get(service)
             claim = Claim(cluster=cluster.name, uid=cluster.uid, service=service)
             if noted is not None:
+                if attempt == 0:
+                    continue  # what is remembered may be of a cluster that is gone
                 await self.confirm(cluster, service)
                 return noted
             port = await self._choose(claim, cluster, asked)
             noting = replace(cluster, ports={**cluster.ports, service: port})
             try:
-                await self._store.update(Kind.CLUSTER, name, noting.data(), expect=record.version)
+                await self.latest.write(noting, record)
             except (Conflict, NotFound):
                 continue
             return port
@@ -81,9 +92,8 @@ class Allocation:
     async def tidy(self) -> list[str]:
         """Takes back claims that nobody can use any more, and learns which stand. What was done, a sentence each."""
         done = []
-        listed = (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items
+        listed = await self._list()
         noted = {record.name: Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items}
-        self._standing = {_port(record): Claim.read(record) for record in listed}
         for record in listed:
             claim, port = Claim.read(record), _port(record)
             cluster = noted.get(claim.cluster)
@@ -101,13 +111,22 @@ class Allocation:
 
     async def release(self, cluster: Cluster) -> None:
         """Gives back what a deleted cluster held: call it when its record is gone."""
-        for record in (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items:
-            if Claim.read(record).uid == cluster.uid:
-                self._standing.pop(_port(record), None)
-                try:
-                    await self._store.delete(Kind.CLAIM, record.name, expect=record.version)
-                except (Conflict, NotFound):
-                    continue
+        self.latest.forget(cluster.name)
+        await self._remember()
+        theirs = {port for port, claim in self._standing.items() if claim.uid == cluster.uid}
+        for port in theirs | set(cluster.ports.values()):
+            await self._give_back(port, cluster.uid)
+
+    async def _give_back(self, port: int, uid: str) -> None:
+        """Takes a claim away, if it is that cluster's."""
+        name = claim_record_name(port)
+        try:
+            record = await self._store.get(Kind.CLAIM, name)
+            if Claim.read(record).uid == uid:
+                await self._store.delete(Kind.CLAIM, name, expect=record.version)
+        except (Conflict, NotFound):
+            pass  # another leader was first; what is left over is tidied up
+        self._standing.pop(port, None)
 
     async def _useless(self, claim: Claim, port: int) -> str:
         try:
@@ -124,32 +143,57 @@ class Allocation:
         if asked is not None:
             await self._claim(asked, claim)
             return asked
-        candidates = self.ranges[claim.service]
-        claimed = {}
-        for record in (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items:
-            port = _port(record)
-            claimed[port] = Claim.read(record)
-            if claimed[port] == claim and port in candidates:
-                return port
-        sibling = next((port for each, port in cluster.ports.items() if each != claim.service), None)
-        twin = sibling + self._offset if claim.service == KUBESPHERE and sibling is not None else candidates.first
-        held = 0
-        for port in (twin, *candidates.ports()):
-            if port not in candidates or port in claimed:
-                continue
-            if not self._usable(port):
-                held += 1
-                continue
-            try:
-                await self._claim(port, claim)
-            except PortTaken:
-                continue  # since the list was read
+        await self._remember()
+        port = self._own(claim) or await self._try(claim, cluster)
+        if port is None:
+            await self._list()  # what others gave back is not heard of
+            port = await self._try(claim, cluster)
+        if port is not None:
             return port
+        candidates = self.ranges[claim.service]
+        claimed = sum(port in self._standing for port in candidates.ports())
+        held = sum(port not in self._standing and not self._usable(port) for port in candidates.ports())
         raise TowerError(
             "TWR109",
             f"no port of {candidates} is free for {claim.service} of cluster {claim.cluster!r}: "
-            f"{len(claimed)} claimed by clusters, {held} held by other processes",
+            f"{claimed} claimed by clusters, {held} held by other processes",
         )
+
+    def _own(self, claim: Claim) -> int | None:
+        """What was claimed for it and not noted: by this process a moment ago, or by a leader that died."""
+        ours = (port for port, held in self._standing.items() if held.uid == claim.uid and held == claim)
+        return next((port for port in ours if port in self.ranges[claim.service]), None)
+
+    async def _try(self, claim: Claim, cluster: Cluster) -> int | None:
+        """Claims the first port that is free; None when there is none."""
+        candidates = self.ranges[claim.service]
+        sibling = next((port for each, port in cluster.ports.items() if each != claim.service), None)
+        twin = sibling + self._offset if claim.service == KUBESPHERE and sibling is not None else candidates.first
+        for port in (twin, *candidates.ports()):
+            if port not in candidates or port in self._standing or port in self._trying or not self._usable(port):
+                continue
+            self._trying.add(port)
+            try:
+                await self._claim(port, claim)
+            except PortTaken as taken:
+                self._standing[port] = taken.claim
+                continue
+            finally:
+                self._trying.discard(port)
+            return port
+        return None
+
+    async def _remember(self) -> None:
+        async with self._listing:
+            if not self._listed:
+                await self._list()
+
+    async def _list(self) -> tuple[Record, ...]:
+        """Which claims stand now. One that is being made meanwhile may be missing, and is met when it is made."""
+        listed = (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items
+        self._standing = {_port(record): Claim.read(record) for record in listed}
+        self._listed = True
+        return listed
 
     async def _claim(self, port: int, claim: Claim) -> None:
         """Makes the claim, or finds that it stands; PortTaken when it is another's."""

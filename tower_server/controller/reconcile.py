@@ -3,7 +3,8 @@
 Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
 The order is that of need: the port and the Service carry callers, so they come first; then what others read of it (our
 Member's status, the Cluster resource). Nothing waits for a write to the Cluster: a webhook may refuse it for as long as
-a member is down, and then a condition of our own says which one does. Nothing here ever calls the member.
+a member is down, and then a condition of our own says which one does. Nothing here waits for the member: what is to be
+done there is an errand's, and a cluster that goes gives it a moment to say farewell.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from daemon.kube.resources import (
     Object,
     Resource,
 )
+from daemon.log import get_logger
 from tower_server.controller import desired, kubeconfig
-from tower_server.controller.conditions import Condition
+from tower_server.controller.conditions import Condition, find
 from tower_server.controller.events import Events, transitions
 from tower_server.controller.facts import Facts, Sight
+from tower_server.controller.membership import Membership, withheld
 from tower_server.controller.names import CLUSTER_LABEL, FINALIZER, external_name, service_name
 from tower_server.controller.registry import Registry
 from tower_server.controller.status import (
@@ -56,6 +59,8 @@ from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 LOOK_AGAIN: Final = 6 * 3600.0  # a date is looked at anew, should the clock have been set meanwhile
 _WEBHOOK: Final = re.compile(r'webhook "([^"]+)"')
 
+log = get_logger(__name__)
+
 
 class View(Protocol):
     """What the watches have brought of the host's objects: read without asking, at most a moment old."""
@@ -64,6 +69,10 @@ class View(Protocol):
 
     def of_service(self, resource: Resource, service: str) -> list[Object]:
         """The slices of a Service, whoever made them."""
+
+    @property
+    def hosted_as(self) -> str:
+        """The name of the host's own Cluster, where KubeSphere has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,8 @@ class Reconciler:
     revocations: Callable[[], RevocationList | None]
     namespace: str
     twins: Twins
+    membership: Membership | None = None
+    """None: members are not looked into."""
 
     def begin(self, names: Iterable[str]) -> None:
         """Before the first reconcile of a term: who is whose twin has to be known of all at once."""
@@ -101,7 +112,8 @@ class Reconciler:
         wanted = read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
         record = await self.registry.get(name)
         if wanted is not None and self._leaves(wanted):
-            await self._dismantle(name, record if record is not None and record.resource == wanted.uid else None)
+            own = record if record is not None and record.resource == wanted.uid else None
+            await self._dismantle(name, own, about=resource)
             return await self._let_go(resource, wanted)
         if wanted is not None and wanted.proxied and wanted.usable:
             record = await self.registry.follow(name, resource=wanted.uid)
@@ -145,7 +157,18 @@ class Reconciler:
             outcome = await self._service(name, outcome)
             outcome = await self._external(name, outcome, wanted)
             await self._names(name, outcome, record)
+        if sight is None:
+            sight = self.facts.sight(name)  # a record that was made just now is mostly known by here
         outcome = self._alone(name, outcome, sight)
+        if self.membership is not None and resource is not None and wanted is not None:
+            outcome = await self.membership.look(
+                outcome,
+                record=record,
+                wanted=wanted,
+                resource=resource,
+                sight=sight,
+                hosted_as=self.view.hosted_as,
+            )
         return await self._tell(resource, outcome, sight, record=record, wanted=wanted)
 
     async def _ports(self, outcome: Outcome, wanted: Wanted | None, record: Cluster, sight: Sight | None) -> Outcome:
@@ -278,8 +301,9 @@ class Reconciler:
         if decision.action == "keep":
             due = min(LOOK_AGAIN, max(1.0, (decision.renew_at or now) - now))
             return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), None, Again(due)
-        if decision.action == "wait":
-            text = f"{decision.why}; it is written once a request gets through to the member"
+        withheld_for = "" if held else withheld(outcome, (resource.get("status") or {}).get("conditions"))
+        if decision.action == "wait" or withheld_for:
+            text = f"{decision.why}; {withheld_for or 'it is written once a request gets through to the member'}"
             return replace(outcome, kubeconfig=Condition("KubeconfigReady", "False", "Waiting", text)), None, Again()
         made = kubeconfig.issue(self.authority, connection, cluster=name, now=now)
         return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), made, Again(LOOK_AGAIN)
@@ -297,12 +321,24 @@ class Reconciler:
 
     # ---- a cluster that goes ------------------------------------------------------------------------------------
 
-    async def _dismantle(self, name: str, record: Cluster | None) -> None:
-        """What was made for it, its record and its claims. The member is not asked."""
+    async def _dismantle(self, name: str, record: Cluster | None, *, about: Object | None = None) -> None:
+        """What was made for it, its record and its claims; in the member too, if that answers in time."""
+        if record is not None and self.membership is not None:
+            await self._farewell(self.membership, record, about)
         await self._take_away(name)
         if record is not None:
             self.writer.fence()
             await self.registry.delete(record)
+
+    async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
+        status = (self.view.get(MEMBERS, record.name) or {}).get("status") or {}
+        marked = (find(status.get("conditions"), "Accepted") or {}).get("status") == "True"
+        sight = self.facts.sight(record.name)
+        left = await membership.farewell(record, sight, hosted_as=self.view.hosted_as, marked=marked)
+        if left:
+            log.warning("left-in-member", cluster=record.name, text=left)
+            if about is not None:
+                await self.events.tell(about, [Condition("Removed", "False", "LeftInMember", left)])
 
     async def _take_away(self, name: str) -> None:
         self.twins.note(name, "")

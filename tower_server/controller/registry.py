@@ -6,6 +6,7 @@ before its resource appeared is adopted, agents and all; one whose resource was 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -24,28 +25,34 @@ class Registry:
 
     def __init__(self, store: Store, allocation: Allocation, *, revoke: Callable[[str], Awaitable[object]]) -> None:
         self.allocation = allocation
+        self._latest = allocation.latest
         self.known: dict[str, Cluster] = {}
         """Records as they were read or heard of last; each write reads anew where it does not fit."""
         self._store = store
         self._revoke = revoke
+        self._listed = False
 
     async def get(self, name: str) -> Cluster | None:
-        if name not in self.known:
+        """The record as it was heard of; it is asked for only until all of them have been listed."""
+        if name not in self.known and not self._listed:
             try:
                 self.known[name] = Cluster.read(await self._store.get(Kind.CLUSTER, name))
             except NotFound:
                 return None
-        return self.known[name]
+        return self.known.get(name)
 
     async def run(self, changed: Callable[[str], None]) -> None:
         """Follows the records until cancelled; `changed(name)` for each that is another than what was known."""
+        self._listed = False  # another term may have passed since
         while True:
             listing = await self._store.list(Kind.CLUSTER)
             found = {record.name: Cluster.read(record) for record in listing.items}
+            for record in listing.items:
+                self._latest.heard(record)
             for name in self.known.keys() | found.keys():
                 if self.known.get(name) != found.get(name):
                     changed(name)
-            self.known = found
+            self.known, self._listed = found, True
             try:
                 async with aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
                     async for change in changes:
@@ -56,7 +63,10 @@ class Registry:
     def _heard(self, change: Change, changed: Callable[[str], None]) -> None:
         name = change.record.name
         before = self.known.pop(name, None)
-        if change.type is not ChangeType.DELETED:
+        if change.type is ChangeType.DELETED:
+            self._latest.forget(name)
+        else:
+            self._latest.heard(change.record)
             self.known[name] = Cluster.read(change.record)
         if self.known.get(name) != before:
             changed(name)
@@ -66,16 +76,16 @@ class Registry:
         known = self.known.get(name)
         if known is not None and known.resource == resource:
             return known
+        made = Cluster(name=name, uid=resource, created=time.time(), resource=resource)
         for _ in range(ATTEMPTS):
+            if known is None:
+                with contextlib.suppress(Conflict):
+                    return await self._latest.create(made)
             try:
-                record = await self._store.get(Kind.CLUSTER, name)
+                record = await self._latest.read(name, anew=True)  # of another resource it will be deleted
             except NotFound:
-                made = Cluster(name=name, uid=resource, created=time.time(), resource=resource)
-                try:
-                    await self._store.create(Kind.CLUSTER, name, made.data())
-                except Conflict:
-                    continue
-                return made
+                known = None
+                continue
             held = Cluster.read(record)
             if held.resource == resource:
                 return held
@@ -84,10 +94,9 @@ class Registry:
                 continue
             adopted = replace(held, resource=resource)
             try:
-                await self._store.update(Kind.CLUSTER, name, adopted.data(), expect=record.version)
+                return await self._latest.write(adopted, record)
             except (Conflict, NotFound):
                 continue
-            return adopted
         raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
 
     async def name_services(self, cluster: Cluster, names: tuple[str, ...]) -> Cluster:
@@ -101,27 +110,31 @@ class Registry:
             return cluster
         return await self._note(cluster, legacy_token=hashed, resource_token=hashed)
 
+    async def note_federated(self, cluster: Cluster, federated: bool) -> Cluster:
+        """Notes that something may be made in the federation, or that nothing of it is left."""
+        return await self._note(cluster, federated=federated)
+
     async def _note(self, cluster: Cluster, **fields: Any) -> Cluster:
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             if replace(cluster, **fields) == cluster:
                 return cluster
-            record = await self._store.get(Kind.CLUSTER, cluster.name)
+            record = await self._latest.read(cluster.name, anew=attempt > 0)
             held = Cluster.read(record)
             if held.uid != cluster.uid:
-                raise TowerError("TWR603", f"the cluster {cluster.name} was deleted meanwhile")
-            cluster = replace(held, **fields)
-            try:
-                await self._store.update(Kind.CLUSTER, cluster.name, cluster.data(), expect=record.version)
-            except Conflict:
-                cluster = held
+                if attempt:
+                    raise TowerError("TWR603", f"the cluster {cluster.name} was deleted meanwhile")
                 continue
-            return cluster
+            try:
+                return await self._latest.write(replace(held, **fields), record)
+            except (Conflict, NotFound):
+                cluster = held
         raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
 
     async def delete(self, cluster: Cluster) -> None:
         """The record first, from which on it is gone; then what hung on it. Cut short, it is done again."""
         await self._gone(Kind.CLUSTER, cluster.name)
         self.known.pop(cluster.name, None)
+        self._latest.forget(cluster.name)
         await self._revoke(cluster.name)
         for kind, prefix in ((Kind.AGENT, f"{cluster.name}."), (Kind.TOKEN, "")):
             for record in (await self._store.list(kind, prefix=prefix)).items:
