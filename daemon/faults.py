@@ -283,6 +283,43 @@ _TABLE: Final = (
         409,
         "DuplicateMember",
     ),
+    Fault(
+        "TWR124",
+        "The member belongs to another host",
+        "Another host has accepted this member before, and nobody has said that they are to share it.",
+        "It was joined to a second host by accident, or a host that is gone has left its mark in it.",
+        "let the other host delete it or, where that is gone, take away the mark that the message names",
+        409,
+        "OwnedByAnotherHost",
+    ),
+    Fault(
+        "TWR125",
+        "The member's KubeSphere does not fit the host's",
+        "The console of the host could not use the member: its ks-apiserver is missing or takes no token of the host.",
+        "No ks-apiserver runs in the member, or the two have different secrets for their tokens.",
+        "set `jwtSecret` in the ConfigMap kubesphere-system/kubesphere-config of the member to the host's, and restart "
+        "its ks-apiserver",
+        409,
+        "KubeSphereDiffers",
+    ),
+    Fault(
+        "TWR126",
+        "The member's Kubernetes is too old",
+        "Its apiserver lacks what agents and callers are known to need.",
+        "The member was never upgraded.",
+        "upgrade the member's control plane; callers get through until then, as far as it goes",
+        409,
+        "VersionTooOld",
+    ),
+    Fault(
+        "TWR127",
+        "The federation of a cluster cannot be set up",
+        "kubefed does not have this member; tunnels and callers are not touched.",
+        "kubefed is not installed on the host, a right is missing, or somebody else uses the name.",
+        "mend what the message names; it is tried again by itself",
+        409,
+        "FederationFailed",
+    ),
     # 2xx: tunnel, link, enrolment, agent
     Fault(
         "TWR200",

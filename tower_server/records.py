@@ -65,6 +65,8 @@ class Cluster(_Stored):
     """The uid of the Cluster resource that it follows on a Kubernetes host; empty: it was added by hand."""
     service_names: tuple[str, ...] = ()
     """Names and addresses of its Services on a Kubernetes host, for the serving certificate too."""
+    federated: bool = False
+    """Whether something of the tower's may be in the federation of its host: noted before the first of it is made."""
 
     @property
     def certificate_names(self) -> tuple[str, ...]:

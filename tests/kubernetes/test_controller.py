@@ -85,6 +85,8 @@ def test_a_joined_member_gets_a_kubeconfig_in_its_resource_that_works(
     done = run(command, member.environment())
     assert "namespace/kube-system" in done.text, done.stderr
     shown = seen(host_plane, "members", "edge-1")["status"]
+    accepted = next(each for each in shown["conditions"] if each["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("True", "Accepted")
     ready = next(each for each in shown["conditions"] if each["type"] == "MemberReady")
     assert (ready["status"], ready["reason"]) == ("True", "Connected")
 

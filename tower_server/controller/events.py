@@ -20,7 +20,7 @@ from tower_server.controller.names import MANAGER
 
 NAMESPACE: Final = "default"  # where Events about cluster-wide objects belong
 MAX_NOTE: Final = 1024
-_QUIET: Final = frozenset({"NotSeen", "NotAllocated", "NotInitialized", "NotWritten"})
+_QUIET: Final = frozenset({"NotSeen", "NotAllocated", "NotInitialized", "NotWritten", "NotLooked", "Joining"})
 
 log = get_logger(__name__)
 

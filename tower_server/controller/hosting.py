@@ -6,7 +6,6 @@ It sees the members through the tunnels of this server and of the others, and it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 import socket
@@ -24,10 +23,13 @@ from tower_server.config import ServerConfig
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.controller import Controller
 from tower_server.controller.desired import Replica
+from tower_server.controller.errands import Errands
 from tower_server.controller.events import Events
 from tower_server.controller.facts import Sight
 from tower_server.controller.lease import KubeLease
+from tower_server.controller.membership import Membership
 from tower_server.controller.names import MANAGER
+from tower_server.controller.reach import Reach
 from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
 from tower_server.controller.twins import Twins
@@ -119,6 +121,13 @@ class HostController:
         self._records = Registry(
             store, allocation, revoke=lambda cluster: revocations.revoke_cluster(cluster, at=time.time())
         )
+        self._errands = Errands(
+            host=authority.host,
+            client=client,
+            reach=Reach(authority, bind=config.ports.bind),
+            ca_pem=lambda: authority.bundle.root_pem,
+            known=self._is_known,
+        )
         lease = KubeLease(client, namespace=self._namespace, name=MANAGER)
         identity = f"{name}_{secrets.token_hex(4)}"
         self._controller = Controller(
@@ -134,21 +143,30 @@ class HostController:
         """Until cancelled. What is seen of members anew is looked at at once, the rest now and then."""
         unsubscribe = self._clusters.subscribe(lambda _change, name: self._controller.poke(name))
         unfollow = self._replicas.subscribe(self._controller.poke)
-        work = asyncio.create_task(self._controller.run(), name="controller-lead")
+        work = {
+            asyncio.create_task(self._controller.run(), name="controller-lead"),
+            asyncio.create_task(self._errands.run(), name="controller-errands"),
+        }
         try:
-            while not work.done():
-                await asyncio.wait({work}, timeout=LOOK_EVERY)
+            while not [each for each in work if each.done()]:
+                await asyncio.wait(work, timeout=LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
                 for name in list(self._registry.members):
                     self._controller.poke(name)
-            await work
+            for each in work:
+                if each.done():
+                    await each
         finally:
             unsubscribe()
             unfollow()
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+            for each in work:
+                each.cancel()
+            await asyncio.wait(work)
+
+    async def _is_known(self, cluster: str) -> bool:
+        return await self._records.get(cluster) is not None
 
     def _make(self, watches: Watches, writer: Writer, poke: Callable[[str], None]) -> Reconciler:
+        self._errands.begin(fence=writer.fence, poke=poke)
         return Reconciler(
             client=self._client,
             registry=self._records,
@@ -160,6 +178,7 @@ class HostController:
             revocations=lambda: self._revocations.current,
             namespace=self._namespace,
             twins=Twins(poke),
+            membership=Membership(errands=self._errands, registry=self._records),
         )
 
 

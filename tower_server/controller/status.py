@@ -19,7 +19,17 @@ from tower_server.controller.wanted import Problem
 from tower_server.records import KUBERNETES, KUBESPHERE
 
 MIRRORED: Final = frozenset(
-    {"Initialized", "PortReady", "AgentAvailable", "MemberReady", "ExternalAccessReady", "KubeconfigReady", "Unique"}
+    {
+        "Initialized",
+        "PortReady",
+        "AgentAvailable",
+        "MemberReady",
+        "ExternalAccessReady",
+        "KubeconfigReady",
+        "Unique",
+        "Accepted",
+        "FederationReady",
+    }
 )
 """The conditions that stand on the Cluster too; `Ready` there is KubeSphere's."""
 _TUNNEL_STATES: Final = frozenset({"NeverConnected", "TunnelDown"})
@@ -36,6 +46,8 @@ class Outcome:
     external_address: str = ""
     kubeconfig: Condition | None = None
     problems: tuple[Problem, ...] = ()
+    inside: tuple[Condition, ...] = ()
+    """What the errands to the member have found; what is not in it stays as it was."""
 
     def with_problem(self, problem: Problem) -> Outcome:
         return replace(self, problems=(*self.problems, problem))
@@ -65,6 +77,7 @@ def conditions(outcome: Outcome, sight: Sight | None, *, held: object) -> list[C
         *([outcome.kubeconfig] if outcome.kubeconfig is not None else []),
         Condition("ResourceWritable", "True", "Written"),
         Condition("Unique", "True", "OneName"),
+        *outcome.inside,
     ]
     return [troubled(troubles[each.type]) if each.type in troubles else each for each in listed]
 

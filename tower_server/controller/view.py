@@ -21,6 +21,7 @@ from daemon.kube.watch import ADDED, DELETED
 from tower_server.controller.names import CLUSTER_LABEL, EXTERNAL_SUFFIX, SERVICE_NAME_LABEL, SERVICE_PREFIX
 
 WATCHED: Final = (CLUSTERS, MEMBERS, SERVICES, ENDPOINT_SLICES, ENDPOINTS)
+HOST_ROLE: Final = "cluster-role.kubesphere.io/host"  # a label of KubeSphere's
 _RELEVANT: Final = ("metadata", "spec", "endpoints", "ports", "addressType", "subsets", "status")
 
 
@@ -31,6 +32,8 @@ class Watches:
         self._namespace = namespace
         self._changed = changed
         self._slices: dict[str, dict[str, Object]] = {}
+        self.hosted_as = ""
+        """The name of the host's own Cluster, where KubeSphere has one."""
         self.reflectors: dict[Resource, Reflector] = {}
         for resource in WATCHED:
             reflector = Reflector(client, resource, namespace=namespace if resource.namespaced else None)
@@ -64,6 +67,8 @@ class Watches:
                     slices[name_of(body)] = body
                 elif not slices:
                     del self._slices[service]
+        if change.object.get("kind") == CLUSTERS.kind and HOST_ROLE in (change.object["metadata"].get("labels") or {}):
+            self.hosted_as = "" if change.type == DELETED else name_of(change.object)
         if change.type == ADDED or change.type == DELETED or _differs(change):
             cluster = cluster_of(change.object) or cluster_of(change.old or {})
             if cluster:

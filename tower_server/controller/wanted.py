@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from certs.names import is_label
@@ -62,6 +62,9 @@ class Wanted:
     """False: the name itself cannot be followed, so nothing is made for it."""
     legacy_token: str | None = None
     """Hash of `spec.connection.token`, by which Go agents register; None where there is none."""
+    federate: bool = False
+    """Whether kubefed is to have it: `spec.joinFederation`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_wanted(resource: Object, *, ranges: Mapping[str, PortRange]) -> Wanted:
@@ -91,6 +94,8 @@ def read_wanted(resource: Object, *, ranges: Mapping[str, PortRange]) -> Wanted:
         problems=tuple(problems),
         usable=usable,
         legacy_token=token,
+        federate=spec.get("joinFederation") is True,
+        labels={str(key): str(value) for key, value in _mapping(meta.get("labels")).items()},
     )
 
 
@@ -146,8 +151,8 @@ def _name_problem(condition: str, name: str, longest: int, what: str) -> Problem
 
 def _ports(connection: Mapping[str, Any], ranges: Mapping[str, PortRange], problems: list[Problem]) -> dict[str, int]:
     found = {}
-    for service, field in _PORT_FIELDS.items():
-        port = connection.get(field)
+    for service, key in _PORT_FIELDS.items():
+        port = connection.get(key)
         if port is None or port == 0:
             continue
         if isinstance(port, int) and not isinstance(port, bool) and port in ranges[service]:
@@ -158,8 +163,8 @@ def _ports(connection: Mapping[str, Any], ranges: Mapping[str, PortRange], probl
                 "PortReady",
                 "PortOutOfRange",
                 "TWR120",
-                f"spec.connection.{field} is {str(port)[:20]!r}, and the ports of this host are {ranges[service]}",
-                f"take {field} away and a free port is allocated, or widen `ports.range` on the server",
+                f"spec.connection.{key} is {str(port)[:20]!r}, and the ports of this host are {ranges[service]}",
+                f"take {key} away and a free port is allocated, or widen `ports.range` on the server",
             )
         )
     return found
