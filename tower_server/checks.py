@@ -11,7 +11,6 @@ from daemon.checks import Check, Graph, Result, fail, ok, warn
 from daemon.units import format_age, format_duration
 from protocol import defaults
 from tower_server.member import Member
-from tower_server.store.base import Kind
 
 if TYPE_CHECKING:
     from tower_server.admin.services import Services
@@ -51,8 +50,7 @@ def _cluster_checks(services: Services, name: str) -> Iterator[Check]:
 
 
 async def _store(services: Services) -> Result:
-    listing = await services.store.list(Kind.CLUSTER)
-    return ok(f"store answers, {len(listing.items)} clusters")
+    return ok(f"store {await services.store.check()}")
 
 
 async def _public_url(services: Services) -> Result:

@@ -188,6 +188,9 @@ def test_a_full_disk_stops_what_must_be_kept_and_nothing_else(place: Path, membe
             assert refused.code != 0
             assert "TWR105" in said
             assert f"make room on the file system of {place}/d/server" in said
+            checked = world.towerctl("check", check=False)
+            assert (checked.code, b"TWR105" in checked.stdout) == (1, True), checked.stdout + checked.stderr
+            assert f"make room on the file system of {place}/d/server".encode() in checked.stdout
             assert caller.ask("/during").status == 200
             goes_on()
             world.server.send(signal.SIGKILL)  # what was acknowledged before is there again, and may be served

@@ -127,6 +127,10 @@ class Store(ABC):
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
         """Takes the record away, or `NotFound`, or `Conflict` when its version is not `expect` (None: any)."""
 
+    async def check(self) -> str:
+        """What works, in words; `TowerError` for what does not. Here: it can be read."""
+        return f"answers, {len((await self.list(Kind.CLUSTER)).items)} clusters"
+
     async def snapshot(self) -> bytes:
         """The whole state of one moment as a file, `TowerError` where the store is kept by something else."""
         raise TowerError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from daemon.faults import TowerError
+from daemon.units import format_bytes
 from tower_server.store.base import (
+    MAX_RECORD_BYTES,
     Change,
     ChangeType,
     Conflict,
@@ -36,6 +39,7 @@ from tower_server.store.sqlite_file import explain, open_database
 T = TypeVar("T")
 
 OPERATION_DEADLINE: Final = 10.0  # seconds: a disk that takes longer is a fault to report, not to wait for
+ROOM: Final = 2 * MAX_RECORD_BYTES  # the record, and the same again in the log before it
 MAX_PENDING: Final = 1024  # operations waiting for the worker; more means the disk does not keep up
 
 
@@ -87,6 +91,19 @@ class SqliteStore(Store):
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
         await self._write(lambda: _delete(self._connection, kind, name, expect))
 
+    async def check(self) -> str:
+        """Writes as much as a record may hold, and takes it away again: a full disk is read without a complaint."""
+        said = await super().check()
+        await self._run(lambda: _try_to_write(self._connection))
+        free = await self._run(lambda: _free(self._path.parent))
+        if free < ROOM:  # the log has room of its own for a while, what it holds has none where it is to go
+            raise TowerError(
+                "TWR105",
+                f"{format_bytes(free)} are left to the store {self._path}, and a record takes up to {format_bytes(ROOM)}",
+                mend=f"make room on the file system of {self._path.parent}",
+            )
+        return f"{said}, takes writes, {format_bytes(free)} free"
+
     async def snapshot(self) -> bytes:
         return await self._run(self._connection.serialize)
 
@@ -135,6 +152,19 @@ class SqliteStore(Store):
             f"the store {self._path} does not keep up: {what}",
             mend=f"look at the disk of {self._path.parent}: it is overloaded or failing",
         )
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _try_to_write(connection: sqlite3.Connection) -> None:
+    """No record: of a kind that nobody reads, and without a revision."""
+    size = MAX_RECORD_BYTES // 2  # two digits a byte
+    insert = f"INSERT OR REPLACE INTO records VALUES ('check', 'check', 0, hex(zeroblob({size})))"  # noqa: S608 - a constant
+    _transaction(connection, lambda: connection.execute(insert).fetchall())
+    _transaction(connection, lambda: connection.execute("DELETE FROM records WHERE kind = 'check'").fetchall())
 
 
 def _record(kind: Kind, name: str, version: int, text: str) -> Record:

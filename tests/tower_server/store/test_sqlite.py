@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sqlite3
 import stat
@@ -162,6 +163,25 @@ async def test_a_full_disk_is_named_and_heals_by_itself(store):
     since = (await store.list(Kind.CLUSTER)).version
     await store.create(Kind.CLUSTER, "big", {"x": "y" * 100_000})
     assert [change.record.name for change in await take(store, Kind.CLUSTER, since, 1)] == ["big"]
+
+
+async def test_a_check_writes_and_leaves_nothing(store, monkeypatch):
+    await store.create(Kind.CLUSTER, "first", {})
+    since = (await store.list(Kind.CLUSTER)).version
+    assert re.fullmatch(r"answers, 1 clusters, takes writes, [\d.]+\w* free", await store.check())
+    assert (await store.list(Kind.CLUSTER)).version == since
+    left = await store._run(lambda: store._connection.execute("SELECT name FROM records").fetchall())
+    assert left == [("first",)]
+    connection = store._connection
+    await store._run(lambda: connection.execute("PRAGMA query_only = ON"))  # it reads, and takes no write
+    with pytest.raises(TowerError) as caught:
+        await store.check()
+    assert caught.value.code == "TWR105"
+    await store._run(lambda: connection.execute("PRAGMA query_only = OFF"))
+    monkeypatch.setattr("tower_server.store.sqlite._free", lambda folder: 4096)
+    with pytest.raises(TowerError, match=r"4\.0Ki are left to the store") as caught:
+        await store.check()
+    assert "make room on the file system" in caught.value.mend
 
 
 async def test_a_watch_that_falls_behind_is_told_so(tmp_path):
