@@ -7,14 +7,16 @@ test holds them against the installed release: with another asyncssh this module
 
 Nothing but key exchange and authentication is served before the peer has authenticated, and what may be buffered until
 then is bounded. No packet is sent without need: asyncssh's MSG_IGNORE before each packet is a defence of CBC ciphers.
+Under AES-GCM, which every Go peer takes, packets of an authenticated peer go straight between the wire and the channels
+(`sshgcm`); whatever is not theirs, and every other cipher, takes asyncssh's own way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import deque
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, Final, Protocol, cast
 
 import asyncssh
@@ -25,10 +27,14 @@ from asyncssh.connection import (
     SSHServerConnection,
     SSHServerConnectionOptions,
 )
-from asyncssh.misc import ProtocolError, ProtocolNotSupported
-from asyncssh.packet import PacketDecodeError
+from asyncssh.crypto.cipher import GCMCipher
+from asyncssh.encryption import GCMEncryption
+from asyncssh.misc import MACError, ProtocolError, ProtocolNotSupported
+from asyncssh.packet import PacketDecodeError, SSHPacket
+from cryptography.exceptions import InvalidTag
 
 from protocol.aio.sshchannel import Channel, ChannelLimits
+from protocol.aio.sshgcm import BLOCK, HEAD, LEAST_PADDING, TAG, U32, Opener, Sealer
 from protocol.defaults import KIB
 
 AGENT_VERSION: Final = b"SSH-kubesphere-v1-client"
@@ -36,6 +42,7 @@ SERVER_VERSION: Final = b"SSH-kubesphere-v1-server"
 CHANNEL_TYPE: Final = b"kubesphere"
 MAX_VERSION_LINE: Final = 255  # without its end, as Go reads it
 MAX_PACKET: Final = 32 * KIB  # of channel data, ours and Go's
+MAX_WIRE_PACKET: Final = 256 * KIB  # of any packet, as asyncssh has it
 MAX_UNAUTHENTICATED_BYTES: Final = 128 * KIB  # of packets that wait for the key exchange
 MAX_REQUEST_BYTES: Final = 128 * KIB  # of a global request: `config` carries certificates and a token
 MAX_WAITING_REQUESTS: Final = 32  # global requests of ours without an answer
@@ -73,11 +80,16 @@ _FAILURE: Final = 82
 _OPEN: Final = 90
 _OPEN_OK: Final = 91
 _OPEN_FAILED: Final = 92
-_U32: Final = struct.Struct("!I")
+_DATA: Final = 94
+_CHANNELS: Final = range(93, 101)  # packets of a channel that is open
+_STRAIGHT: Final = frozenset({_GLOBAL_REQUEST, _SUCCESS, _FAILURE, _OPEN, _OPEN_OK, _OPEN_FAILED, *_CHANNELS})
+_DATA_AT: Final = 10  # in an opened packet: padding, type, channel, size
+_U32: Final = U32
 
 PRIVATE: Final[Mapping[type, Mapping[str, tuple[str, ...]]]] = {
     SSHConnection: {
         "_force_close": ("exc",),
+        "_recv_data": (),
         "_recv_pkthdr": (),
         "_recv_version": (),
         "_send": ("data",),
@@ -85,6 +97,7 @@ PRIVATE: Final[Mapping[type, Mapping[str, tuple[str, ...]]]] = {
         "_send_kexinit": (),
         "_send_version": (),
         "add_channel": ("chan",),
+        "internal_error": ("exc_info", "error_logger"),
         "log_received_packet": ("pkttype", "pktid", "packet", "note"),
         "log_sent_packet": ("pkttype", "pktid", "packet", "note"),
         "remove_channel": ("recv_chan",),
@@ -92,11 +105,18 @@ PRIVATE: Final[Mapping[type, Mapping[str, tuple[str, ...]]]] = {
         "send_packet": ("pkttype", "args", "handler"),
     },
     SSHServerConnection: {"send_server_host_keys": ()},
+    GCMEncryption: {
+        "decrypt_header": ("seq", "first_block", "header_len"),
+        "decrypt_packet": ("seq", "first", "rest", "header_len", "mac"),
+        "encrypt_packet": ("seq", "header", "packet"),
+    },
+    GCMCipher: {},
 }
 """Private and undocumented methods that are overridden or called, with the parameters that this module counts on."""
 
 PRIVATE_STATE: Final = (
     "_auth_complete",
+    "_auth_final",
     "_channels",
     "_client_version",
     "_enc_alg_cs",
@@ -104,12 +124,24 @@ PRIVATE_STATE: Final = (
     "_inpbuf",
     "_kex_complete",
     "_kexinit_sent",
+    "_next_recv_encryption",
     "_packet_handlers",
+    "_recv_encryption",
     "_recv_handler",
+    "_recv_seq",
+    "_rekey_bytes",
+    "_rekey_bytes_sent",
+    "_rekey_seconds",
+    "_rekey_time",
+    "_send_encryption",
+    "_send_seq",
     "_server_version",
     "_transport",
 )
 """Attributes of a connection that are read or set."""
+
+PRIVATE_CIPHER: Final = ("_iv", "_key")
+"""Attributes of a GCMCipher, which a GCMEncryption holds as `_cipher`."""
 
 
 class SshOwner(Protocol):
@@ -189,15 +221,118 @@ class _Wire(SSHConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > MAX_UNAUTHENTICATED_BYTES:
             self._force_close(ProtocolError(f"more than {MAX_UNAUTHENTICATED_BYTES} bytes before authentication"))
             return
-        if len(data) <= FEED:
-            self.data_received(data)
+        if self._goes_straight():
+            self._open_packets(data)
             return
         for at in range(0, len(data), FEED):
             if self._transport is None:
                 return
+            if self._goes_straight():  # from within these bytes on
+                self._open_packets(data[at:])
+                return
             self.data_received(data[at : at + FEED])
 
+    def _goes_straight(self) -> bool:
+        """Whether packets are opened here: by AES-GCM, behind authentication, with none in asyncssh's hands."""
+        encryption: Any = self._recv_encryption
+        return (
+            type(encryption) is Opener
+            and self._auth_complete
+            and self._recv_handler == self._recv_pkthdr
+            and self._transport is not None
+        )
+
+    def _open_packets(self, data: bytes) -> None:
+        """As asyncssh's own reading does, for packets of the connection layer; what else comes is left to it."""
+        try:
+            self._take_packets(self._inpbuf + data if self._inpbuf else data)
+        except asyncssh.DisconnectError as error:
+            self._send_disconnect(error.code, error.reason, error.lang)
+            self._force_close(error)
+        except PacketDecodeError as error:
+            self._send_disconnect(asyncssh.DISC_PROTOCOL_ERROR, str(error), "en")
+            self._force_close(ProtocolError(str(error)))
+        except Exception:  # asyncssh's own boundary: a defect ends this connection and no other
+            self.internal_error()
+
+    def _take_packets(self, data: bytes) -> None:
+        opener: Any = self._recv_encryption
+        view, at, end = memoryview(data), 0, len(data)
+        self._inpbuf = b""
+        while end - at >= HEAD:
+            (length,) = U32.unpack_from(data, at)
+            body, stop = at + HEAD, at + HEAD + length + TAG
+            if not BLOCK <= length <= MAX_WIRE_PACKET:
+                raise ProtocolError(f"a packet of {length} bytes")
+            if stop > end:
+                break
+            try:
+                opened = opener.open(view[at:body], view[body:stop])
+            except InvalidTag:
+                raise MACError("a packet was altered on its way") from None
+            if opened[1] in _STRAIGHT:
+                self._take_packet(opened)
+                at = stop
+                if self._transport is None:
+                    return
+                continue
+            opener.keep(opened)
+            self._inpbuf = data[at:stop]
+            self._recv_data()
+            at = stop
+            if self._transport is None:
+                return
+            if not self._goes_straight():  # asyncssh is busy with it, or another cipher begins
+                self._inpbuf += data[at:]
+                if self._inpbuf and self._recv_handler == self._recv_pkthdr:
+                    self._recv_data()
+                return
+            opener = self._recv_encryption  # another one behind NEWKEYS
+        self._inpbuf = data[at:] if at else data
+
+    def _take_packet(self, opened: bytes) -> None:
+        """One packet of the connection layer. ProtocolError, PacketDecodeError."""
+        padding, kind = opened[0], opened[1]
+        end = len(opened) - padding
+        if padding < LEAST_PADDING or end < 2:
+            raise ProtocolError("a packet with impossible padding")
+        number = self._recv_seq
+        self._recv_seq = (number + 1) & 0xFFFFFFFF
+        self._auth_final = True
+        if kind in _CHANNELS:
+            if end < 6:
+                raise ProtocolError("an incomplete packet of a channel")
+            (name,) = U32.unpack_from(opened, 2)
+            found: Mapping[int, Any] = self._channels
+            channel = found.get(name)
+            if channel is None:
+                raise ProtocolError(f"a packet for channel {name}, which is not open")
+            if kind == _DATA and end >= _DATA_AT:
+                (size,) = U32.unpack_from(opened, 6)
+                if _DATA_AT + size > end:
+                    raise ProtocolError("an incomplete packet of data")
+                channel.received(opened[_DATA_AT : _DATA_AT + size])
+            else:
+                channel.packet(kind, SSHPacket(opened[6:end]))
+            return
+        self._packet_handlers[kind](self, kind, number, SSHPacket(opened[2:end]))
+
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        sealer: Any = self._send_encryption
+        if (
+            type(sealer) is Sealer
+            and pkttype in _STRAIGHT
+            and self._kex_complete
+            and self._auth_complete
+            and self._transport is not None
+            and self._rekey_bytes_sent < self._rekey_bytes
+            and not (self._rekey_seconds and monotonic() >= self._rekey_time)
+        ):
+            sealed = sealer.seal(pkttype, args)
+            self._send_seq = (self._send_seq + 1) & 0xFFFFFFFF
+            self._rekey_bytes_sent += len(sealed[1]) - TAG
+            self._transport.writelines(sealed)
+            return
         if pkttype == _IGNORE and self._aead:
             return
         super().send_packet(pkttype, *args, handler=handler)
@@ -205,6 +340,10 @@ class _Wire(SSHConnection):
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         super().send_newkeys(k, h)
         self._aead = (self._enc_alg_cs if self.is_client() else self._enc_alg_sc) in _AEAD
+        if type(self._send_encryption) is GCMEncryption:
+            self._send_encryption = cast("Any", Sealer(*_key_of(self._send_encryption)))
+        if type(self._next_recv_encryption) is GCMEncryption:
+            self._next_recv_encryption = cast("Any", Opener(*_key_of(self._next_recv_encryption)))
         self.pump()  # channels do not send while keys are exchanged: nothing piles up inside asyncssh
 
     def log_sent_packet(self, *_args: Any, **_more: Any) -> None:
@@ -453,6 +592,12 @@ async def agent_options(*, trusted: Callable[[str], bool] | None = None, **more:
         **{**_ALGORITHMS, **more},
     )
     return made
+
+
+def _key_of(encryption: Any) -> tuple[bytes, bytes]:
+    """Key and next nonce."""
+    cipher = encryption._cipher
+    return cipher._key, cipher._iv
 
 
 def _string(data: bytes) -> bytes:

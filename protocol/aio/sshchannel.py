@@ -290,6 +290,19 @@ class Channel(asyncio.Transport):
         """Not logged: it would format a line for every packet."""
 
     def process_packet(self, kind: int, _id: int, packet: Any) -> bool:
+        self.packet(kind, packet)
+        return True
+
+    # ---- what the connection calls for each packet of the channel -----------------------------------------------
+
+    def received(self, data: bytes) -> None:
+        """A packet of data."""
+        if self.opening or self._closed_by_peer:
+            raise SshProtocolError("a packet for a channel that is not open")
+        self._on_data(data)
+
+    def packet(self, kind: int, packet: Any) -> None:
+        """Any packet, read up to what follows the channel's number."""
         if self.opening or self._closed_by_peer:
             raise SshProtocolError("a packet for a channel that is not open")
         if kind == _DATA:
@@ -308,7 +321,6 @@ class Channel(asyncio.Transport):
             packet.get_string()
             if packet.get_boolean() and not self._sent_close:
                 self._wire.channel_packet(_NO, self)
-        return True
 
     def _on_data(self, data: bytes, *, deliver: bool = True) -> None:
         size = len(data)

@@ -7,6 +7,7 @@ to it at once, however many 1 KiB fragments it came in. A full link stops the ch
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from protocol.aio.link import Link
@@ -79,10 +80,15 @@ class SshLink(asyncio.Transport):
     # ---- asyncssh's transport -----------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writelines((bytes(data),))
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        """The same, for bytes in pieces."""
         if self._link.closing:
             return
-        self._out.append(bytes(data))
-        self._size += len(data)
+        for piece in list_of_data:
+            self._out.append(piece)
+            self._size += len(piece)
         if self._size >= WRITE_AT:
             self.flush()
         elif not self._due:

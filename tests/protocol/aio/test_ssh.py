@@ -3,15 +3,19 @@ from __future__ import annotations
 import asyncio
 import inspect
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.encryption import GCMEncryption
 
 from protocol.aio import ssh
 from protocol.aio.ssh import AGENT_VERSION, MAX_REQUEST_BYTES, ServerConnection, agent_options, server_options
 from protocol.aio.sshchannel import Channel
-from tests.protocol.aio.sshpeers import Collect, Echo, Owner, channel_limits, connected
+from protocol.aio.sshgcm import Sealer
+from protocol.errors import TunnelLost
+from tests.protocol.aio.sshpeers import Collect, Echo, Owner, Pair, channel_limits, connected
 
 pytestmark = pytest.mark.asyncio
 
@@ -36,7 +40,10 @@ async def test_asyncssh_still_has_the_methods_that_are_overridden(
 async def test_asyncssh_still_keeps_the_state_that_is_read() -> None:
     connection = ServerConnection(Owner(), await server_options(), channel_limits())
     missing = [name for name in ssh.PRIVATE_STATE if not hasattr(connection, name)]
+    cipher = GCMEncryption.new("aes128-gcm", bytes(16), bytes(12))._cipher
+    missing += [name for name in ssh.PRIVATE_CIPHER if not hasattr(cipher, name)]
     assert not missing, f"asyncssh {asyncssh.__version__} no longer has {missing}, on which protocol/aio/ssh.py rests"
+    assert (cipher._key, cipher._iv) == (bytes(16), bytes(12))
 
 
 async def test_no_other_module_reaches_into_asyncssh() -> None:
@@ -228,3 +235,115 @@ async def test_rekeying_under_load_loses_and_alters_nothing() -> None:
             while any(len(end.data) < 3_000_000 for end in ends):
                 await asyncio.sleep(0.02)
         assert [bytes(end.data) for end in ends] == sent
+
+
+# ---- packets of an authenticated peer -------------------------------------------------------------------------------
+
+
+async def echoed(pair: Pair, data: bytes) -> bytes:
+    """What comes back of it through a channel of its own."""
+    end = Collect()
+    pair.server.open("echo", end).write(data)
+    async with asyncio.timeout(20):
+        while len(end.data) < len(data):
+            await asyncio.sleep(0.005)
+    return bytes(end.data)
+
+
+@pytest.mark.parametrize("cipher", ssh.CIPHERS)
+async def test_every_cipher_that_a_go_peer_may_take_carries_channels(cipher: str) -> None:
+    data = bytes(range(256)) * 1200
+    algorithms = {"encryption_algs": (cipher,)}
+    async with connected(
+        take=lambda channel, _: channel.accept(Echo()), server=algorithms, agent={**algorithms, "rekey_bytes": 200_000}
+    ) as pair:
+        assert pair.server.get_extra_info("send_cipher") == cipher
+        assert isinstance(pair.server._send_encryption, Sealer) is ("gcm" in cipher)
+        assert await echoed(pair, data) == data
+        assert await pair.agent.request("ping") == (True, b"")
+
+
+async def test_packets_may_come_in_any_pieces() -> None:
+    data = bytes(range(256)) * 20
+    async with connected(
+        take=lambda channel, _: channel.accept(Echo()), agent={"rekey_bytes": 2000}, authenticated=False
+    ) as pair:
+        whole = pair.server.feed
+
+        def cut(received: bytes) -> None:
+            for at in range(0, len(received), 3):
+                whole(received[at : at + 3])
+
+        pair.server.feed = cut  # type: ignore[method-assign,assignment]
+        async with asyncio.timeout(20):
+            await asyncio.gather(pair.server_owner.ready.wait(), pair.agent_owner.ready.wait())
+        assert await echoed(pair, data) == data
+
+
+def sealed(plain: bytes, *, length: int | None = None, altered: bool = False) -> Callable[[Pair], bytes]:
+    """A packet of the agent's, sealed as it is."""
+
+    def made(pair: Pair) -> bytes:
+        sealer: Any = pair.agent._send_encryption
+        head = (len(plain) if length is None else length).to_bytes(4, "big")
+        rest: bytes = sealer._aead.encrypt(sealer._nonce(), plain, head)
+        return head + (rest[:-1] + bytes((rest[-1] ^ 1,)) if altered else rest)
+
+    return made
+
+
+def channel_zero(kind: int, rest: bytes = b"") -> bytes:
+    return bytes((kind, 0, 0, 0, 0)) + rest
+
+
+def padded(payload: bytes) -> bytes:
+    padding = 4 + -(5 + len(payload)) % 16
+    return bytes((padding,)) + payload + bytes(padding)
+
+
+@pytest.mark.parametrize(
+    ("packet", "said"),
+    [
+        (sealed(padded(channel_zero(94)), altered=True), "altered"),
+        (sealed(padded(b"x"), length=0), "a packet of 0 bytes"),
+        (sealed(b"", length=0xFFFFFFF0), "a packet of 4294967280 bytes"),
+        (sealed(b"\x00" + channel_zero(94) + bytes(10)), "padding"),
+        (sealed(b"\x0f" + bytes((94,)) + bytes(14)), "padding"),
+        (sealed(b"\xff" + channel_zero(94) + bytes(10)), "padding"),
+        (sealed(b"\x0c" + bytes((94, 0, 0)) + bytes(12)), "incomplete"),
+        (sealed(padded(channel_zero(94, b"\0\0\1\0short"))), "incomplete"),
+        (sealed(padded(channel_zero(94, b"\0\0"))), "ncomplete"),
+        (sealed(padded(channel_zero(93, b"\0"))), "ncomplete"),
+        (sealed(padded(b"\x5b" + bytes(7))), "an answer to no open"),
+        (sealed(padded(b"\x50\0\0\0\xffping")), "ncomplete"),
+        (sealed(padded(bytes((94, 0, 0, 0, 9)) + bytes(4))), "channel 9"),
+    ],
+)
+async def test_broken_packets_end_the_connection_with_a_word(packet: Callable[[Pair], bytes], said: str) -> None:
+    held: list[Channel] = []
+    async with connected(take=lambda channel, _: held.append(channel)) as pair:
+        end = Collect()
+        pair.server.open("first", end)
+        await pair.agent.request("ping")
+        held[0].accept(Collect())
+        await pair.agent.request("ping")
+        pair.agent._transport.write(packet(pair))  # type: ignore[union-attr]
+        assert said in await ended(pair.server_owner)
+        assert said in await ended(pair.agent_owner)  # the peer is told
+        assert isinstance(await end.lost, TunnelLost)
+        assert pair.server.channel_count == 0
+
+
+async def test_packets_that_nobody_knows_are_answered_and_left() -> None:
+    async with connected(take=lambda channel, _: channel.accept(Echo())) as pair:
+        pair.agent._transport.write(sealed(padded(b"\xc8unknown"))(pair))  # type: ignore[union-attr]
+        pair.agent._transport.write(sealed(padded(b"\x02\0\0\0\x06ignore"))(pair))  # type: ignore[union-attr]
+        assert await echoed(pair, b"still here") == b"still here"
+
+
+async def test_what_follows_the_peers_goodbye_is_not_looked_at() -> None:
+    async with connected() as pair:
+        pair.agent.bye("leaving")
+        pair.agent._transport.write(sealed(padded(b"\x50\0\0\0\x04ping\1"))(pair))  # type: ignore[union-attr]
+        assert "leaving" in await ended(pair.server_owner)
+        assert pair.server_owner.requests == []
