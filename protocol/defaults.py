@@ -69,6 +69,7 @@ ADMIN_DEADLINE: Final = 10.0  # for an answer of the admin API to the command li
 COMPLETION_DEADLINE: Final = 0.3  # a Tab must not feel stuck
 PROBE_FRESH_FOR: Final = 30.0
 PROBE_INTERVAL: Final = 10.0
+PROBE_AGAIN: Final = 1.0  # after one that failed, then twice as long each time, up to the interval; the least pause
 HOLD: Final = 2.0
 HOLD_WAITERS: Final = 256
 DRAIN: Final = 5.0  # how long a process that stops lets its streams end: callers of its restart wait that long

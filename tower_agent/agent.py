@@ -86,10 +86,11 @@ class Agent:
             if places is None:
                 return 0
             trusts = await self._load(places)
-            around = self._surroundings(access, metrics)
+            prober = Prober(api, changed=lambda probe: self._probed(probe, metrics))
+            around = self._surroundings(access, metrics, prober)
             for trust in trusts:
                 self._serve(trust, policies, around)
-            self._start_tasks(process, api, policies, metrics)
+            self._start_tasks(process, api, prober, policies, metrics)
             process.tasks.restart(lambda: self._follow_hosts(stores, policies, around, process.stop), name="hosts")
             await process.ready(f"serving {', '.join(trust.host for trust in trusts)}")
             log.info(
@@ -142,7 +143,7 @@ class Agent:
             )
         return trusts
 
-    def _surroundings(self, access: Access, metrics: AgentMetrics) -> Surroundings:
+    def _surroundings(self, access: Access, metrics: AgentMetrics, prober: Prober) -> Surroundings:
         if self._config.services.get(KUBERNETES, Service()).mode == "gateway":
             callers = metrics.streams.labels(KUBERNETES)
             callers.set_function(lambda: sum(len(host.gateway.connections) for host in self._hosts))
@@ -154,6 +155,7 @@ class Agent:
             instance=_instance(self._config.state_dir),
             version=self._version,
             probe_fields=self._probe_fields,
+            unreachable=prober.suspect,
         )
 
     def _serve(self, trust: HostTrust, policies: PolicyFile, around: Surroundings) -> None:
@@ -187,8 +189,9 @@ class Agent:
             self._serve(trust, policies, around)
             log.info("host-joined", host=name)
 
-    def _start_tasks(self, process: Process, api: MemberApi, policies: PolicyFile, metrics: AgentMetrics) -> None:
-        prober = Prober(api, changed=lambda probe: self._probed(probe, metrics))
+    def _start_tasks(
+        self, process: Process, api: MemberApi, prober: Prober, policies: PolicyFile, metrics: AgentMetrics
+    ) -> None:
         process.tasks.restart(prober.run, name="probe")
         process.tasks.restart(lambda: self._follow_policy(policies), name="policy")
         process.tasks.restart(lambda: self._compare_rights(api, policies), name="rights")

@@ -59,6 +59,7 @@ class Surroundings:
     instance: str
     version: str
     probe_fields: Callable[[], dict[str, Any]]
+    unreachable: Callable[[], None]  # a caller's request has found no apiserver
 
 
 class HostAgent:
@@ -80,7 +81,7 @@ class HostAgent:
         self._trusting = asyncio.Lock()
         self._renewal_fault: TowerError | None = None
         self._stale: str | None = None
-        self.observer: Final = RequestObserver(trust.host, around.metrics)
+        self.observer: Final = RequestObserver(trust.host, around.metrics, unreachable=around.unreachable)
         self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
         self.services: Final = Services(
             around.config.services,
@@ -90,6 +91,7 @@ class HostAgent:
             raw_anywhere=around.config.raw_services_over_foreign_tls if raw is None else raw,
             metrics=around.metrics,
             tasks=self._tasks,
+            unreachable=around.unreachable,
         )
         self.links: Final = [self._link(number) for number in range(around.config.links)]
         self._links_changed()

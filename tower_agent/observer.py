@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
@@ -10,19 +11,22 @@ from gateway.audit import RequestRecord
 from tower_agent.auditlog import AuditLog
 
 log = get_logger(__name__)
+UNREACHABLE: Final = frozenset({"TWR301", "TWR303"})
+"""Faults of a request that found no apiserver: the next probe had better not wait for its turn."""
 _UNTIMED = frozenset({"watch", "connect"})
 
 
 class RequestObserver:
     """The gateway's observer of one host."""
 
-    def __init__(self, host: str, metrics: AgentMetrics) -> None:
+    def __init__(self, host: str, metrics: AgentMetrics, *, unreachable: Callable[[], None]) -> None:
         self.requests = 0
         self.failures = 0
         self.seconds = 0.0
         self._host = host
         self._audit = AuditLog(host)
         self._metrics = metrics
+        self._unreachable = unreachable
         self._tally = metrics.tally
 
     def request(self, record: RequestRecord) -> None:
@@ -37,6 +41,8 @@ class RequestObserver:
         self._tally.count(verb, code, bytes_in, bytes_out, answered_after if timed else None)
         if fault:
             self._metrics.denied.labels(fault).inc()
+            if fault in UNREACHABLE:
+                self._unreachable()
         self._audit.write(record)
 
     def close(self) -> None:

@@ -1,12 +1,15 @@
 """The agent's own look at its member: is the apiserver well, who is it, and does it still accept the agent.
 
 It explains failures to the host; whether the cluster is Ready the host decides by requests of its own through the
-tunnel. One task probes at a fixed interval; whoever wants the last result reads `latest` and nobody waits for it.
+tunnel. One task probes at a fixed interval; whoever wants the last result reads `latest` and nobody waits for it. What
+failed is looked at again after a second, then after twice as long each time; a request that could not reach the
+apiserver makes the next probe due at once, and however many of them there are, it stays one probe a second.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -70,10 +73,18 @@ class Prober:
         self._interval = interval
         self._facts = Facts()
         self._facts_at = float("-inf")
+        self._suspected = asyncio.Event()
+        self._failures = 0
+
+    def suspect(self) -> None:
+        """A caller's request could not reach the apiserver. That it is away already is nothing new."""
+        if self.latest is None or self.latest.ok:
+            self._suspected.set()
 
     async def run(self) -> None:
         """Probe at the interval; a failed probe is a result, not an error."""
         while True:
+            self._suspected.clear()
             probe = await self.once()
             before, self.latest = self.latest, probe
             code = None if probe.fault is None else probe.fault.code
@@ -82,8 +93,17 @@ class Prober:
                     log.info("apiserver-ready", address=self._api.access.address, version=probe.facts.version)
                 else:
                     log.warning("apiserver-unwell", code=probe.fault.code, text=probe.fault.message)
+            self._failures = 0 if probe.ok else self._failures + 1
             self._changed(probe)
-            await asyncio.sleep(self._interval)
+            await self._until_due()
+
+    async def _until_due(self) -> None:
+        least = min(defaults.PROBE_AGAIN, self._interval)
+        await asyncio.sleep(least)
+        wait = min(self._interval, least * 2 ** min(self._failures - 1, 16)) if self._failures else self._interval
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait - least):
+                await self._suspected.wait()
 
     async def once(self) -> Probe:
         """One probe, never raising: every failure is in the result."""

@@ -44,6 +44,7 @@ class Services:
         raw_anywhere: bool,
         metrics: AgentMetrics,
         tasks: Supervisor,
+        unreachable: Callable[[], None],
     ) -> None:
         self._declared = {KUBERNETES: Service(), **declared}
         self._access = access
@@ -52,6 +53,7 @@ class Services:
         self._raw_anywhere = raw_anywhere
         self._metrics = metrics
         self._tasks = tasks
+        self._unreachable = unreachable
         self._splices: set[Splice] = set()
 
     def report(self) -> dict[str, Any]:
@@ -98,6 +100,8 @@ class Services:
         try:
             sock = await connect_tcp(host, port, defaults.DIAL_DEADLINE, unnoted)
         except DialError as error:
+            if incoming.service == KUBERNETES:
+                self._unreachable()
             late = isinstance(error.__cause__, TimeoutError)
             self._refuse(incoming, Code.DIAL_TIMEOUT if late else Code.DIAL_FAILED, error.text)
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 from certs.errors import CertsError
@@ -41,8 +41,9 @@ log = get_logger(__name__)
 class Control:
     """All control streams.
 
-    `start(work, name)` owns the tasks of renewals; `declared` is called when a member offers other services, and
-    `names(cluster)` gives what its serving certificate carries beside the member's name.
+    `start(work, name)` owns the tasks of renewals; `declared` is called when a member offers other services, `suspect`
+    when an agent begins to say that its apiserver is not well, and `names(cluster)` gives what its serving certificate
+    carries beside the member's name.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Control:
         rotation: Rotation,
         start: Start,
         declared: Callable[[Member], object],
+        suspect: Callable[[str, Tunnel], object],
         names: Callable[[str], tuple[str, ...]],
     ) -> None:
         self.agents = agents
@@ -62,6 +64,7 @@ class Control:
         self.metrics = metrics
         self.start = start
         self.declared = declared
+        self.suspect = suspect
         self.names = names
         self._registry = registry
         self._revocations = revocations
@@ -170,6 +173,8 @@ class ControlStream(asyncio.Protocol):
             return  # its identity has expired: it may renew, and say nothing about the member
         report = cleaned({key: value for key, value in message.items() if key != "type"})
         before = self._member.report.get("services")
+        if _unwell(report) and not _unwell(self._tunnel.data.get("report", {})):
+            self._control.suspect(self._member.name, self._tunnel)
         self._tunnel.data["report"] = report
         self._member.reported(report)
         self._believes(report.get("trust"))
@@ -246,6 +251,11 @@ class ControlStream(asyncio.Protocol):
         if self._tunnel.closed is None:
             why = f": {exc}" if exc is not None else ""
             self._tunnel.close(Code.PROTOCOL, f"the agent ended the control stream{why}")
+
+
+def _unwell(report: Mapping[str, Any]) -> bool:
+    probe = report.get("probe")
+    return isinstance(probe, Mapping) and probe.get("ready") is False
 
 
 def _is_csr(value: object) -> bool:

@@ -170,6 +170,11 @@ class CallerPort:
         """Counts how an open ended."""
         self.member.metrics.opens[result].inc()
 
+    def unreachable(self) -> None:
+        """The agent could not reach what is behind this port."""
+        if self.service == KUBERNETES:
+            self._owner.unreachable(self.member.name)
+
     def accepted(self, connection: CallerConnection) -> None:
         self.count("ok")
         self._streams.inc()
@@ -259,6 +264,8 @@ class CallerPorts:
         self.throttled = throttled
         self.draining = False
         self.elsewhere: Callable[[Member], Any] = lambda _member: None
+        self.unreachable: Callable[[str], object] = lambda _cluster: None
+        """Told when a member's agent could not reach its apiserver for a caller."""
         self.connections = 0
         self._inherited = {name: list(socks) for name, socks in (inherited or {}).items()}
         self._ports: dict[tuple[str, str], CallerPort] = {}

@@ -1,7 +1,9 @@
 """When each cluster is probed: one task for all of them, however many there are.
 
 A cluster with a tunnel is due every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady
-trickle; at once when a tunnel opens or is resumed; and a second after a probe that failed. Its tunnels take turns.
+trickle; at once when a tunnel opens or is resumed; a second after a probe that failed, then after twice as long each
+time, up to the interval; and at once when somebody could not reach its apiserver, though never twice in a second for
+that, and not where it is known already. Its tunnels take turns.
 No more begin in a second than `PACE`, or what lets every cluster have one within `ROUND`: a probe costs as much as a
 handshake, and when all agents come back at once their handshakes come first.
 """
@@ -28,7 +30,6 @@ AT_ONCE: Final = 256  # so that members that do not answer keep no other from it
 PACE: Final = 50.0  # probes a second
 PACE_BURST: Final = 8  # in one turn of the loop
 ROUND: Final = 0.6 * defaults.PROBE_FRESH_FOR  # so that each is still fresh when its next one begins
-AGAIN_AFTER: Final = 1.0  # a failure is looked at once more before it counts
 LOOK_EVERY: Final = 10.0  # for what only time changes: a probe that is no longer fresh, tunnels long expected
 Start = Callable[[Coroutine[Any, Any, None], str], object]
 
@@ -66,6 +67,20 @@ class Probing:
         self._due[name] = asyncio.get_running_loop().time() + after
         heapq.heappush(self._queue, (self._due[name], name))
         self._wake.set()
+
+    def suspect(self, name: str, tunnel: Tunnel | None = None) -> None:
+        """Somebody has met an apiserver that does not answer, through that tunnel if it is known: looked at before its
+        turn. However many say so, one probe a second comes of it, and none once a probe has found the same."""
+        member = self._registry.members.get(name)
+        if member is None or member.probe is None or not member.probe.ok:
+            return
+        if tunnel is not None:
+            tunnel.data["suspected"] = True
+        now = asyncio.get_running_loop().time()
+        last = max((each.data.get("probed", 0.0) for each in member.serving), default=0.0)
+        at = max(now, last + defaults.PROBE_AGAIN)
+        if at < self._due.get(name, float("inf")):
+            self.soon(name, after=at - now)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -106,20 +121,24 @@ class Probing:
         again = self._interval * (0.9 + random.random() / 5)  # noqa: S311 - spreads what began at one moment
         try:
             result = await self.now(member)
-            if result is not None and not result.ok and member.failures == 1:
-                again = AGAIN_AFTER
+            if result is not None and not result.ok:
+                again = min(again, defaults.PROBE_AGAIN * 2 ** min(member.failures - 1, 16))
             if any("probed" not in tunnel.data for tunnel in member.serving):
                 again = 0.0  # opened while this probe ran
         finally:
             self._busy.discard(member.name)
             # Whoever asked for the next one meanwhile does not wait for the turn after it.
-            self.soon(member.name, after=0.0 if member.name in self._due else again)
+            due = self._due.get(member.name)
+            now = asyncio.get_running_loop().time()
+            self.soon(member.name, after=again if due is None else max(0.0, min(again, due - now)))
 
     async def now(self, member: Member) -> ProbeResult | None:
         """One probe of a cluster through the tunnel whose turn it is; None when it has no tunnel any more."""
-        tunnel = min(member.serving, key=lambda each: each.data.get("probed", 0.0), default=None)
+        turn = lambda each: ("suspected" not in each.data, each.data.get("probed", 0.0))  # noqa: E731
+        tunnel = min(member.serving, key=turn, default=None)
         if tunnel is None:
             return None
+        tunnel.data.pop("suspected", None)
         tunnel.data["probed"] = asyncio.get_running_loop().time()
         result = await probe(member, tunnel, self._credential)
         if tunnel.closed is not None or tunnel.detached:

@@ -34,6 +34,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not
 
 # Under which result a refused open is counted; "refused" when it is not named here.
 RESULTS: Final = {Code.DIAL_TIMEOUT: "timeout", Code.BUDGET: "limit", Code.TOO_MANY: "limit"}
+_UNREACHABLE: Final = frozenset({Code.DIAL_FAILED, Code.DIAL_TIMEOUT})
 _ELSEWHERE: Final = frozenset({Code.DRAINING, Code.TUNNEL_LOST, Code.SHUTDOWN, Code.REPLACED, Code.DEAD_PEER})
 
 
@@ -210,6 +211,8 @@ class CallerConnection(asyncio.BufferedProtocol):
             self._port.count("lost")
             self._answer(self._port.no_tunnel())
             return
+        if error.code in _UNREACHABLE:
+            self._port.unreachable()
         code, result = wire_fault(error.code, "TWR301"), RESULTS.get(error.code, "refused")
         self._port.count(result)
         retry = 1.0 if result == "limit" else None

@@ -196,8 +196,10 @@ class Server:
             metrics=metrics,
             start=self._start_for_peer,
             declared=lambda member: self._start_for_peer(clusters.declare(member), f"declare-{member.name}"),
+            suspect=services.probing.suspect,
             names=clusters.certificate_names,
         )
+        ports.unreachable = services.probing.suspect
         clusters.subscribe(lambda _change, name: control.renamed(name))
         rotation.subscribe(self._renew_certificate)
         rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))

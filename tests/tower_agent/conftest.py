@@ -45,6 +45,8 @@ class Member:
     kubeconfig: Path
     agents: list[HostAgent] = field(default_factory=list)
     metrics: AgentMetrics = field(default_factory=lambda: AgentMetrics(version="test"))
+    unreachable: list[str] = field(default_factory=list)
+    """The host of each request that found no apiserver."""
 
     async def agent(self, tower: Tower, *, policy: Policy | None = None, **settings: Any) -> HostAgent:
         """Join `tower` and serve it until the test is over."""
@@ -62,6 +64,7 @@ class Member:
             instance=f"test-{len(self.agents)}",
             version="test",
             probe_fields=lambda: {"ready": True, "version": "v1.35.4", "uid": "4be1", "nodes": 3},
+            unreachable=lambda: self.unreachable.append(tower.host),
         )
         agent = HostAgent(trust, policy or Policy.default(tower.host), around)
         self.agents.append(agent)

@@ -12,7 +12,8 @@ from tower_agent.observer import RequestObserver
 @pytest.mark.asyncio
 async def test_requests_are_counted_and_only_short_ones_timed() -> None:
     metrics = AgentMetrics(version="test")
-    observer = RequestObserver("east", metrics)
+    suspected: list[str] = []
+    observer = RequestObserver("east", metrics, unreachable=lambda: suspected.append("east"))
     observer.request(record())
     observer.request(record(verb="watch", answered_after=3600.0))
     observer.request(record(code=502, fault="TWR301", answered_after=0.0))
@@ -28,4 +29,5 @@ async def test_requests_are_counted_and_only_short_ones_timed() -> None:
     assert 'tower_agent_stream_bytes_total{direction="from_member"} 60.0' in text
     assert "203.0.113.9" not in text
     assert "jane" not in text
+    assert suspected == ["east"], "by the request that found no apiserver, and by no other"
     assert observer.figures() == {"count": 3, "failed": 1, "seconds": 0.01}

@@ -129,6 +129,20 @@ async def test_passthrough_reaches_the_apiserver_itself(make_member: MakeMember)
         status, seen = await caller.ask("/api", Authorization="Bearer mine")
         assert (status, seen["authorization"], seen["client"]) == (200, "Bearer mine", None)
         caller.close()
+        assert member.unreachable == []
+
+
+@pytest.mark.asyncio
+async def test_passthrough_to_an_apiserver_that_is_away_makes_its_probe_due(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        text = member.kubeconfig.read_text()
+        member.kubeconfig.write_text(text.replace(str(member.apiserver.port), "1"))
+        await member.agent(tower, services={"kubernetes": {"mode": "passthrough"}, "other": "127.0.0.1:1"})
+        tunnel = await tower.tunnel()
+        assert (await refused(tunnel, "other")).code is Code.DIAL_FAILED
+        assert member.unreachable == []
+        assert (await refused(tunnel, "kubernetes")).code is Code.DIAL_FAILED
+        assert member.unreachable == ["east"]
 
 
 @pytest.mark.asyncio

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from protocol import defaults
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, joined, running, until
+from tests.tower_server.kit import Agent, admin, call, joined, running, until
 from tower_server.probing import PACE, PACE_BURST, Probing
 from tower_server.tunnels import TunnelRegistry
 
@@ -21,7 +22,7 @@ async def settled(server, name, state):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr("tower_server.probing.AGAIN_AFTER", 0.0)
+    monkeypatch.setattr(defaults, "PROBE_AGAIN", 0.01)
 
 
 async def test_the_probe_is_an_ordinary_request_of_its_own_user(tmp_path):
@@ -119,3 +120,68 @@ async def test_probes_of_many_clusters_begin_at_a_pace():
     await asyncio.gather(running, return_exceptions=True)
     assert loop.time() - began >= 0.9 * (40 - PACE_BURST) / PACE
     assert sorted(begun) == sorted(f"probe-{name}" for name in registry.members), "each once"
+
+
+@pytest.fixture
+def rare(monkeypatch):
+    """No probe comes by its turn; those that somebody asks for come at most every fifth of a second."""
+    monkeypatch.setitem(Probing.__init__.__kwdefaults__, "interval", 3600.0)
+    monkeypatch.setattr(defaults, "PROBE_AGAIN", 0.2)
+
+
+async def test_what_an_agent_says_of_its_apiserver_is_looked_into_before_its_turn(tmp_path, rare):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await settled(server, "edge-1", "Connected")
+        agent.respond = lambda _: (500, b"[-]etcd failed")
+        await agent.report(probe={"ready": False, "code": "TWR302", "text": "etcd failed"})
+        assert (await settled(server, "edge-1", "ApiserverDown")).code == "TWR302"
+
+
+async def test_an_agent_that_cries_wolf_brings_about_no_flood_of_probes(tmp_path, rare):
+    heads, loop = [], asyncio.get_running_loop()
+    began = loop.time()
+    respond = lambda head: heads.append(loop.time()) or (200, b"ok")  # noqa: E731
+    async with running(tmp_path) as server, joined(server, "edge-1", respond=respond) as agent:
+        await settled(server, "edge-1", "Connected")
+        count = 0
+        while len(heads) < 4:
+            await agent.report(probe={"ready": bool(count % 2)})
+            await asyncio.sleep(0.001)
+            count += 1
+        assert heads[3] - began >= 3 * 0.2
+        assert count > 10
+        before = len(heads)
+        for _ in range(20):  # it goes on to say what it has said
+            await agent.report(probe={"ready": False})
+        await agent.report(probe={"ready": True}, last=True)
+        await until(lambda: server.member("edge-1").report.get("last"))
+        assert len(heads) <= before + 2
+        assert server.member("edge-1").verdict.state == "Connected", "its word alone ends nothing"
+
+
+async def test_a_callers_stream_that_found_no_apiserver_is_looked_into_before_its_turn(tmp_path, rare):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await settled(server, "edge-1", "Connected")
+        agent.refusal = (Code.DIAL_FAILED, "10.96.0.1:443: refused")
+        assert (await call(server, "edge-1")).status == 502
+        assert (await settled(server, "edge-1", "ApiserverDown")).code == "TWR301"
+
+
+async def test_the_tunnel_whose_agent_complains_is_the_one_that_is_looked_into(tmp_path, rare):
+    async with running(tmp_path) as server, joined(server, "edge-1") as good:
+        await settled(server, "edge-1", "Connected")
+        bad = Agent(server, good.identity)
+        await bad.connect()
+        member = server.member("edge-1")
+        await until(lambda: len(member.tunnels) == 2 and all("probed" in each.data for each in member.tunnels))
+        for _ in range(2):  # whichever had its turn last
+            bad.respond = lambda _: (500, b"broken")
+            await bad.report(probe={"ready": False})
+            await until(lambda: any(each.data.get("failing") for each in member.tunnels))
+            await until(lambda: member.probe.ok)
+            assert member.pick().instance == good.instance
+            bad.respond = lambda _: (200, b"ok")
+            await bad.report(probe={"ready": True})
+            server.services.probing.soon("edge-1")
+            await until(lambda: not any(each.data.get("failing") for each in member.tunnels))
+        await bad.close()

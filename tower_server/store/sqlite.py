@@ -97,9 +97,10 @@ class SqliteStore(Store):
         await self._run(lambda: _try_to_write(self._connection))
         free = await self._run(lambda: _free(self._path.parent))
         if free < ROOM:  # the log has room of its own for a while, what it holds has none where it is to go
+            left, needed = format_bytes(free), format_bytes(ROOM)
             raise TowerError(
                 "TWR105",
-                f"{format_bytes(free)} are left to the store {self._path}, and a record takes up to {format_bytes(ROOM)}",
+                f"{left} are left to the store {self._path}, and a record takes up to {needed}",
                 mend=f"make room on the file system of {self._path.parent}",
             )
         return f"{said}, takes writes, {format_bytes(free)} free"
