@@ -1,8 +1,9 @@
 """`tower-server backup` and `restore`: the whole state as one SQLite file, the tower CA with its keys in it.
 
 A running server holds its file exclusively, so it is asked for the copy, over its admin socket; without a server the
-file itself is read, under the same lock. Either way the copy is of one moment. Restoring needs the lock too, so it
-cannot happen beneath a server, and it replaces a store only on request, after putting that aside.
+file itself is read, under the same lock and as it is: an upgrade of it is the server's. Either way the copy is of one
+moment. Restoring needs the lock too, so it cannot happen beneath a server, and it replaces a store only on request,
+after putting that aside.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def _read(database: Path) -> bytes:
 
 @contextlib.contextmanager
 def _locked(database: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(open_database(database)) as connection:
+    with contextlib.closing(open_database(database, migrate=False)) as connection:
         try:
             yield connection
         except sqlite3.Error as error:
@@ -167,7 +168,7 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
     contents = inspect(data, "the copy")
     aside = None
     with _locked(database) as connection:
-        if connection.execute("SELECT count(*) FROM records").fetchone()[0]:
+        if _holds_records(connection):
             there = inspect(connection.serialize(), str(database))
             if not replace:
                 raise TowerError(
@@ -182,6 +183,11 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
             _renumber(copy)
             copy.backup(connection)
     return contents, aside
+
+
+def _holds_records(connection: sqlite3.Connection) -> bool:
+    made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone()
+    return made is not None and connection.execute("SELECT 1 FROM records").fetchone() is not None
 
 
 def _renumber(copy: sqlite3.Connection) -> None:

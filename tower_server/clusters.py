@@ -20,7 +20,6 @@ from certs.names import check_label, check_serving_name, parse_host
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
-from protocol import defaults
 from protocol.constants import Code
 from tower_server.agents import Agents
 from tower_server.hold import Hold
@@ -52,6 +51,7 @@ class Clusters:
         metrics: ServerMetrics,
         hold_seconds: float,
         hold_waiters: int,
+        resume_window: float,
         own_names: Collection[str],
         heartbeat: bool = True,
         shared: bool = False,
@@ -67,6 +67,7 @@ class Clusters:
         self._metrics = metrics
         self._hold_seconds = hold_seconds
         self._hold_waiters = hold_waiters
+        self._resume_window = resume_window
         self._own_names = frozenset(name.lower() for name in own_names)
         self._heartbeat = heartbeat
         self._shared = shared
@@ -119,7 +120,12 @@ class Clusters:
 
     async def _bring_up(self, cluster: Cluster) -> Member:
         metrics = self._metrics.cluster(cluster.name)
-        hold = Hold(seconds=self._hold_seconds, waiters=self._hold_waiters, gauge=metrics.waiting)
+        hold = Hold(
+            seconds=self._hold_seconds,
+            waiters=self._hold_waiters,
+            window=self._resume_window,
+            gauge=metrics.waiting,
+        )
         member = Member(
             cluster.name,
             cluster.uid,
@@ -129,7 +135,7 @@ class Clusters:
             hold=hold,
             changed=self._changed,
         )
-        if cluster.connected is not None and time.time() - cluster.connected < defaults.RESUME_WINDOW:
+        if cluster.connected is not None and time.time() - cluster.connected < self._resume_window:
             hold.lost()  # it had a tunnel until this server was restarted
         self._records[cluster.name] = cluster
         self._registry.members[cluster.name] = member

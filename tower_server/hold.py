@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 from prometheus_client import Gauge
 
-from protocol import defaults
-
 
 class Hold:
     """Of one cluster. Times are those of the loop."""
 
-    def __init__(self, *, seconds: float, waiters: int, gauge: Gauge, window: float = defaults.RESUME_WINDOW) -> None:
+    def __init__(self, *, seconds: float, waiters: int, window: float, gauge: Gauge) -> None:
+        """`window`: for how long after the loss a return is likely, which is as long as tunnels wait for a new link."""
         self._loop = asyncio.get_running_loop()
         self._seconds = seconds
         self._most = waiters

@@ -159,6 +159,7 @@ class Server:
             metrics=metrics,
             hold_seconds=config.callers.hold,
             hold_waiters=config.callers.hold_waiters,
+            resume_window=config.liveness.resume_window,
             own_names=names,
             heartbeat=config.store.kind == "sqlite",
             shared=config.store.kind == "kubernetes",

@@ -82,6 +82,23 @@ async def test_without_a_server_the_file_itself_is_read(tmp_path: Path) -> None:
     assert str(inspect(await copied(tmp_path), "copy")) == "1 cluster, 0 agents"
 
 
+@pytest.mark.asyncio
+async def test_a_release_that_copies_the_state_of_the_one_before_leaves_it_to_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+    monkeypatch.setitem(open_database.__kwdefaults__, "migrations", (*MIGRATIONS, "CREATE TABLE later (x)"))
+    data = await copied(tmp_path)
+    assert inspect(data, "copy").schema == len(MIGRATIONS)
+    with pytest.raises(TowerError):
+        restore(data, database(tmp_path), replace=False)
+    restore(data, database(tmp_path), replace=True)
+    monkeypatch.undo()
+    async with running(tmp_path) as server:  # the release of before, which refuses a newer file
+        assert [each["name"] for each in (await admin(server, "GET", "/v1/clusters")).json()["items"]] == ["edge-1"]
+
+
 def test_without_server_and_file_it_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(TowerError) as caught:
         snapshot(database(tmp_path), tmp_path / "admin.sock")

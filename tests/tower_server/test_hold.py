@@ -21,7 +21,8 @@ pytestmark = pytest.mark.asyncio
 
 async def test_what_else_is_lost_while_callers_wait_is_the_same_outage():
     """Tunnels that end one after the other must not leave two timers, the older of which cuts a later hold short."""
-    hold, ends = Hold(seconds=60, waiters=4, gauge=ServerMetrics(version="0").cluster("edge-1").waiting), []
+    gauge = ServerMetrics(version="0").cluster("edge-1").waiting
+    hold, ends = Hold(seconds=60, waiters=4, window=40, gauge=gauge), []
     hold.lost()
     assert hold.wait("first", ends.append)
     timer = hold._timer
@@ -35,6 +36,17 @@ async def test_what_else_is_lost_while_callers_wait_is_the_same_outage():
     assert hold._timer is not timer
     hold.close()
     assert ends == [True, True, False]
+
+
+async def test_a_return_is_likely_for_as_long_as_tunnels_wait_for_a_link(tmp_path):
+    async with running(tmp_path, liveness={"dead_after": 10.0, "resume_window": 49.0}) as server:
+        await server.add("edge-1")
+        hold = server.member("edge-1").hold
+        hold.lost()
+        hold._lost_at -= 48.0
+        assert hold.return_likely
+        hold._lost_at -= 1.0
+        assert not hold.return_likely
 
 
 async def test_a_dead_member_is_answered_at_once_with_cause_and_without_retry(tmp_path):

@@ -17,7 +17,6 @@ from certs.ca import Authority
 from daemon.kube.client import Client
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
-from protocol import defaults
 from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig
 from tower_server.controller.allocation import Allocation
@@ -61,18 +60,20 @@ class OwnFacts:
     """What this server sees itself, and what the others tell it. For the resume window after its start it says nothing
     of who has not come back."""
 
-    def __init__(self, registry: TunnelRegistry, replicas: Others, *, name: str, address: str) -> None:
+    def __init__(
+        self, registry: TunnelRegistry, replicas: Others, *, name: str, address: str, resume_window: float
+    ) -> None:
         self._registry = registry
         self._replicas = replicas
         self._name = name
         self._address = address
-        self._started = time.monotonic()
+        self._early_until = time.monotonic() + resume_window
 
     def sight(self, cluster: str) -> Sight | None:
         member = self._registry.members.get(cluster)
         if member is None:
             return None
-        early = time.monotonic() - self._started < defaults.RESUME_WINDOW
+        early = time.monotonic() < self._early_until
         if early and member.verdict.ready != "True" and member.connected is not None:
             return None
         return Sight(member.verdict, member.tunnels_of_host, member.known_report)
@@ -114,7 +115,13 @@ class HostController:
         self._authority = authority
         self._revocations = revocations
         self._replicas = replicas
-        self._facts = OwnFacts(registry, replicas, name=name, address=replicas.callers_address)
+        self._facts = OwnFacts(
+            registry,
+            replicas,
+            name=name,
+            address=replicas.callers_address,
+            resume_window=config.liveness.resume_window,
+        )
         allocation = Allocation(
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
         )

@@ -31,13 +31,16 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 )
 
 
-def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
-    """A connection to the store's file, for the calling thread only; `TowerError` it says what is wrong with it."""
+def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS, migrate: bool = True) -> sqlite3.Connection:
+    """A connection to the store's file, for the calling thread only; `TowerError` it says what is wrong with it.
+
+    Without `migrate` the file stays as it is, for who only looks at it or puts another in its place.
+    """
     _make_private(path)
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
-        _prepare(connection, path, migrations)
+        _prepare(connection, path, migrations, migrate=migrate)
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
@@ -79,7 +82,7 @@ def _make_private(path: Path) -> None:
         )
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str], *, migrate: bool) -> None:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")  # takes the lock now, so that a second server is refused at its start
     application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -104,7 +107,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise sqlite3.DatabaseError(f"database disk image is malformed: {problem}")
-    for number, script in enumerate(migrations[schema:], start=schema + 1):
+    for number, script in enumerate(migrations[schema:] if migrate else (), start=schema + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE; {script};"
             f" PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number}; COMMIT"
