@@ -583,6 +583,16 @@ _TABLE: Final = (
         "AgentNotServing",
     ),
     Fault(
+        "TWR229",
+        "The cluster comes and goes",
+        "It was lost several times within minutes. Callers are served whenever it is there; what is written of it, and "
+        "read by others, says that it is not until it has been well for a while.",
+        "A bad link, an agent or an apiserver that crashes again and again, or two agents that push each other out.",
+        "`towerctl describe cluster CLUSTER` lists what happened and why; mend that",
+        503,
+        "Flapping",
+    ),
+    Fault(
         "TWR230",
         "The host refused the registration",
         "A host that speaks kubesphere-v1 answered this agent's registration with no.",

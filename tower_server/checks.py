@@ -107,6 +107,8 @@ async def _readyz(services: Services, member: Member) -> Result:
 
 async def _redundancy(member: Member) -> Result:
     verdict = member.verdict
+    if said := member.flaps.said():
+        return warn("TWR229", said)
     if verdict.state == "Degraded":
         return warn(verdict.code, verdict.cause)
     return ok(f"{len(member.serving)} of {member.expected} tunnels")

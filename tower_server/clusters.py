@@ -223,6 +223,8 @@ class Clusters:
             if member is None:
                 continue
             connected = now if member.serving and self._heartbeat else member.connected
+            if member.flaps.since is not None and cluster.connected is not None and not self._heartbeat:
+                continue  # it is written down once it has settled
             if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
                 await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
         departed, self._registry.departed = self._registry.departed, {}

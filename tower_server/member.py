@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 from daemon.metrics import ClusterMetrics
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import CHECK_INSTANCE, SUBPROTOCOL, Code
+from tower_server.flapping import Flaps
 from tower_server.hold import Hold
 from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
 
@@ -28,6 +29,11 @@ CONDITIONS: Final = "conditions"
 FAREWELLS: Final = frozenset(
     {Code.SHUTDOWN, Code.NONE, Code.DRAINING}
 )  # an agent that ends its tunnel like this meant it
+
+
+_MEANT: Final = frozenset(
+    code.name for code in (*FAREWELLS, Code.REPLACED, Code.REVOKED, Code.EXPIRED, Code.DELETED)
+)  # ends of tunnels that somebody wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class Member:
         self.report: Mapping[str, Any] = {}
         self.reported_at: float | None = None
         self.elsewhere: Elsewhere | None = None
+        self.flaps = Flaps()
+        self._told_at: float | None = None  # by the server that holds its tunnel
         self.verdict = Verdict("NeverConnected", "Unknown")
         self.since = time.time()
         self._configured = expected
@@ -248,7 +256,8 @@ class Member:
         """What other servers hold of it; None: no longer anything, and `why`."""
         before, self.elsewhere = self.elsewhere, found
         if found is not None:
-            self.connected = self.connected or time.time()
+            self._told_at = time.time()
+            self.connected = self.connected or self._told_at
             if before is None:
                 self.hold.release()
         elif before is not None:
@@ -266,6 +275,12 @@ class Member:
     def known_report(self) -> Mapping[str, Any]:
         """What an agent last said, to this server or to the one that holds the tunnel."""
         return self.report if self.serving or self.elsewhere is None else self.elsewhere.report
+
+    @property
+    def last_heartbeat(self) -> float | None:
+        """When the member was last heard of: its agent's report, a probe that got through, a tunnel."""
+        known = (self.reported_at, self.last_ok, self._told_at, self.connected)
+        return max((each for each in known if each is not None), default=None)
 
     @property
     def passthrough(self) -> bool:
@@ -289,14 +304,25 @@ class Member:
         elsewhere = self.elsewhere if not self.serving else None
         verdict = elsewhere.verdict if elsewhere is not None else judge(self._facts())
         before, self.verdict = self.verdict, verdict
+        flapped = self._flapped(before)
         if verdict.state != before.state or verdict.ready != before.ready:
             self.since = time.time()
         self.metrics.state(verdict.state, ready=verdict.ready == "True", at=self.since)
         self.metrics.expected.set(self.expected)
         if self.rtt is not None:
             self.metrics.rtt.set(self.rtt)
-        if verdict != before:
+        if verdict != before or flapped:
             self._changed(self)
+
+    def _flapped(self, before: Verdict) -> bool:
+        """Whether it began or ceased to flap by this verdict."""
+        now, was, verdict = time.time(), self.flaps.since, self.verdict
+        tunnel = verdict.state == "TunnelDown"
+        meant = tunnel and self.last_close is not None and self.last_close.code in _MEANT
+        if before.ready == "True" and verdict.ready == "False" and verdict.state != "AuthFailed" and not meant:
+            self.flaps.lost(now, tunnel=tunnel)
+        self.flaps.look(now, well=verdict.ready == "True")
+        return self.flaps.since != was
 
     def _facts(self) -> Facts:
         probe = self.report.get("probe")

@@ -47,6 +47,11 @@ def _port(item: Object) -> str:
     return ",".join(str(port) for _, port in sorted((item.get("ports") or {}).items()))
 
 
+def _state(item: Object) -> str:
+    """With what is beside it, as kubectl writes a node's `Ready,SchedulingDisabled`."""
+    return text(item.get("state")) + (",Flapping" if item.get("flapping") else "")
+
+
 def _used(item: Object) -> str:
     return f"{item.get('used') or 0}/{item.get('uses') or 0}"
 
@@ -65,7 +70,7 @@ CLUSTERS: Final = Resource(
     (
         Column("NAME", _name),
         Column("READY", field("ready")),
-        Column("REASON", field("state")),
+        Column("REASON", _state),
         Column("TUNNELS", _tunnels),
         Column("RTT", _duration("rtt"), volatile=True),
         Column("VERSION", _member("version")),
@@ -74,7 +79,7 @@ CLUSTERS: Final = Resource(
         Column("DIALECT", field("dialect"), wide=True),
         Column("CODE", field("code"), wide=True),
         Column("CERT-EXPIRES", _until("certificate_expires"), wide=True, volatile=True),
-        Column("SEEN", _age("last_seen"), volatile=True),
+        Column("HEARTBEAT", _age("last_heartbeat"), volatile=True),
         Column("AGE", _age("created"), volatile=True),
     ),
     _name,

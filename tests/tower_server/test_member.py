@@ -298,3 +298,80 @@ async def test_what_this_server_holds_itself_counts_more_and_both_together(metri
     assert member.verdict.state == "Connected"
     assert member.tunnels_of_host == 2
     assert member.known_report["uid"] == "mine"
+
+
+async def lost_and_back(member, monkeypatch, now, how=None):
+    """Ready, lost, and Ready again; the moment of the last."""
+    each = tunnel()
+    member.add(each)
+    member.probed(ProbeResult(now, True, each.id))
+    assert member.verdict.ready == "True"
+    member.remove(each, how or closed())
+    assert member.verdict.ready == "False"
+    monkeypatch.setattr(module.time, "time", lambda: now + 10)
+    return now + 10
+
+
+async def test_a_cluster_that_comes_and_goes_is_told_of_once_while_callers_see_the_truth(metrics, monkeypatch):
+    told = []
+    member = await made(metrics, changed=lambda each: told.append(each.flaps.since is not None))
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    at = now
+    for _ in range(3):
+        assert member.flaps.since is None
+        at = await lost_and_back(member, monkeypatch, at)
+    assert member.flaps.since is not None
+    assert told[-1]
+    each = tunnel()
+    member.add(each)
+    member.probed(ProbeResult(at, True, each.id))
+    assert member.verdict == Verdict("Connected", "True"), "what is shown is the truth"
+    told.clear()
+    for seconds in range(0, 70, 10):
+        monkeypatch.setattr(module.time, "time", lambda at=at, seconds=seconds: at + seconds)
+        member.probed(ProbeResult(at + seconds, True, each.id))
+        member.tick()
+    assert member.flaps.since is None
+    assert told == [False], "that it has settled is told, and nothing else"
+
+
+@pytest.mark.parametrize("code", [Code.SHUTDOWN, Code.REPLACED, Code.REVOKED])
+async def test_what_somebody_meant_to_end_does_not_flap(metrics, monkeypatch, code):
+    member, at = await made(metrics), time.time()
+    monkeypatch.setattr(module.time, "time", lambda now=at: now)
+    for _ in range(5):
+        at = await lost_and_back(member, monkeypatch, at, closed(code, by_peer=True))
+    assert member.flaps.since is None
+
+
+async def test_an_apiserver_that_comes_and_goes_is_no_matter_of_the_tunnel(metrics, monkeypatch):
+    member, at = await made(metrics), time.time()
+    each = tunnel()
+    member.add(each)
+    for _ in range(3):
+        member.probed(ProbeResult(at, True, each.id))
+        for _ in range(2):
+            member.probed(ProbeResult(at, False, each.id, "TWR301", "refused"))
+        assert member.verdict.state == "ApiserverDown"
+    assert member.flaps.since is not None
+    assert not member.flaps.of_tunnel
+
+
+async def test_the_last_heartbeat_is_the_last_of_all_that_was_heard(metrics, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+    member = await made(metrics)
+    assert member.last_heartbeat is None
+    member.add(tunnel())
+    assert member.last_heartbeat == now
+    monkeypatch.setattr(module.time, "time", lambda: now + 5)
+    member.reported({})
+    assert member.last_heartbeat == now + 5
+    member.probed(ProbeResult(now + 7, True, "t"))
+    assert member.last_heartbeat == now + 7
+    member.probed(ProbeResult(now + 9, False, "t", "TWR301", "refused"))
+    assert member.last_heartbeat == now + 7, "a failure is no sign of life"
+    far = await made(metrics)
+    far.note_elsewhere(Elsewhere(1, Verdict("Connected", "True"), {}), "")
+    assert far.last_heartbeat == now + 5

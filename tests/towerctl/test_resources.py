@@ -45,9 +45,14 @@ def test_a_cluster_that_never_connected_has_dashes_and_no_gaps() -> None:
         "TUNNELS": "0/0",
         "RTT": "-",
         "VERSION": "-",
-        "SEEN": "-",
+        "HEARTBEAT": "-",
         "AGE": "-",
     }
+
+
+def test_a_cluster_that_comes_and_goes_says_so_beside_how_it_is_now() -> None:
+    item = {"name": "lab", "ready": "True", "state": "Connected", "flapping": "it was lost 3 times within 10 min"}
+    assert row(resources.CLUSTERS, item)["REASON"] == "Connected,Flapping"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def cluster_view(services: Services, cluster: Cluster, member: Member, agents: I
             "tunnels_expected": member.expected,
             "rtt": member.rtt,
             "last_seen": moment(time.time() if up else member.connected),
+            "last_heartbeat": moment(member.last_heartbeat),
+            "flapping": member.flaps.said() or None,
             "member": member_view(member),
             "agents": [agent.name for agent in living],
             "certificate_expires": moment(min(expiries, default=None)),

@@ -17,11 +17,14 @@ class Sight:
     verdict: Verdict
     tunnels: int
     report: Mapping[str, Any] = field(default_factory=dict)
+    flapping: str = ""
+    """That it comes and goes, in words that do not change meanwhile; empty: it does not."""
+    tunnel_flaps: bool = False
 
     @property
     def healthy(self) -> bool:
-        """A request got through lately."""
-        return self.tunnels > 0 and self.verdict.ready == "True"
+        """A request got through lately, and it is not to be expected that the next one fails."""
+        return self.tunnels > 0 and self.verdict.ready == "True" and not self.flapping
 
     @property
     def uid(self) -> str:

@@ -76,12 +76,16 @@ class OwnFacts:
         early = time.monotonic() < self._early_until
         if early and member.verdict.ready != "True" and member.connected is not None:
             return None
-        return Sight(member.verdict, member.tunnels_of_host, member.known_report)
+        flaps = member.flaps
+        return Sight(member.verdict, member.tunnels_of_host, member.known_report, flaps.said(), flaps.of_tunnel)
 
     def replicas(self) -> Sequence[Replica]:
-        """This server and the others; without those that have no address that an EndpointSlice may hold."""
-        held = frozenset(name for name, member in self._registry.members.items() if member.serving)
-        others = [Replica(peer.name, peer.callers, True, holds) for peer, holds in self._replicas.serving()]
+        """This server and the others; without those that have no address that an EndpointSlice may hold. A cluster that
+        comes and goes is nobody's: all of them answer for it, and pass its callers on to whoever holds it just then."""
+        members = self._registry.members.items()
+        restless = frozenset(name for name, member in members if member.flaps.since is not None)
+        held = frozenset(name for name, member in members if member.serving) - restless
+        others = [Replica(peer.name, peer.callers, True, holds - restless) for peer, holds in self._replicas.serving()]
         found = [Replica(self._name, self._address, self._replicas.ready, held), *others]
         return [each for each in found if each.address]
 

@@ -1,7 +1,8 @@
 """What is said of a cluster: the status of our own Member, and what is mirrored into the Cluster resource. Pure.
 
 Every condition has one writer, this module. Nothing here changes with time alone, so a cluster that stays as it is
-costs no write: a round trip, a heartbeat or a number of streams is for the metrics.
+costs no write: a round trip, a heartbeat or a number of streams is for the metrics. One that comes and goes is said to
+do so, once, until it has been well for a while.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MIRRORED: Final = frozenset(
     }
 )
 """The conditions that stand on the Cluster too; `Ready` there is KubeSphere's."""
+FLAPPING: Final = "Flapping"
 _TUNNEL_STATES: Final = frozenset({"NeverConnected", "TunnelDown"})
 
 
@@ -104,6 +106,8 @@ def _agent_available(sight: Sight | None) -> Condition:
     if sight is None:
         return Condition("AgentAvailable", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
     verdict = sight.verdict
+    if sight.flapping and sight.tunnel_flaps:
+        return Condition("AgentAvailable", "False", FLAPPING, _because("TWR229", sight.flapping))
     if sight.tunnels:
         return Condition("AgentAvailable", "True", "Connected", "an agent holds a tunnel open")
     return Condition("AgentAvailable", "False", verdict.state, _because(verdict.code, verdict.cause))
@@ -113,6 +117,8 @@ def _member_ready(sight: Sight | None) -> Condition:
     if sight is None:
         return Condition("MemberReady", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
     verdict = sight.verdict
+    if sight.flapping:
+        return Condition("MemberReady", "False", FLAPPING, _because("TWR229", sight.flapping))
     status = "Unknown" if verdict.state in _TUNNEL_STATES else verdict.ready
     cause = _because(verdict.code, verdict.cause) or "requests get through to its apiserver"
     return Condition("MemberReady", status, verdict.state, cause)

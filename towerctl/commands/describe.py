@@ -114,7 +114,9 @@ def _say_cluster(item: Object) -> None:
     services = member.get("services") or []
     _line("Services", ", ".join(str(service) for service in services))
     _line("RTT", format_duration(item.get("rtt")))
-    _line("Seen", _ago(item.get("last_seen")))
+    _line("Heartbeat", _ago(item.get("last_heartbeat")))
+    if item.get("flapping"):
+        _line("Flapping", f"TWR229 {item['flapping']}")
     _line("Certificate", _expiry(item.get("certificate_expires")))
     if item.get("serving_names"):
         _line("Also named", ", ".join(item["serving_names"]))

@@ -8,6 +8,7 @@ import pytest
 
 from tower_server.controller.desired import serving
 from tower_server.controller.hosting import OwnFacts, slice_address, way_address
+from tower_server.flapping import Flaps
 from tower_server.replicas.directory import Peer
 from tower_server.state import Verdict
 
@@ -33,6 +34,7 @@ def member(ready="False", *, connected=1.0, serving=(), elsewhere=0):
         serving=list(serving),
         tunnels_of_host=len(serving) + elsewhere,
         known_report={},
+        flaps=Flaps(),
     )
 
 
@@ -72,6 +74,29 @@ def test_callers_are_sent_to_those_that_hold_the_tunnels_and_else_to_all_that_ar
     assert sent_to("c") == ["tower-0", "tower-1"], "the owner has no address that a slice may hold"
     others.ready = False
     assert sent_to("nobodys") == ["tower-1"], "this server stops"
+
+
+def flapping(*, tunnel):
+    found = Flaps()
+    for at in (1.0, 2.0, 3.0):
+        found.lost(at, tunnel=tunnel)
+    return found
+
+
+def test_a_cluster_that_comes_and_goes_moves_no_slice_and_is_not_healthy():
+    others = Others((peer("tower-1", "10.1.0.2"), frozenset({"b"})))
+    here, there = member("True", serving=[1]), member("True", elsewhere=1)
+    facts = OwnFacts(Registry(a=here, b=there), others, name="tower-0", address="10.1.0.1", resume_window=40)
+    before = [each.name for each in serving("a", facts.replicas())]
+    assert (before, facts.sight("a").healthy) == (["tower-0"], True)
+    for each in (here, there):
+        each.flaps = flapping(tunnel=True)
+    for name in ("a", "b"):
+        assert [each.name for each in serving(name, facts.replicas())] == ["tower-0", "tower-1"]
+        assert not facts.sight(name).healthy
+        assert facts.sight(name).tunnel_flaps
+    here.serving.clear()
+    assert [each.name for each in serving("a", facts.replicas())] == ["tower-0", "tower-1"]
 
 
 def test_a_member_of_another_server_is_seen_as_that_one_sees_it():

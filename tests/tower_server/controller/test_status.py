@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.tower_server.controller.kit import DOWN, UP, said
 from tower_server.controller.conditions import Condition
 from tower_server.controller.status import Mirror, Outcome, conditions, endpoint, member_status, mirrored
@@ -49,6 +51,22 @@ def test_a_lost_tunnel_is_told_with_code_cause_and_mend_and_the_member_is_unknow
 def test_what_nobody_has_seen_since_a_restart_stays_as_it_was():
     before = member_status({}, DONE, UP, now="t1", generation=1)
     assert member_status(before, DONE, None, now="t2", generation=1) == before
+
+
+def test_while_it_comes_and_goes_nothing_that_is_said_changes():
+    told = "it was lost 3 times within 10 min"
+    up, down = (replace(sight, flapping=told, tunnel_flaps=True) for sight in (UP, DOWN))
+    first = member_status({}, DONE, down, now="t1", generation=1)
+    assert said({"status": first}, "AgentAvailable") == said({"status": first}, "MemberReady") == "False"
+    assert said({"status": first}, "AgentAvailable", "reason") == "Flapping"
+    message = said({"status": first}, "MemberReady", "message")
+    assert message.startswith(f"TWR229: {told}; ")
+    assert "towerctl describe cluster" in message
+    settled = member_status(first, DONE, up, now="t2", generation=1)
+    assert settled["conditions"] == first["conditions"]
+    assert member_status(settled, DONE, down, now="t3", generation=1) == settled
+    behind = replace(up, tunnel_flaps=False)
+    assert said({"status": member_status({}, DONE, behind, now="t1", generation=1)}, "AgentAvailable") == "True"
 
 
 def test_a_problem_takes_its_condition():

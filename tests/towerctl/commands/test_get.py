@@ -12,7 +12,7 @@ KINDS = ["clusters", "tunnels", "streams", "agents", "tokens"]
 
 def test_the_table_has_a_line_a_cluster_under_its_columns(live: Shell, cluster: str) -> None:
     lines = live.ok("get", "clusters").splitlines()
-    assert lines[0].split() == ["NAME", "READY", "REASON", "TUNNELS", "RTT", "VERSION", "SEEN", "AGE"]
+    assert lines[0].split() == ["NAME", "READY", "REASON", "TUNNELS", "RTT", "VERSION", "HEARTBEAT", "AGE"]
     (line,) = [line for line in lines if line.startswith(cluster)]
     assert line.split()[1:4] == ["Unknown", "NeverConnected", "0/0"] or line.split()[2] == "NeverConnected"
 

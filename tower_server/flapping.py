@@ -1,0 +1,60 @@
+"""Whether a cluster comes and goes, so that what is written of it stays still meanwhile. Pure: time is an argument.
+
+A cluster that was lost `LOSSES` times within `WITHIN` seconds flaps until it has been well for `STEADY` seconds without
+a break; one that begins again soon after has to be well for twice as long each time, up to `WITHIN`. What callers are
+given and what an operator is shown follow the truth all the while: only what costs writes, and makes others act, waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+LOSSES: Final = 3
+WITHIN: Final = 600.0
+STEADY: Final = 60.0
+
+
+class Flaps:
+    """Of one cluster. `look` at each verdict and now and then."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        """When it began to flap; None: it does not."""
+        self.of_tunnel = False
+        """Whether a tunnel was among what was lost, or only what is behind it."""
+        self.steady = STEADY
+        """How long it has to be well, seconds."""
+        self._losses: deque[tuple[float, bool]] = deque(maxlen=LOSSES)
+        self._well_since: float | None = None
+
+    def lost(self, now: float, *, tunnel: bool) -> None:
+        """It was well until now, and nobody meant it to end."""
+        if self._losses and now - self._losses[-1][0] > WITHIN:
+            self.steady = STEADY
+        self._losses.append((now, tunnel))
+        self._well_since = None
+        if self.since is not None:
+            self.of_tunnel = self.of_tunnel or tunnel
+        elif len(self._losses) == LOSSES and now - self._losses[0][0] <= WITHIN:
+            self.since = now
+            self.of_tunnel = any(each for _, each in self._losses)
+
+    def look(self, now: float, *, well: bool) -> None:
+        """How it is now."""
+        if not well:
+            self._well_since = None
+        elif self._well_since is None:
+            self._well_since = now
+        elif self.since is not None and now - self._well_since >= self.steady:
+            self.since = None
+            self.steady = min(2 * self.steady, WITHIN)
+
+    def said(self) -> str:
+        """In words that stay the same for as long as it flaps; empty when it does not."""
+        if self.since is None:
+            return ""
+        return (
+            f"it was lost {LOSSES} times within {WITHIN / 60:g} min and may come and go: it counts as back once it has "
+            f"been well for {self.steady:g} s"
+        )
