@@ -88,3 +88,10 @@ def own_world() -> Iterator[Callable[..., TowerWorld]]:
         finally:
             for tower in made:
                 tower.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a module waits for its programs to start, on a busy machine for most of a minute."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(180))
