@@ -21,6 +21,7 @@ from tower_server.controller.names import MANAGER
 NAMESPACE: Final = "default"  # where Events about cluster-wide objects belong
 MAX_NOTE: Final = 1024
 _QUIET: Final = frozenset({"NotSeen", "NotAllocated", "NotInitialized", "NotWritten", "NotLooked", "Joining"})
+_BEGINNINGS: Final = frozenset({"NeverConnected", "Waiting"})  # so begins every cluster; later each is worth a word
 
 log = get_logger(__name__)
 
@@ -30,7 +31,9 @@ def transitions(held: object, now: Sequence[Condition]) -> list[Condition]:
     worth = []
     for condition in now:
         before = find(held, condition.type)
-        if condition.reason in _QUIET or (before is None and condition.status != "False"):
+        if condition.reason in _QUIET or (
+            before is None and (condition.status != "False" or condition.reason in _BEGINNINGS)
+        ):
             continue
         if (
             before is None

@@ -23,3 +23,10 @@ def test_silence_a_first_good_word_and_what_is_merely_not_known_yet_are_worth_no
     assert transitions(None, [UP]) == []
     assert transitions(None, [Condition("AgentAvailable", "Unknown", "NotSeen")]) == []
     assert transitions(None, [DOWN]) == [DOWN]
+
+
+def test_how_every_cluster_begins_is_worth_none_and_its_return_is():
+    never = Condition("AgentAvailable", "False", "NeverConnected")
+    waiting = Condition("KubeconfigReady", "False", "Waiting")
+    assert transitions(None, [never, waiting]) == []
+    assert transitions(held(UP), [never]) == [never]
