@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv check assets test test-fast soak demo bench clean
+.PHONY: help venv check assets test test-fast soak demo bench bench-controller clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -45,6 +45,9 @@ demo: $(STAMP) ## kubectl through the tunnel to a member that nobody can dial [O
 bench: $(STAMP) ## speed and memory beside the direct way; about 25 minutes on an idle machine
 	$(BIN)/python -m bench
 	$(BIN)/python -m bench.kubesphere
+
+bench-controller: $(STAMP) ## a thousand clusters on a real apiserver, a restart, ten idle minutes; about 15 minutes
+	$(BIN)/python -m bench.controller
 
 clean: ## what make made, the cached control plane apart
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -154,7 +154,7 @@ async def _settled(server: Child, before: int) -> int:
 
 
 def _config(folder: Path, clusters: int) -> dict[str, Any]:
-    ports = _run_of_ports(clusters)
+    ports = run_of_ports(clusters)
     tunnel, health = free_ports(2)
     return {
         "host": "storm-host",
@@ -168,7 +168,7 @@ def _config(folder: Path, clusters: int) -> dict[str, Any]:
     }
 
 
-def _run_of_ports(size: int) -> PortRange:
+def run_of_ports(size: int) -> PortRange:
     """Below those that tests and the kernel give out; a whole run of them that nobody holds."""
     for first in range(random.randrange(10000, 12000), 20000 - size, 100):
         if all(can_bind("127.0.0.1", port) for port in range(first, first + size)):
