@@ -36,6 +36,7 @@ class LegacyChannels:
         self._metrics = metrics
         self._tasks = tasks
         self._announced: Mapping[str, str] = {}
+        self._open = {service: metrics.streams.labels(service) for service in _UNREACHABLE}
         self._splices: set[Splice] = set()
         self._ended = 0
 
@@ -74,7 +75,7 @@ class LegacyChannels:
             return
         splice = Splice(on_done=lambda moved: self._done(splice, service, moved))
         self._splices.add(splice)
-        self._metrics.streams.labels(service).inc()
+        self._open[service].inc()
         await asyncio.get_running_loop().create_connection(lambda: splice.second, sock=sock)
         channel.accept(splice.first)
         splice.start()
@@ -82,7 +83,7 @@ class LegacyChannels:
     def _done(self, splice: Splice, service: str, moved: Transferred) -> None:
         self._splices.discard(splice)
         self._ended += moved.forward + moved.backward
-        self._metrics.streams.labels(service).dec()
+        self._open[service].dec()
         self._metrics.tally.to_member += moved.forward
         self._metrics.tally.from_member += moved.backward
         log.debug(

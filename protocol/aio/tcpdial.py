@@ -52,6 +52,8 @@ async def _lookup(host: str, port: int, deadline: float) -> list[_Where]:
 
 async def _race(host: str, port: int, addresses: list[_Where], deadline: float) -> socket.socket:
     """The first address to answer wins; each next one starts when the one before failed or a stagger has passed."""
+    if len(addresses) == 1:
+        return await _only(host, port, addresses[0], deadline)
     waiting = list(addresses)
     running: dict[asyncio.Task[socket.socket], str] = {}
     failures: list[str] = []
@@ -78,6 +80,16 @@ async def _race(host: str, port: int, addresses: list[_Where], deadline: float) 
     finally:
         await _discard(list(running))
     raise DialError("tcp", f"cannot connect to {bracketed(host)}:{port} ({'; '.join(failures)})")
+
+
+async def _only(host: str, port: int, where: _Where, deadline: float) -> socket.socket:
+    """One address races nobody: without a task, since agents dial one for each channel of a host."""
+    try:
+        async with asyncio.timeout(deadline):
+            return await _connect_one(*where)
+    except OSError as error:
+        told = f"no answer within {deadline:g} s" if isinstance(error, TimeoutError) else reason(error)
+        raise DialError("tcp", f"cannot connect to {bracketed(host)}:{port} ({where[1][0]}: {told})") from error
 
 
 async def _discard(losers: list[asyncio.Task[socket.socket]]) -> None:

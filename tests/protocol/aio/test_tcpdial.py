@@ -86,3 +86,16 @@ async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch
         dial.cancel()
         with pytest.raises(asyncio.CancelledError):
             await dial
+
+
+@pytest.mark.asyncio
+async def test_a_single_address_is_dialled_by_itself_and_named_with_what_it_said() -> None:
+    hops: list[Hop] = []
+    async with listening("127.0.0.1") as port:
+        sock = await connect_tcp("127.0.0.1", port, 5.0, hops.append)
+        sock.close()
+    assert [(hop.name, hop.evidence) for hop in hops] == [("dns", "127.0.0.1"), ("tcp", f"127.0.0.1:{port}")]
+    with pytest.raises(DialError, match=rf"cannot connect to 127.0.0.1:{port} \(127.0.0.1: .*refused"):
+        await connect_tcp("127.0.0.1", port, 5.0, hops.append)
+    with deaf("127.0.0.1") as silent, pytest.raises(DialError, match=r"\(127.0.0.1: no answer within 0.1 s\)"):
+        await connect_tcp("127.0.0.1", silent, 0.1, hops.append)
