@@ -43,7 +43,7 @@ from tower_server.config import ServerConfig
 from tower_server.server import Server
 from tower_server.servercert import load_pem, tls_context
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 async def until(condition: Callable[[], object], *, what: str = "") -> None:

@@ -15,13 +15,15 @@ from tower_server.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.asyncio
 HOST = "127.0.0.1"
+TWINS = 10000  # so far above a port is that of the second service
 
 
 def free_range(size: int) -> PortRange:
-    """A run of ports that nobody holds now, in a part of the port space that the kernel does not give out by itself."""
-    start = random.randrange(20000, 26000)
-    for first in range(start, 32000, size):
-        if all(can_bind(HOST, port) for port in range(first, first + size)):
+    """A run of ports that nobody holds now, nor their twins for the second service, in a part of the port space that the
+    kernel does not give out by itself (it does from 32768 on, to any connection that goes out)."""
+    places = list(range(20000, 32768 - TWINS - size, size))
+    for first in random.sample(places, len(places)):
+        if all(can_bind(HOST, port) and can_bind(HOST, port + TWINS) for port in range(first, first + size)):
             return PortRange(first, first + size - 1)
     raise AssertionError("this machine has no free run of ports")
 
@@ -40,7 +42,7 @@ def ports(store):
 
 @pytest.fixture
 def allocator(store, ports):
-    return PortAllocator(store, bind_address=HOST, kubernetes=ports, kubesphere_offset=10000)
+    return PortAllocator(store, bind_address=HOST, kubernetes=ports, kubesphere_offset=TWINS)
 
 
 def allocate(allocator, name, service=KUBERNETES, **more):
@@ -72,13 +74,14 @@ async def test_an_exhausted_range_says_who_holds_what(allocator, ports):
 async def test_the_second_service_gets_the_twin_of_the_first_port(allocator, ports):
     await allocate(allocator, "other")
     port = await allocate(allocator, "a")
-    assert await allocate(allocator, "a", KUBESPHERE, sibling=port) == port + 10000
+    assert await allocate(allocator, "a", KUBESPHERE, sibling=port) == port + TWINS
 
 
 async def test_a_taken_twin_gives_another_port_of_its_range(allocator, ports):
     port = await allocate(allocator, "a")
     await allocate(allocator, "b", KUBESPHERE, sibling=port)
-    assert await allocate(allocator, "a", KUBESPHERE, sibling=port) in range(ports.first + 10000, ports.last + 10001)
+    given = await allocate(allocator, "a", KUBESPHERE, sibling=port)
+    assert ports.first <= given - TWINS <= ports.last
 
 
 async def test_a_released_port_is_free_again_and_only_its_owner_releases_it(allocator):
@@ -91,7 +94,7 @@ async def test_a_released_port_is_free_again_and_only_its_owner_releases_it(allo
 
 
 async def test_two_servers_on_one_store_never_share_a_port(store, ports):
-    one, two = (PortAllocator(store, bind_address=HOST, kubernetes=ports, kubesphere_offset=10000) for _ in range(2))
+    one, two = (PortAllocator(store, bind_address=HOST, kubernetes=ports, kubesphere_offset=TWINS) for _ in range(2))
     given = await asyncio.gather(*(allocate(allocator, f"c{n}") for n, allocator in enumerate((one, two, one, two))))
     assert len(set(given)) == 4
 
@@ -115,7 +118,7 @@ async def test_a_restart_keeps_claims_releases_orphans_and_claims_what_is_missin
 
 
 async def test_an_address_that_is_not_of_this_machine_is_named(store, ports):
-    allocator = PortAllocator(store, bind_address="192.0.2.1", kubernetes=ports, kubesphere_offset=10000)
+    allocator = PortAllocator(store, bind_address="192.0.2.1", kubernetes=ports, kubesphere_offset=TWINS)
     with pytest.raises(TowerError, match=r"192\.0\.2\.1") as caught:
         await allocate(allocator, "a")
     assert caught.value.code == "TWR103"

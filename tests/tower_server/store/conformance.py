@@ -19,7 +19,7 @@ from tower_server.store.base import (
     Version,
 )
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 async def take(store: Store, kind: Kind, since: Version, count: int) -> list:
