@@ -1,7 +1,8 @@
 """What leaves next: control frames first, then data by deficit round robin over the streams that may send.
 
 Frames are chosen when the link asks for bytes, never earlier, so that a small answer does not wait behind bulk that was
-queued before it. With others waiting on a slow link a DATA frame carries at most what the link moves in 50 ms.
+queued before it; nor does it wait for the round: a stream that has not used up its quantum in this one goes first.
+With others waiting on a slow link a DATA frame carries at most what the link moves in 50 ms.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ Kept = tuple[int, Stream | None, list[Buffer]]  # a frame that has left: its siz
 class Scheduler:
     """The streams that have something to send and may, in their order, and the link's measured rate."""
 
-    __slots__ = ("_backlogged_since", "_moved", "rate", "ready")
+    __slots__ = ("_backlogged_since", "_first", "_moved", "rate", "ready", "total", "turn")
 
     def __init__(self) -> None:
         self.ready: deque[Stream] = deque()  # those that may send now, in their order
+        self.total = 0  # bytes that have left
+        self.turn = 0  # counts quanta that were used up
+        self._first = 0  # so many of `ready` have not had theirs in this round
         self._backlogged_since: float | None = None
         self._moved = 0
         self.rate: float | None = None  # bytes a second, measured while the link was the bottleneck
@@ -51,12 +55,20 @@ class Scheduler:
         """Give `stream` a turn if it can send and has none yet."""
         if not stream.scheduled and stream.sendable:
             stream.scheduled = True
-            self.ready.append(stream)
+            if stream.round_ends <= self.turn:
+                stream.deficit = 0  # a new one comes with its turn
+            elif stream.deficit <= 0:
+                self.ready.append(stream)
+                return
+            self.ready.insert(self._first, stream)
+            self._first += 1
 
     def remove(self, stream: Stream) -> None:
         """Forget a stream that was reset."""
         if stream.scheduled:
             stream.scheduled = False
+            if self._first > self.ready.index(stream):
+                self._first -= 1
             self.ready.remove(stream)
 
     def fill(self, out: list[Buffer], limit: int, now: float, kept: deque[Kept] | None = None) -> list[Stream]:
@@ -85,10 +97,16 @@ class Scheduler:
             if not more:
                 ready.popleft()
                 stream.scheduled = False
-                stream.deficit = 0
+                stream.round_ends = self.turn + len(ready)
             elif stream.deficit <= 0:
+                self.turn += 1
                 ready.rotate(-1)
+            else:
+                continue
+            if self._first:
+                self._first -= 1
         self._moved += limit - room
+        self.total += limit - room
         if ready and self._backlogged_since is None:
             self._backlogged_since, self._moved = now, 0
         elif not ready:

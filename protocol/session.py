@@ -21,6 +21,7 @@ from protocol.constants import FEATURE_ACK, FEATURE_RESUME, FIRST_UNNUMBERED, FL
 from protocol.defaults import MIB
 from protocol.errors import HandshakeRejected, LocalProtocolError, RemoteProtocolError
 from protocol.events import Event
+from protocol.flight import Flight
 from protocol.flow import Budget, Limits, ReceiveCredit
 from protocol.frames import (
     GOAWAY_BODY,
@@ -106,6 +107,7 @@ class Session:
         self._goaway: tuple[Code, str, float, float] | None = None
         self._clock = now  # the latest time that was heard of
         self._scheduler = Scheduler()
+        self._flight = Flight()
         self._events: list[Event] = []
         self._rtts: deque[float] = deque(maxlen=RTT_SAMPLES)
         self._pings: dict[int, float] = {}
@@ -152,8 +154,8 @@ class Session:
             return True
         replay = self._replay
         if replay is None or self.lost:
-            return bool(self._scheduler.ready)
-        return bool(replay.resending) or (bool(self._scheduler.ready) and replay.room > 0)
+            return bool(self._scheduler.ready) and self._flight.room > 0
+        return bool(replay.resending) or (bool(self._scheduler.ready) and replay.room > 0 and self._flight.room > 0)
 
     @property
     def chunk(self) -> int:
@@ -247,9 +249,8 @@ class Session:
             found.queued += size
             found.charged += size
             self.budget.charge(size)
-            if not found.scheduled and found.sent < found.send_limit:
-                found.scheduled = True
-                self._scheduler.ready.append(found)
+            if not found.scheduled:
+                self._scheduler.schedule(found)
         queued, limits = found.queued, self.limits
         if queued > limits.send_high or (queued and self.budget.full):
             found.full = True
@@ -357,6 +358,7 @@ class Session:
         self._ack_at = self._owed_at = None
         self._replay.resending.clear()
         self._scheduler.new_link()
+        self._flight.reset()
         self._events.append(self._link_lost)
 
     def check_attach(self, peer_received: int, epoch: int) -> None:
@@ -491,14 +493,21 @@ class Session:
         self._grants = {stream: grant for stream, grant in self._grants.items() if stream in late}
 
     def _fill(self, out: list[Buffer], limit: int, now: float) -> None:
-        """Data, as far as it may be kept."""
-        replay = self._replay
+        """Data, as far as it may be kept and be under way."""
+        replay, scheduler, flight = self._replay, self._scheduler, self._flight
+        room = min(limit, flight.room) if replay is None else min(limit, flight.room, replay.room)
+        if room <= 0:
+            return
+        before = scheduler.total
         if replay is None:
-            touched = self._scheduler.fill(out, limit, now)
+            touched = scheduler.fill(out, room, now)
             self.budget.give(self._settle(touched))
-        elif (room := min(limit, replay.room)) > 0:
-            touched = self._scheduler.fill(out, room, now, replay.kept)
+        else:
+            touched = scheduler.fill(out, room, now, replay.kept)
             replay.kept_data(len(touched), self._settle(touched))
+        idle = not scheduler.ready
+        if flight.sending(scheduler.total - before, now, idle=idle):
+            self._control.append(encode(FrameType.PING, 0, U64.pack(flight.mark(now, idle=idle))))  # the next to leave
 
     def _settle(self, touched: list[Stream]) -> int:
         """After frames left: tell waiting writers, retire finished streams. What the frames were charged for."""
@@ -704,11 +713,14 @@ class Session:
 
     def _receive_pong(self, stream: int, payload: memoryview, now: float) -> None:
         token = decode_u64(payload, "PONG")
+        if self._flight.answered(token, now):
+            return
         sent = self._pings.pop(token, None)
         if sent is None:
             return
         self._rtts.append(max(0.0, now - sent))
         self.rtt = min(self._rtts)
+        self._flight.measured(self._rtts[-1], now)
         self._events.append(events.RoundTrip(token, self._rtts[-1]))
 
     def _receive_goaway(self, stream: int, payload: memoryview, now: float) -> None:

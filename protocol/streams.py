@@ -102,6 +102,7 @@ class Stream:
         "queue",
         "queued",
         "received",
+        "round_ends",
         "scheduled",
         "send_limit",
         "sent",
@@ -125,6 +126,7 @@ class Stream:
         self.full = False  # `send` said so, WritableAgain is owed
         self.scheduled = False
         self.deficit = 0
+        self.round_ends = 0  # the turn up to which it has had its share
         self.received = 0
         self.cut = False  # nobody reads on: what was sent on it need not be sent again
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.constants import HEADER, HEADER_SIZE, FrameType
@@ -13,6 +13,7 @@ from protocol.defaults import KIB, MAX_FRAME_PAYLOAD, MIB
 from protocol.flow import Budget, Limits, ReceiveCredit
 from protocol.scheduler import CHUNK, CHUNK_SECONDS, FRAME_SECONDS, LEAST_CHUNK, MIN_FRAME, QUANTUM, Buffer, Scheduler
 from protocol.streams import State, Stream
+from tests.lab.examples import examples
 
 
 def stream(number: int, *pieces: int, limit: int = 2**40, fin: bool = False) -> Stream:
@@ -34,7 +35,7 @@ def sent(out: list[Buffer]) -> list[tuple[int, int, bytes]]:
     return found
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     pieces=st.lists(st.lists(st.integers(1, 200 * KIB), min_size=8, max_size=12), min_size=2, max_size=4),
     limits=st.lists(st.integers(1, 300 * KIB), min_size=1, max_size=30),
@@ -66,6 +67,31 @@ def test_a_small_answer_does_not_wait_behind_bulk() -> None:
     scheduler.fill(out, 256 * KIB, 0.0)
     ahead = [payload for _, number, payload in sent(out)][: [n for _, n, _ in sent(out)].index(2)]
     assert sum(map(len, ahead)) <= QUANTUM
+
+
+def test_a_stream_that_had_nothing_does_not_wait_for_the_round_of_many_but_gets_no_more_than_its_share() -> None:
+    scheduler = Scheduler()
+    bulk = [stream(number, 50 * MIB) for number in range(1, 11)]
+    for one in bulk:
+        scheduler.schedule(one)
+    scheduler.fill([], MIB, 0.0)
+    small, other = stream(11, 100), stream(12, 100)
+    out: list[Buffer] = []
+    for one in (small, other):
+        scheduler.schedule(one)
+    scheduler.fill(out, 64 * KIB, 0.0)
+    assert [number for _, number, _ in sent(out)][:2] == [11, 12]
+    moved: Counter[int] = Counter()
+    while moved[1] < 10 * MIB:  # one that comes back at once, whenever it has sent, is as good as one that waits
+        small.queue.append(bytes(50 * KIB))
+        small.queued += 50 * KIB
+        scheduler.schedule(small)
+        out.clear()
+        scheduler.fill(out, 100 * KIB, 0.0)
+        for _, number, payload in sent(out):
+            moved[number] += len(payload)
+    assert moved[11] <= moved[1] + 2 * QUANTUM + MAX_FRAME_PAYLOAD
+    assert max(moved[n] for n in range(1, 11)) - min(moved[n] for n in range(1, 11)) <= 2 * QUANTUM + MAX_FRAME_PAYLOAD
 
 
 def test_bytes_leave_in_order_and_fin_last() -> None:

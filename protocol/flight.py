@@ -1,0 +1,144 @@
+"""How much may be under way on a link: what its path holds, and a little more.
+
+Whatever a sender gives away beyond that only waits in some queue of the network, and an API call waits behind it. So
+every few milliseconds of data have a PING behind them, a *mark*. Its PONG says how much has arrived, how fast, and
+after how long; rate x least round trip is what the path holds. Nothing is bounded before both are measured, and never
+for good: without a mark under way there is some room, so a PONG always comes that opens more.
+
+The least round trip is looked for anew every RTT_FOR seconds, by letting the path run half empty for two of them: what
+this end itself keeps in a queue would be taken for distance otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from protocol.defaults import KIB
+
+GAIN: Final = 1.25  # of what the path holds: enough to find out that it holds more
+STARTUP_GAIN: Final = 2.0  # until the rate grows no more
+GROWS: Final = 1.25  # a round in which it grew less
+FULL_AFTER: Final = 3  # rounds without growth
+GRACE: Final = 0.01  # seconds of data beyond that: ends answer no faster than their event loops turn
+LEAST: Final = 32 * KIB
+MARK_BYTES: Final = 16 * KIB  # between two marks, at least
+IDLE_MARK_BYTES: Final = 64 * KIB  # while nothing waits
+MARK_EVERY: Final = 0.005  # seconds, at least
+RATE_FOR: Final = 1.0  # seconds for which a rate counts (or ten round trips, and up to twice as long)
+RTT_FOR: Final = 10.0
+NO_BOUND: Final = 1 << 62
+FIRST_TOKEN: Final = 1 << 63  # so that no PONG is taken for another's
+
+# Of a mark: its PING's token; bytes sent up to it, and when; of what had arrived by then how much, since when, and when
+# that had been sent; whether there was nothing more to send.
+_Mark = tuple[int, int, float, int, float, float, bool]
+
+
+class Flight:
+    """Of one link; `reset` when another takes its place. Bytes are those of DATA payloads."""
+
+    __slots__ = (
+        "_arrived", "_arrived_at", "_arrived_sent_at", "_best", "_best_before", "_best_since", "_drain_least",
+        "_drains_since", "_full", "_full_rate", "_marked", "_marks", "_next_mark_at", "_round_until", "_rounds_flat",
+        "_rtt_at", "_sent", "_sent_at", "_token", "bound", "rate", "rtt",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._token = FIRST_TOKEN
+        self.reset()
+
+    def reset(self) -> None:
+        """What was measured was another link."""
+        self.rate: float | None = None  # bytes a second that arrive while the path is full
+        self.rtt: float | None = None  # the least of RTT_FOR seconds
+        self.bound = NO_BOUND
+        self._sent = self._marked = self._arrived = 0
+        self._sent_at = self._arrived_at = self._arrived_sent_at = self._next_mark_at = float("-inf")
+        self._marks: deque[_Mark] = deque()
+        self._best = self._best_before = 0.0
+        self._best_since = self._rtt_at = float("-inf")
+        self._full, self._full_rate, self._rounds_flat, self._round_until = False, 0.0, 0, 0
+        self._drains_since: float | None = None
+        self._drain_least = float("inf")
+
+    @property
+    def room(self) -> int:
+        """Bytes that may follow now."""
+        room = self.bound - (self._sent - self._arrived)
+        return room if self._marks else max(room, LEAST)
+
+    @property
+    def asked_at(self) -> float | None:
+        """When the oldest mark left that was not answered."""
+        return self._marks[0][2] if self._marks else None
+
+    def sending(self, size: int, now: float, *, idle: bool) -> bool:
+        """`size` bytes leave now; whether a mark has to follow them. `idle` says that nothing more waits."""
+        if not self._marks and now - self._sent_at > max(MARK_EVERY, self.rtt or 0.0):  # nothing was under way
+            self._arrived, self._arrived_at, self._arrived_sent_at = self._sent, now, now
+        self._sent += size
+        self._sent_at = now
+        if self._sent - self._marked < (IDLE_MARK_BYTES if idle else MARK_BYTES):
+            return False
+        return now >= self._next_mark_at or self._sent - self._arrived >= self.bound
+
+    def mark(self, now: float, *, idle: bool) -> int:
+        """The token of a PING that follows what was sent."""
+        self._token += 1
+        then = (self._arrived, self._arrived_at, self._arrived_sent_at)
+        self._marks.append((self._token, self._sent, now, *then, idle))
+        self._marked = self._sent
+        self._next_mark_at = now + MARK_EVERY
+        return self._token
+
+    def answered(self, token: int, now: float) -> bool:
+        """A PONG has come; False when it answers no mark."""
+        if not self._marks or self._marks[0][0] != token:
+            return False
+        _, sent, sent_at, arrived, arrived_at, arrived_sent_at, idle = self._marks.popleft()
+        self._arrived, self._arrived_at, self._arrived_sent_at = sent, now, sent_at
+        self.measured(now - sent_at, now)
+        took = max(now - arrived_at, sent_at - arrived_sent_at)
+        if took > 0:
+            self._note_rate((sent - arrived) / took, now, idle=idle)
+        self._drain(now, idle=idle)
+        if self.rate is not None and self.rtt is not None:
+            gain = GAIN if self._full else STARTUP_GAIN
+            most = self.rate * (gain * self.rtt + GRACE)
+            self.bound = max(LEAST, int(most if self._drains_since is None else self.rate * self.rtt / 2))
+        return True
+
+    def measured(self, rtt: float, now: float) -> None:
+        """A round trip of some PING."""
+        if self._drains_since is not None:
+            self._drain_least = min(self._drain_least, rtt)
+        if self.rtt is None or rtt <= self.rtt:
+            self.rtt, self._rtt_at = max(0.0, rtt), now
+
+    def _note_rate(self, sample: float, now: float, *, idle: bool) -> None:
+        if idle and sample <= (self.rate or 0.0):
+            return  # the path was not full
+        if idle and self.rate is None:
+            return
+        if now - self._best_since > max(RATE_FOR, 10 * (self.rtt or 0.0)):
+            self._best_before, self._best, self._best_since = self._best, sample, now
+        self._best = max(self._best, sample)
+        self.rate = max(self._best, self._best_before)
+        if not self._full and self._arrived >= self._round_until:
+            self._round_until = self._sent
+            if self.rate >= GROWS * self._full_rate:
+                self._full_rate, self._rounds_flat = self.rate, 0
+            else:
+                self._rounds_flat += 1
+                self._full = self._rounds_flat >= FULL_AFTER
+
+    def _drain(self, now: float, *, idle: bool) -> None:
+        """Begin to look for the least round trip, or end it."""
+        if self.rtt is None:
+            return
+        if self._drains_since is None:
+            if not idle and now - self._rtt_at > RTT_FOR:
+                self._drains_since, self._drain_least = now, float("inf")
+        elif now - self._drains_since > 2 * self.rtt + GRACE and self._drain_least < float("inf"):
+            self.rtt, self._rtt_at, self._drains_since = self._drain_least, now, None

@@ -1,0 +1,200 @@
+"""What is under way stays what the path holds: two real sessions over a link with a rate, a delay and a deep queue."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from typing import Any
+
+import pytest
+
+from protocol import events
+from protocol.defaults import KIB, MIB
+from protocol.flight import FIRST_TOKEN, GAIN, GRACE, LEAST, NO_BOUND, RTT_FOR, Flight
+from protocol.flow import Budget, Limits
+from protocol.session import Session
+from tests.protocol.playbook import Playbook, ok
+
+MBIT = 1e6 / 8
+LIMITS = Limits(tunnel_budget=256 * MIB, replay_bytes=256 * MIB)
+
+
+class Path:
+    """A sender (the agent) and a receiver on a virtual clock. What is written waits in one queue as deep as it gets."""
+
+    def __init__(self, rate: float, round_trip: float, *, jitter: float = 0.0, seed: int = 1) -> None:
+        self.rate, self.delay, self.jitter = rate, round_trip / 2, jitter
+        self.now, self.free_at, self.delivered = 0.0, 0.0, 0
+        self.most_queued = 0.0  # seconds, since it was set to zero
+        self._random, self._order = random.Random(seed), itertools.count()
+        self._due: list[tuple[float, int, Session, bytes]] = []
+        self.server = self._session(opens_odd=True)
+        self.agent = self._session(opens_odd=False)
+        self.asked: dict[int, float] = {}
+        self.waits: list[float] = []
+        self.bulk: set[int] = set()
+        self._last_arrival: dict[int, float] = {}
+
+    @staticmethod
+    def _session(*, opens_odd: bool) -> Session:
+        return Session(
+            opens_odd=opens_odd,
+            accepts=not opens_odd,
+            limits=LIMITS,
+            budget=Budget(512 * MIB),
+            now=0.0,
+            features={"ack", "resume"},
+        )
+
+    def open(self) -> int:
+        stream = self.server.open("kubernetes", self.now)
+        self.pump()
+        self.run(4 * self.delay + 0.1)
+        return stream
+
+    def pump(self) -> None:
+        for session in (self.agent, self.server):
+            for stream in self.bulk if session is self.agent else ():
+                while session.queued(stream) < 512 * KIB:
+                    session.send(stream, bytes(64 * KIB))
+            while session.wants_to_send and (data := b"".join(session.data_to_send(self.now, session.chunk))):
+                leaves = self.now
+                if session is self.agent:
+                    self.free_at = max(self.free_at, self.now) + len(data) / self.rate
+                    self.most_queued = max(self.most_queued, self.free_at - self.now)
+                    leaves = self.free_at
+                # A loop that turns late hears late, and never before what came earlier.
+                arrives = leaves + self.delay + self._random.random() * self.jitter
+                arrives = max(arrives, self._last_arrival.get(id(session), 0.0))
+                self._last_arrival[id(session)] = arrives
+                heapq.heappush(self._due, (arrives, next(self._order), session, data))
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self._due and self._due[0][0] <= end:
+            self.now, _, source, data = heapq.heappop(self._due)
+            target = self.server if source is self.agent else self.agent
+            for event in target.receive(memoryview(data), self.now):
+                self._heard(target, event)
+            for session in (self.agent, self.server):
+                if (due := session.deadline()) is not None and due <= self.now:
+                    session.tick(self.now)
+            self.pump()
+        self.now = end
+
+    def _heard(self, session: Session, event: Any) -> None:
+        if isinstance(event, events.StreamOpened):
+            session.accept(event.stream)
+        elif isinstance(event, events.DataReceived):
+            session.consume(event.stream, len(event.data), self.now)
+            if session is self.agent:  # a request: the answer is small
+                session.send(event.stream, bytes(1500))
+            else:
+                self.delivered += len(event.data)
+                if event.stream in self.asked:
+                    self.waits.append(self.now - self.asked.pop(event.stream))
+
+    def get(self, stream: int) -> float:
+        """Seconds that one request takes."""
+        self.asked[stream] = self.now
+        self.server.send(stream, bytes(300))
+        self.pump()
+        while stream in self.asked:
+            self.run(0.001)
+        return self.waits[-1]
+
+
+def busy(path: Path, streams: int) -> None:
+    path.bulk = {path.open() for _ in range(streams)}
+    path.pump()
+
+
+def test_a_small_answer_beside_ten_downloads_waits_no_longer_than_the_path_is_long() -> None:
+    path = Path(100 * MBIT, 0.04)
+    small = path.open()
+    alone = max(path.get(small) for _ in range(20))
+    busy(path, 10)
+    path.run(3.0)
+    path.delivered, began = 0, path.now
+    beside = sorted(path.get(small) for _ in range(300))
+    assert beside[-4] <= 2 * alone + 0.005, "p99"
+    assert path.delivered / (path.now - began) > 0.93 * path.rate
+
+
+@pytest.mark.parametrize(
+    ("rate", "round_trip"), [(1 * MBIT, 0.3), (20 * MBIT, 0.01), (800 * MBIT, 0.1), (1000 * MBIT, 0.001)]
+)
+def test_one_stream_fills_any_path_and_no_queue(rate: float, round_trip: float) -> None:
+    path = Path(rate, round_trip, jitter=0.002)
+    busy(path, 1)
+    path.run(max(5.0, 40 * round_trip))
+    path.delivered, path.most_queued, began = 0, 0.0, path.now
+    path.run(2 * RTT_FOR if rate < 100 * MBIT else 3.0)
+    assert path.delivered / (path.now - began) > 0.9 * rate
+    assert path.most_queued < round_trip * GAIN + 3 * GRACE + 2 * LEAST / rate
+
+
+def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() -> None:
+    path = Path(20 * MBIT, 0.02)
+    busy(path, 1)
+    path.run(3.0)
+    path.delay = 0.1
+    path.run(RTT_FOR + 5.0)
+    path.delivered, began = 0, path.now
+    path.run(5.0)
+    assert path.agent._flight.rtt == pytest.approx(0.2, abs=0.03)
+    assert path.delivered / (path.now - began) > 0.9 * path.rate
+
+
+def test_a_rate_that_falls_is_followed_and_one_that_rises_too() -> None:
+    path = Path(100 * MBIT, 0.04)
+    busy(path, 4)
+    path.run(3.0)
+    path.rate = 10 * MBIT
+    path.run(6.0)
+    path.most_queued = 0.0
+    path.run(3.0)
+    assert path.most_queued < 0.15
+    path.rate = 100 * MBIT
+    path.run(4.0)
+    path.delivered, began = 0, path.now
+    path.run(3.0)
+    assert path.delivered / (path.now - began) > 0.9 * path.rate
+
+
+def test_nothing_is_bounded_before_it_is_measured_or_without_a_mark_under_way() -> None:
+    flight = Flight()
+    assert flight.room == NO_BOUND
+    assert flight.sending(MIB, 0.0, idle=False)
+    token = flight.mark(0.0, idle=False)
+    assert flight.room > 100 * MIB
+    assert flight.answered(token, 0.1)
+    assert flight.room == flight.bound < 10 * MIB
+    flight.sending(flight.bound, 0.2, idle=False)
+    assert flight.room == LEAST, "nobody would say that there is room again"
+    token = flight.mark(0.2, idle=False)
+    assert flight.room == 0
+    assert flight.answered(token, 0.3)
+    assert flight.room > 0
+
+
+def test_what_answers_no_mark_is_not_taken_for_one() -> None:
+    flight = Flight()
+    flight.sending(MIB, 0.0, idle=False)
+    token = flight.mark(0.0, idle=False)
+    assert token > FIRST_TOKEN
+    assert not flight.answered(7, 0.1)
+    assert not flight.answered(token + 1, 0.1)
+    assert flight.answered(token, 0.1)
+    assert not flight.answered(token, 0.1), "twice"
+
+
+def test_a_mark_stands_ahead_of_the_data_that_follows_it() -> None:
+    book = Playbook(opens_odd=True)
+    stream = book.session.open("kubernetes", book.now)
+    book.says()
+    book.hears(ok(stream, 1 << 30))
+    book.session.send(stream, bytes(300 * KIB))
+    assert book.says(limit=64 * KIB) == [f"DATA {stream} 65536"]
+    assert book.says(limit=64 * KIB) == [f"PING {FIRST_TOKEN + 1}", "ACK 1", f"DATA {stream} 65536"]
