@@ -19,8 +19,8 @@ TWINS = 10000  # so far above a port is that of the second service
 
 
 def free_range(size: int) -> PortRange:
-    """A run of ports that nobody holds now, nor their twins for the second service, in a part of the port space that the
-    kernel does not give out by itself (it does from 32768 on, to any connection that goes out)."""
+    """A run of ports that nobody holds now, nor their twins for the second service, in a part of the port space that
+    the kernel does not give out by itself (it does from 32768 on, to any connection that goes out)."""
     places = list(range(20000, 32768 - TWINS - size, size))
     for first in random.sample(places, len(places)):
         if all(can_bind(HOST, port) and can_bind(HOST, port + TWINS) for port in range(first, first + size)):
