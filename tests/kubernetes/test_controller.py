@@ -37,6 +37,8 @@ def tower(host_plane: ControlPlane, member: ControlPlane) -> Iterator[TowerWorld
     namespaces(host_plane)
     kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
     host_plane.install([each for each in render(host_plane, "base") if each["kind"] in kinds])
+    # Of other hosts of this session, which share the member.
+    member.kubectl("delete", "configmaps", "-n", "kube-system", "-l", "tower.kubesphere.io/mark")
     token = host_plane.kubectl("create", "token", "tower-server", "-n", "tower-system", "--duration=2h").text
     kubeconfig = host_plane.kubeconfig("tower-server", token=token)
     store = {"kind": "kubernetes", "namespace": "tower-system", "kubeconfig": str(kubeconfig)}
