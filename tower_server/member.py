@@ -252,8 +252,8 @@ class Member:
         self.report, self.reported_at = report, time.time()
         self.judge()
 
-    def note_elsewhere(self, found: Elsewhere | None, why: str) -> None:
-        """What other servers hold of it; None: no longer anything, and `why`."""
+    def note_elsewhere(self, found: Elsewhere | None, why: str, *, cut: bool = False) -> None:
+        """What other servers hold of it; None: no longer anything, and `why`; `cut`: its tunnel was lost there."""
         before, self.elsewhere = self.elsewhere, found
         if found is not None:
             self._told_at = time.time()
@@ -261,7 +261,7 @@ class Member:
             if before is None:
                 self.hold.release()
         elif before is not None:
-            self.last_close = Ended(time.time(), Code.TUNNEL_LOST.name, why)
+            self.last_close = Ended(time.time(), (Code.TUNNEL_LOST if cut else Code.SHUTDOWN).name, why)
             if not self.serving:
                 self.hold.lost()
         self.judge()
@@ -275,6 +275,11 @@ class Member:
     def known_report(self) -> Mapping[str, Any]:
         """What an agent last said, to this server or to the one that holds the tunnel."""
         return self.report if self.serving or self.elsewhere is None else self.elsewhere.report
+
+    @property
+    def ended_by_intent(self) -> bool:
+        """Whether somebody wanted the last tunnel to end."""
+        return self.last_close is not None and self.last_close.code in _MEANT
 
     @property
     def last_heartbeat(self) -> float | None:
@@ -318,8 +323,8 @@ class Member:
         """Whether it began or ceased to flap by this verdict."""
         now, was, verdict = time.time(), self.flaps.since, self.verdict
         tunnel = verdict.state == "TunnelDown"
-        meant = tunnel and self.last_close is not None and self.last_close.code in _MEANT
-        if before.ready == "True" and verdict.ready == "False" and verdict.state != "AuthFailed" and not meant:
+        unwell = before.ready == "True" and verdict.ready == "False" and verdict.state != "AuthFailed"
+        if unwell and not (tunnel and self.ended_by_intent):
             self.flaps.lost(now, tunnel=tunnel)
         self.flaps.look(now, well=verdict.ready == "True")
         return self.flaps.since != was

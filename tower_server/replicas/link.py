@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tower_server.replicas.passing import PassedStream
 
 RETRY_MAX: Final = 2.0  # seconds: a server that comes back is found before its callers give up
+CUT: Final = "it lost its tunnels"
+LEFT: Final = "its agents have left"
 LINE_LIMIT: Final = defaults.MAX_CONTROL_LINE_BYTES + 2
 
 log = get_logger(__name__)
@@ -109,7 +111,7 @@ class Link:
                 else:
                     self.holds[cluster] = held
                 if self.up:
-                    self._changed(self, {cluster}, "it lost its tunnels")
+                    self._changed(self, {cluster}, LEFT if message.get("meant") is True else CUT)
 
     def _alive(self, *, ready: bool) -> None:
         if self.up and ready == self.ready:

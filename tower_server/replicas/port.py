@@ -187,10 +187,14 @@ class _Follower(asyncio.Protocol):
     def tell(self, held: dict[str, Held]) -> None:
         if self._full:
             return
-        lines = [lost(cluster) for cluster in self._told if cluster not in held]
+        lines = [lost(cluster, meant=self._meant(cluster)) for cluster in self._told if cluster not in held]
         lines += [holds(cluster, each) for cluster, each in held.items() if self._told.get(cluster) != each]
         self._told = dict(held)
         self.transport.write(b"".join([*lines, alive(ready=self._port.host.ready)]))
+
+    def _meant(self, cluster: str) -> bool:
+        member = self._port.host.member(cluster)
+        return member is None or member.ended_by_intent
 
     def data_received(self, _data: Any) -> None:
         self.transport.abort()  # it has nothing more to say

@@ -23,7 +23,7 @@ from tower_server.clusters import Clusters
 from tower_server.member import DETACHED, Elsewhere, Member
 from tower_server.replicas.directory import Directory, Peer
 from tower_server.replicas.identity import ReplicaCertificate
-from tower_server.replicas.link import Link
+from tower_server.replicas.link import CUT, Link
 from tower_server.replicas.passing import PassedStream, Start
 from tower_server.replicas.port import ReplicaPort
 from tower_server.replicas.wire import Held, Passing, told
@@ -203,7 +203,8 @@ class Replicas:
         if self._closed:
             return
         for cluster in clusters:
-            self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}")
+            # Only what its owner says it has lost is the member's own trouble: a server that goes is not.
+            self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}", cut=why == CUT)
         touched: Iterable[str] = clusters
         if link.serving != (link.peer.name in self._taking):
             self._taking ^= {link.peer.name}
@@ -212,7 +213,7 @@ class Replicas:
             for cluster in touched:
                 observer(cluster)
 
-    def _refresh(self, cluster: str, why: str) -> None:
+    def _refresh(self, cluster: str, why: str, *, cut: bool = False) -> None:
         member = self._registry.members.get(cluster)
         if member is None:
             return
@@ -224,7 +225,7 @@ class Replicas:
             tunnels = sum(link.holds[cluster].tunnels for link in owners)
             member.note_elsewhere(Elsewhere(tunnels, said.verdict, said.report), why)
         else:
-            member.note_elsewhere(None, why)
+            member.note_elsewhere(None, why, cut=cut)
         if member.known_report.get("services") != before:
             self._start(self._clusters.declare(member), f"declare-{cluster}")
 

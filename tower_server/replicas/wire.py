@@ -115,8 +115,9 @@ def holds(cluster: str, held: Held) -> bytes:
         return encode_message("holds", **fields, report={})
 
 
-def lost(cluster: str) -> bytes:
-    return encode_message("lost", cluster=cluster)
+def lost(cluster: str, *, meant: bool = False) -> bytes:
+    """It is held no more; `meant` where somebody wanted that, as its agent that stops."""
+    return encode_message("lost", cluster=cluster, meant=meant)
 
 
 def told(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,13 +94,14 @@ class Host:
     def __init__(self) -> None:
         self.ready = True
         self.tunnel: Tunnel | None = Tunnel()
+        self.meant = False
         self.said = {"edge": Held(1, CONNECTED, {"uid": "u"})}
 
     def held(self) -> dict[str, Held]:
         return self.said
 
     def member(self, cluster: str) -> Any:
-        return SimpleNamespace(pick=lambda: self.tunnel) if cluster == "edge" else None
+        return SimpleNamespace(pick=lambda: self.tunnel, ended_by_intent=self.meant) if cluster == "edge" else None
 
 
 @asynccontextmanager

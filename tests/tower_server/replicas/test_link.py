@@ -14,7 +14,7 @@ from protocol.constants import Code
 from protocol.errors import TunnelLost
 from tests.tower_server.replicas.kit import CONNECTED, Caller, End, Host, certificate, peer, serving, until
 from tower_server.replicas import link as module
-from tower_server.replicas.link import Link
+from tower_server.replicas.link import CUT, LEFT, Link
 from tower_server.replicas.wire import Held
 
 pytestmark = pytest.mark.asyncio
@@ -80,6 +80,18 @@ async def test_one_that_comes_back_is_found_again():
             await until(lambda: link.up)
 
 
+async def test_it_tells_a_process_that_is_gone_from_one_that_is_merely_not_heard(monkeypatch):
+    monkeypatch.setattr(module.defaults, "REPLICA_DEAD_AFTER", 0.2)
+    async with serving(Host()) as port:
+        link = Link(peer(port), certificate("other"), lambda _link, _clusters, _why: None)
+        async with following(link):
+            await until(lambda: link.up)
+            await until(lambda: not link.up)  # it beats no more, and listens
+            assert (link.was_up, link.refused) == (True, False)
+            port.stop()
+            await until(lambda: link.refused)
+
+
 async def test_one_that_is_somebody_else_is_not_believed():
     heard = []
     async with serving(Host()) as port:
@@ -135,3 +147,17 @@ async def test_one_that_is_not_heard_of_again_loses_what_ran_over_it(monkeypatch
             caller.link.failed()
             await until(lambda: near.over)
             assert near.error.code is Code.DEAD_PEER
+
+
+async def test_what_is_lost_there_and_what_somebody_meant_to_end_are_told_apart():
+    heard, host = [], Host()
+    async with serving(host) as port:
+        link = Link(peer(port), certificate("other"), lambda _link, clusters, why: heard.append((clusters, why)))
+        async with following(link):
+            for meant, why in ((False, CUT), (True, LEFT)):
+                host.said, host.meant = {"edge": Held(1, CONNECTED, {})}, meant
+                port.tell()
+                await until(lambda: "edge" in link.holds and link.serving)
+                host.said = {}
+                port.tell()
+                await until(lambda why=why: ({"edge"}, why) in heard)
