@@ -7,12 +7,15 @@ Invariants, whatever fails or is delayed:
 - A lease is written with the version that was read, so of two that take it one wins. Each holder has a term of its own.
 - A write whose fate is unknown counts as not done; the next read tells.
 - An end that is orderly gives the lease back, and a follower takes it at its next look.
+- Who knows otherwise that the holder is gone (`grace`) need not wait for the whole duration. Should that be wrong, two
+  lead for a moment: versions and terms refuse what the first writes from then on, as when a machine was asleep.
 Nothing but the controller needs a leader: tunnels and callers are served without.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -80,7 +83,10 @@ class Elector:
         timing: Timing,
         random: Callable[[], float],
         clock: Callable[[], float] = boot_clock,
+        grace: Callable[[str], float | None] = lambda _holder: None,
     ) -> None:
+        """`grace(holder)`: for how long that one's lease has to stand unchanged before it may be taken, where it is
+        known to be gone; None where nothing is known, and the lease's own duration counts."""
         self.identity = identity
         self.holder = ""
         """Who held the lease when it was last read."""
@@ -92,6 +98,8 @@ class Elector:
         self._seen_at = 0.0
         self._ours: Held | None = None
         self._until = 0.0
+        self._grace = grace
+        self._woken = asyncio.Event()
 
     @property
     def term(self) -> int | None:
@@ -110,7 +118,7 @@ class Elector:
                 return await self._write(found, started)
             return await self._write(self._next(found), started)
         self._ours = None
-        if found.holder and self._clock() - self._seen_at < found.duration:
+        if found.holder and self._clock() - self._seen_at < self._patience(found):
             return None
         return await self._write(self._next(found), started)
 
@@ -136,9 +144,29 @@ class Elector:
                 if term is not None:
                     log.info("leading", identity=self.identity, term=term)
                     await self._lead(term, lead)
-                await asyncio.sleep(self._pause())
+                await self._rest()
         finally:
             await self.release()
+
+    def wake(self) -> None:
+        """Something became known of the holder: look at the lease now."""
+        self._woken.set()
+
+    async def _rest(self) -> None:
+        """Until the next look of one who does not lead: sooner where the holder's time is over sooner."""
+        pause = self._pause()
+        if self._seen is not None and self._seen.holder:
+            left = self._patience(self._seen) - (self._clock() - self._seen_at)
+            pause = min(pause, left) if left > 0 else pause
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._woken.wait()
+        self._woken.clear()
+
+    def _patience(self, held: Held) -> float:
+        """For how long a lease must have stood as it is before another may take it."""
+        grace = self._grace(held.holder)
+        return held.duration if grace is None else min(grace, held.duration)
 
     async def _lead(self, term: int, lead: Callable[[int], Awaitable[None]]) -> None:
         work = asyncio.ensure_future(lead(term))

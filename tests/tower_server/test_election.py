@@ -6,9 +6,10 @@ import asyncio
 import random
 
 import pytest
-from hypothesis import given, settings, strategies
+from hypothesis import given, strategies
 
 from daemon.faults import TowerError
+from tests.lab.examples import examples
 from tower_server.election import Elector, Held, LeaseConflict, Timing
 
 TIMING = Timing(duration=15.0, renew_deadline=10.0, retry=2.0)
@@ -120,6 +121,70 @@ async def test_a_lease_that_was_given_back_is_taken_at_once():
 
 
 @pytest.mark.asyncio
+async def test_the_lease_of_one_who_is_known_to_be_gone_is_taken_at_once_or_after_a_renewal_is_missed():
+    stored, clock = Stored(), Clock()
+    first = elector(stored, "a", clock)
+    known: dict[str, float | None] = {}
+    second = Elector(stored, identity="b", timing=TIMING, random=lambda: 0.5, clock=clock, grace=known.get)
+    await first.attempt()
+    assert await second.attempt() is None, "nothing is known of it"
+    known["a"] = 3.0
+    clock.now += 2.9
+    assert await second.attempt() is None
+    await first.attempt()
+    clock.now += 2.9
+    assert await second.attempt() is None, "it has renewed: it lives"
+    clock.now += 0.2
+    assert await second.attempt() is None, "counted from when the renewal was seen"
+    clock.now += 3.0
+    assert await second.attempt() == 2
+    stored.lease = Held("c", 3, 15.0, "9")
+    known["c"] = 0.0
+    assert await second.attempt() == 4
+    known["b"] = 0.0
+    assert await first.attempt() is None, "what one knows is of no use to another"
+    assert first.term is None
+
+
+@pytest.mark.asyncio
+async def test_word_of_the_leaders_end_does_not_wait_for_the_next_look():
+    stored, led = Stored(), asyncio.Event()
+    stored.lease = Held("a", 7, 600.0, "1")
+    known: dict[str, float | None] = {}
+    looks = 0
+
+    class Watched(Stored):
+        async def read(self) -> Held | None:
+            nonlocal looks
+            looks += 1
+            return await stored.read()
+
+        async def write(self, lease: Held) -> Held:
+            return await stored.write(lease)
+
+    slow = Timing(duration=600.0, renew_deadline=500.0, retry=400.0)
+    second = Elector(Watched(), identity="b", timing=slow, random=lambda: 0.5, grace=known.get)
+
+    async def lead(_term: int) -> None:
+        led.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(second.run(lead))
+    async with asyncio.timeout(20.0):
+        while not looks:
+            await asyncio.sleep(0)
+        second.wake()
+        while looks < 2:
+            await asyncio.sleep(0)
+        assert not led.is_set(), "a look is not a reason to lead"
+        known["a"] = 0.0
+        second.wake()
+        await led.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.asyncio
 async def test_of_two_that_take_it_at_once_one_wins():
     stored, clock = Stored(), Clock()
     stored.lease = Held("dead", 7, 15.0, "0")
@@ -180,7 +245,7 @@ STEPS = strategies.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(STEPS)
 def test_never_two_leaders_whatever_is_lost_or_late(steps):
     """Three candidates with clocks of their own that run on while calls are under way."""

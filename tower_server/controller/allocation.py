@@ -144,7 +144,15 @@ class Allocation:
             await self._claim(asked, claim)
             return asked
         await self._remember()
-        port = self._own(claim) or await self._try(claim, cluster)
+        port = self._own(claim)
+        if port is not None:
+            try:
+                await self._claim(port, claim)
+            except PortTaken as taken:  # it was taken back, by another leader
+                self._standing[port] = taken.claim
+                port = None
+        if port is None:
+            port = await self._try(claim, cluster)
         if port is None:
             await self._list()  # what others gave back is not heard of
             port = await self._try(claim, cluster)

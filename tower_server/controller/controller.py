@@ -97,13 +97,14 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 for resource, reflector in watches.reflectors.items():
                     tasks.create_task(reflector.run(), name=f"watch-{resource}")
+                tidied = tasks.create_task(self._put_claims_right(), name="controller-claims")
                 await self._synced(watches)
+                await tidied
                 later = max((written_term(body) for body in watches.reflectors[SERVICES].items.values()), default=0)
                 # A lease that somebody deleted begins at term 1 again: go on above what has been written.
                 writer = self.writer = Writer(self._client, term=self._fenced(term, max(term, later + 1)))
                 queue = self._queue = WorkQueue(random=random.random)
                 reconciles = self._make(watches, writer, self.poke)
-                await self._put_claims_right()
                 tasks.create_task(self._registry.run(self.poke), name="controller-records")
                 tasks.create_task(self._tidy(), name="controller-tidy")
                 reconciles.begin(watches.clusters())

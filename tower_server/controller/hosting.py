@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -140,10 +139,12 @@ class HostController:
             known=self._is_known,
         )
         lease = KubeLease(client, namespace=self._namespace, name=MANAGER)
-        identity = f"{name}_{secrets.token_hex(4)}"
+        self._elector = Elector(
+            lease, identity=replicas.identity, timing=Timing(), random=random.random, grace=replicas.grace
+        )
         self._controller = Controller(
             client=client,
-            elector=Elector(lease, identity=identity, timing=Timing(), random=random.random),
+            elector=self._elector,
             registry=self._records,
             namespace=self._namespace,
             make=self._make,
@@ -154,6 +155,7 @@ class HostController:
         """Until cancelled. What is seen of members anew is looked at at once, the rest now and then."""
         unsubscribe = self._clusters.subscribe(lambda _change, name: self._controller.poke(name))
         unfollow = self._replicas.subscribe(self._controller.poke)
+        self._replicas.lost = self._elector.wake  # who dies may have led
         work = {
             asyncio.create_task(self._controller.run(), name="controller-lead"),
             asyncio.create_task(self._errands.run(), name="controller-errands"),

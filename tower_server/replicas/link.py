@@ -45,6 +45,9 @@ class Link:
         self.certificate = certificate
         self.up = False
         self.ready = False
+        self.was_up = False
+        self.refused = False
+        """At the last dial nobody listened there: the process is gone, where it was there before."""
         self.holds: dict[str, Held] = {}
         self.passing: set[PassedStream] = set()
         self._changed = changed
@@ -65,7 +68,11 @@ class Link:
             while True:
                 self._reader = asyncio.create_task(self._follow(backoff), name=f"replica-{self.peer.name}")
                 await asyncio.wait({self._reader})
-                self._down(_why(self._reader))
+                why = _why(self._reader)
+                self.refused = not self._reader.cancelled() and isinstance(
+                    self._reader.exception(), ConnectionRefusedError
+                )
+                self._down(why)
                 await asyncio.sleep(backoff.next())
         finally:
             if self._reader is not None:
@@ -118,7 +125,7 @@ class Link:
             return
         if not self.up:
             log.info("replica-up", replica=self.peer.name, address=self.peer.address, clusters=len(self.holds))
-        self.up, self.ready, self._said = True, ready, ""
+        self.up, self.ready, self.was_up, self._said = True, ready, True, ""
         self._stop_cut()
         self._changed(self, set(self.holds), "it is stopping")
 

@@ -30,6 +30,8 @@ from tower_server.replicas.wire import Held, Passing, told
 from tower_server.tunnels import TunnelRegistry
 
 TOLD_AT_MOST_EVERY: Final = 0.05  # seconds: what changes together is told together
+OVERDUE: Final = 1.5 * defaults.LEASE_RETRY
+"""Seconds without a renewal that a leader who lives does not let pass: it renews at least each 1.2 retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class Replicas:
         start: Start,
     ) -> None:
         self.name = name
+        self.instance = secrets.token_hex(8)
+        self.lost: Callable[[], None] = lambda: None
+        """Called when another server is no longer heard of."""
         self.ready = True
         """False once this server stops: the others send nobody here any more."""
         self.certificate = ReplicaCertificate(authority, name=name, at=time.time())
@@ -81,7 +86,7 @@ class Replicas:
     ) -> None:
         """Listens. `address` is how the others reach this server, `callers` its address in EndpointSlices."""
         await self.port.start(*listen)
-        me = Peer(self.name, secrets.token_hex(8), address, self.port.address[1], callers)
+        me = Peer(self.name, self.instance, address, self.port.address[1], callers)
         self._directory = Directory(client, me, namespace=namespace)
 
     async def run(self) -> None:
@@ -193,6 +198,24 @@ class Replicas:
         return [(link.peer, frozenset(link.holds)) for link in self.links.values() if link.serving]
 
     @property
+    def identity(self) -> str:
+        """By which this process holds a lease."""
+        return f"{self.name}_{self.instance}"
+
+    def grace(self, holder: str) -> float | None:
+        """Whether the server that holds a lease is known to be gone, as an `Elector` asks: nothing to wait for where
+        its process was there and no longer is; a renewal or two where it is merely not heard of any more."""
+        name, _, instance = holder.rpartition("_")
+        link = self.links.get(name)
+        if name == self.name:
+            return None if instance == self.instance else OVERDUE  # this server's process of before
+        if link is None or not link.was_up:
+            return None
+        if link.up:
+            return None if link.peer.instance == instance else OVERDUE
+        return 0.0 if link.refused and link.peer.instance == instance else OVERDUE
+
+    @property
     def callers_address(self) -> str:
         return self._directory.me.callers if self._directory is not None else ""
 
@@ -212,6 +235,8 @@ class Replicas:
         for observer in list(self._observers):
             for cluster in touched:
                 observer(cluster)
+        if not link.up:
+            self.lost()
 
     def _refresh(self, cluster: str, why: str, *, cut: bool = False) -> None:
         member = self._registry.members.get(cluster)
