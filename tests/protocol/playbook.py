@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from protocol import events
 from protocol.constants import FEATURE_ACK, HEADER, HEADER_SIZE, Code, FrameType
 from protocol.defaults import MIB
+from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import (
     GOAWAY_BODY,
@@ -150,3 +153,26 @@ def _kept(event: events.Event) -> Any:
 
 def kinds(happened: Iterable[events.Event]) -> list[type]:
     return [type(event) for event in happened]
+
+
+def breaks(book: Playbook, *frames: bytes, code: Code = Code.PROTOCOL, says: str) -> None:
+    """These frames end the tunnel: with this code, told to the peer, and with nothing left behind."""
+    with pytest.raises(RemoteProtocolError, match=says) as broken:
+        book.hears(*frames)
+    assert broken.value.code is code
+    assert book.says()[-1] == f"CLOSE {code.name} {broken.value.text}"
+    lost = book.happened()[-1]
+    assert lost == events.TunnelLost(code, broken.value.text, False)
+    is_over(book)
+
+
+def is_over(book: Playbook) -> None:
+    assert book.session.stream_count == 0
+    assert book.session.budget.used == 0
+    assert book.process.used == 0
+    assert book.session.deadline() is None
+    assert book.hears(opens(1001), data(1001)) == []
+    assert book.after(100.0) == []
+    assert book.says() == []
+    with pytest.raises(LocalProtocolError, match="the tunnel is over"):
+        book.session.open("kubernetes", book.now)

@@ -33,9 +33,10 @@ from protocol.handshake import (
     ServerHandshake,
     reject,
 )
+from protocol.multiplex import MAX_STREAM_ID, RESET_BURST, RESET_RATE
 from protocol.replay import RESERVE
 from protocol.scheduler import FRAME_SECONDS, MIN_FRAME, QUANTUM
-from protocol.session import ACK_EVERY_BYTES, ACK_EVERY_FRAMES, ACK_WITHIN, MAX_STREAM_ID, RESET_BURST, RESET_RATE
+from protocol.session import ACK_EVERY_BYTES, ACK_EVERY_FRAMES, ACK_WITHIN
 from tests.protocol import document
 from tests.protocol.handshakes import signer, verifier
 

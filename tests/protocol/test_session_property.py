@@ -346,7 +346,7 @@ class TwoEnds(RuleBasedStateMachine):
             assert session.budget.used == 0
             assert not session._streams
             assert not session._opening
-            assert not session._grants
+            assert not session._outbox.grants
             assert not session._scheduler.ready
             assert session._asked == 0
             for stream, half in one.halves.items():

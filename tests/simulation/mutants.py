@@ -29,7 +29,8 @@ class Mutant:
     instead: str
 
 
-SESSION, FLOW, SCHEDULER, REPLAY = "protocol.session", "protocol.flow", "protocol.scheduler", "protocol.replay"
+SESSION, MULTIPLEX, FLOW = "protocol.session", "protocol.multiplex", "protocol.flow"
+SCHEDULER, REPLAY = "protocol.scheduler", "protocol.replay"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
@@ -46,7 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a FIN that is not told",
-        SESSION,
+        MULTIPLEX,
         "        self._events.append(events.StreamFinished(stream))\n",
         "",
     ),
@@ -57,7 +58,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "",
     ),
     Mutant(
-        "credit that is not returned", SESSION, "            self._grants[stream] = grant  #", "            pass  #"
+        "credit that is not returned",
+        MULTIPLEX,
+        "            self._outbox.grants[stream] = grant  #",
+        "            pass  #",
     ),
     Mutant(
         "a frame sent again that was received",
@@ -79,14 +83,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a RST that is not sent",
-        SESSION,
+        MULTIPLEX,
         "        self._queue(encode_reason(FrameType.RST, stream, code, text))\n",
         "",
     ),
     Mutant(
         "grants that are not made anew",
         SESSION,
-        "                self._grants[stream.id] = stream.credit.granted\n",
+        "                self._outbox.grants[stream.id] = stream.credit.granted\n",
         "                pass\n",
     ),
     Mutant(
@@ -98,13 +102,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("an epoch that fences nothing", SESSION, "        if epoch <= self.epoch:\n", "        if epoch < 0:\n"),
     Mutant(
         "a share that a stream keeps",
-        SESSION,
+        MULTIPLEX,
         "        stream.credit.release()\n        del self._streams[stream.id]\n",
         "        del self._streams[stream.id]\n",
     ),
     Mutant(
         "a queue whose memory is not given back",
-        SESSION,
+        MULTIPLEX,
         "        self.budget.give(stream.charged)\n        stream.charged = 0\n",
         "        stream.charged = 0\n",
     ),
@@ -129,8 +133,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "half a frame kept over to the next link",
         SESSION,
-        "        self._decoder = FrameDecoder()\n        self._control = deque",
-        "        self._control = deque",
+        "        self._decoder = FrameDecoder()\n        self._outbox.link_lost()\n",
+        "        self._outbox.link_lost()\n",
     ),
     Mutant(
         "new frames before those that are sent again",
@@ -140,7 +144,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "an orderly end whose data is skipped",
-        SESSION,
+        MULTIPLEX,
         "        found.cut = not orderly\n",
         "        found.cut = True\n",
     ),
