@@ -37,12 +37,12 @@ from tower_agent.wayout import WayOut
 
 _TITLES: Final = {"http": "upgrade", "subprotocol": "upgrade", "handshake": "authentication"}
 _ORDER: Final = ("dns", "tcp", "proxy", "tls", "upgrade", "authentication")
-_MEMBER: Final = "member"
+MEMBER: Final = "member"
 
 
 async def run_checks(config: AgentConfig, *, version: str, only: str | None = None) -> Report:
     """Check every enrolled host (or `only` one) and the member. Raises TowerError where nothing can be checked."""
-    api = _member_api(config, version)
+    api = member_api(config, version)
     checks: list[Check] = []
     if isinstance(api, TowerError) and needs_secret(config):
         raise api
@@ -54,11 +54,11 @@ async def run_checks(config: AgentConfig, *, version: str, only: str | None = No
         raise TowerError("TWR225", text, exit_code=EXIT_COULD_NOT_CHECK)
     for host, store in sorted(places.items()):
         checks += await _host_checks(config, host, store, version)
-    checks += _member_checks(config, api, sorted(places))
+    checks += [*member_checks(config, api), _rights(config, api, sorted(places))]
     return await Graph(checks).run()
 
 
-def _member_api(config: AgentConfig, version: str) -> MemberApi | TowerError:
+def member_api(config: AgentConfig, version: str) -> MemberApi | TowerError:
     try:
         return MemberApi(Access.find(config.kubeconfig, config.context), version=version)
     except TowerError as error:
@@ -76,8 +76,12 @@ async def _host_checks(config: AgentConfig, host: str, store: IdentityStore, ver
     try:
         trust = await HostTrust.load(store, host)
     except TowerError as error:
-        return [Check(f"{host} identity", _found(_failed(error)), category=host, subject=host, title="identity")]
-    results = [("identity", _identity(trust)), *await _walk(config, trust, version)]
+        return [Check(f"{host} identity", _found(failed(error)), category=host, subject=host, title="identity")]
+    return chained(host, [("identity", _identity(trust)), *await _walk(config, trust, version)])
+
+
+def chained(host: str, results: list[tuple[str, Result]]) -> list[Check]:
+    """Checks of what was found hop by hop: each needs the one before."""
     checks: list[Check] = []
     before: tuple[str, ...] = ()
     for title, result in results:
@@ -93,7 +97,7 @@ def _identity(trust: HostTrust) -> Result:
     try:
         validity.check_time(now, noun="the agent's identity", grace=defaults.EXPIRED_IDENTITY_GRACE_DAYS * 86400.0)
     except CertsError as error:
-        return _failed(certs_fault(error))
+        return failed(certs_fault(error))
     if now > validity.not_after:
         return warn(
             "TWR502", f"{text}: it has expired and may only renew", next_step="start the agent: it renews by itself"
@@ -113,18 +117,18 @@ async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tup
             order = list(_ORDER)
         await _open_and_close(target, trust, version, passed.append)
     except TowerError as fault:  # the address itself cannot be used
-        return [("address", _failed(fault)), *((title, ok()) for title in order)]
+        return [("address", failed(fault)), *((title, ok()) for title in order)]
     except DialError as error:
         title = _TITLES.get(error.hop, error.hop)
         behind = order[order.index(title) + 1 :] if title in order else order
         shown = _shown(passed, upgraded=error.hop == "handshake")
         # What lies behind is skipped, since each needs the one before.
-        return [*shown, (title, _failed(dial_fault(error))), *((each, ok()) for each in behind)]
-    return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(_evidence(passed[-1])))]
+        return [*shown, (title, failed(dial_fault(error))), *((each, ok()) for each in behind)]
+    return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(evidence(passed[-1])))]
 
 
 def _shown(passed: list[Hop], *, upgraded: bool) -> list[tuple[str, Result]]:
-    shown = [(hop.name, ok(_evidence(hop))) for hop in passed]
+    shown = [(hop.name, ok(evidence(hop))) for hop in passed]
     return [*shown, ("upgrade", ok("101"))] if upgraded else [*shown]
 
 
@@ -147,15 +151,17 @@ def _decline(incoming: IncomingStream) -> None:
     incoming.refuse(Code.DRAINING, "this tunnel is only a check")
 
 
-def _evidence(hop: Hop) -> str:
+def evidence(hop: Hop) -> str:
     return hop.evidence if hop.name == "dns" else f"{hop.evidence} {format_duration(hop.seconds)}"
 
 
-def _failed(error: TowerError) -> Result:
+def failed(error: TowerError) -> Result:
     return fail(error.code, error.message, next_step=error.mend)
 
 
-def _member_checks(config: AgentConfig, api: MemberApi | TowerError, hosts: list[str]) -> list[Check]:
+def member_checks(config: AgentConfig, api: MemberApi | TowerError) -> list[Check]:
+    """Of the agent on this machine, and of the member's apiserver."""
+
     async def apiserver() -> Result:
         if isinstance(api, TowerError):
             raise api
@@ -164,17 +170,20 @@ def _member_checks(config: AgentConfig, api: MemberApi | TowerError, hosts: list
         took = format_duration(time.monotonic() - started)
         return ok(f"{api.access.address} {took}") if ready.ok else fail("TWR302", ready.text)
 
+    return [
+        Check("agent", lambda: _running(config.health_address), category=MEMBER, subject=MEMBER, code="TWR228"),
+        Check("apiserver", apiserver, category=MEMBER, subject=MEMBER, code="TWR303"),
+    ]
+
+
+def _rights(config: AgentConfig, api: MemberApi | TowerError, hosts: list[str]) -> Check:
     async def rights() -> Result:
         assert not isinstance(api, TowerError)
         policies = PolicyFile(config.policy_file)
         found = [text for host in hosts if (text := await drift(api, policies.policy(host))) is not None]
         return warn("TWR307", "; ".join(found)) if found else ok("as the policy says")
 
-    return [
-        Check("agent", lambda: _running(config.health_address), category=_MEMBER, subject=_MEMBER, code="TWR228"),
-        Check("apiserver", apiserver, category=_MEMBER, subject=_MEMBER, code="TWR303"),
-        Check("rights", rights, needs=("apiserver",), category=_MEMBER, subject=_MEMBER, code="TWR307"),
-    ]
+    return Check("rights", rights, needs=("apiserver",), category=MEMBER, subject=MEMBER, code="TWR307")
 
 
 async def _running(address: str) -> Result:

@@ -7,6 +7,7 @@ host acts in the member with the credential that it was given, and this agent re
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from certs.errors import AuthorityError
@@ -30,6 +31,7 @@ from tower_agent.token import read_token_file
 from tower_agent.version import product_version
 
 SECTION: Final = "kubesphere_v1"
+NO_CONSENT: Final = "in the dialect kubesphere-v1 this agent ships a credential of its member"
 
 log = get_logger(__name__)
 
@@ -46,8 +48,10 @@ class LegacyAgent:
         config, version = self._config, product_version()
         metrics = AgentMetrics(version=version)
         channels = LegacyChannels(metrics=metrics, tasks=process.tasks)
-        credential = self._credential()
-        host = self._host(version)
+        if not config.kubesphere_v1.ship_credential:
+            raise TowerError("TWR231", NO_CONSENT)
+        credential = credential_of(config)
+        host = host_of(config, version=version, rtt=self._rtt)
         link = self._link = LegacyLink(host, credential, channels, metrics=metrics)
         health = Health(metrics=metrics.render)
         health.check("tunnels", self._not_ready)
@@ -81,61 +85,64 @@ class LegacyAgent:
         log.info("agent-stopped")
         return 0
 
-    def _credential(self) -> Credential:
-        config = self._config
-        if not config.kubesphere_v1.ship_credential:
-            raise TowerError("TWR231", "in the dialect kubesphere-v1 this agent ships a credential of its member")
-        declared = config.services.get(KUBESPHERE)
-        kubesphere = declared.address if declared is not None and declared.address else KUBESPHERE_SERVICE
-        return Credential(config.kubeconfig, config.context, kubesphere)
-
-    def _host(self, version: str) -> LegacyHost:
-        config, section = self._config, self._config.kubesphere_v1
-        server = _needed(section.server, "server", "--server ws://HOST:PORT")
-        cluster = _needed(section.cluster, "cluster", "--cluster NAME")
-        if config.token_file is None:
-            raise TowerError("TWR101", "token_file is missing", mend="name the file that holds the cluster's token")
-        token = read_token_file(config.token_file).strip()
-        return LegacyHost(
-            target=self._target(server),
-            cluster=cluster,
-            token=token,
-            version=version,
-            limits=ChannelLimits(
-                budget=Budget(config.memory.tunnel, config.memory.budget()),
-                credit=config.liveness.limits(config.memory),
-                rtt=lambda: self._link.session.rtt if self._link is not None and self._link.session else None,
-            ),
-        )
-
-    def _target(self, server: str) -> DialTarget:
-        """TLS for wss://, verified by the system's authorities and `ca_file`; ws:// was typed here, so it is meant."""
-        config = self._config
-        try:
-            address = parse_url(server)
-        except ValueError as error:
-            raise TowerError("TWR101", f"{SECTION}.server: {error}") from error
-        try:
-            trust = ClientTrust(system=True, ca_file=str(config.ca_file) if config.ca_file else None)
-            context = client_context(trust) if address.tls or config.ca_file else None
-        except AuthorityError as error:
-            raise TowerError("TWR104", error.text) from error
-        return DialTarget(
-            host=address.host,
-            port=address.port,
-            path=address.path,
-            ssl_context=context if address.tls else None,
-            proxy=config.proxy,
-            proxy_env=config.proxy_from_environment,
-            proxy_ssl_context=context if config.ca_file else None,
-            expected_ca="one of the system's authorities" + (f" or of {config.ca_file}" if config.ca_file else ""),
-        )
+    def _rtt(self) -> float | None:
+        return self._link.session.rtt if self._link is not None and self._link.session else None
 
     def _not_ready(self) -> str | None:
         link = self._link
         if link is None or (link.session is None and link.fault is None):
             return "not registered yet"
         return None if link.fault is None else f"{link.fault.code}: {link.fault.message}"
+
+
+def credential_of(config: AgentConfig) -> Credential:
+    """What is shipped once somebody has agreed to that. TowerError TWR309."""
+    declared = config.services.get(KUBESPHERE)
+    kubesphere = declared.address if declared is not None and declared.address else KUBESPHERE_SERVICE
+    return Credential(config.kubeconfig, config.context, kubesphere)
+
+
+def host_of(config: AgentConfig, *, version: str, rtt: Callable[[], float | None]) -> LegacyHost:
+    """The host, and who this agent is there. TowerError TWR101, TWR104 for what is missing or wrong."""
+    section = config.kubesphere_v1
+    server = _needed(section.server, "server", "--server ws://HOST:PORT")
+    cluster = _needed(section.cluster, "cluster", "--cluster NAME")
+    if config.token_file is None:
+        raise TowerError("TWR101", "token_file is missing", mend="name the file that holds the cluster's token")
+    return LegacyHost(
+        target=_target(config, server),
+        cluster=cluster,
+        token=read_token_file(config.token_file).strip(),
+        version=version,
+        limits=ChannelLimits(
+            budget=Budget(config.memory.tunnel, config.memory.budget()),
+            credit=config.liveness.limits(config.memory),
+            rtt=rtt,
+        ),
+    )
+
+
+def _target(config: AgentConfig, server: str) -> DialTarget:
+    """TLS for wss://, verified by the system's authorities and `ca_file`; ws:// was typed here, so it is meant."""
+    try:
+        address = parse_url(server)
+    except ValueError as error:
+        raise TowerError("TWR101", f"{SECTION}.server: {error}") from error
+    try:
+        trust = ClientTrust(system=True, ca_file=str(config.ca_file) if config.ca_file else None)
+        context = client_context(trust) if address.tls or config.ca_file else None
+    except AuthorityError as error:
+        raise TowerError("TWR104", error.text) from error
+    return DialTarget(
+        host=address.host,
+        port=address.port,
+        path=address.path,
+        ssl_context=context if address.tls else None,
+        proxy=config.proxy,
+        proxy_env=config.proxy_from_environment,
+        proxy_ssl_context=context if config.ca_file else None,
+        expected_ca="one of the system's authorities" + (f" or of {config.ca_file}" if config.ca_file else ""),
+    )
 
 
 def _needed(value: str | None, key: str, flag: str) -> str:

@@ -65,7 +65,15 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 _FILE: Final = click.option("--config", "file", type=_PATH, help="The configuration file.")
 _WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
+_DIALECT: Final = tuple(name for name in _OPTIONS if "dialect" in name or name.startswith("kubesphere_v1."))
 _ALL: Final = tuple(_OPTIONS)
+_INSTEAD: Final = {
+    "join": "there is nothing to enrol: write the token of the host's Cluster resource into `token_file` (0600), see "
+    "`tower-agent check`, then `tower-agent run` registers by itself",
+    "leave": "stop the agent; then take the token out of the host's Cluster resource, and delete the ServiceAccount or "
+    "the certificate's rights in the member: the host has had that credential",
+}
+"""What takes the place of a command where the host speaks kubesphere-v1: such an agent keeps nothing."""
 
 
 def _options(*names: str) -> Callable[[F], F]:
@@ -102,7 +110,7 @@ def _native(config: AgentConfig, command: str) -> AgentConfig:
         raise TowerError(
             "TWR101",
             f"`tower-agent {command}` is for tower.v1, and the configuration says `dialect: {config.dialect}`",
-            mend="`tower-agent run` registers with such a host by itself; its log and /readyz say what is wrong",
+            mend=_INSTEAD[command],
         )
     return config
 
@@ -185,7 +193,7 @@ def _run(config: AgentConfig) -> int:
 
 
 @cli.command()
-@_options(*_WAY, "policy_file")
+@_options(*_WAY, "token_file", "policy_file", *_DIALECT)
 @click.option("--host", help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 @click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
@@ -194,14 +202,18 @@ def check(file: Path | None, host: str | None, output: str, fail_on_warning: boo
 
     Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
     """
-    config = _native(_load(file, flags).value, "check")
+    config = _load(file, flags).value
     log.configure(level="error", style=config.log.format)
 
     async def main(_process: Process) -> int:
-        from tower_agent.check import run_checks
+        from tower_agent import check, legacycheck
         from tower_agent.version import product_version
 
-        made = await run_checks(config, version=product_version(), only=host)
+        version = product_version()
+        if config.dialect == "kubesphere-v1":
+            made = await legacycheck.run_checks(config, version=version)
+        else:
+            made = await check.run_checks(config, version=version, only=host)
         if output == "table":
             from daemon.checkview import by_hop
 

@@ -7,6 +7,7 @@ import http.server
 import json
 import signal
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -239,3 +240,26 @@ def test_flags_are_enough(proxy: GoProxy, member: BackendMember, tmp_path: Path)
     events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
     (warned,) = [each for each in events if each["event"] == "credential-shipped"]
     assert str(member.by_token) in warned["text"]
+
+
+def test_a_check_learns_whether_the_host_knows_the_token_and_takes_no_caller(
+    proxy: GoProxy, agent: OurAgent, member: BackendMember, tmp_path: Path
+) -> None:
+    def checked(folder: Path) -> tuple[int, dict[str, tuple[str, str]]]:
+        command = [str(BIN / "tower-agent"), "--config", str(folder / "agent.yaml"), "check", "-o", "json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        items = json.loads(done.stdout)["items"]
+        return done.returncode, {item["title"]: (item["status"], item["message"]) for item in items}
+
+    caller = caller_of(proxy)
+    assert caller.ask("/version").status == 200
+    code, found = checked(agent.folder)
+    assert (code, found["registration"]) == (0, ("ok", "edge-1 and its token are known")), found
+    assert found["agent"][0] == "ok"
+    stranger = OurAgent(tmp_path / "stranger", proxy.url, kubeconfig=member.by_token, token="00" * 32)
+    code, found = checked(stranger.folder)
+    assert code == 1
+    assert found["registration"][0] == "failed"
+    assert "Unauthorized agent" in found["registration"][1]
+    assert [caller.ask("/version").status for _ in range(20)] == [200] * 20
+    assert (tmp_path / "proxy" / "proxy.log").read_text().count("agent connected") == 1
