@@ -52,24 +52,30 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Which tunnel an agent goes on with, on which of its links (`epoch`), and how many numbered frames it has."""
+    """Which tunnel an agent goes on with, on which of its links (`epoch`), and how many numbered frames it has.
+
+    `anew` says that it takes a new tunnel where it cannot: after a restart of the server, half as many handshakes.
+    """
 
     tunnel: str
     epoch: int
     received: int
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
     """What the server granted. `tunnel` names the tunnel in logs and listings; `renew_only` limits it to renewing.
 
-    `received` is the server's answer to a Resume; None for a new tunnel.
+    `received` is the server's answer to a Resume; None for a new tunnel. One that came in place of what was to be
+    resumed says in `refused` why.
     """
 
     tunnel: str
     features: frozenset[str]
     renew_only: bool = False
     received: int | None = None
+    refused: HandshakeRejected | None = None
 
 
 def _pack(kind: FrameType, body: dict[str, Any], sign: Callable[[bytes], bytes] | None = None) -> bytes:
@@ -158,7 +164,7 @@ def _resume(body: dict[str, Any]) -> Resume | None:
         return None
     if not isinstance(value, dict):
         raise _bad("resume is not an object")
-    return Resume(_name(value, "tunnel"), _count(value, "epoch"), _count(value, "received"))
+    return Resume(_name(value, "tunnel"), _count(value, "epoch"), _count(value, "received"), value.get("anew") is True)
 
 
 def _text(value: bytes) -> str:
@@ -232,6 +238,8 @@ class AgentHandshake:
         proof: dict[str, Any] = {"chain": [_text(certificate) for certificate in self._chain]}
         if self.resume is not None and self.needs <= agreed:
             proof["resume"] = asdict(self.resume)
+            if not self.resume.anew:
+                del proof["resume"]["anew"]
         else:
             self.resume = None
         return _pack(FrameType.PROOF, proof, lambda own: self._sign(_transcript(b"proof", self._hello, payload, own)))
@@ -243,12 +251,15 @@ class AgentHandshake:
             raise rejection(body)
         if kind != FrameType.WELCOME:
             raise _bad(f"a frame of type {kind} in place of WELCOME")
-        tunnel, renew_only, received = _name(body, "tunnel"), body.get("renew_only") is True, None
-        if self.resume is not None:
+        tunnel, renew_only, received, refused = _name(body, "tunnel"), body.get("renew_only") is True, None, None
+        why = body.get("refused")
+        if self.resume is not None and self.resume.anew and isinstance(why, dict):
+            refused = rejection(why)
+        elif self.resume is not None:
             received = _count(body, "received")
             if tunnel != self.resume.tunnel or renew_only:
                 raise _bad("the server answered a resume with another tunnel")
-        return Welcome(tunnel, self._agreed, renew_only, received)
+        return Welcome(tunnel, self._agreed, renew_only, received, refused)
 
 
 class ServerHandshake:
@@ -333,9 +344,18 @@ class ServerHandshake:
                 f"the identity belongs to cluster {cluster}, the agent asked for {self.hello.cluster}",
             )
 
-    def welcome(self, tunnel: str, *, renew_only: bool = False, received: int | None = None) -> bytes:
-        """The WELCOME frame; `received` answers `resume`."""
+    def welcome(
+        self,
+        tunnel: str,
+        *,
+        renew_only: bool = False,
+        received: int | None = None,
+        refused: HandshakeRejected | None = None,
+    ) -> bytes:
+        """The WELCOME frame; `received` answers `resume`, or `refused` why there is a new tunnel in its place."""
         body: dict[str, Any] = {"tunnel": tunnel}
+        if refused is not None:
+            body["refused"] = {"code": int(refused.code), "text": cut(refused.text).decode()}
         if received is not None:
             body["received"] = received
         if renew_only:

@@ -157,6 +157,7 @@ class LinkSupervisor:
                 on_stream=parts.on_stream,
                 on_hop=on_hop,
                 resume=resume,
+                anew=resume is self.tunnel,  # one that drains has a successor, which a new one would end
             )
         except DialError as error:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
@@ -287,7 +288,8 @@ class LinkSupervisor:
             return
         fault = _fault(closed)
         if closed.code in REFUSED_RESUME:  # the server is there, it is another process: no reason to wait
-            self._set(LinkState(False, time.time(), fault=fault))
+            if self._made is None:  # else the server gave that in its place
+                self._set(LinkState(False, time.time(), fault=fault))
             log.warning("tunnel-down", host=self._parts.host, code=fault.code, text=fault.message)
         else:
             await self._failed(fault)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import Final, cast
 
@@ -42,6 +43,7 @@ async def dial(
     on_hop: OnHop | None = None,
     deadline: float = HANDSHAKE_DEADLINE,
     resume: Tunnel | None = None,
+    anew: bool = False,
 ) -> Tunnel:
     """Dial a tower server and open a tunnel.
 
@@ -51,6 +53,7 @@ async def dial(
         deadline: seconds for the upgrade and the handshake together, after the connection stands.
         resume: a tunnel that lost its link, to go on with. It is what is returned if the server agrees; if the server
             does not, it ends with the reason, and what is returned or dialled next is a new one.
+        anew: take a new one over the same link then. The server ends other tunnels of this instance for it.
 
     Raises:
         DialError: `hop` says where, `code` is the HTTP status or wire code, `retry_after` what the server asked for.
@@ -59,7 +62,7 @@ async def dial(
     loop = asyncio.get_running_loop()
 
     if resume is not None:
-        handshake.resume, handshake.needs = resume.propose(), resume.features
+        handshake.resume, handshake.needs = replace(resume.propose(), anew=anew), resume.features
 
     def take_over(link: Link, welcome: Welcome) -> Tunnel:
         if resume is not None and welcome.received is not None:
@@ -77,7 +80,13 @@ async def dial(
                 remote=target.authority,
             )
             return resume
-        if resume is not None:
+        if resume is not None and welcome.refused is not None:
+            assert handshake.resume is not None
+            if resume.closed is None and not resume.stands(handshake.resume):
+                link.write([encode_reason(FrameType.CLOSE, 0, Code.CANCELLED, "another link was dialled meanwhile")])
+                raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
+            resume.lose(welcome.refused.code, f"it cannot go on: {welcome.refused.text}")
+        elif resume is not None:
             resume.lose(Code.UNKNOWN_TUNNEL, "it cannot go on over the new link: a new tunnel took its place")
         session = Session(
             opens_odd=False,

@@ -516,16 +516,20 @@ class _TunnelLink(ServerLink):
         if self._frames.buffered:
             self._reject(HandshakeRejected(Code.PROTOCOL, "bytes sent between PROOF and WELCOME"))
             return
-        if handshake.resume is not None:
-            self._go_on(handshake, handshake.resume, identity, renew_only=admission.renew_only)
-            return
+        refused: HandshakeRejected | None = None
         try:
+            if handshake.resume is not None:
+                refused = self._go_on(handshake, handshake.resume, identity, renew_only=admission.renew_only)
+                if refused is None:
+                    return
             self._listener.admit_new(hello, identity, self._since)
         except HandshakeRejected as error:
-            self._reject(error)
+            self._reject(refused or error)  # that the tunnel is over is the first that its streams have to know
             return
+        if refused is not None:
+            self._report(refused.code, refused.text)
         self._settled()
-        self.write([handshake.welcome(admission.tunnel_id, renew_only=admission.renew_only)])
+        self.write([handshake.welcome(admission.tunnel_id, renew_only=admission.renew_only, refused=refused)])
         tunnel = self._tunnel(handshake, hello, identity, admission)
         try:
             self._listener.on_tunnel(tunnel)
@@ -533,8 +537,13 @@ class _TunnelLink(ServerLink):
             log.exception("tunnel %s could not be taken over", tunnel.id)
             tunnel.close(Code.INTERNAL, "internal error; the server's log says more")
 
-    def _go_on(self, handshake: ServerHandshake, resume: Resume, identity: Any, *, renew_only: bool) -> None:
-        """Give a tunnel this link, or refuse; an attempt that is refused changes nothing."""
+    def _go_on(
+        self, handshake: ServerHandshake, resume: Resume, identity: Any, *, renew_only: bool
+    ) -> HandshakeRejected | None:
+        """Give a tunnel this link, or refuse, which changes nothing.
+
+        The refusal is returned where the agent takes a new tunnel for it, and raised where it does not.
+        """
         try:
             tunnel = None if renew_only else self._listener.find(resume.tunnel, identity)
             if tunnel is None:
@@ -542,8 +551,9 @@ class _TunnelLink(ServerLink):
                 raise HandshakeRejected(Code.UNKNOWN_TUNNEL, text)
             tunnel.session.check_attach(resume.received, resume.epoch)
         except HandshakeRejected as error:
-            self._reject(error)
-            return
+            if resume.anew:
+                return error
+            raise
         self._settled()
         self.write([handshake.welcome(tunnel.id, received=tunnel.session.frames_received)])
         try:
@@ -551,6 +561,7 @@ class _TunnelLink(ServerLink):
         except Exception:  # the same boundary as for a new tunnel
             log.exception("tunnel %s could not be taken up again", tunnel.id)
             tunnel.close(Code.INTERNAL, "internal error; the server's log says more")
+        return None
 
     def _tunnel(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> Tunnel:
         lasting = not admission.renew_only and not hello.instance.startswith(CHECK_INSTANCE)

@@ -20,6 +20,7 @@ from protocol.constants import (
     Code,
     FrameType,
 )
+from protocol.errors import HandshakeRejected
 from protocol.flow import Limits
 from protocol.frames import MAX_TEXT_BYTES
 from protocol.handshake import (
@@ -79,13 +80,14 @@ def test_members_of_the_handshake() -> None:
         return set(json.JSONDecoder().raw_decode(frame[frame.index(b"{") :].decode("latin-1"))[0])
 
     agent.resume = Resume("t", 2, 1)
+    refused = HandshakeRejected(Code.UNKNOWN_TUNNEL, "x")
     hello = agent.hello()
     challenge = server.greeted(hello[HEADER_SIZE:])
     assert documented == {
         "HELLO": body(hello),
         "CHALLENGE": body(challenge),
         "PROOF": body(agent.challenged(challenge[HEADER_SIZE:])),
-        "WELCOME": body(server.welcome("t", renew_only=True, received=1)),
+        "WELCOME": body(server.welcome("t", renew_only=True, received=1, refused=refused)),
         "REJECT": body(reject(Code.BUSY, "x", 1.0)),
     }
 

@@ -10,7 +10,7 @@ import pytest
 from protocol import events
 from protocol.constants import HEADER, HEADER_SIZE, Code, FrameType
 from protocol.defaults import MIB
-from protocol.errors import RemoteProtocolError
+from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import GOAWAY_BODY, U64, FrameDecoder, Open, decode_open, encode, encode_open, encode_reason
 from protocol.handshake import AgentHandshake, Resume, ServerHandshake
@@ -67,7 +67,7 @@ def test_every_type_of_frame_has_a_vector() -> None:
     assert {vector["type"] for vector in FRAMES["frames"]} == {kind.name for kind in set(FrameType) - handshake}
 
 
-@pytest.mark.parametrize("name", ["handshake.json", "handshake-resume.json"])
+@pytest.mark.parametrize("name", ["handshake.json", "handshake-resume.json", "handshake-anew.json"])
 def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
     said = load(name)
     key = bytes.fromhex(said["key"])
@@ -104,8 +104,11 @@ def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
     proof = agent.challenged(challenge[HEADER_SIZE:])
     server.proven(proof[HEADER_SIZE:])
     assert server.resume == resume
-    welcome = server.welcome(said["tunnel"], received=said.get("received"))
+    refused = said.get("refused")
+    reason = HandshakeRejected(Code(refused["code"]), refused["text"]) if refused else None
+    welcome = server.welcome(said["tunnel"], received=said.get("received"), refused=reason)
     answered = agent.answered(FrameType.WELCOME, welcome[HEADER_SIZE:])
+    assert (answered.refused is None) == (refused is None)
     assert (answered.tunnel, answered.received) == (said["tunnel"], said.get("received"))
     frames = {"HELLO": hello, "CHALLENGE": challenge, "PROOF": proof, "WELCOME": welcome}
     assert {name: frame.hex() for name, frame in frames.items()} == said["frames"]

@@ -267,9 +267,9 @@ async def test_a_server_that_does_not_know_the_tunnel_ends_its_streams_at_once_a
         cut(old)
         new = await tower.tunnel()
         assert new.id != old.id
-        assert held.closed is not None
-        assert (held.closed.code, held.closed.by_peer) == (Code.UNKNOWN_TUNNEL, False)
-        assert "this server has no such tunnel" in held.closed.text
+        closed = await asyncio.wait_for(held.wait_closed(), 10)
+        assert (closed.code, closed.by_peer) == (Code.UNKNOWN_TUNNEL, False)
+        assert "this server has no such tunnel" in closed.text
         await connected(agent)
 
 

@@ -171,6 +171,51 @@ async def test_a_tunnel_that_the_server_does_not_know_ends_with_its_words_and_a_
         assert newer is not agent_end
 
 
+async def test_whoever_takes_a_new_tunnel_in_its_place_gets_it_over_the_same_link() -> None:
+    far, caller = Recorder(), Recorder()
+    async with lasting() as made:
+        server, agent_end = await made.pair(accepting(far, Echo()), handshake=fresh())
+        await server.open("kubernetes", Recorder())
+        server.on_detached = None
+        server.lose(Code.INTERNAL, "the process started anew, say")
+        newer = await made.dial(accepting(Echo()), handshake=fresh(), resume=agent_end, anew=True)
+        await far.saw("lost")
+        assert "it cannot go on: this server has no such tunnel for this agent" in str(far.error)
+        assert agent_end.closed is not None
+        assert agent_end.closed.code is Code.UNKNOWN_TUNNEL
+        server = await made.tunnels.get()
+        assert (newer.id, newer.resumes) == (server.id, 0)
+        assert (await made.refusal()).code is Code.UNKNOWN_TUNNEL, "a resume that was refused is counted"
+        stream = await server.open("echo", caller)
+        stream.write(b"anew")
+        assert await caller.bytes(4) == b"anew"
+
+
+async def test_a_tunnel_that_waits_is_resumed_whatever_else_would_be_taken() -> None:
+    async with lasting() as made:
+        server, agent_end = await made.pair(accepting(Echo()), handshake=fresh())
+        agent_end._link.abort("the plug")
+        assert await again(made, agent_end, anew=True) is agent_end
+        assert server.resumes == 1
+
+
+async def test_no_new_tunnel_in_its_place_where_none_is_admitted() -> None:
+    def full(*_asked: Any) -> None:
+        raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", 4.0)
+
+    async with lasting() as made:
+        server, agent_end = await made.pair(accepting(Echo()), handshake=fresh())
+        server.on_detached = None
+        server.lose(Code.INTERNAL, "gone")
+        made.listener.admit_new = full
+        with pytest.raises(DialError, match="no such tunnel"):
+            await again(made, agent_end, anew=True)
+        assert agent_end.closed is not None, "its streams need not wait for what is admitted"
+        with pytest.raises(DialError, match="is stopping") as refused:
+            await made.dial(handshake=fresh())
+        assert refused.value.retry_after == 4.0
+
+
 async def test_nobody_goes_on_with_the_tunnel_of_another_cluster() -> None:
     caller = Recorder()
     async with lasting() as made:
