@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
+from tests.lab.examples import examples
 
 ROOT = Path(__file__).parents[2]
 CORPUS = Path(__file__).parent / "corpus"
@@ -40,7 +41,7 @@ def test_any_bytes(name: str) -> None:
         st.integers(0, 6),
     )
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(150, suppress_health_check=list(HealthCheck))
     @given(st.one_of(altered, st.binary(max_size=300)))
     def holds(data: bytes) -> None:
         TARGETS[name](data)

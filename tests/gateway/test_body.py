@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import h11
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.body import (
@@ -20,6 +20,7 @@ from gateway.body import (
 )
 from gateway.errors import AnswerError, RequestError
 from gateway.head import Framing
+from tests.lab.examples import examples
 
 
 def relay(data: bytes, cuts: list[int], body: Chunked | Counted | None = None) -> tuple[bytes, int, bool]:
@@ -69,7 +70,7 @@ def test_byte_by_byte() -> None:
     assert relay(BODY, list(range(len(BODY)))) == (BODY, len(BODY), True)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.lists(st.binary(min_size=1, max_size=40), max_size=6),
     st.lists(st.integers(0, 400), max_size=8),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.errors import AnswerError, RequestError
 from gateway.head import Framing, RequestReader, find_head, parse_request, parse_response
 from protocol.defaults import MAX_HEAD_BYTES, MAX_HEADER_FIELDS
+from tests.lab.examples import examples
 
 HOST = b"Host: a\r\n"
 
@@ -297,7 +298,7 @@ def as_h11_reads(raw: bytes, framing: Framing, length: int) -> tuple[h11.Request
     return request, peer.trailing_data[0]
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(st.one_of(VALID, MUTATED))
 @example(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
 def test_every_head_that_is_accepted_is_read_as_h11_reads_it(raw: bytes) -> None:
@@ -333,7 +334,7 @@ MUTATED_ANSWER = st.builds(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(st.one_of(ANSWER, MUTATED_ANSWER))
 def test_every_answer_that_is_accepted_is_read_as_h11_reads_it(raw: bytes) -> None:
     end = raw.find(b"\r\n\r\n") + 4
@@ -382,7 +383,7 @@ ANSWER_LINES = [
 ]
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(
     st.sampled_from(
         [b"1.1 200 OK", b"1.1 404 Not Found", b"1.1 200", b"1.1 204 No", b"1.1 304 ", b"1.1 101 Go", b"1.0 200 "]

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 import yaml
 
 from tests.lab import assets
 from tests.lab.pki import ClusterCA
-from tests.lab.processes import ADOPTED, Child, free_ports
+from tests.lab.processes import ADOPTED, Child, Started, free_ports
 
 Vintage = Literal["2020", "2023"]
 VINTAGES: Final[tuple[Vintage, ...]] = ("2020", "2023")
@@ -45,13 +45,10 @@ def make_account(folder: Path, *, host: str, port: int, ca: bytes, token: str) -
     return account
 
 
-class Peer:
+class Peer(Started):
     """What is run as one process, from `start` or for the time of a context."""
 
     _child: Child | None = None
-
-    def start(self) -> None:
-        raise NotImplementedError
 
     @property
     def child(self) -> Child:
@@ -64,17 +61,6 @@ class Peer:
             return None
         child, self._child = self._child, None
         return child.stop()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
 
 class GoProxy(Peer):

@@ -13,6 +13,8 @@ from tests.kubernetes.views import Pair, View
 from tests.lab import assets
 from tests.lab.controlplane import ControlPlane
 from tests.lab.world import TowerWorld
+from tests.loopback.relayed import net as net
+from tests.loopback.relayed import place as place
 
 MEMBER = "edge-1"
 

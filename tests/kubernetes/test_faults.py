@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,10 @@ from tests.kubernetes.flows import Copy, flowing
 from tests.kubernetes.test_streams import digest
 from tests.kubernetes.views import View
 from tests.lab.controlplane import ControlPlane
-from tests.lab.processes import Child, free_ports, wait_until
+from tests.lab.processes import Child, wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import tunnels
-from tests.loopback.relay import Network, network
+from tests.loopback.relay import Network
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "battered"
@@ -34,19 +33,6 @@ MIB = 1024 * 1024
 COPY_MIB = int(os.environ.get("TOWER_COPY_MIB", "256"))
 FAULTS = 56
 BACK = 30.0
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def net(place: Path) -> Iterator[tuple[Network, int]]:
-    (port,) = free_ports(1)
-    with network(place, port) as made:
-        yield made, port
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
 from tests.lab import assets, pki
 from tests.lab.network import MemberNetwork
-from tests.lab.processes import Child, LabError, free_ports
+from tests.lab.processes import Child, LabError, Started, free_ports
 
 NODE = "node-1"
 START_DEADLINE = 90.0
@@ -52,7 +52,7 @@ class Ports:
     kwok: int
 
 
-class ControlPlane:
+class ControlPlane(Started):
     """`start`, use `admin_kubeconfig` and `kubectl`, `stop`; also a context manager."""
 
     def __init__(self, folder: Path, *, network: MemberNetwork | None = None, pods: bool = True) -> None:
@@ -89,13 +89,6 @@ class ControlPlane:
     def stop(self) -> None:
         while self._children:
             self._children.pop().stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     @property
     def children(self) -> Sequence[Child]:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 STOP_DEADLINE = 10.0
 KILL_DEADLINE = 5.0
@@ -30,6 +31,27 @@ ADOPTED: set[int] = set()
 
 class LabError(Exception):
     """Something of the lab did not come up, or ended; the text says what, and shows the end of its log."""
+
+
+class Started:
+    """What runs from `start` to `stop`, or for the time of a context; a start that fails leaves nothing."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> object:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
 
 
 class Child:

@@ -15,13 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import yaml
 
 from tests.lab.controlplane import Done, run
 from tests.lab.network import MemberNetwork
-from tests.lab.processes import ADOPTED, Child, LabError, free_ports, wait_until
+from tests.lab.processes import ADOPTED, Child, LabError, Started, free_ports, wait_until
 from tests.lab.scaled import idle_limits
 
 BIN = Path(sys.executable).parent
@@ -54,7 +54,7 @@ class Member:
     config: Path
 
 
-class TowerWorld:
+class TowerWorld(Started):
     """One tower server and the agents joined to it."""
 
     def __init__(
@@ -111,17 +111,6 @@ class TowerWorld:
     def stop(self) -> None:
         while self._children:
             self._children.pop().stop()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     @property
     def children(self) -> Sequence[Child]:

@@ -16,6 +16,8 @@ import pytest
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, tunnels, watching
 from tests.loopback.member import BackendMember
+from tests.loopback.relayed import net as net
+from tests.loopback.relayed import place as place
 
 EDGE, OTHER = "edge-1", "edge-2"
 PEOPLE = ("alice", "bob", "carol", "dave")

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from tests.lab.controlplane import Done
 from tests.lab.network import MemberNetwork
 from tests.lab.pki import ClusterCA, write_kubeconfig
-from tests.lab.processes import ADOPTED, Child, LabError, free_ports
+from tests.lab.processes import ADOPTED, Child, LabError, Started, free_ports
 from tests.lab.world import ROOT
 from tests.loopback.backend import TOKEN
 
@@ -34,7 +34,7 @@ class Seen:
         return [value for key, value in self.headers if key == name]
 
 
-class BackendMember:
+class BackendMember(Started):
     """Start with `start`, end with `stop`; also a context manager. With a `network`, the backend listens inside it."""
 
     def __init__(self, folder: Path, network: MemberNetwork | None = None) -> None:
@@ -68,17 +68,6 @@ class BackendMember:
         if self._child is not None:
             self._child.stop()
             self._child = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
     def seen(self, marker: str) -> list[Seen]:
         """The requests whose target holds `marker`, in order."""

@@ -21,6 +21,7 @@ from tests.loopback.load import loading
 from tests.loopback.member import BackendMember
 from tests.loopback.replicas import Replica, second_replica
 
+pytestmark = pytest.mark.slow
 NAME = "edge"
 BACK = 30.0
 
@@ -42,7 +43,6 @@ def first_replica(tower: TowerWorld) -> Replica:
     return Replica(tower, NAME, member.config, member.agent)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_rolling_restart_of_two_replicas_loses_no_request_and_no_event(tower: TowerWorld) -> None:
     caller = Caller(tower.kubeconfig(NAME))
@@ -85,7 +85,6 @@ def callers_streams(tower: TowerWorld) -> int:
     return sum(bool(item["connection_id"]) for item in items)
 
 
-@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_ends_watches_cleanly_and_tells_callers_that_it_goes(
     own_world: Callable[..., TowerWorld], member: BackendMember
 ) -> None:

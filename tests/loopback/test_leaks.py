@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, context_of, metrics, tunnels
 from tests.loopback.member import BackendMember
-from tests.loopback.relay import Network, network
+from tests.loopback.relay import Network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAME = "edge"
@@ -49,19 +48,6 @@ class Held:
         return cls(
             pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
         )
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def net(place: Path) -> Iterator[tuple[Network, int]]:
-    (port,) = free_ports(1)
-    with network(place, port) as made:
-        yield made, port
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,30 +12,17 @@ from typing import Any
 
 import pytest
 
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, logs, metrics, tunnels, watching
 from tests.loopback.member import BackendMember
-from tests.loopback.relay import Network, network
+from tests.loopback.relay import Network
 from tests.loopback.replicas import second_replica
 
 pytestmark = pytest.mark.slow
 NAME = "edge"
 CONSTANTS = {"BACKOFF_MAX": 1.0, "RESUME_WINDOW": 3.0}
 BACK = 20.0
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def net(place: Path) -> Iterator[tuple[Network, int]]:
-    (port,) = free_ports(1)
-    with network(place, port) as made:
-        yield made, port
 
 
 @pytest.fixture(scope="module")

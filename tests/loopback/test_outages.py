@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import json
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,13 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.rawhttp import Answer, Connection
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, ended, health_port, logs, metrics, moves, ticks_until_end, watching
 from tests.loopback.member import BackendMember
-from tests.loopback.relay import Network, network
+from tests.loopback.relay import Network
 
+pytestmark = pytest.mark.slow
 NAME, STEADY = "shaky", "steady"
 WAITERS = 3
 WINDOW = 4.0
@@ -36,19 +36,6 @@ CONSTANTS = {
     "BACKOFF_MAX": 1.0,
 }
 BACK = 15.0
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def net(place: Path) -> Iterator[tuple[Network, int]]:
-    (port,) = free_ports(1)
-    with network(place, port) as made:
-        yield made, port
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +176,6 @@ def test_a_killed_agent_cuts_its_streams_with_a_reason_and_new_callers_are_held_
     assert (found["state"], found["ready"], found["code"]) == ("TunnelDown", "False", "TWR201")
 
 
-@pytest.mark.slow
 def test_a_stopped_agent_says_goodbye_and_callers_are_told_so(tower: TowerWorld, caller: Caller) -> None:
     assert tower.members[NAME].agent.stop() == 0
     gone(tower)
@@ -211,7 +197,6 @@ def test_a_caller_is_held_until_the_agent_is_back_and_then_served(
     assert waiting(tower) == 0
 
 
-@pytest.mark.slow
 def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
@@ -232,7 +217,6 @@ def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
         relay.do("open")
 
 
-@pytest.mark.slow
 def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     relay.do("shut")
     away(tower)
@@ -244,7 +228,6 @@ def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Calle
         relay.do("open")
 
 
-@pytest.mark.slow
 def test_no_tunnel_answer_close_says_nothing_at_all(own_world: Callable[..., TowerWorld]) -> None:
     silent = own_world(settings={"callers": {"address": "127.0.0.1", "no_tunnel_answer": "close"}})
     silent.towerctl("add", "cluster", NAME)
@@ -272,7 +255,6 @@ def test_a_cut_link_is_back_within_moments_and_both_ends_say_why(
     assert history[1]["text"]
 
 
-@pytest.mark.slow
 def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: Caller, relay: Network) -> None:
     series = f'tower_tunnel_closes_total{{cause="DEAD_PEER",member_cluster="{NAME}"}}'
     agent = tower.members[NAME].agent
@@ -290,7 +272,6 @@ def test_a_half_open_link_is_found_dead_by_both_ends(tower: TowerWorld, caller: 
     tower.until_state(NAME, "Connected", deadline=BACK)
 
 
-@pytest.mark.slow
 def test_a_corrupted_byte_ends_the_link_and_what_was_sent_arrives(
     tower: TowerWorld, caller: Caller, relay: Network
 ) -> None:
@@ -303,7 +284,6 @@ def test_a_corrupted_byte_ends_the_link_and_what_was_sent_arrives(
     assert Asking(caller).done().status == 200
 
 
-@pytest.mark.slow
 def test_an_agent_that_is_frozen_is_given_up_and_welcomed_back(tower: TowerWorld, caller: Caller) -> None:
     agent = tower.members[NAME].agent
     agent.send(signal.SIGSTOP)
@@ -321,7 +301,6 @@ def test_an_agent_that_is_frozen_is_given_up_and_welcomed_back(tower: TowerWorld
 # ---- the member's apiserver ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_an_apiserver_that_is_down_is_502_and_told_from_a_tunnel_that_is(
     tower: TowerWorld, caller: Caller, backend: BackendMember
 ) -> None:
@@ -340,7 +319,6 @@ def test_an_apiserver_that_is_down_is_502_and_told_from_a_tunnel_that_is(
     tower.until_state(NAME, "Connected", deadline=BACK)
 
 
-@pytest.mark.slow
 def test_an_apiserver_that_is_not_ready_makes_the_cluster_not_ready(
     tower: TowerWorld, caller: Caller, backend: BackendMember
 ) -> None:
@@ -358,7 +336,6 @@ def test_an_answer_that_breaks_off_does_not_look_complete(caller: Caller) -> Non
         caller.ask("/cut")
 
 
-@pytest.mark.slow
 def test_the_agents_health_follows_its_tunnel(tower: TowerWorld, relay: Network) -> None:
     def ready() -> tuple[int, Any]:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", health_port(tower, NAME), timeout=5)) as asked:

@@ -8,17 +8,16 @@ import contextlib
 import hashlib
 import signal
 import ssl
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels, watching
 from tests.loopback.member import BackendMember
-from tests.loopback.relay import Network, network
+from tests.loopback.relay import Network
 
 NAME = "cut-often"
 WINDOW = 6.0
@@ -29,19 +28,6 @@ PIECE = bytes(range(256)) * 1024
 PATIENCE = 30.0
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def net(place: Path) -> Iterator[tuple[Network, int]]:
-    (port,) = free_ports(1)
-    with network(place, port) as made:
-        yield made, port
 
 
 @pytest.fixture(scope="module")

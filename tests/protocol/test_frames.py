@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.constants import HEADER, HEADER_SIZE, Code, FrameType
@@ -26,6 +26,7 @@ from protocol.frames import (
     encode_reason,
     printable,
 )
+from tests.lab.examples import examples
 
 
 def found(decoder: FrameDecoder, *pieces: bytes) -> list[tuple[int, int, int, bytes]]:
@@ -42,7 +43,7 @@ frames = st.lists(
 )
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(frames=frames, cuts=st.lists(st.integers(0, 400), max_size=8))
 def test_frames_are_found_however_the_bytes_are_cut(frames, cuts) -> None:
     raw = b"".join(HEADER.pack(k, f, 0, s, len(p)) + p for k, f, s, p in frames)
@@ -53,7 +54,7 @@ def test_frames_are_found_however_the_bytes_are_cut(frames, cuts) -> None:
     assert decoder.buffered == 0
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(frames=frames.filter(bool), first=st.integers(0, 300))
 def test_taken_says_where_the_frame_ended(frames, first) -> None:
     raw = b"".join(HEADER.pack(k, f, 0, s, len(p)) + p for k, f, s, p in frames)

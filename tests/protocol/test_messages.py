@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.constants import Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES, MAX_REVOCATION_BYTES
 from protocol.errors import RemoteProtocolError
 from protocol.messages import MessageReader, encode_message
+from tests.lab.examples import examples
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v, max_size=3))
 bodies = st.dictionaries(st.text(min_size=1).filter(lambda key: key not in ("type", "kind")), values, max_size=3)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(said=st.lists(st.tuples(st.text(min_size=1), bodies), max_size=4), step=st.integers(1, 50))
 def test_messages_arrive_however_they_are_cut(said, step) -> None:
     raw = b"".join(encode_message(kind, **fields) for kind, fields in said)

@@ -4,32 +4,23 @@ attempts at a new link reach the server only. Everything that holds without cuts
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from protocol.constants import FEATURE_ACK, FEATURE_RESUME
-from protocol.flow import Limits
 from protocol.replay import FLOOR, RESERVE
 from protocol.scheduler import FRAME_COST
+from tests.lab.examples import examples
+from tests.protocol.test_session_property import LIMITS as LIMITS_OF_TWO
 from tests.protocol.test_session_property import STEP, TwoEnds, walk
 
-LIMITS = Limits(
-    initial_credit=64,
-    reserved_credit=16,
-    max_credit=512,
-    tunnel_budget=30_000,
-    max_streams=12,
-    open_backlog=5,
-    send_high=100,
-    send_low=20,
-    open_deadline=4.0,
-    replay_bytes=12 * FRAME_COST,
-)
+LIMITS = replace(LIMITS_OF_TWO, tunnel_budget=30_000, replay_bytes=12 * FRAME_COST)
 
 parts = st.floats(0.0, 1.0)
 
@@ -146,9 +137,7 @@ def random_enough(now: float) -> bool:
     return now % 5.0 > 3.0
 
 
-LossyEnds.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+LossyEnds.TestCase.settings = examples(12, stateful_step_count=40, suppress_health_check=list(HealthCheck))
 TestLossyEnds = LossyEnds.TestCase
 
 

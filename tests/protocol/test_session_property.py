@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -22,6 +22,7 @@ from protocol.constants import FEATURE_ACK, Code
 from protocol.errors import LocalProtocolError
 from protocol.flow import Budget, Limits
 from protocol.session import Session
+from tests.lab.examples import examples
 
 LIMITS = Limits(
     initial_credit=64,
@@ -367,9 +368,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert self.process.used == 0
 
 
-TwoEnds.TestCase.settings = settings(
-    max_examples=12, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TwoEnds.TestCase.settings = examples(12, stateful_step_count=30, suppress_health_check=list(HealthCheck))
 TestTwoEnds = TwoEnds.TestCase
 
 

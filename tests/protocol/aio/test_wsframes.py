@@ -6,13 +6,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side, State
 from websockets.speedups import apply_mask
 
 from protocol.aio.wsframes import MAX_MESSAGE_FRAME, NO_MASK, Op, WebSocketDecoder, WebSocketError, frame, header
+from tests.lab.examples import examples
 
 Said = list[tuple[Op, bytes]]
 
@@ -55,7 +56,7 @@ messages = st.lists(
 cuts = st.lists(st.integers(0, 200_000), max_size=12)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(messages=messages, cuts=cuts, masked=st.booleans())
 def test_what_the_library_writes_is_read(messages, cuts, masked) -> None:
     peer = Protocol(Side.CLIENT if masked else Side.SERVER, state=State.OPEN)
