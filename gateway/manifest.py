@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from daemon import kubesphere
 from gateway.policy import Policy
 from gateway.rbac import policy_file, rbac_objects
 from protocol import defaults
@@ -58,7 +59,8 @@ def rights(plan: Plan) -> list[Object]:
 
 def objects(plan: Plan) -> list[Object]:
     """Everything, in an order in which it can be applied."""
-    return [*rights(plan), *_identity(plan), *_token(plan), _config(plan), _fence(plan), _deployment(plan)]
+    kept = [*_identity(plan), *_token(plan), _config(plan)]
+    return [*rights(plan), *_kubesphere(plan), *kept, _fence(plan), _deployment(plan)]
 
 
 def _identity(plan: Plan) -> list[Object]:
@@ -81,6 +83,32 @@ def _identity(plan: Plan) -> list[Object]:
             subjects=[{"kind": "ServiceAccount", "name": plan.name, "namespace": plan.namespace}],
         ),
     ]
+
+
+def _kubesphere(plan: Plan) -> list[Object]:
+    """Where the member offers its KubeSphere: what the agent reads to prove to a host that both have one `jwtSecret`.
+
+    In KubeSphere's own namespace, and in an object of its own: the owner may leave it out and compare by hand.
+    """
+    if "kubesphere" not in plan.services:
+        return []
+    rbac, name = "rbac.authorization.k8s.io", f"{plan.name}-kubesphere"
+    rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [kubesphere.CONFIG], "verbs": ["get"]}
+    subject = {"kind": "ServiceAccount", "name": plan.name, "namespace": plan.namespace}
+    made = [
+        _namespaced(plan, f"{rbac}/v1", "Role", name, rules=[rule]),
+        _namespaced(
+            plan,
+            f"{rbac}/v1",
+            "RoleBinding",
+            name,
+            roleRef={"apiGroup": rbac, "kind": "Role", "name": name},
+            subjects=[subject],
+        ),
+    ]
+    for each in made:
+        each["metadata"]["namespace"] = kubesphere.SPACE
+    return made
 
 
 def _token(plan: Plan) -> list[Object]:

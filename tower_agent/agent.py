@@ -24,9 +24,10 @@ from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
 from protocol.aio.buffers import read_by
-from tower_agent.config import KUBERNETES, AgentConfig, Service
+from tower_agent.config import KUBERNETES, KUBESPHERE, AgentConfig, Service
 from tower_agent.enrol import Enrolment
 from tower_agent.host import HostAgent, Surroundings
+from tower_agent.kubesphere import KubeSphere
 from tower_agent.member import MemberApi
 from tower_agent.policy import PolicyFile, drift
 from tower_agent.probe import Probe, Prober
@@ -156,7 +157,13 @@ class Agent:
             version=self._version,
             probe_fields=self._probe_fields,
             unreachable=prober.suspect,
+            hosts=lambda: sorted(host.trust.host for host in self._hosts),
+            kubesphere=self._kubesphere(access),
         )
+
+    def _kubesphere(self, access: Access) -> KubeSphere | None:
+        address = self._config.services.get(KUBESPHERE, Service()).address
+        return None if address is None else KubeSphere(MemberApi(access, version=self._version), address)
 
     def _serve(self, trust: HostTrust, policies: PolicyFile, around: Surroundings) -> None:
         host = HostAgent(trust, policies.policy(trust.host), around)

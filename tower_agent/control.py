@@ -33,12 +33,16 @@ class ControlChannel(asyncio.Protocol):
         on_revocations: Callable[[str], None],
         on_trust: Callable[[Message], None],
         on_names: Callable[[object], None],
+        on_compare: Callable[[ControlChannel, str], None] = lambda _channel, _nonce: None,
     ) -> None:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_revocations = on_revocations
         self._on_trust = on_trust
         self._on_names = on_names
+        self._on_compare = on_compare
+        self.answers: dict[str, Any] = {}
+        """What the host has asked on this stream, and is told in every status from then on."""
         self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._renewals: dict[str, asyncio.Future[Message]] = {}
@@ -56,6 +60,8 @@ class ControlChannel(asyncio.Protocol):
                 self._on_trust(message)
             elif kind == "names":
                 self._on_names(message.get("names"))
+            elif kind == "compare":
+                self._on_compare(self, _text(message, "nonce"))
             elif kind in {"renewed", "refused"}:
                 waiting = self._renewals.pop(_text(message, "id"), None)
                 if waiting is not None and not waiting.done():
@@ -75,7 +81,7 @@ class ControlChannel(asyncio.Protocol):
     def status(self, fields: dict[str, Any]) -> None:
         """Send a status; skipped while earlier ones are still unread, since only the newest matters."""
         if self._transport is not None and self._transport.get_write_buffer_size() <= MAX_QUEUED_BYTES:
-            self._transport.write(encode_message("status", **fields))
+            self._transport.write(encode_message("status", **fields, **self.answers))
 
     async def renew(self, csr: bytes, serving_csr: bytes, proof: bytes) -> tuple[bytes, bytes]:
         """The renewed chains (PEM, leaf first): identity and serving. Raises TowerError."""

@@ -34,6 +34,7 @@ from protocol.messages import Message
 from tower_agent.apiserver import make_gateway, serving_context
 from tower_agent.config import AgentConfig
 from tower_agent.control import ControlChannel
+from tower_agent.kubesphere import KubeSphere
 from tower_agent.observer import RequestObserver
 from tower_agent.services import Services
 from tower_agent.supervisor import LinkParts, LinkState, LinkSupervisor
@@ -42,6 +43,7 @@ from tower_agent.wayout import WayOut
 
 RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts to renew
 TRUST_RETRY: Final = (1.0, 60.0)  # to keep what the host's roots have announced
+COMPARE_EVERY: Final = 60.0  # between two looks at the member's KubeSphere, once a host has asked
 SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
 _TLS_FAULTS: Final = frozenset({"TWR213", "TWR214"})  # a CA file may have been mended since
 
@@ -59,6 +61,10 @@ class Surroundings:
     instance: str
     version: str
     probe_fields: Callable[[], dict[str, Any]]
+    hosts: Callable[[], list[str]] = list
+    """The names of all hosts that this agent serves."""
+    kubesphere: KubeSphere | None = None
+    """None: the member declares no such service."""
     unreachable: Callable[[], None]  # a caller's request has found no apiserver
 
 
@@ -197,6 +203,7 @@ class HostAgent:
             "nodes": probe.get("nodes"),
             "agent_version": self._around.version,
             "services": self.services.report(),
+            "hosts": self._around.hosts(),
             "requests": self.observer.figures(),
             "policy": {"drift": self.drift},
             "revocations": {"stale": self._stale_revocations()},
@@ -232,6 +239,7 @@ class HostAgent:
                 on_revocations=self._revocations_came,
                 on_trust=self._trust_came,
                 on_names=self._names_came,
+                on_compare=self._compare_came,
             )
         )
 
@@ -258,6 +266,26 @@ class HostAgent:
         if self.trust.take_names(names):
             log.info("names-wanted", host=self.trust.host, names=names)
             self._renewal_due.set()
+
+    def _compare_came(self, channel: ControlChannel, nonce: str) -> None:
+        if self._around.kubesphere is None or channel.answers:
+            return
+        try:
+            asked = base64.b64decode(nonce, validate=True)
+        except binascii.Error:
+            return  # not of this protocol: no answer is what says so
+        channel.answers["kubesphere"] = None
+        self._tasks.start(self._compare(channel, asked, self._around.kubesphere), name=f"compare {self.trust.host}")
+
+    async def _compare(self, channel: ControlChannel, nonce: bytes, kubesphere: KubeSphere) -> None:
+        """For as long as the stream stands: either secret may be changed."""
+        while channel in self._channels:
+            cluster = self.trust.identity.cluster
+            before = channel.answers["kubesphere"]
+            channel.answers["kubesphere"] = await kubesphere.answer(nonce, host=self.trust.host, cluster=cluster)
+            if before is None:
+                channel.status(self._status())
+            await asyncio.sleep(COMPARE_EVERY)
 
     def _trust_came(self, message: Message) -> None:
         self._tasks.start(self._take_trust(message), name=f"trust {self.trust.host}")

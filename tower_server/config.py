@@ -233,6 +233,8 @@ class ServerConfig(Section):
     def _a_url(cls, value: str | None) -> str | None:
         return None if value is None else normal_url(value)
 
+    kubesphere_config: str = ""
+    """NAMESPACE/NAME of the ConfigMap of this host's KubeSphere, whose `jwtSecret` members must have too."""
     @field_validator("admin_socket")
     @classmethod
     def _fits(cls, value: Path, _info: ValidationInfo) -> Path:
@@ -242,6 +244,20 @@ class ServerConfig(Section):
 
 
 def normal_url(text: str) -> str:
+    @field_validator("kubesphere_config")
+    @classmethod
+    def _a_config_map(cls, value: str) -> str:
+        namespace, slash, name = value.partition("/")
+        if value and not (slash and is_label(namespace) and all(map(is_label, name.split(".")))):
+            raise ValueError("a ConfigMap is named NAMESPACE/NAME, such as kubesphere-system/kubesphere-config")
+        return value
+
+    @model_validator(mode="after")
+    def _a_host_has_it(self) -> ServerConfig:
+        if self.kubesphere_config and self.store.kind != "kubernetes":
+            raise ValueError("kubesphere_config needs a Kubernetes store: it is an object of the host's apiserver")
+        return self
+
     """`wss://HOST[:PORT]` for what may be written with https:// and a trailing slash; raises ValueError."""
     try:
         parts = urlsplit(text)

@@ -24,6 +24,7 @@ from protocol.aio.tunnel import Tunnel
 from protocol.constants import CONTROL_SERVICE, Code
 from protocol.errors import StreamRefused
 from protocol.messages import Message, MessageReader, encode_message
+from tower_server import kubesphere
 from tower_server.agents import Agents
 from tower_server.faultof import certs_fault
 from tower_server.member import Member
@@ -58,6 +59,7 @@ class Control:
         declared: Callable[[Member], object],
         suspect: Callable[[str, Tunnel], object],
         names: Callable[[str], tuple[str, ...]],
+        host: str = "",
     ) -> None:
         self.agents = agents
         self.rotation = rotation
@@ -66,6 +68,9 @@ class Control:
         self.declared = declared
         self.suspect = suspect
         self.names = names
+        self.host = host
+        self.kubesphere: Callable[[], str] = str
+        """The `jwtSecret` of the host's KubeSphere, which members' are compared with; empty for none."""
         self._registry = registry
         self._revocations = revocations
         registry.subscribe(self.attach)
@@ -171,7 +176,8 @@ class ControlStream(asyncio.Protocol):
     def _status(self, message: Message) -> None:
         if self._tunnel.renew_only:
             return  # its identity has expired: it may renew, and say nothing about the member
-        report = cleaned({key: value for key, value in message.items() if key != "type"})
+        report = cleaned({key: value for key, value in message.items() if key not in ("type", kubesphere.KEY)})
+        self._compare(report, message.get(kubesphere.KEY))
         before = self._member.report.get("services")
         if _unwell(report) and not _unwell(self._tunnel.data.get("report", {})):
             self._control.suspect(self._member.name, self._tunnel)
@@ -180,6 +186,19 @@ class ControlStream(asyncio.Protocol):
         self._believes(report.get("trust"))
         if report.get("services") != before:
             self._control.declared(self._member)
+
+    def _compare(self, report: dict[str, Any], said: object) -> None:
+        """Asks about the member's KubeSphere where that is in play, and judges what its agent has answered."""
+        secret = self._control.kubesphere()
+        if not kubesphere.in_play(secret, report):
+            return
+        question = self._tunnel.data.get(kubesphere.KEY)
+        if question is None:
+            question = self._tunnel.data[kubesphere.KEY] = kubesphere.Question()
+            self.send(encode_message("compare", nonce=question.text))
+        report[kubesphere.KEY] = kubesphere.compared(
+            secret, said, question, host=self._control.host, cluster=self._member.name
+        )
 
     def _believes(self, said: object) -> None:
         """Written once for each step of a rotation."""

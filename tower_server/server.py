@@ -42,6 +42,7 @@ from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig, machine_name, url_host
 from tower_server.control import Control
 from tower_server.enrolment import Enrolment
+from tower_server.kubesphere import HostSecret
 from tower_server.legacy.service import LegacyAgents
 from tower_server.listeners import CallerPorts
 from tower_server.ports import PortAllocator, PortRange
@@ -83,6 +84,7 @@ class _Parts:
     sealer: Sealer | None = None
     legacy: LegacyAgents | None = None
     replicas: Replicas | None = None
+    host_secret: HostSecret | None = None
 
 
 class Server:
@@ -201,8 +203,12 @@ class Server:
             names=clusters.certificate_names,
         )
         ports.unreachable = services.probing.suspect
+            host=authority.host,
         clusters.subscribe(lambda _change, name: control.renamed(name))
         rotation.subscribe(self._renew_certificate)
+        host_secret = self._host_secret(store)
+        if host_secret is not None:
+            control.kubesphere = lambda: host_secret.secret
         rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
         return _Parts(
@@ -218,6 +224,7 @@ class Server:
             legacy=self._legacy(services) if config.kubesphere_v1.enabled else None,
             replicas=self._replicas(services, ports) if config.store.kind == "kubernetes" else None,
         )
+            host_secret=host_secret,
 
     def _replicas(self, services: Services, ports: CallerPorts) -> Replicas:
         from tower_server.replicas.replicas import Replicas
@@ -360,6 +367,15 @@ class Server:
             metrics=self._metrics,
             replicas=replicas,
         )
+            if parts.host_secret is not None:
+                self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
+
+    def _host_secret(self, store: Store) -> HostSecret | None:
+        """What members' KubeSpheres are compared with, where the configuration says where it lies."""
+        from tower_server.store.kubernetes import KubernetesStore
+
+        place = self._config.kubesphere_config
+        return HostSecret(store.client, place=place) if place and isinstance(store, KubernetesStore) else None
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._process.tasks.start(work, name=name)

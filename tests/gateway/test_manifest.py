@@ -77,6 +77,23 @@ def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
     assert str(read.token_file) == "/var/run/secrets/tower/token"
 
 
+def test_an_agent_of_a_member_with_kubesphere_may_read_its_configuration_and_no_other() -> None:
+    made = objects(plan(services={"kubesphere": "ks-apiserver.kubesphere-system.svc:80"}))
+    _, role = sorted(of_kind(made, "Role"), key=lambda each: str(each["metadata"]["namespace"] == "kubesphere-system"))
+    assert (role["metadata"]["namespace"], role["metadata"]["name"]) == (
+        "kubesphere-system",
+        "tower-agent-host-a-kubesphere",
+    )
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kubesphere-config"], "verbs": ["get"]}
+    ]
+    (binding,) = [each for each in of_kind(made, "RoleBinding") if each["metadata"]["namespace"] == "kubesphere-system"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": "tower-agent-host-a", "namespace": "tower-system"}
+    ]
+
+
 def test_policy_file_and_cluster_role_hold_the_same_names() -> None:
     made = objects(plan(policy=Policy.from_dict("host-a", {"users": ["alice"], "groups": ["dev"]})))
     (config,) = of_kind(made, "ConfigMap")

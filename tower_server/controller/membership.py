@@ -75,7 +75,11 @@ def _errand(outcome: Outcome, *, record: Cluster, wanted: Wanted | None, sight: 
         served_too=frozenset(str(each) for each in hosts) if isinstance(hosts, list) else frozenset(),
         kubesphere=trouble if isinstance(trouble, str) else "",
         passthrough=isinstance(entry, Mapping) and entry.get("mode") == "passthrough",
-        healthy=sight is not None and sight.healthy and KUBERNETES in outcome.ports and bool(outcome.address),
+        healthy=sight is not None
+        and sight.healthy
+        and KUBERNETES in outcome.ports
+        and bool(outcome.address)
+        and not (isinstance(kubesphere, Mapping) and kubesphere.get("pending") is True),
         federate=wanted is not None and wanted.federate and not wanted.deleting,
         joined=record.federated,
     )
