@@ -306,6 +306,7 @@ class Server:
             find=services.registry.find,
             admit_new=self._admit_new,
             budget=self._budget,
+            suspect=services.probing.suspect,
             limits=self._config.liveness.limits(self._config.memory),
             admit=self._admit,
             on_refused=self._refused,

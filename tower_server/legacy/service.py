@@ -6,6 +6,7 @@ serving certificate and the credential that came last, nothing else. Off unless 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 from collections.abc import Callable, Coroutine
@@ -28,6 +29,7 @@ from tower_server.agents import Agents
 from tower_server.clusters import Clusters
 from tower_server.config import KubesphereV1
 from tower_server.legacy.binding import BindingError, bind, binding_name, unbind
+from tower_server.legacy.facts import EVERY, read_facts
 from tower_server.legacy.port import LegacyPort, small_requests
 from tower_server.legacy.registrar import Registrar
 from tower_server.legacy.registration import Registration
@@ -58,6 +60,9 @@ class _Shared:
     bound: bool | None = None
     """Whether the host's group is bound in the member by us; None: not known."""
     said: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    looked_at: float = float("-inf")
+    """When it was last found out what a native agent would report (the loop's clock)."""
 
 
 class LegacyAgents:
@@ -78,6 +83,7 @@ class LegacyAgents:
         on_refused: Refused,
         start_work: Start,
         handshakes: Any,
+        suspect: Callable[[str], object],
     ) -> None:
         self._config = config
         self._authority = authority
@@ -95,6 +101,7 @@ class LegacyAgents:
         self._on_refused = on_refused
         self._start_work = start_work
         self._handshakes = handshakes
+        self._suspect = suspect
         self._registrar = Registrar(clusters, agents)
         self._port: LegacyPort | None = None
         self._file: FileCertificate | None = None
@@ -167,9 +174,11 @@ class LegacyAgents:
                 target=registration.kubernetes,
                 credential=registration.credential,
                 connect=made.connect,
+                unreachable=lambda: self._suspect(registration.name),
             ),
         )
         tunnel.on_gone = self._gone
+        tunnel.facts = shared.facts
         shared.tunnels.append(tunnel)
         self._share_credential(shared)
         self._say(shared)
@@ -177,6 +186,7 @@ class LegacyAgents:
         # Structurally a tunnel; a test holds the two faces against each other.
         self._registry.admit(cast("Tunnel", tunnel))
         self._start_work(self._keep_bound(registration.name), f"legacy-binding-{registration.name}")
+        self._look(registration.name, shared)
 
     def _shared_of(self, name: str) -> _Shared:
         if name not in self._shared:
@@ -270,6 +280,23 @@ class LegacyAgents:
             for tunnel in shared.tunnels:
                 tunnel.gateway.context = shared.certificates.context()
             self._start_work(self._keep_bound(name), f"legacy-binding-{name}")
+            self._look(name, shared)
+
+    # ---- what a native agent would report -----------------------------------------------------------------------
+
+    def _look(self, name: str, shared: _Shared) -> None:
+        """Where Go agents serve: native ones report by themselves."""
+        now, member = asyncio.get_running_loop().time(), self._registry.members.get(name)
+        if member is None or not shared.tunnels or _native_serves(member) or now - shared.looked_at < EVERY:
+            return
+        shared.looked_at = now
+        self._start_work(self._learn(shared), f"legacy-facts-{name}")
+
+    async def _learn(self, shared: _Shared) -> None:
+        facts = await read_facts(shared.tunnels[-1].gateway.upstreams.impersonation)
+        shared.facts.update(facts)
+        for tunnel in shared.tunnels:
+            tunnel.learned(shared.facts)
 
 
 def _native_serves(member: Member) -> bool:

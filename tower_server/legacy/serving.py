@@ -27,6 +27,7 @@ from tower_server.legacy.registration import Credential, Target
 from tower_server.revocations import Revocations
 from tower_server.servercert import memory_file
 
+UNREACHABLE: Final = frozenset({"TWR301", "TWR303"})
 Connect = Callable[[Callable[[], Any]], Awaitable[tuple[Any, Any]]]
 
 log = get_logger(__name__)
@@ -72,6 +73,7 @@ def make_gateway(
     target: Target,
     credential: Credential,
     connect: Connect,
+    unreachable: Callable[[], object],
 ) -> Gateway:
     """The gateway of one agent's tunnel; start it, and close it with the tunnel."""
     upstreams = Upstreams(_apiserver(target, credential), connect=connect)
@@ -82,7 +84,7 @@ def make_gateway(
         policy=Policy.default(authority.host),
         verify_client=lambda chain: authority.bundle.verify_client(chain, time.time(), revocations=revocations.current),
         check_client=lambda who: cast("ClientIdentity", who).check(time.time(), revocations.current),
-        observer=Audit(authority.host),
+        observer=Audit(authority.host, unreachable),
     )
 
 
@@ -108,12 +110,15 @@ def _context(apiserver: Apiserver, credential: Credential) -> ssl.SSLContext:
 
 
 class Audit:
-    """One line a request, as an agent writes it."""
+    """One line a request, as an agent writes it; `unreachable` is told of those that found no apiserver."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, unreachable: Callable[[], object]) -> None:
         self._host: Final = host
+        self._unreachable = unreachable
 
     def request(self, record: RequestRecord) -> None:
+        if record.fault in UNREACHABLE:
+            self._unreachable()
         audit.info(
             "request",
             host=self._host,

@@ -8,7 +8,7 @@ services that the agent announced. A link that is silent is asked for a sign of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
@@ -83,11 +83,20 @@ class LegacyTunnel:
         self._next = 1
         self._waiters: list[asyncio.Future[Closed]] = []
         self._asked_at: float | None = None
+        self._control: _AgentControl | None = None
+        self.facts: Mapping[str, Any] = {}
+        """What is known of the member: version, uid, nodes."""
         self.gateway = gateway(self)
         self.gateway.start()
         wire.owner = self
         self._timer = self.loop.call_later(defaults.PING_INTERVAL, self._tick)
         self._ask()
+
+    def learned(self, facts: Mapping[str, Any]) -> None:
+        """Reports what was found out of the member in the agent's place: each time, as a heartbeat does."""
+        self.facts = facts
+        if self._control is not None and self.closed is None:
+            self._control.say()
 
     # ---- figures ------------------------------------------------------------------------------------------------
 
@@ -146,7 +155,8 @@ class LegacyTunnel:
             end = self.wire.open(str(self.registration.kubesphere), protocol)
             end.on_lost = gone
         elif service == CONTROL_SERVICE:
-            end = self._to(_AgentControl(self), protocol, gone)
+            self._control = _AgentControl(self)
+            end = self._to(self._control, protocol, gone)
         else:
             raise StreamRefused(Code.UNKNOWN_SERVICE, f"the agent announced no service {service!r}")
         self._streams[number] = end, service, caller, connection_id
@@ -334,17 +344,23 @@ class _Answered(asyncio.Protocol):
 
 
 class _AgentControl(asyncio.Protocol):
-    """The far end of the control stream: says once what the agent announced, and takes what the server says."""
+    """The far end of the control stream: says what the agent announced and what is found out of its member, and takes
+    what the server says."""
 
     def __init__(self, tunnel: LegacyTunnel) -> None:
         self._tunnel = tunnel
+        self._transport: Any = None
 
     def connection_made(self, transport: Any) -> None:
-        announced = self._tunnel.registration
+        self._transport = transport
+        self.say()
+
+    def say(self) -> None:
+        announced, transport = self._tunnel.registration, self._transport
         services: dict[str, Any] = {KUBERNETES: {"mode": "gateway"}}
         if announced.kubesphere is not None:
             services[KUBESPHERE] = {"address": str(announced.kubesphere)}
-        line = encode_message("status", services=services, agent_version=self._tunnel.software)
+        line = encode_message("status", **self._tunnel.facts, services=services, agent_version=self._tunnel.software)
         asyncio.get_running_loop().call_soon(lambda: None if transport.is_closing() else transport.write(line))
 
     def eof_received(self) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from gateway.tls import Apiserver as Address
 from gateway.upstream import Upstreams
 from tests.tower_server.legacy.goagent import Apiserver, apiserver
-from tower_server.legacy import binding as module
+from tower_server.legacy import asking as module
 from tower_server.legacy.binding import BindingError, bind, binding_name, unbind
 
 pytestmark = pytest.mark.asyncio
