@@ -213,6 +213,8 @@ class ServerConfig(Section):
     memory: Memory = Memory()
     replica: Replica = Replica()
     kubesphere_v1: KubesphereV1 = KubesphereV1()
+    kubesphere_config: str = ""
+    """NAMESPACE/NAME of the ConfigMap of this host's KubeSphere, whose `jwtSecret` members must have too."""
     log: Log = Log()
 
     @field_validator("host")
@@ -222,28 +224,6 @@ class ServerConfig(Section):
             raise ValueError("a host's name is a DNS label: lower-case letters, digits and hyphens")
         return value
 
-    @field_validator("listen", "health_address", mode="before")
-    @classmethod
-    def _listens(cls, value: object) -> object:
-        split_address(value)
-        return value
-
-    @field_validator("public_url")
-    @classmethod
-    def _a_url(cls, value: str | None) -> str | None:
-        return None if value is None else normal_url(value)
-
-    kubesphere_config: str = ""
-    """NAMESPACE/NAME of the ConfigMap of this host's KubeSphere, whose `jwtSecret` members must have too."""
-    @field_validator("admin_socket")
-    @classmethod
-    def _fits(cls, value: Path, _info: ValidationInfo) -> Path:
-        if len(os.fsencode(value)) > 107:
-            raise ValueError("the path of a Unix socket has at most 107 bytes")
-        return value
-
-
-def normal_url(text: str) -> str:
     @field_validator("kubesphere_config")
     @classmethod
     def _a_config_map(cls, value: str) -> str:
@@ -258,6 +238,26 @@ def normal_url(text: str) -> str:
             raise ValueError("kubesphere_config needs a Kubernetes store: it is an object of the host's apiserver")
         return self
 
+    @field_validator("listen", "health_address", mode="before")
+    @classmethod
+    def _listens(cls, value: object) -> object:
+        split_address(value)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _a_url(cls, value: str | None) -> str | None:
+        return None if value is None else normal_url(value)
+
+    @field_validator("admin_socket")
+    @classmethod
+    def _fits(cls, value: Path, _info: ValidationInfo) -> Path:
+        if len(os.fsencode(value)) > 107:
+            raise ValueError("the path of a Unix socket has at most 107 bytes")
+        return value
+
+
+def normal_url(text: str) -> str:
     """`wss://HOST[:PORT]` for what may be written with https:// and a trailing slash; raises ValueError."""
     try:
         parts = urlsplit(text)

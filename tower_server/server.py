@@ -83,8 +83,8 @@ class _Parts:
     file_certificate: FileCertificate | None = None
     sealer: Sealer | None = None
     legacy: LegacyAgents | None = None
-    replicas: Replicas | None = None
     host_secret: HostSecret | None = None
+    replicas: Replicas | None = None
 
 
 class Server:
@@ -201,14 +201,14 @@ class Server:
             declared=lambda member: self._start_for_peer(clusters.declare(member), f"declare-{member.name}"),
             suspect=services.probing.suspect,
             names=clusters.certificate_names,
+            host=authority.host,
         )
         ports.unreachable = services.probing.suspect
-            host=authority.host,
-        clusters.subscribe(lambda _change, name: control.renamed(name))
-        rotation.subscribe(self._renew_certificate)
         host_secret = self._host_secret(store)
         if host_secret is not None:
             control.kubesphere = lambda: host_secret.secret
+        clusters.subscribe(lambda _change, name: control.renamed(name))
+        rotation.subscribe(self._renew_certificate)
         rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
         return _Parts(
@@ -222,9 +222,9 @@ class Server:
             file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
             sealer=sealer,
             legacy=self._legacy(services) if config.kubesphere_v1.enabled else None,
+            host_secret=host_secret,
             replicas=self._replicas(services, ports) if config.store.kind == "kubernetes" else None,
         )
-            host_secret=host_secret,
 
     def _replicas(self, services: Services, ports: CallerPorts) -> Replicas:
         from tower_server.replicas.replicas import Replicas
@@ -270,6 +270,7 @@ class Server:
             on_refused=self._refused,
             start_work=self._start_for_peer,
             handshakes=self._metrics.handshakes,
+            suspect=services.probing.suspect,
         )
 
     def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
@@ -306,7 +307,6 @@ class Server:
             find=services.registry.find,
             admit_new=self._admit_new,
             budget=self._budget,
-            suspect=services.probing.suspect,
             limits=self._config.liveness.limits(self._config.memory),
             admit=self._admit,
             on_refused=self._refused,
@@ -350,6 +350,15 @@ class Server:
             await self._open_replicas(parts.replicas, parts.store)
             self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
             self._process.tasks.restart(self._controller(parts, parts.replicas).run, name="controller")
+            if parts.host_secret is not None:
+                self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
+
+    def _host_secret(self, store: Store) -> HostSecret | None:
+        """What members' KubeSpheres are compared with, where the configuration says where it lies."""
+        from tower_server.store.kubernetes import KubernetesStore
+
+        place = self._config.kubesphere_config
+        return HostSecret(store.client, place=place) if place and isinstance(store, KubernetesStore) else None
 
     def _controller(self, parts: _Parts, replicas: Replicas) -> HostController:
         from tower_server.controller.hosting import HostController
@@ -368,15 +377,6 @@ class Server:
             metrics=self._metrics,
             replicas=replicas,
         )
-            if parts.host_secret is not None:
-                self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
-
-    def _host_secret(self, store: Store) -> HostSecret | None:
-        """What members' KubeSpheres are compared with, where the configuration says where it lies."""
-        from tower_server.store.kubernetes import KubernetesStore
-
-        place = self._config.kubesphere_config
-        return HostSecret(store.client, place=place) if place and isinstance(store, KubernetesStore) else None
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> object:
         return self._process.tasks.start(work, name=name)
