@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Final, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
@@ -40,6 +40,8 @@ class Section(BaseModel):
     """The base of every configuration model: unknown keys are refused, values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    SHORT: ClassVar[str] = ""
+    """The key that one word in the section's place means: with `kind`, `store: x` is `store: {kind: x}`."""
 
 
 M = TypeVar("M", bound=Section)
@@ -99,6 +101,10 @@ def load(
     origins: dict[Key, str] = {}
     if file is not None and (required or file.exists()):
         values, lines = yamlfile.read(file)
+        for key in list(lines):
+            if (full := _full(model, key, _at(values, key))) != key:
+                _put(values, full, _at(values, key), {}, "")
+                lines[full] = lines[key]
         origins = {key: f"file {file}:{line}" for key, line in lines.items() if not isinstance(_at(values, key), dict)}
         problems = [
             f"{file}:{lines.get(key, 1)}: unknown key {dotted(key)!r}{hint}"
@@ -109,7 +115,7 @@ def load(
     for name, given in (flags or {}).items():
         if given is not None:
             path = tuple(name.split("."))
-            _put(values, path, given, origins, f"flag --{path[-1].replace('_', '-')}")
+            _put(values, _full(model, path, given), given, origins, f"flag --{path[-1].replace('_', '-')}")
     try:
         return Loaded(model.model_validate(values), origins)
     except ValidationError as exc:
@@ -150,7 +156,7 @@ def _environment(
             except yaml.YAMLError:
                 yield f"environment: {name} starts like a list or mapping but is not YAML"
                 continue
-        _put(values, path, value, origins, f"environment {name}")
+        _put(values, _full(model, path, value), value, origins, f"environment {name}")
 
 
 def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
@@ -158,17 +164,27 @@ def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
     return "SERVICE_" in name or "://" in environ[name] or name.rsplit("_PORT_", 1)[0] + "_PORT" in environ
 
 
-def _put(values: dict[str, Any], path: tuple[str, ...], value: Any, origins: dict[Key, str], origin: str) -> None:
+def _put(values: dict[str, Any], path: Key, value: Any, origins: dict[Key, str], origin: str) -> None:
     for key in [key for key in origins if key[: len(path)] == path]:
         del origins[key]
     origins[path] = origin
-    level = values
+    level: Any = values
     for name in path[:-1]:
         inner = level.get(name)
         if not isinstance(inner, dict):
             inner = level[name] = {}
         level = inner
     level[path[-1]] = value
+
+
+def _full(model: type[Section], path: Key, value: Any) -> Key:
+    """Where a value belongs: one word in the place of a section that has a short form is the value of that key."""
+    section: type[Section] | None = model
+    for name in path:
+        field = section.model_fields.get(str(name)) if section else None
+        section = _section(field.annotation) if field and not _container(field.annotation) else None
+    short = section.SHORT if section else ""
+    return (*path, short) if short and isinstance(value, str) else path
 
 
 def _section(annotation: Any) -> type[Section] | None:

@@ -43,12 +43,13 @@ async def leave_host(config: AgentConfig, host: str | None, *, forget: bool) -> 
         named, place = f"for host {chosen!r} " if chosen else "", stores[0].place(chosen or "HOST", "identity.json")
         raise TowerError("TWR225", f"there is no identity {named}in {place}")
     store = places[chosen]
+    if forget:
+        there = await _to_do_there(store, chosen)
+        await _forget(store, chosen)
+        click.echo(f"forgot host {chosen} without asking it; there: {there}", err=True)
+        return
     trust = await HostTrust.load(store, chosen)
     name = f"{trust.identity.cluster}/{trust.identity.agent}"
-    if forget:
-        await _forget(store, chosen)
-        click.echo(f"forgot host {chosen} without asking it; there: towerctl revoke agent {name}", err=True)
-        return
     await _ask(config, trust)
     await _forget(store, chosen)
     click.echo(f"left host {chosen}: it has revoked agent {name}, and the identity is gone from here", err=True)
@@ -76,6 +77,15 @@ async def _ask(config: AgentConfig, trust: HostTrust) -> None:
     refused = refusal_of(answer, f"{target.authority} answered {answer.status} to the request to leave")
     if refused.code != "TWR603":  # its cluster was deleted: there is nothing left to revoke
         raise TowerError(refused.code, refused.message, mend=forgetting)
+
+
+async def _to_do_there(store: IdentityStore, host: str) -> str:
+    """Whatever is damaged here, a host can be forgotten."""
+    try:
+        identity = await store.load(host)
+    except CertsError as error:
+        return f"find it by `towerctl get agents` and revoke it; its identity could not be read here: {error.text}"
+    return f"towerctl revoke agent {identity.cluster}/{identity.agent}" if identity else "nothing, it was not joined"
 
 
 async def _forget(store: IdentityStore, host: str) -> None:

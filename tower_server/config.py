@@ -115,14 +115,10 @@ class EnrolmentTokens(Section):
     uses: int = Field(default=defaults.TOKEN_USES, ge=1, le=1000)
 
 
-def _short_store(value: Any) -> Any:
-    """`store: kubernetes` for `store: {kind: kubernetes}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 class StoreSection(Section):
     """Where the server keeps its records."""
 
+    SHORT = "kind"
     kind: Literal["sqlite", "kubernetes"] = "sqlite"
     """`sqlite`: a file in `state_dir`, for one server; `kubernetes`: objects of a host cluster, for one or several."""
     namespace: str = defaults.STORE_NAMESPACE
@@ -200,7 +196,7 @@ class ServerConfig(Section):
     tls: Tls | None = None
     state_dir: Path = Path(defaults.STATE_DIR)
     """Holds the store (0600), in it the tower CA."""
-    store: Annotated[StoreSection, BeforeValidator(_short_store)] = StoreSection()
+    store: StoreSection = StoreSection()
     admin_socket: Path = Path(defaults.ADMIN_SOCKET)
     health_address: str = defaults.SERVER_HEALTH_ADDRESS
     ports: Ports = Ports()

@@ -61,7 +61,6 @@ def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig
     """The configuration in force. A user who is not root gets places of their own for what nobody set."""
     file = config_file or Path(defaults.SERVER_CONFIG_FILE)
     options: dict[str, Any] = {"file": file, "required": config_file is not None, "reserved": {CONFIG_VARIABLE}}
-    flags = {"store.kind" if key == "store" else key: value for key, value in flags.items()}
     loaded = configuration.load(ServerConfig, **options, flags=flags)
     places = user_places(dict(os.environ), os.geteuid())
     unset = {key: place for key, place in places.items() if (key,) not in loaded.origins}

@@ -76,6 +76,21 @@ def test_a_host_that_is_gone_is_left_only_on_request(world: TowerWorld, member: 
     assert not list((world.folder / "leaver").glob("**/identity.json"))
 
 
+@pytest.mark.parametrize(
+    ("damaged", "there"), [("revocations", b"towerctl revoke agent edge/"), ("identity.json", b"towerctl get agents")]
+)
+def test_a_host_of_which_something_is_damaged_here_can_be_forgotten(
+    world: TowerWorld, member: BackendMember, damaged: str, there: bytes
+) -> None:
+    config = joined(world, member, "edge")
+    (file,) = (world.folder / "leaver").glob(f"**/{damaged}")
+    file.write_bytes(b"{}")
+    done = agent(world, config, "leave", "--forget")
+    assert done.code == 0, done.stderr
+    assert there in done.stderr
+    assert not list((world.folder / "leaver").glob("**/identity.json"))
+
+
 def test_a_cluster_that_was_deleted_is_left_all_the_same(world: TowerWorld, member: BackendMember) -> None:
     config = joined(world, member, "edge")
     assert world.call("DELETE", "/v1/clusters/edge")[0] == 200

@@ -36,6 +36,14 @@ def test_the_flag_the_short_form_and_the_section_say_the_same(tmp_path: Path) ->
     file = tmp_path / "server.yaml"
     file.write_text("store: kubernetes\n")
     assert configuration.load(ServerConfig, file=file, environ={}).value.store.kind == "kubernetes"
+    file.write_text("store: kubernetes\n")
+    loaded = configuration.load(ServerConfig, file=file, environ={"TOWER_STORE__NAMESPACE": "elsewhere"})
+    assert (loaded.value.store.kind, loaded.value.store.namespace) == ("kubernetes", "elsewhere")
+    origins = {setting.key: setting.origin for setting in loaded.effective()}
+    assert origins["store.kind"] == f"file {file}:1"
+    assert origins["store.namespace"] == "environment TOWER_STORE__NAMESPACE"
+    both = {"TOWER_STORE": "kubernetes", "TOWER_STORE__NAMESPACE": "elsewhere"}
+    assert configuration.load(ServerConfig, environ=both).value.store == loaded.value.store
     file.write_text("store: {namespace: elsewhere}\n")
     found = load(file, {"store": "kubernetes"}).value.store
     assert (found.kind, found.namespace) == ("kubernetes", "elsewhere")
@@ -49,7 +57,7 @@ async def test_a_kubernetes_store_without_access_says_what_to_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    config = ServerConfig.model_validate({"store": "kubernetes", "state_dir": tmp_path})
+    config = ServerConfig.model_validate({"store": {"kind": "kubernetes"}, "state_dir": tmp_path})
     with pytest.raises(TowerError) as caught:
         await open_store(config, version="1")
     assert (caught.value.code, "store.kubeconfig" in caught.value.mend) == ("TWR309", True)
