@@ -47,6 +47,10 @@ def _cluster_checks(services: Services, name: str) -> Iterator[Check]:
         f"redundancy/{name}", partial(_redundancy, member), needs=(ready,), category="clusters", subject=name,
         title="tunnels and policy", code="TWR202",
     )  # fmt: skip
+    if services.host is not None:
+        from tower_server.hostchecks import host_checks  # brings the whole client along
+
+        yield from host_checks(services.host, name, needs=(ready,))
 
 
 async def _store(services: Services) -> Result:

@@ -14,15 +14,17 @@ import hmac
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daemon.faults import TowerError
-from daemon.kube.client import Client
 from daemon.kube.resources import CONFIG_MAPS
 from daemon.kubesphere import CONFIG, NONCE_BYTES, SPACE, jwt_secret, proof
 from daemon.log import get_logger
 from protocol.frames import printable
 from tower_server.records import KUBESPHERE
+
+if TYPE_CHECKING:
+    from daemon.kube.client import Client
 
 READ_EVERY: Final = 60.0
 ANSWER_WITHIN: Final = 30.0  # an agent that knows the question reads one ConfigMap and asks one service

@@ -63,6 +63,8 @@ REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, 
 REFUSAL_LINES_BURST: Final = 100
 
 if TYPE_CHECKING:
+    from daemon.kube.client import Client
+    from tower_server.admin.operators import OperatorPort
     from tower_server.controller.hosting import HostController
     from tower_server.replicas.replicas import Replicas
 
@@ -190,6 +192,7 @@ class Server:
             public_url=config.public_url,
             callers_address=config.callers.address or url_host(config.public_url or "") or "127.0.0.1",
             started=now,
+            host=self._host(store),
         )
         control = Control(
             registry=registry,
@@ -353,12 +356,19 @@ class Server:
             if parts.host_secret is not None:
                 self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
 
-    def _host_secret(self, store: Store) -> HostSecret | None:
-        """What members' KubeSpheres are compared with, where the configuration says where it lies."""
+    def _host(self, store: Store) -> Client | None:
+        """The host's apiserver, where records lie there."""
+        if self._config.store.kind != "kubernetes":
+            return None
         from tower_server.store.kubernetes import KubernetesStore
 
-        place = self._config.kubesphere_config
-        return HostSecret(store.client, place=place) if place and isinstance(store, KubernetesStore) else None
+        assert isinstance(store, KubernetesStore)
+        return store.client
+
+    def _host_secret(self, store: Store) -> HostSecret | None:
+        """What members' KubeSpheres are compared with, where the configuration says where it lies."""
+        client, place = self._host(store), self._config.kubesphere_config
+        return HostSecret(client, place=place) if place and client is not None else None
 
     def _controller(self, parts: _Parts, replicas: Replicas) -> HostController:
         from tower_server.controller.hosting import HostController

@@ -150,6 +150,10 @@ def test_a_member_of_another_host_is_refused_until_somebody_there_says_that_it_i
     assert "'elsewhere'" in message
     assert "'berlin'" in message
     assert "delete configmap tower-host-elsewhere" in message
+    checked = tower.towerctl("check", "edge", check=False)
+    assert checked.code == 1
+    assert "TWR124" in checked.text
+    assert "delete configmap tower-host-elsewhere" in checked.text
     assert marks(member) == ["tower-host-elsewhere"]
     assert "kubeconfig" not in cluster(host_plane, "edge")["spec"]["connection"]
     assert not read(host_plane, "kubefedclusters", "edge", "-n", SPACE)

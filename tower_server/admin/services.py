@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from certs.ca import Authority
 from daemon.metrics import ServerMetrics
@@ -15,6 +16,9 @@ from tower_server.rotation import Rotation
 from tower_server.store.base import Store
 from tower_server.tokens import Tokens
 from tower_server.tunnels import TunnelRegistry
+
+if TYPE_CHECKING:
+    from daemon.kube.client import Client
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +40,8 @@ class Services:
     public_url: str | None
     callers_address: str
     started: float
+    host: Client | None = None
+    """Of the host's apiserver, where records lie there."""
     listen: str = field(default="")
     legacy_address: str = field(default="")
     """Of the port of the dialect kubesphere-v1; empty where that is not enabled."""
