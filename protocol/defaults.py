@@ -14,6 +14,7 @@ MIB: Final = 1024 * 1024
 # Addresses and places.
 TUNNEL_PORT: Final = 8443
 REPLICA_PORT: Final = 8444  # for the other servers of a host, where several share a Kubernetes store
+OPERATOR_PORT: Final = 8445  # the admin API for operators who come by the host's apiserver, on loopback of the pod
 LEGACY_PORT: Final = 8080  # of the dialect kubesphere-v1, where Go agents look for it
 TUNNEL_PATH: Final = "/v1/tunnel"
 SERVER_HEALTH_ADDRESS: Final = "127.0.0.1:9443"
@@ -40,6 +41,7 @@ MAX_CALLER_DAYS: Final = 365  # bounds how long a revocation by user must be kep
 SERVER_CERTIFICATE_DAYS: Final = 30
 CERTIFICATE_BACKDATE: Final = 300.0  # before the time of issue, for clocks that run behind
 TOKEN_LIFETIME: Final = 3600.0
+LOGIN_LIFETIME: Final = 3600.0  # of a request that ties an operator's key to their name, see certs.login
 SEAL_KEY_LIFETIME: Final = 3600.0  # of the key that enrolments are sealed to; the one before it still opens
 TOKEN_USES: Final = 1
 REVOCATIONS_EVERY: Final = 3600.0  # the list is signed and sent anew, so that an agent sees when one is kept from it

@@ -58,9 +58,10 @@ async def _store(services: Services) -> Result:
 
 
 async def _public_url(services: Services) -> Result:
-    if services.public_url is None:
-        return warn("TWR111", "no public_url is set: join commands cannot be made")
-    return ok(f"agents are told to dial {services.public_url}")
+    await services.public.look()
+    if services.public.known is None:
+        return warn("TWR111", f"join commands cannot be made: {services.public.missing.message}")
+    return ok(f"agents are told to dial {services.public.known}")
 
 
 async def _ca(services: Services) -> Result:

@@ -160,6 +160,25 @@ class Replica(Section):
         return value
 
 
+class Operators(Section):
+    """Operators who come by the host's apiserver (`towerctl --context`)."""
+
+    listen: str = ""
+    """A loopback address of the pod, such as 127.0.0.1:8445; off when left out. Whoever comes has to log in."""
+
+    @field_validator("listen", mode="before")
+    @classmethod
+    def _on_loopback(cls, value: object) -> object:
+        if value == "":
+            return value
+        host, _ = split_address(value)
+        if host != "localhost" and not (host and ipaddress.ip_address(host).is_loopback):
+            raise ValueError(
+                "must be a loopback address, such as 127.0.0.1:8445: it is plain HTTP behind a port-forward"
+            )
+        return value
+
+
 class KubesphereV1(Section):
     """The port of the dialect `kubesphere-v1`, for Go Tower's agents. Off unless enabled."""
 
@@ -208,6 +227,7 @@ class ServerConfig(Section):
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
     replica: Replica = Replica()
+    operators: Operators = Operators()
     kubesphere_v1: KubesphereV1 = KubesphereV1()
     kubesphere_config: str = ""
     """NAMESPACE/NAME of the ConfigMap of this host's KubeSphere, whose `jwtSecret` members must have too."""
@@ -244,6 +264,12 @@ class ServerConfig(Section):
     @classmethod
     def _a_url(cls, value: str | None) -> str | None:
         return None if value is None else normal_url(value)
+
+    @model_validator(mode="after")
+    def _somebody_says_who_asks(self) -> ServerConfig:
+        if self.operators.listen and self.store.kind != "kubernetes":
+            raise ValueError("operators.listen needs a Kubernetes store: an apiserver has to say who asks")
+        return self
 
     @field_validator("admin_socket")
     @classmethod

@@ -48,6 +48,7 @@ from tower_server.listeners import CallerPorts
 from tower_server.ports import PortAllocator, PortRange
 from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
+from tower_server.publicaddress import LOOK_EVERY, PublicAddress
 from tower_server.revocations import Revocations
 from tower_server.rotation import Rotation
 from tower_server.servercert import FileCertificate, ServerCertificate, own_names
@@ -87,6 +88,7 @@ class _Parts:
     legacy: LegacyAgents | None = None
     host_secret: HostSecret | None = None
     replicas: Replicas | None = None
+    operators: OperatorPort | None = None
 
 
 class Server:
@@ -169,6 +171,7 @@ class Server:
             shared=config.store.kind == "kubernetes",
         )
         credential = ProbeCredential(authority)
+        public = self._public_address(store)
         rotation = Rotation(store, authority, agents)
         services = Services(
             store=store,
@@ -179,7 +182,7 @@ class Server:
             rotation=rotation,
             tokens=Tokens(
                 store,
-                url=lambda: config.public_url or "",
+                url=lambda: public.known or "",
                 fingerprint=lambda: authority.bundle.fingerprint,
                 lifetime=config.enrolment.lifetime,
                 uses=config.enrolment.uses,
@@ -189,7 +192,7 @@ class Server:
             credential=credential,
             metrics=metrics,
             version=self._version,
-            public_url=config.public_url,
+            public=public,
             callers_address=config.callers.address or url_host(config.public_url or "") or "127.0.0.1",
             started=now,
             host=self._host(store),
@@ -229,6 +232,23 @@ class Server:
             replicas=self._replicas(services, ports) if config.store.kind == "kubernetes" else None,
         )
 
+    def _public_address(self, store: Store) -> PublicAddress:
+        from tower_server.store.kubernetes import KubernetesStore
+
+        client = store.client if isinstance(store, KubernetesStore) else None
+        made = PublicAddress(self._config.public_url, client=client, namespace=self._config.store.namespace)
+        made.changed = self._reached_as
+        return made
+
+    def _reached_as(self, url: str) -> None:
+        """Agents that dial this address verify its name, whichever server answers them."""
+        assert self._parts is not None
+            self._renew_certificate()
+
+    async def _look_for_address(self) -> None:
+        await asyncio.sleep(LOOK_EVERY)
+        await self.services.public.look()
+
     def _replicas(self, services: Services, ports: CallerPorts) -> Replicas:
         from tower_server.replicas.replicas import Replicas
 
@@ -260,6 +280,20 @@ class Server:
         self._process.tasks.restart(replicas.run, name="replicas")
 
     def _legacy(self, services: Services) -> LegacyAgents:
+    async def _open_operators(self, parts: _Parts, replicas: Replicas) -> None:
+        from tower_server.admin.login import Logins
+        from tower_server.admin.operators import OperatorApp, OperatorPort
+        from tower_server.store.kubernetes import KubernetesStore
+
+        config = self._config
+        assert isinstance(parts.store, KubernetesStore)
+        if not config.operators.listen:
+            return
+        logins = Logins(parts.store.client, namespace=config.store.namespace, server=replicas.name)
+        parts.operators = OperatorPort(OperatorApp(AdminApp(parts.services), logins), config.operators.listen)
+        await parts.operators.start()
+        log.info("operators-port", address=parts.operators.address)
+
         return LegacyAgents(
             self._config.kubesphere_v1,
             authority=services.authority,
@@ -351,7 +385,11 @@ class Server:
         self._process.tasks.restart(self._housekeeping, name="housekeeping")
         if parts.replicas is not None:
             await self._open_replicas(parts.replicas, parts.store)
+            if config.public_url is None:
+                await parts.services.public.look()
+                self._process.tasks.restart(self._look_for_address, name="public-address")
             self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
+            await self._open_operators(parts, parts.replicas)
             self._process.tasks.restart(self._controller(parts, parts.replicas).run, name="controller")
             if parts.host_secret is not None:
                 self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
@@ -511,6 +549,8 @@ class Server:
             await parts.legacy.stop()
         await parts.admin.stop()
         parts.ports.close("the server stops")
+        if parts.operators is not None:
+            await parts.operators.stop()
         if parts.replicas is not None:
             parts.replicas.close()
         registry.close_all(Code.SHUTDOWN, "the server stops")
@@ -570,15 +610,15 @@ async def serve(config: ServerConfig, process: Process, *, version: str) -> None
         host=services.authority.host,
         version=version,
         tunnel=services.listen,
-        public_url=config.public_url,
+        public_url=services.public.known,
         admin=str(config.admin_socket),
         health=server.health_address,
         state=state_of(config),
         clusters=len(services.clusters.names()),
         ca=services.authority.bundle.fingerprint,
     )
-    if config.public_url is None:
-        log.warning("no-public-url", text="members cannot be added until public_url is set")
+    if services.public.known is None:
+        log.warning("no-public-url", text=services.public.missing.message)
     await process.ready(f"serving {len(services.clusters.names())} clusters on {services.listen}")
     try:
         await process.stop.wait()

@@ -27,6 +27,7 @@ from protocol import defaults
 from protocol.aio.listener import Credentials
 
 SERVER_NAME: Final = "tower-server"
+MAX_FURTHER_NAMES: Final = 16  # of addresses that come and go, the oldest are forgotten
 
 
 class ServerCertificate:
@@ -35,6 +36,7 @@ class ServerCertificate:
     def __init__(self, authority: Authority, *, names: Iterable[str], at: float) -> None:
         self._authority = authority
         self._names = tuple(dict.fromkeys([*names, f"*.{MEMBERS_DOMAIN}"]))
+        self._also: tuple[str, ...] = ()
         self.key: PrivateKey = generate_key()
         self.tunnel_context = tls_context()
         self.answer_context = tls_context()
@@ -47,9 +49,15 @@ class ServerCertificate:
     def renew_at(self) -> float:
         return self.issued.not_before + (self.issued.not_after - self.issued.not_before) * defaults.RENEW_AT
 
+    def name_also(self, names: Iterable[str]) -> bool:
+        """Whether a name was not carried yet; `renew` then makes the certificate that carries it."""
+        new = [name for name in names if name not in (*self._names, *self._also)]
+        self._also = (*self._also, *new)[-MAX_FURTHER_NAMES:]
+        return bool(new)
+
     def renew(self, *, at: float) -> None:
         public = self.key.public_key()
-        self.issued = self._authority.issue_server(SERVER_NAME, self._names, public_key=public, at=at)
+        self.issued = self._authority.issue_server(SERVER_NAME, (*self._names, *self._also), public_key=public, at=at)
         self.credentials = Credentials(self.issued.chain_der, signer(self.key))
         for context in (self.tunnel_context, self.answer_context):
             load_pem(context, self.issued.chain_pem, key_to_pem(self.key))

@@ -13,10 +13,11 @@ import json
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
 from towerctl.errors import AdminRefused, ServerUnreachable
 
@@ -33,9 +34,25 @@ def path_of(*parts: str) -> str:
 class AdminClient:
     """Calls of the admin API; each raises `ServerUnreachable` or `AdminRefused`."""
 
-    def __init__(self, path: str, *, timeout: float) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float,
+        label: str = "",
+        place: str = "",
+        token: str = "",
+        fault: Callable[[], TowerError | None] = lambda: None,
+    ) -> None:
         self.path = path
         self.timeout = timeout
+        self.label = label or path
+        """What answers there, for people."""
+        self.place = place or os.path.abspath(path)
+        """The server's, the same for every command: what is kept of it goes by this."""
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.fault = fault
+        """Why the way to the server fails, where the socket only stands in for it."""
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Object:
         return self._call("GET", path, query=query)
@@ -53,7 +70,7 @@ class AdminClient:
                 connection.sock.settimeout(None)  # between two changes there may lie days
             while line := response.readline(MAX_LINE_BYTES):
                 if line.strip():
-                    yield _parse(line, self.path)
+                    yield _parse(line, self.label)
 
     def _call(
         self,
@@ -70,8 +87,8 @@ class AdminClient:
             if response.length and len(data) <= MAX_ANSWER_BYTES:  # a bounded read does not complain by itself
                 raise http.client.IncompleteRead(data, response.length)
         if len(data) > MAX_ANSWER_BYTES:
-            raise ServerUnreachable(f"the answer from {self.path} is larger than {MAX_ANSWER_BYTES >> 20} MiB")
-        return _parse(data, self.path) if data.strip() else {}
+            raise ServerUnreachable(f"the answer from {self.label} is larger than {MAX_ANSWER_BYTES >> 20} MiB")
+        return _parse(data, self.label) if data.strip() else {}
 
     @contextlib.contextmanager
     def _answer(
@@ -79,16 +96,18 @@ class AdminClient:
     ) -> Iterator[tuple[UnixConnection, http.client.HTTPResponse]]:
         connection = UnixConnection(self.path, timeout)
         payload = None if body is None else json.dumps(body).encode()
-        headers = {"Accept": "application/json"} | ({"Content-Type": "application/json"} if payload is not None else {})
+        headers = {"Accept": "application/json", **self.headers} | (
+            {"Content-Type": "application/json"} if payload is not None else {}
+        )
         try:
             with contextlib.suppress(BrokenPipeError):  # refused before it was all sent: the answer says why
                 connection.request(method, path + (f"?{urlencode(query)}" if query else ""), payload, headers)
             response = connection.getresponse()
             if response.status >= 400:
-                raise refusal_of(response.status, response.reason, response.read(MAX_LINE_BYTES), self.path)
+                raise refusal_of(response.status, response.reason, response.read(MAX_LINE_BYTES), self.label)
             yield connection, response
         except (OSError, http.client.HTTPException) as error:
-            raise unreachable(error, self.path, timeout) from error
+            raise self.fault() or unreachable(error, self.label, timeout) from error
         finally:
             connection.close()
 

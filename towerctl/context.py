@@ -12,6 +12,7 @@ from protocol import defaults
 
 if TYPE_CHECKING:
     from towerctl.client import AdminClient
+    from towerctl.kubeway import KubeWay
 
 
 def _socket() -> str:
@@ -33,11 +34,37 @@ class Ctl:
 
     socket: str = field(default_factory=_socket)
     timeout: float = defaults.ADMIN_DEADLINE
+    context: str = ""
+    """Of the kubeconfig: the tower of that cluster is asked, and the socket does not count."""
+    tower_namespace: str = defaults.STORE_NAMESPACE
+    _way: KubeWay | None = None
 
     def client(self, *, timeout: float | None = None) -> AdminClient:
         from towerctl.client import AdminClient
 
-        return AdminClient(self.socket, timeout=self.timeout if timeout is None else timeout)
+        deadline = self.timeout if timeout is None else timeout
+        if not self.context:
+            return AdminClient(self.socket, timeout=deadline)
+        way = self._opened()
+        return AdminClient(
+            way.socket,
+            timeout=deadline,
+            label=way.label,
+            place=f"{self.context}/{self.tower_namespace}",
+            token=way.token,
+            fault=lambda: way.fault,
+        )
+
+    def _opened(self) -> KubeWay:
+        """The way by the apiserver, once a command."""
+        if self._way is None:
+            from towerctl.kubeway import KubeWay
+
+            way = KubeWay(context=self.context, namespace=self.tower_namespace, timeout=self.timeout)
+            click.get_current_context().find_root().call_on_close(way.close)
+            way.open()
+            self._way = way
+        return self._way
 
 
 pass_ctl = click.make_pass_decorator(Ctl, ensure=True)

@@ -32,9 +32,9 @@ def cache_directory() -> Path:
     return root / "tower" / "credentials"
 
 
-def cache_file(socket: str, cluster: str, user: str | None, ca: str = "", *, groups: Sequence[str] = ()) -> Path:
+def cache_file(place: str, cluster: str, user: str | None, ca: str = "", *, groups: Sequence[str] = ()) -> Path:
     """Servers, clusters, users, groups and CAs are kept apart by a hash: any of them may hold any character."""
-    parts = (os.path.abspath(socket), cluster, user or "", ca, *groups)
+    parts = (place, cluster, user or "", ca, *groups)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     return cache_directory() / f"{cluster}-{digest}.json"
 
@@ -49,7 +49,7 @@ def credential(
     refresh: bool = False,
 ) -> Object:
     """The ExecCredential to print. `ca` is whatever names the CA that the kubeconfig trusts."""
-    path = cache_file(client.path, cluster, user, ca, groups=groups)
+    path = cache_file(client.place, cluster, user, ca, groups=groups)
     now = time.time()
     held = None if refresh else _read(path)
     if held is not None and now < held["renew_at"]:

@@ -1,7 +1,8 @@
 """click groups whose commands are imported when they are used, and the options that every command takes.
 
 Help and completion read only the table of names and one-liners, so that neither pays for what it does not run.
-`--socket` and `--timeout` are taken anywhere on the line, as kubectl takes its own.
+`--socket`, `--context` and `--timeout` are taken anywhere on the line, as kubectl takes its own; `--namespace` too, but
+after a verb that has one of its own (`manifest`), where `--tower-namespace` says the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from protocol import defaults
 from towerctl.context import Ctl
 from towerctl.types import Duration
 from towerctl.words import PROGRAM
@@ -25,7 +27,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         setattr(ctx.ensure_object(Ctl), str(param.name), value)
 
 
-def global_options() -> list[click.Parameter]:
+def global_options(*, namespace: bool = True) -> list[click.Parameter]:
     """What may stand before or after the verb; the last one said wins."""
     return [
         click.Option(
@@ -35,6 +37,22 @@ def global_options() -> list[click.Parameter]:
             is_eager=True,
             callback=_remember,
             help="Admin socket of the tower server (TOWER_ADMIN_SOCKET).",
+        ),
+        click.Option(
+            ["--context"],
+            metavar="NAME",
+            expose_value=False,
+            is_eager=True,
+            callback=_remember,
+            help="Ask the tower in the cluster of this kubeconfig context, with your rights there.",
+        ),
+        click.Option(
+            ["tower_namespace", "--tower-namespace", *(["--namespace"] if namespace else [])],
+            metavar="NAME",
+            expose_value=False,
+            is_eager=True,
+            callback=_remember,
+            help=f"With --context: the tower's namespace. [default: {defaults.STORE_NAMESPACE}]",
         ),
         click.Option(
             ["--timeout"],
@@ -53,7 +71,8 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["context_settings"] = CONTEXT_SETTINGS | (kwargs.get("context_settings") or {})
         super().__init__(*args, **kwargs)
-        self.params.extend(global_options())
+        own = {name for param in self.params for name in param.opts}
+        self.params.extend(global_options(namespace="--namespace" not in own))
         if self.help:
             self.help = self.help.replace("towerctl", PROGRAM)
         self.epilog = self.epilog.replace("towerctl", PROGRAM) if self.epilog else None

@@ -105,16 +105,17 @@ class Forwarder:
                 max_size=MAX_MESSAGE,
                 max_queue=MAX_QUEUE,
                 user_agent_header=None,
+                additional_headers=self._client.headers,
             )
         except InvalidStatus as error:
             raise refusal_of(
                 error.response.status_code,
                 error.response.reason_phrase,
                 bytes(error.response.body or b""),
-                self._client.path,
+                self._client.label,
             ) from error
         except (OSError, InvalidHandshake) as error:
-            raise unreachable(error, self._client.path, timeout) from error
+            raise self._client.fault() or unreachable(error, self._client.label, timeout) from error
         try:
             yield socket
         finally:

@@ -40,7 +40,8 @@ cli = LazyGroup(
     table=TABLE,
     help=(
         "Operate the tunnels of a tower server: add member clusters, get kubeconfigs for them, see how they are.\n\n"
-        "Talks to the server's admin socket, so it runs on the server's machine as a user who may open that socket."
+        "Talks to the server's admin socket, so it runs on the server's machine as a user who may open that socket; "
+        "or, with --context, to a server in a Kubernetes cluster, with your rights there."
     ),
     epilog=f"Exit codes: 0 fine, 1 failed, 2 usage, 3 could not check. Start with `{PROGRAM} add cluster NAME`.",
     no_args_is_help=True,

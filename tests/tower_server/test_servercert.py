@@ -105,3 +105,20 @@ def test_the_lifetime_is_bounded():
     certificate = ServerCertificate(AUTHORITY, names=[], at=NOW)
     ends = certificate.issued.certificate.not_valid_after_utc
     assert ends - dt.datetime.fromtimestamp(NOW, dt.UTC) <= dt.timedelta(days=31)
+
+
+def test_a_further_address_is_carried_from_the_next_renewal_on_and_their_number_is_bounded() -> None:
+    from certs.verify import certificate_names
+    from tower_server.servercert import MAX_FURTHER_NAMES
+
+    made = ServerCertificate(AUTHORITY, names=["tower.example.com"], at=NOW)
+    assert made.name_also(["203.0.113.7", "tower.example.com"])
+    assert not made.name_also(["203.0.113.7"])
+    made.renew(at=NOW)
+    assert {"203.0.113.7", "tower.example.com", "*.members.tower"} <= certificate_names(made.issued.chain_der)
+    for number in range(MAX_FURTHER_NAMES):
+        made.name_also([f"10.0.0.{number}"])
+    made.renew(at=NOW)
+    carried = certificate_names(made.issued.chain_der)
+    assert {"tower.example.com", "*.members.tower", "10.0.0.0"} <= carried
+    assert "203.0.113.7" not in carried

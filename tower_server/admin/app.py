@@ -107,9 +107,9 @@ class AdminApp:
 
     async def _http(self, request: Request) -> Response:
         try:
-            _admitted(request.headers)
-            parts = _parts(request.scope)
-            query = _query(request.scope)
+            admitted(request.headers)
+            parts = read_parts(request.scope)
+            query = read_query(request.scope)
             if parts == ["clusters"] and request.method == "GET" and query.get("watch") in ("1", "true"):
                 return watch_clusters(self._services)
             if parts == ["backup"] and request.method == "GET":
@@ -123,7 +123,7 @@ class AdminApp:
             result = await call(self._services, arguments, document, query)
             if request.method != "GET":
                 log.info("admin", caller=_caller(request.scope), method=request.method, path=request.url.path)
-            return _json(201 if request.method == "POST" and pattern in _WITH_BODY else 200, result)
+            return json_response(201 if request.method == "POST" and pattern in _WITH_BODY else 200, result)
         except TowerError as error:
             _note_refusal(request.scope, request.method, error)
             return error_response(error)
@@ -141,8 +141,8 @@ class AdminApp:
 
     async def _websocket(self, websocket: WebSocket) -> None:
         try:
-            _admitted(websocket.headers)
-            parts = _parts(websocket.scope)
+            admitted(websocket.headers)
+            parts = read_parts(websocket.scope)
             arguments = _match(_FORWARD, parts)
             if arguments is None:
                 raise TowerError("TWR612", "there is no WebSocket at this path")
@@ -158,7 +158,7 @@ class _WrongMethod(Exception):
         self.allowed = allowed
 
 
-def _admitted(headers: Mapping[str, str]) -> None:
+def admitted(headers: Mapping[str, str]) -> None:
     if headers.get("host", "").rpartition(":")[0].lower() != HOST and headers.get("host", "").lower() != HOST:
         raise _Misdirected("TWR607", f"the admin API answers to the host {HOST!r} only")
     if "origin" in headers:
@@ -173,7 +173,7 @@ class _Misdirected(TowerError):
         return 421
 
 
-def _parts(scope: Scope) -> list[str]:
+def read_parts(scope: Scope) -> list[str]:
     """The parts of the path below /v1, decoded one by one."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     parts = raw.partition(b"?")[0].decode("latin-1").split("/")
@@ -182,7 +182,7 @@ def _parts(scope: Scope) -> list[str]:
     return [unquote(part, errors="replace") for part in parts[2:]]
 
 
-def _query(scope: Scope) -> dict[str, str]:
+def read_query(scope: Scope) -> dict[str, str]:
     query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
     unknown = sorted(query.keys() - _QUERIES)
     if unknown:
@@ -197,6 +197,15 @@ def _find(method: str, parts: list[str]) -> tuple[Call, Arguments, tuple[str, ..
             if method not in methods:
                 raise _WrongMethod(sorted(methods))
             return methods[method], arguments, pattern
+    raise TowerError("TWR612", "the admin API has no such path")
+
+
+def pattern_of(parts: list[str], *, websocket: bool = False) -> tuple[str, ...]:
+    """The pattern that a path fits, arguments in capitals; TowerError TWR612 where no call has it."""
+    patterns = (_FORWARD,) if websocket else (*CALLS, ("backup",))
+    for pattern in patterns:
+        if _match(pattern, parts) is not None:
+            return pattern
     raise TowerError("TWR612", "the admin API has no such path")
 
 
@@ -234,7 +243,7 @@ def _caller(scope: Scope) -> str:
     return f"{client[0]} {client[1]}" if client else "unknown"
 
 
-def _json(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+def json_response(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
     return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
 
@@ -250,4 +259,4 @@ def error_response(
         "mend": error.mend,
     }
     retry = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    return _json(status or error.http_status, document, {**retry, **(headers or {})})
+    return json_response(status or error.http_status, document, {**retry, **(headers or {})})

@@ -84,7 +84,7 @@ async def list_clusters(services: Services) -> Object:
 async def create_cluster(services: Services, document: dict[str, Any]) -> Object:
     asked = checked(NewCluster, document)
     if asked.join:
-        public_url(services)  # refuses before anything is made
+        await services.public.url()  # refuses before anything is made
     cluster = await services.clusters.create(
         asked.name, serving_names=asked.serving_names, expected_tunnels=asked.expected_tunnels
     )
@@ -109,12 +109,6 @@ async def delete_cluster(services: Services, name: str) -> Object:
     return view
 
 
-def public_url(services: Services) -> str:
-    if services.public_url is None:
-        raise TowerError("TWR111", "this server does not know under which URL its agents reach it")
-    return services.public_url
-
-
 # ---- tokens, agents, revocations --------------------------------------------------------------------------------
 
 
@@ -126,7 +120,7 @@ def new_token_view(made: NewToken) -> Object:
 async def create_token(services: Services, cluster: str, document: dict[str, Any]) -> Object:
     asked = checked(NewTokenBody, document)
     record, _ = services.clusters.get(cluster)
-    public_url(services)
+    await services.public.url()
     return new_token_view(await services.tokens.create(record, ttl=asked.ttl, uses=asked.uses))
 
 
@@ -290,7 +284,7 @@ async def info(services: Services) -> Object:
         {
             "version": services.version,
             "host": services.authority.host,
-            "public_url": services.public_url,
+            "public_url": services.public.known,
             "listen": services.listen,
             "started": moment(services.started),
             "ca_fingerprint": services.authority.bundle.fingerprint,

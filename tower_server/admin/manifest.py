@@ -15,7 +15,6 @@ from gateway.manifest import Plan, objects
 from gateway.policy import Policy
 from protocol import defaults
 from tower_server.admin.body import Body, checked
-from tower_server.admin.calls import public_url
 from tower_server.admin.services import Services
 
 IMAGE: Final = f"tower-tunnel:{importlib.metadata.version('tower-tunnel')}"
@@ -52,7 +51,7 @@ async def manifest(services: Services, cluster: str, document: dict[str, Any]) -
         raise TowerError("TWR605", f"policy: {error}") from error
     token = None
     if asked.token:
-        public_url(services)
+        await services.public.url()
         token = (await services.tokens.create(record, ttl=asked.ttl)).text
     plan = Plan(policy, asked.namespace, asked.image, token, replicas=asked.replicas, services=asked.services)
     return {"apiVersion": "v1", "kind": "List", "items": objects(plan)}

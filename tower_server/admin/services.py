@@ -11,6 +11,7 @@ from tower_server.agents import Agents
 from tower_server.clusters import Clusters
 from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
+from tower_server.publicaddress import PublicAddress
 from tower_server.revocations import Revocations
 from tower_server.rotation import Rotation
 from tower_server.store.base import Store
@@ -37,7 +38,7 @@ class Services:
     credential: ProbeCredential
     metrics: ServerMetrics
     version: str
-    public_url: str | None
+    public: PublicAddress
     callers_address: str
     started: float
     host: Client | None = None

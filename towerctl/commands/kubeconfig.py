@@ -102,7 +102,9 @@ def _config(
         return files.embedded(connection, name=name, chain_pem=issued.chain_pem, key_pem=issued.key_pem)
     connection = _connection(_get_connection(client, cluster))
     arguments = ["credential", cluster]
-    if ctl.socket != defaults.ADMIN_SOCKET:
+    if ctl.context:
+        arguments += ["--context", ctl.context, "--tower-namespace", ctl.tower_namespace]
+    elif ctl.socket != defaults.ADMIN_SOCKET:
         arguments += ["--socket", os.path.abspath(ctl.socket)]
     arguments += ["--ca", hashlib.sha256(connection.ca_pem).hexdigest()[:16]]
     if user is not None:

@@ -1,0 +1,146 @@
+"""Who comes by the host's apiserver: `certs.login` checked, and a short session for what was proven.
+
+A nonce serves once, within a minute, at this server. The request that holds the key is read from the apiserver at each
+login, so deleting or denying it ends what it is good for; a session ends by itself after ten minutes. Both are bounded
+in number, the oldest goes first, and neither outlives the process. A token is kept as its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from pydantic import Field
+
+from certs.errors import CertsError
+from certs.keys import MAX_SIGNATURE_BYTES, public_key_from_csr, verify_signature
+from certs.login import NAMESPACE_LABEL, NONCE_BYTES, SIGNER_NAME, login_statement
+from daemon.faults import TowerError
+from daemon.kube.client import Client
+from daemon.kube.errors import NotFound
+from daemon.kube.resources import Object, Resource
+from protocol import defaults
+from tower_server.admin.body import Body, checked
+from tower_server.admin.rights import Person
+from tower_server.bucket import Bucket
+
+REQUESTS: Final = Resource(
+    "certificates.k8s.io", "v1", "certificatesigningrequests", "CertificateSigningRequest", namespaced=False
+)
+NONCE_SECONDS: Final = 60.0
+SESSION_SECONDS: Final = 600.0
+MAX_HELD: Final = 256  # nonces, and sessions
+LOGIN_RATE: Final = 5.0  # a second: each costs the apiserver a request
+LOGIN_BURST: Final = 50
+CLOCKS_APART: Final = 300.0  # seconds that the apiserver's clock may be ahead of ours
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+class LoginBody(Body):
+    request: str = Field(max_length=253)
+    nonce: str = Field(max_length=4 * NONCE_BYTES)
+    signature: str = Field(max_length=4 * MAX_SIGNATURE_BYTES)
+
+
+class Logins:
+    """Of one server, called `server` by whoever signs for it."""
+
+    def __init__(
+        self, client: Client, *, namespace: str, server: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.client = client
+        self.namespace = namespace
+        self.server = server
+        self._clock = clock
+        self._nonces: dict[bytes, float] = {}
+        self._sessions: dict[bytes, tuple[Person, float]] = {}
+        self._bucket = Bucket(rate=LOGIN_RATE, burst=LOGIN_BURST, now=clock())
+
+    def challenge(self) -> Object:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        _keep(self._nonces, nonce, self._clock() + NONCE_SECONDS)
+        return {"kind": "LoginChallenge", "server": self.server, "nonce": base64.b64encode(nonce).decode()}
+
+    async def login(self, document: dict[str, Any]) -> Object:
+        """A session for whoever made the request. TowerError TWR613 says what is wrong."""
+        asked = checked(LoginBody, document)
+        now = self._clock()
+        if (wait := self._bucket.take(now)) is not None:
+            raise TowerError("TWR615", "too many logins at once at this server", retry_after=max(1.0, wait))
+        try:
+            nonce, signature = base64.b64decode(asked.nonce, validate=True), base64.b64decode(asked.signature)
+        except (binascii.Error, ValueError) as error:
+            raise _refused("nonce and signature are not base64") from error
+        if self._nonces.pop(nonce, 0.0) < now:
+            raise _refused("the nonce is not one of this server's, was used before, or is older than a minute")
+        if not _NAME.fullmatch(asked.request):
+            raise _refused(f"{asked.request[:80]!r} cannot be the name of a request")
+        try:
+            found = await self.client.get(REQUESTS, asked.request)
+        except NotFound as error:
+            raise _refused(f"the host cluster has no CertificateSigningRequest {asked.request}") from error
+        person, csr = read_request(found, namespace=self.namespace, at=time.time())
+        try:
+            key = public_key_from_csr(csr)
+        except CertsError as error:
+            raise _refused(error.text) from error
+        statement = login_statement(namespace=self.namespace, server=self.server, request=asked.request, nonce=nonce)
+        if not verify_signature(key, statement, signature):
+            raise _refused(f"the signature is not one of the request's key for server {self.server}")
+        token = secrets.token_urlsafe(32)
+        _keep(self._sessions, _hashed(token), (person, now + SESSION_SECONDS))
+        return {"kind": "Login", "token": token, "user": person.name, "seconds": SESSION_SECONDS}
+
+    def who(self, authorization: str) -> Person:
+        """Whose session the header shows; TowerError TWR613."""
+        scheme, _, token = authorization.partition(" ")
+        held = self._sessions.get(_hashed(token)) if scheme == "Bearer" else None
+        if held is None or held[1] < self._clock():
+            raise _refused("nobody is logged in by that, or it is over")
+        return held[0]
+
+
+def read_request(found: Object, *, namespace: str, at: float) -> tuple[Person, bytes]:
+    """Who made the request, and what it holds; TowerError TWR613 unless it was made for this, and lately."""
+    metadata, spec = found.get("metadata") or {}, found.get("spec") or {}
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    if spec.get("signerName") != SIGNER_NAME:
+        raise _refused(f"the request was made for another purpose ({str(spec.get('signerName'))[:80]})")
+    if (metadata.get("labels") or {}).get(NAMESPACE_LABEL) != namespace:
+        raise _refused(f"the request is not for the tower of namespace {namespace}")
+    if metadata.get("deletionTimestamp") or any(each.get("type") in ("Denied", "Failed") for each in conditions):
+        raise _refused("the request was denied or deleted")
+    try:
+        age = at - datetime.fromisoformat(metadata["creationTimestamp"]).timestamp()
+        csr = base64.b64decode(spec["request"], validate=True)
+        groups = tuple(map(str, spec.get("groups") or ()))
+        extra = {str(key): tuple(map(str, values)) for key, values in (spec.get("extra") or {}).items()}
+        person = Person(str(spec.get("username") or ""), str(spec.get("uid") or ""), groups, extra)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _refused("the request is not of its form") from error
+    if not -CLOCKS_APART <= age <= defaults.LOGIN_LIFETIME:
+        raise _refused(f"the request is {age:.0f} s old, and good for {defaults.LOGIN_LIFETIME:g} s")
+    if not person.name:
+        raise _refused("the request names nobody")
+    return person, csr
+
+
+def _refused(why: str) -> TowerError:
+    return TowerError("TWR613", f"the login is refused: {why}")
+
+
+def _hashed(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _keep(held: dict[bytes, Any], key: bytes, value: Any) -> None:
+    while len(held) >= MAX_HELD:
+        del held[next(iter(held))]
+    held[key] = value
