@@ -243,6 +243,7 @@ class Server:
     def _reached_as(self, url: str) -> None:
         """Agents that dial this address verify its name, whichever server answers them."""
         assert self._parts is not None
+        if self._parts.certificate.name_also(own_names(url_host(url))):
             self._renew_certificate()
 
     async def _look_for_address(self) -> None:
@@ -279,7 +280,6 @@ class Server:
         )
         self._process.tasks.restart(replicas.run, name="replicas")
 
-    def _legacy(self, services: Services) -> LegacyAgents:
     async def _open_operators(self, parts: _Parts, replicas: Replicas) -> None:
         from tower_server.admin.login import Logins
         from tower_server.admin.operators import OperatorApp, OperatorPort
@@ -294,6 +294,7 @@ class Server:
         await parts.operators.start()
         log.info("operators-port", address=parts.operators.address)
 
+    def _legacy(self, services: Services) -> LegacyAgents:
         return LegacyAgents(
             self._config.kubesphere_v1,
             authority=services.authority,
@@ -384,12 +385,12 @@ class Server:
         self._start(sample_loop_lag(self._metrics.event_loop_lag), "loop-lag")
         self._process.tasks.restart(self._housekeeping, name="housekeeping")
         if parts.replicas is not None:
-            await self._open_replicas(parts.replicas, parts.store)
             if config.public_url is None:
                 await parts.services.public.look()
                 self._process.tasks.restart(self._look_for_address, name="public-address")
-            self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
+            await self._open_replicas(parts.replicas, parts.store)
             await self._open_operators(parts, parts.replicas)
+            self._process.tasks.restart(parts.services.clusters.follow, name="follow-clusters")
             self._process.tasks.restart(self._controller(parts, parts.replicas).run, name="controller")
             if parts.host_secret is not None:
                 self._process.tasks.restart(parts.host_secret.run, name="kubesphere-config")
@@ -548,9 +549,9 @@ class Server:
         if parts.legacy is not None:
             await parts.legacy.stop()
         await parts.admin.stop()
-        parts.ports.close("the server stops")
         if parts.operators is not None:
             await parts.operators.stop()
+        parts.ports.close("the server stops")
         if parts.replicas is not None:
             parts.replicas.close()
         registry.close_all(Code.SHUTDOWN, "the server stops")
