@@ -124,7 +124,7 @@ class Channel(asyncio.Transport):
     # ---- what protocols call ------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or self._lost or self._eof_due or not data:
+        if self._closing or self._lost or self._eof_due or self._sent_close or not data:
             return
         self.bytes_out += len(data)
         self._queue.append(data if type(data) is bytes else bytes(data))
@@ -140,7 +140,7 @@ class Channel(asyncio.Transport):
 
     def write_eof(self) -> None:
         """No more data from this end. A Go peer ends the other direction as well."""
-        if not (self._closing or self._lost or self._eof_due):
+        if not (self._closing or self._lost or self._eof_due or self._sent_close):
             self._eof_due = True
             self._want_turn()
 
@@ -240,9 +240,11 @@ class Channel(asyncio.Transport):
             self._wire.pump()
 
     def _has_something(self) -> bool:
+        if self._sent_close:  # the peer has forgotten it, and takes another packet for a broken connection
+            return False
         if self._queue:
             return self.window > 0
-        return not self._sent_close and (self._closing or (self._eof_due and not self._eof_sent))
+        return self._closing or (self._eof_due and not self._eof_sent)
 
     def send_some(self) -> bool:
         """One packet; whether there is more to send just now."""

@@ -234,3 +234,39 @@ async def test_data_beyond_the_window_ends_the_connection() -> None:
         async with asyncio.timeout(5):
             await pair.server_owner.lost.wait()
         assert "window" in pair.server_owner.reason
+
+
+@pytest.mark.parametrize("more", ["data", "end", "both", "close", "abort"])
+async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_data_is_still_read(more: str) -> None:
+    """Go's ends lose the whole connection by a packet for a channel that both have closed."""
+    held: list[Channel] = []
+
+    def take(channel: Channel, target: bytes) -> None:
+        held.append(channel)
+        channel.accept(Collect())
+
+    async with connected(take=take) as pair:
+        channel, end = await opened(pair)
+        channel.pause_reading()
+        held[0].write(b"the last words" * 1000)
+        held[0].close()
+        async with asyncio.timeout(5):
+            while pair.agent.channel_count:
+                await asyncio.sleep(0.005)
+        if more in ("data", "both"):
+            channel.write(b"a caller that still speaks")
+        if more in ("end", "both"):
+            channel.write_eof()
+        if more == "close":
+            channel.close()
+        elif more == "abort":
+            channel.abort()
+        channel.resume_reading()
+        async with asyncio.timeout(5):
+            assert await end.lost is None
+        if more not in ("close", "abort"):
+            assert bytes(end.data) == b"the last words" * 1000
+            assert end.eof.is_set()
+        assert await pair.server.request("ping") == (True, b"")
+        assert not pair.agent_owner.lost.is_set()
+        await settled(pair)
