@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
 WRITE_HIGH: Final = 64 * defaults.KIB  # the kernel has its own beside it; what is queued here is in no budget
+LINGER: Final = 30.0  # seconds in which a caller may take the last bytes of a stream that has ended
 MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
 
@@ -45,6 +46,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         "_attempts",
         "_early",
         "_early_eof",
+        "_late",
         "_loop",
         "_port",
         "_stream_full",
@@ -67,6 +69,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._early: bytearray | None = bytearray()
         self._early_eof = False
+        self._late: asyncio.TimerHandle | None = None  # set once the stream has ended, and what it brought is under way
         self._stream_full = False
         self._attempts = 0
         self.id = connection_id
@@ -104,7 +107,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             self.stream.write(data)
 
     def eof_received(self) -> bool:
-        if self.stream is not None:
+        if self.stream is not None and self._late is None:
             self._early_eof = True
             self.stream.write_eof()
             return True
@@ -120,6 +123,8 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        if self._late is not None:
+            self._late.cancel()
         self._port.member.hold.leave(self)
         stream = self.stream
         if stream is not None:
@@ -194,13 +199,22 @@ class CallerConnection(asyncio.BufferedProtocol):
             return
         if was_open and error is None:
             self._note("finished")
-            self.transport.close()
+            self._linger(self.transport)
         elif was_open:
             self._cut(error)
         else:
             self.stream = None
             self._stream_full = False
             self._refused(error or TunnelLost(Code.TUNNEL_LOST, "the stream ended before it was accepted"))
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Say that this was all, and go when the caller goes. Whoever still sends, if only a ping, into a socket that
+        was closed at once is reset, and loses what lies unread on the way to it: the end of a download."""
+        if not transport.is_closing():
+            transport.write_eof()
+            self._stream_full = False
+            self._steer_reading()  # and drop it
+            self._late = self._loop.call_later(LINGER, transport.abort)
 
     def _refused(self, error: ProtocolError) -> None:
         """The stream was not opened. What the caller has sent is still here."""

@@ -130,6 +130,51 @@ async def test_a_lost_tunnel_resets_its_callers_and_is_not_taken_for_an_end(tmp_
                     await reader.read(1)
 
 
+class Download(asyncio.Protocol):
+    """Says its last words and ends, whatever comes."""
+
+    SAID = bytes(range(256)) * 6000
+
+    def connection_made(self, transport):
+        transport.write(self.SAID)
+        transport.close()
+
+
+async def test_a_caller_that_still_speaks_when_all_was_said_gets_all_of_it(tmp_path):
+    """As kubectl does, which pings: a closed socket would answer that by a reset, which eats what is unread."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Download)
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", server.port("edge-1")))
+            (port,) = server.services.clusters.ports.of("edge-1")
+            received = bytearray()
+            async with asyncio.timeout(20):
+                while len(received) < len(Download.SAID):
+                    await loop.sock_sendall(sock, b"still here")
+                    data = await loop.sock_recv(sock, 16384)
+                    assert data, "an end before all of it"
+                    received += data
+                assert await loop.sock_recv(sock, 1) == b""
+            assert received == Download.SAID
+            assert len(port.connections) == 1
+        await until(lambda: not port.connections)
+        assert agent.closed == []
+
+
+async def test_a_caller_that_does_not_go_when_all_was_said_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.relay.LINGER", 0.2)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Download)
+        async with raw(server, "edge-1") as (reader, _):
+            async with asyncio.timeout(20):
+                assert await reader.read() == Download.SAID
+            (port,) = server.services.clusters.ports.of("edge-1")
+            await until(lambda: not port.connections)
+
+
 async def test_new_streams_go_to_the_least_loaded_tunnel(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as one:
         two = Agent(server, one.identity)
