@@ -84,7 +84,8 @@ class CallerConnection(AnswerRelay):
             self.dial.cancel()
             self.dial = None
         if phase in (DIALING, EXCHANGE, SPLICED):
-            self._record(self.response.status if self.response is not None else CALLER_LEFT)
+            fault = self._cut_short() if phase is SPLICED else ""
+            self._record(self.response.status if self.response is not None else CALLER_LEFT, fault)
         self._drop_upstream()
 
     def pause_writing(self) -> None:

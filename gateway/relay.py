@@ -220,10 +220,10 @@ class AnswerRelay(CallerState):
             self._ready(now)
 
     def upstream_eof(self) -> None:
-        upstream = self.upstream
-        assert upstream is not None
-        truncated = bool(upstream.transport.get_extra_info("tls_truncated"))
-        if self.phase is SPLICED and not truncated:
+        """What came over an upgraded connection is passed on whole, also where close_notify is missing: Go gives up on
+        sending that to a slow reader. The protocols that run there say themselves whether they are complete."""
+        truncated = bool(self._cut_short())
+        if self.phase is SPLICED:
             self.upstream_ended = True
             self.deadline = self.loop.time() + self.gateway.idle_limit
             self.transport.write_eof()
@@ -232,11 +232,17 @@ class AnswerRelay(CallerState):
         else:
             self._upstream_gone()
 
+    def _cut_short(self) -> str:
+        """The fault of an apiserver's connection that ended without saying so."""
+        upstream = self.upstream
+        return "TWR306" if upstream is not None and upstream.transport.get_extra_info("tls_truncated") else ""
+
     def upstream_lost(self, exc: Exception | None) -> None:
         if self.phase is SPLICED and self.upstream_ended:
             assert self.response is not None
+            fault = self._cut_short()
             self.upstream = None
-            self._record(self.response.status)
+            self._record(self.response.status, fault)
             self._linger()
             self.transport.close()
         elif self.phase in (EXCHANGE, SPLICED):

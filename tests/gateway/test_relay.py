@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -144,6 +145,28 @@ async def test_an_upgrade_splices_both_ways_with_half_close(pki: Pki) -> None:
         caller.close()
         await w.seen.wait_for(1)
         assert (w.seen.records[0].verb, w.seen.records[0].code) == ("connect", 101)
+
+
+async def test_what_was_sent_before_an_end_without_close_notify_arrives_whole(pki: Pki) -> None:
+    """As Go ends it when a slow reader leaves no room for the alert."""
+    data = bytes(range(256)) * 1024
+
+    async def answer(side: Apiside) -> None:
+        await side.head()
+        await side.say(SWITCH + data)
+        await until(lambda: not side.writer.transport.get_write_buffer_size())
+        side.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        await side.until_gone()
+
+    async with world(pki, answer=answer) as w:
+        caller = await w.call()
+        await caller.say(UPGRADE)
+        await caller.head()
+        assert await caller.rest() == data
+        caller.close()
+        await w.seen.wait_for(1)
+        record = w.seen.records[0]
+        assert (record.code, record.fault, record.bytes_out) == (101, "TWR306", len(data)), "operators see what it was"
 
 
 async def test_what_a_caller_says_after_the_apiserver_is_gone_harms_nobody(pki: Pki) -> None:
