@@ -154,6 +154,52 @@ async def test_the_status_tells_what_the_host_needs(make_member: MakeMember) -> 
         assert (await control.next("status"))["policy"]["drift"] == "the policy allows more"
 
 
+class KubeSphere:
+    """The member's, as the host asks about it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, str, str]] = []
+
+    async def answer(self, nonce: bytes, *, host: str, cluster: str) -> dict[str, Any]:
+        self.asked.append((nonce, host, cluster))
+        return {"text": f"answer {len(self.asked)}"}
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_asks_about_kubesphere_is_answered_in_each_status_and_hears_who_else_is_served(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "COMPARE_EVERY", 0.05)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent, asked = await member.agent(tower), KubeSphere()
+        agent._around = replace(agent._around, hosts=lambda: ["east", "west"], kubesphere=asked)
+        control = control_of(await tower.tunnel())
+        assert "kubesphere" not in await control.next("status")
+        agent.report()
+        assert (await control.next("status"))["hosts"] == ["east", "west"]
+        for nonce in ("not base64!", "bm9uY2U=", "b3RoZXI="):  # the first is no question, the third not asked twice
+            control.send("compare", nonce=nonce)
+        assert (await control.next("status"))["kubesphere"] == {"text": "answer 1"}
+        async with asyncio.timeout(10):
+            while len(asked.asked) < 3:
+                await asyncio.sleep(0.01)
+        agent.report()
+        assert (await control.next("status"))["kubesphere"] != {"text": "answer 1"}, "it is looked at now and then"
+        assert set(asked.asked) == {(b"nonce", "east", agent.trust.identity.cluster)}
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_asks_a_member_without_kubesphere_gets_no_answer(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        control = control_of(await tower.tunnel())
+        await control.next("status")
+        control.send("compare", nonce="bm9uY2U=")
+        control.send("names", names=["edge.example"])
+        agent.report()
+        assert "kubesphere" not in await control.next("status")
+
+
 @pytest.mark.asyncio
 async def test_an_expired_identity_renews_and_then_serves(make_member: MakeMember) -> None:
     async with make_member() as member, serving_tower(new_tower(identity_ttl=60.0)) as tower:

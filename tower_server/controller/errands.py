@@ -35,6 +35,7 @@ from tower_server.legacy.binding import binding_name
 
 ACCEPTED: Final = "Accepted"
 FEDERATION: Final = "FederationReady"
+UNMARKED: Final = "Unmarked"
 WORKERS: Final = 4  # members at once: mostly waiting for them
 DEADLINE: Final = 45.0  # of one errand: a dozen calls, and the member's token controller
 FAREWELL_DEADLINE: Final = 15.0  # a deletion waits no longer for a member that answers slowly
@@ -190,7 +191,7 @@ class Errands:
     async def _accept(self, errand: Errand) -> Condition:
         if errand.passthrough:
             text = "its agent relays callers to its apiserver untouched, so this host cannot look or leave its mark"
-            return Condition(ACCEPTED, "True", "Unmarked", text)
+            return Condition(ACCEPTED, "True", UNMARKED, text)
         candidate = Candidate(
             owner=await self._owner(errand.cluster),
             hosted_as=errand.hosted_as,
@@ -202,7 +203,7 @@ class Errands:
                 said = await accept(member, candidate, known=self._known, fence=self._fence)
         except Refused as error:
             return Condition(ACCEPTED, "False", error.reason, f"{error.code}: {error.message}; {error.mend}")
-        return Condition(ACCEPTED, "True", "Unmarked" if said else "Accepted", said)
+        return Condition(ACCEPTED, "True", UNMARKED if said else "Accepted", said)
 
     async def _federate(
         self, errand: Errand, accepted: Condition | None, before: Condition | None
@@ -297,6 +298,8 @@ def _not_looked(before: Tidings | None, text: str) -> Tidings:
 
 def _again(tidings: Tidings | None, errand: Errand) -> float:
     """Seconds until the same is looked at anew."""
-    if tidings is not None and tidings.accepted is not None and tidings.accepted.status != "True":
+    accepted = tidings.accepted if tidings is not None else None
+    if accepted is not None and accepted.status != "True":
         return REFUSED_AGAIN
-    return FEDERATED_AGAIN if errand.federate else ACCEPTED_AGAIN
+    unmarked = accepted is not None and accepted.reason == UNMARKED and not errand.passthrough
+    return FEDERATED_AGAIN if errand.federate or unmarked else ACCEPTED_AGAIN
