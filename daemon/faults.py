@@ -36,8 +36,13 @@ class Fault:
     """CamelCase, for conditions and details; a `Status` carries the apiserver's word for the HTTP status."""
 
     def mend_for(self, cluster: str) -> str:
-        """The mend of a fault of this cluster: its commands can be run as they stand."""
-        return re.sub(r"\bCLUSTER\b", cluster, self.mend)
+        """The mend of a fault of this cluster (empty: not known): its commands can be run as they stand."""
+        return of_cluster(self.mend, cluster)
+
+
+def of_cluster(mend: str, cluster: str) -> str:
+    """A mend with the cluster's name where CLUSTER stands for it; as it is where the name is not known."""
+    return re.sub(r"\bCLUSTER\b", cluster or "CLUSTER", mend)
 
 
 class TowerError(Exception):

@@ -44,6 +44,7 @@ class Gateway:
         verify_client: Callable[[list[bytes]], ClientIdentity],
         check_client: Callable[[ClientIdentity], None],
         observer: Observer | None = None,
+        cluster: str = "",  # for the mends of refusals
         clock: Callable[[], float] = time.time,
         idle_limit: float = defaults.CALLER_IDLE,
         head_deadline: float = defaults.HEAD_DEADLINE,
@@ -53,6 +54,7 @@ class Gateway:
         self.upstreams: Final = upstreams
         self.policy = policy
         self.observer: Final[Observer] = observer or NullObserver()
+        self.cluster: Final = cluster
         self.idle_limit: Final = idle_limit
         self.head_deadline: Final = head_deadline
         self.connections: set[CallerConnection] = set()

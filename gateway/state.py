@@ -11,6 +11,7 @@ import asyncio
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from daemon.faults import of_cluster
 from gateway.audit import RequestRecord, named, verb_of
 from gateway.body import Scanner, scanner
 from gateway.caller import Caller, Refuse
@@ -191,7 +192,7 @@ class CallerState:
             verdict.message,
             code=verdict.code,
             reason=verdict.reason,
-            mend=verdict.mend,
+            mend=of_cluster(verdict.mend, self.gateway.cluster),
             head_only=head.method == b"HEAD",
             close=close,
             audit_id=self.audit_id,
@@ -224,6 +225,7 @@ class CallerState:
         answer = fault_response(
             error.fault,
             error.message,
+            mend=error.fault.mend_for(self.gateway.cluster),
             retry_after=retry,
             head_only=self.head is not None and self.head.method == b"HEAD",
             audit_id=self.audit_id,

@@ -33,6 +33,7 @@ def make_gateway(access: Access, trust: HostTrust, policy: Policy, *, observer: 
         verify_client=trust.verify_client,
         check_client=lambda who: trust.check_client(cast("ClientIdentity", who)),  # only what verify_client gave
         observer=observer,
+        cluster=trust.identity.cluster,
     )
 
 

@@ -20,7 +20,7 @@ from certs.keys import make_csr
 from certs.sealing import Offer, check_offer
 from certs.token import EnrolmentToken, parse_token
 from daemon.backoff import Backoff
-from daemon.faults import FAULTS, TowerError
+from daemon.faults import FAULTS, TowerError, of_cluster
 from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.hops import DialError
@@ -150,6 +150,7 @@ class Enrolment:
         if answer.status == 200:
             return answer
         fault = refusal_of(answer, f"{self._target.authority} answered {answer.status} to the enrolment")
+        fault.mend = of_cluster(fault.mend, self.token.cluster)
         stale_offer = method == "POST" and fault.code == "TWR224"  # the server restarted after its offer
         if answer.status in _PASSING or stale_offer:
             raise _Passing(fault)

@@ -304,6 +304,7 @@ async def world(
         verify_client=made.verify,
         check_client=made.check,
         observer=made.seen,
+        cluster=CLUSTER,
         clock=lambda: made.now(),
         head_deadline=head_deadline,
         handshake_deadline=1.0,

@@ -250,7 +250,7 @@ async def test_an_apiserver_that_refuses_the_agent_itself_is_named(pki: Pki, bod
         assert head.startswith(b"HTTP/1.1 502 ")
         assert b"TWR305" in answer
         assert b"401 to the agent's own credential" in answer
-        assert b"towerctl manifest" in answer
+        assert b"towerctl manifest member" in answer
 
 
 async def test_other_peoples_401_is_their_own(pki: Pki) -> None:

@@ -85,7 +85,7 @@ async def test_the_servers_own_words_reach_the_person(tmp_path: Path) -> None:
         error = await refused(tower, state_dir(tmp_path), str(token))
     assert error.code == "TWR204"
     assert "no such token" in error.message
-    assert error.mend == "ask for another"
+    assert error.mend == f"ask for another: `towerctl create token {token.cluster}`"
     assert token.secret not in str(error)
 
 

@@ -207,7 +207,7 @@ class Tower:
 
 
 def refusal(status: int, code: str, message: str) -> HttpResponse:
-    document = {"kind": "Error", "code": code, "message": message, "mend": "ask for another"}
+    document = {"kind": "Error", "code": code, "message": message, "mend": "ask for another: `towerctl create token CLUSTER`"}
     return HttpResponse(status, json.dumps(document).encode())
 
 

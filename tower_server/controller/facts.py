@@ -20,6 +20,7 @@ class Sight:
     flapping: str = ""
     """That it comes and goes, in words that do not change meanwhile; empty: it does not."""
     tunnel_flaps: bool = False
+    cluster: str = ""
 
     @property
     def healthy(self) -> bool:

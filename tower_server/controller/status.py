@@ -107,10 +107,10 @@ def _agent_available(sight: Sight | None) -> Condition:
         return Condition("AgentAvailable", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
     verdict = sight.verdict
     if sight.flapping and sight.tunnel_flaps:
-        return Condition("AgentAvailable", "False", FLAPPING, _because("TWR229", sight.flapping))
+        return Condition("AgentAvailable", "False", FLAPPING, _because(sight, "TWR229", sight.flapping))
     if sight.tunnels:
         return Condition("AgentAvailable", "True", "Connected", "an agent holds a tunnel open")
-    return Condition("AgentAvailable", "False", verdict.state, _because(verdict.code, verdict.cause))
+    return Condition("AgentAvailable", "False", verdict.state, _because(sight, verdict.code, verdict.cause))
 
 
 def _member_ready(sight: Sight | None) -> Condition:
@@ -118,14 +118,14 @@ def _member_ready(sight: Sight | None) -> Condition:
         return Condition("MemberReady", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
     verdict = sight.verdict
     if sight.flapping:
-        return Condition("MemberReady", "False", FLAPPING, _because("TWR229", sight.flapping))
+        return Condition("MemberReady", "False", FLAPPING, _because(sight, "TWR229", sight.flapping))
     status = "Unknown" if verdict.state in _TUNNEL_STATES else verdict.ready
-    cause = _because(verdict.code, verdict.cause) or "requests get through to its apiserver"
+    cause = _because(sight, verdict.code, verdict.cause) or "requests get through to its apiserver"
     return Condition("MemberReady", status, verdict.state, cause)
 
 
-def _because(code: str, cause: str) -> str:
-    return f"{code}: {cause}; {fault(code).mend}" if code else cause
+def _because(sight: Sight, code: str, cause: str) -> str:
+    return f"{code}: {cause}; {fault(code).mend_for(sight.cluster)}" if code else cause
 
 
 def _external(outcome: Outcome) -> Condition:

@@ -39,7 +39,7 @@ class Certificates:
 
     def __init__(self, authority: Authority, cluster: str, serving_names: tuple[str, ...]) -> None:
         self._authority = authority
-        self._cluster = cluster
+        self.cluster = cluster
         self._names = serving_names
         self._key = generate_key()
         self._renew_at = 0.0
@@ -51,7 +51,7 @@ class Certificates:
         if self._context is None or now >= self._renew_at or self._bundle is not self._authority.bundle:
             self._bundle = self._authority.bundle
             issued = self._authority.issue_serving(
-                self._cluster, self._names, public_key=self._key.public_key(), at=now
+                self.cluster, self._names, public_key=self._key.public_key(), at=now
             )
             self._renew_at = now + (issued.not_after - now) * defaults.RENEW_AT
             self._context = callers_context(
@@ -85,6 +85,7 @@ def make_gateway(
         verify_client=lambda chain: authority.bundle.verify_client(chain, time.time(), revocations=revocations.current),
         check_client=lambda who: cast("ClientIdentity", who).check(time.time(), revocations.current),
         observer=Audit(authority.host, unreachable),
+        cluster=certificates.cluster,
     )
 
 

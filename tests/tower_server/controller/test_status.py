@@ -55,12 +55,12 @@ def test_what_nobody_has_seen_since_a_restart_stays_as_it_was():
 
 def test_while_it_comes_and_goes_nothing_that_is_said_changes():
     told = "it was lost 3 times within 10 min"
-    up, down = (replace(sight, flapping=told, tunnel_flaps=True) for sight in (UP, DOWN))
+    up, down = (replace(sight, flapping=told, tunnel_flaps=True, cluster="edge-1") for sight in (UP, DOWN))
     first = member_status({}, DONE, down, now="t1", generation=1)
     assert said({"status": first}, "AgentAvailable") == said({"status": first}, "MemberReady") == "False"
     assert said({"status": first}, "AgentAvailable", "reason") == "Flapping"
     message = said({"status": first}, "MemberReady", "message")
-    assert message.startswith(f"TWR229: {told}; ")
+    assert message.startswith(f"TWR229: {told}; `towerctl describe cluster edge-1` ")
     assert "towerctl describe cluster" in message
     settled = member_status(first, DONE, up, now="t2", generation=1)
     assert settled["conditions"] == first["conditions"]
