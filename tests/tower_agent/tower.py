@@ -207,7 +207,8 @@ class Tower:
 
 
 def refusal(status: int, code: str, message: str) -> HttpResponse:
-    document = {"kind": "Error", "code": code, "message": message, "mend": "ask for another: `towerctl create token CLUSTER`"}
+    mend = "ask for another: `towerctl create token CLUSTER`"
+    document = {"kind": "Error", "code": code, "message": message, "mend": mend}
     return HttpResponse(status, json.dumps(document).encode())
 
 

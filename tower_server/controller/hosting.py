@@ -76,7 +76,14 @@ class OwnFacts:
         if early and member.verdict.ready != "True" and member.connected is not None:
             return None
         flaps = member.flaps
-        return Sight(member.verdict, member.tunnels_of_host, member.known_report, flaps.said(), flaps.of_tunnel, cluster)
+        return Sight(
+            member.verdict,
+            member.tunnels_of_host,
+            member.known_report,
+            flapping=flaps.said(),
+            tunnel_flaps=flaps.of_tunnel,
+            cluster=cluster,
+        )
 
     def replicas(self) -> Sequence[Replica]:
         """This server and the others; without those that have no address that an EndpointSlice may hold. A cluster that
