@@ -217,18 +217,23 @@ class Clusters:
 
     async def save(self) -> None:
         """Writes down when each cluster was last seen with a tunnel, so that a restart knows."""
-        now = time.time()
+        now, members = time.time(), self._registry.members
+        flapping = (name for name, member in members.items() if member.flaps.since is not None)
+        restless = frozenset(flapping if not self._heartbeat else ())
         for name, cluster in list(self._records.items()):
-            member = self._registry.members.get(name)
+            member = members.get(name)
             if member is None:
                 continue
             connected = now if member.serving and self._heartbeat else member.connected
-            if member.flaps.since is not None and cluster.connected is not None and not self._heartbeat:
-                continue  # it is written down once it has settled
+            if name in restless and cluster.connected is not None:
+                continue
             if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
                 await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
         departed, self._registry.departed = self._registry.departed, {}
         for (name, agent), (at, version) in departed.items():
+            if name in restless:  # it is written down once it has settled
+                self._registry.departed[name, agent] = at, version
+                continue
             with contextlib.suppress(TowerError):  # deleted meanwhile
                 await self._agents.update(
                     name,
