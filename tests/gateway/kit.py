@@ -124,7 +124,7 @@ class Recorder:
         self.seen.set()
 
     async def wait_for(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.records) + len(self.tls) < count:
                 self.seen.clear()
                 await self.seen.wait()
@@ -142,7 +142,7 @@ class Caller:
         await self.writer.drain()
 
     async def head(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.reader.readuntil(b"\r\n\r\n")
 
     async def read(self, size: int) -> bytes:
@@ -160,7 +160,7 @@ class Caller:
 
     async def rest(self) -> bytes:
         """Everything until the gateway closes."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.reader.read()
 
     async def until_gone(self) -> bytes:

@@ -132,7 +132,7 @@ async def test_a_caller_that_leaves_ends_the_apiservers_request(pki: Pki) -> Non
         await caller.say(WATCH)
         await caller.head()
         caller.close()
-        await asyncio.wait_for(until(lambda: w.apiserver.rest), 5)
+        await asyncio.wait_for(until(lambda: w.apiserver.rest), 30)
         await w.seen.wait_for(1)
         assert (w.seen.records[0].verb, w.seen.records[0].code) == ("watch", 200)
         assert not w.gateway.connections
@@ -207,7 +207,7 @@ async def test_draining_closes_idle_connections_and_says_close_on_running_ones(p
     async with world(pki, answer=answer) as w:
         idle, busy = await w.call(), await w.call()
         await busy.say(GET)
-        await asyncio.wait_for(until(lambda: w.apiserver.heads and len(w.gateway.connections) == 2), 5)
+        await asyncio.wait_for(until(lambda: w.apiserver.heads and len(w.gateway.connections) == 2), 30)
         w.gateway.drain()
         assert await idle.rest() == b""
         release.set()

@@ -20,7 +20,7 @@ Vintage = Literal["2020", "2023"]
 VINTAGES: Final[tuple[Vintage, ...]] = ("2020", "2023")
 CLUSTER: Final = "edge-1"
 TOKEN: Final = "5f" * 32
-START_DEADLINE: Final = 30.0
+START_DEADLINE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)

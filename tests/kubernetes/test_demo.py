@@ -17,9 +17,9 @@ import pytest
 from tests.lab import network
 from tests.lab.controlplane import ControlPlane
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 90.0
+DEADLINE = 240.0
 
 
 class Demo:

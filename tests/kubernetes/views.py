@@ -24,7 +24,7 @@ from tests.lab.controlplane import Done, run
 from tests.lab.processes import LabError
 from tests.lab.world import BIN
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 SPDY = {"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false", "KUBECTL_PORT_FORWARD_WEBSOCKETS": "false"}
 TRANSPORTS: Mapping[str, Mapping[str, str]] = {"websocket": {}, "spdy": SPDY}
 AGE = re.compile(rb"\b(?:\d+[smhd]){1,2}\b(?: ago)?")

@@ -24,8 +24,8 @@ from tests.lab.network import MemberNetwork
 from tests.lab.processes import Child, LabError, Started, free_ports
 
 NODE = "node-1"
-START_DEADLINE = 90.0
-KUBECTL_DEADLINE = 30.0
+START_DEADLINE = 180.0
+KUBECTL_DEADLINE = 60.0
 STAGES = Path(__file__).with_name("kwok-stages.yaml")
 AUDIT_POLICY = Path(__file__).with_name("audit-policy.yaml")
 

@@ -49,7 +49,7 @@ table netdev DEVICE {
   }
 }
 """
-COMMAND_DEADLINE = 10.0
+COMMAND_DEADLINE = 30.0
 
 
 def lacking() -> str | None:

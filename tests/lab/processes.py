@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-STOP_DEADLINE = 10.0
-KILL_DEADLINE = 5.0
+STOP_DEADLINE = 30.0
+KILL_DEADLINE = 20.0
 POLL = 0.05
 # Outside of Linux' ephemeral range (32768 up), where an outgoing connection could take the port before its owner binds
 # it, and of the range that a tower server allocates from.

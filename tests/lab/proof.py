@@ -11,7 +11,7 @@ from tests.lab.controlplane import ControlPlane
 from tests.lab.network import reachable
 from tests.lab.world import Cluster
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 SHOWN_LINES = 8
 FOLLOWED_LINES = 3
 

@@ -23,7 +23,7 @@ from tests.kubernetes.views import View
 from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from protocol.frames import U32, U64, encode
 from protocol.handshake import AgentHandshake, Welcome
 from tests.lab.world import TowerWorld
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 Frame = tuple[int, int, bytes]
 
 

@@ -17,7 +17,7 @@ from tests.lab.world import ROOT
 from tests.loopback.backend import TOKEN
 
 AGENT = "agent-of-the-member"
-START_DEADLINE = 20.0
+START_DEADLINE = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,14 +56,14 @@ async def test_join_then_run_then_stop(make_member: MakeMember, tmp_path: Path) 
             assert await agent.stop() == 0
             assert "secret=1" not in agent.log
             assert "agent-stopped" in agent.log
-        assert (await asyncio.wait_for(tunnel.wait_closed(), 5)).text == "the agent is stopping"
+        assert (await asyncio.wait_for(tunnel.wait_closed(), 30)).text == "the agent is stopping"
 
 
 async def get(address: str, path: str) -> tuple[int, str]:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), 30)).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
     return int(head.split()[1]), body.decode()

@@ -57,7 +57,7 @@ async def test_it_probes_until_cancelled(tmp_path: Path) -> None:
         prober = Prober(api(tmp_path, served.port, pki), changed=seen.put_nowait, interval=0.01)
         task = asyncio.create_task(prober.run())
         for _ in range(3):
-            assert (await asyncio.wait_for(seen.get(), 5)).ok
+            assert (await asyncio.wait_for(seen.get(), 30)).ok
         assert prober.latest is not None
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

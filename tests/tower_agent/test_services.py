@@ -58,7 +58,7 @@ async def test_a_declared_service_is_relayed_with_half_close(make_member: MakeMe
         while len(answer) < 300_000 and (more := await asyncio.wait_for(stream.reader.read(65536), 10)):
             answer += more
         assert answer == b"HELLO " * 50_000
-        assert await asyncio.wait_for(stream.lost, 5) is None
+        assert await asyncio.wait_for(stream.lost, 30) is None
         carried = member.metrics.render().decode()
         assert 'tower_agent_stream_bytes_total{direction="to_member"} 300000.0' in carried
 
@@ -165,7 +165,7 @@ async def test_a_tunnel_that_ends_takes_its_relays_with_it(make_member: MakeMemb
         await tunnel.open("hold", _Bytes())
         began = time.monotonic()
         tunnel.close(Code.SHUTDOWN, "gone")
-        assert await asyncio.wait_for(held, 5) in (b"", b"reset")
+        assert await asyncio.wait_for(held, 30) in (b"", b"reset")
         assert time.monotonic() - began < 2
         server.close()
         await server.wait_closed()

@@ -33,7 +33,7 @@ async def fault(agent: HostAgent, code: str) -> str:
 
 async def connected(agent: HostAgent) -> None:
     """The agent knows of its tunnel."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while agent.not_ready() is not None:
             await asyncio.sleep(0.01)
 
@@ -50,7 +50,7 @@ async def test_when_the_server_drains_the_next_tunnel_comes_first(make_member: M
         assert (await caller.ask())[0] == 200
         assert agent.state.connected
         caller.close()
-        closed = await asyncio.wait_for(old.wait_closed(), 5)
+        closed = await asyncio.wait_for(old.wait_closed(), 30)
         assert (closed.code, closed.by_peer) == (Code.NONE, True)
         assert new.closed is None
 
@@ -62,7 +62,7 @@ async def test_a_drain_ends_at_its_deadline(make_member: MakeMember) -> None:
         old = await tower.tunnel()
         caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
         old.drain(Code.DRAINING, "an upgrade", deadline=0.3, retry_after=0.0)
-        closed = await asyncio.wait_for(old.wait_closed(), 5)
+        closed = await asyncio.wait_for(old.wait_closed(), 30)
         assert (closed.code, closed.text, closed.by_peer) == (Code.DRAINING, "the time to drain is over", True)
         assert (await tower.tunnel()).closed is None
         caller.close()
@@ -312,6 +312,6 @@ async def test_a_stopping_agent_says_why_and_finishes_what_runs(make_member: Mak
         await agent.drain("the agent is stopping")
         await agent.close("the agent is stopping")
         member.agents.clear()
-        closed = await asyncio.wait_for(tunnel.wait_closed(), 5)
+        closed = await asyncio.wait_for(tunnel.wait_closed(), 30)
         assert (closed.code, closed.text, closed.by_peer) == (Code.SHUTDOWN, "the agent is stopping", True)
         assert time.monotonic() - began < 2.0

@@ -73,7 +73,7 @@ async def test_what_outlasts_the_drain_is_cut_with_a_reason(tmp_path):
             await server.server.stop()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-            assert "the server stops" in str(await asyncio.wait_for(protocol.lost, 5))
+            assert "the server stops" in str(await asyncio.wait_for(protocol.lost, 30))
 
 
 async def test_a_handshake_under_way_does_not_disturb_the_stop(tmp_path):

@@ -34,7 +34,7 @@ class Local:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def said_something(self) -> str:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not self.said:
                 await asyncio.sleep(0.005)
         return self.said[0]
@@ -48,7 +48,7 @@ async def forwarding(folder: Path, handler: Handler, **options: object) -> Async
         listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(local.forwarder.serve("127.0.0.1", 0, ready=listening.set_result))
         try:
-            local.port = await asyncio.wait_for(listening, 5)
+            local.port = await asyncio.wait_for(listening, 30)
             yield local
         finally:
             task.cancel()
@@ -118,7 +118,7 @@ async def test_the_member_may_end_first_and_still_read(folder: Path) -> None:
         writer.write(b"after the end")
         writer.write_eof()
         await close(writer)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while bytes(got) != b"after the end":
                 await asyncio.sleep(0.005)
 
@@ -212,7 +212,7 @@ async def test_a_caller_that_hangs_up_ends_its_stream(folder: Path) -> None:
         raw = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
         writer.transport.abort()
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 30)
 
 
 async def test_no_server_is_said_before_anything_listens(folder: Path) -> None:

@@ -17,14 +17,14 @@ async def opened(pair: Pair, end: Collect | None = None) -> tuple[Channel, Colle
     end = end or Collect()
     channel = pair.server.open("somewhere:1", end)
     end.connection_made(channel)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await end.accepted.wait()
     return channel, end
 
 
 async def settled(pair: Pair) -> None:
     """Both ends have forgotten every channel."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while pair.server.channel_count or pair.agent.channel_count:
             await asyncio.sleep(0.01)
 
@@ -37,7 +37,7 @@ async def test_bytes_go_both_ways_and_the_budget_comes_back() -> None:
         channel.write(b"a" * 100_000)
         channel.write(memoryview(b"b" * 10))
         channel.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await end.lost is None
         assert bytes(end.data) == b"a" * 100_000 + b"b" * 10
         assert (channel.bytes_out, channel.bytes_in) == (100_010, 100_010)
@@ -51,12 +51,12 @@ async def test_data_written_before_the_answer_leaves_after_it() -> None:
         end = Collect()
         channel = pair.server.open("slow:1", end)
         channel.write(b"early")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not held:
                 await asyncio.sleep(0.01)
         assert not end.accepted.is_set()
         held[0].accept(Echo())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while bytes(end.data) != b"early":
                 await asyncio.sleep(0.01)
 
@@ -65,7 +65,7 @@ async def test_a_refusal_carries_its_reason() -> None:
     async with connected(take=lambda channel, _: channel.refuse(2, "no route to host")) as pair:
         end = Collect()
         pair.server.open("nowhere:1", end)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             error = await end.lost
         assert isinstance(error, StreamRefused)
         assert error.code == Code.DIAL_FAILED
@@ -118,7 +118,7 @@ async def test_one_byte_packets_to_a_stopped_reader_cost_no_more_than_its_window
                 await asyncio.sleep(0.01)
         assert len(channel._held) < 10
         channel.resume_reading()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(end.data) < 5000:
                 await asyncio.sleep(0.01)
 
@@ -138,7 +138,7 @@ async def test_a_writer_is_paused_by_the_peers_window() -> None:
             await asyncio.sleep(0)
         assert channel.get_write_buffer_size() <= SEND_HIGH + 65536
         far[0].resume_reading()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await end.writable.wait()
 
 
@@ -157,7 +157,7 @@ async def test_reset_is_an_end_at_once_and_gives_everything_back() -> None:
         await asyncio.sleep(0.05)
         channel.reset(Code.CANCELLED, "the caller is gone")
         channel.reset(Code.CANCELLED, "twice")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await end.lost is None
             await far[0].lost
         await settled(pair)
@@ -169,13 +169,13 @@ async def test_a_reset_before_the_answer_closes_the_channel_when_it_comes() -> N
     async with connected(take=lambda channel, _: held.append(channel)) as pair:
         end = Collect()
         channel = pair.server.open("slow:1", end)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not held:
                 await asyncio.sleep(0.01)
         channel.reset(Code.CANCELLED, "")
         far = Collect()
         held[0].accept(far)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await far.lost
         await settled(pair)
 
@@ -185,7 +185,7 @@ async def test_the_end_of_the_tunnel_is_the_end_of_its_channels() -> None:
     async with connected(take=lambda channel, _: channel.accept(Echo()), limits=limits) as pair:
         _, end = await opened(pair)
         pair.agent.end("killed")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert isinstance(await end.lost, TunnelLost)
         assert limits.budget.used == 0
 
@@ -202,10 +202,10 @@ async def test_a_protocol_that_fails_loses_its_own_channel_only() -> None:
         broken, end = await opened(pair, Fails())
         well, other = await opened(pair)
         broken.write(b"boom")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert isinstance(await end.lost, StreamReset)
         well.write(b"still here")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while bytes(other.data) != b"still here":
                 await asyncio.sleep(0.01)
     assert [type(each["exception"]) for each in failures] == [ValueError]
@@ -219,7 +219,7 @@ async def test_packets_for_a_channel_that_is_not_open_end_the_connection(kind: s
         await asyncio.sleep(0)
         packet = {"data": (94, b"\0\0\0\1x"), "window": (93, b"\0\0\0\1"), "close": (97, b"")}[kind]
         pair.agent.send_packet(packet[0], (number + 7).to_bytes(4, "big"), packet[1])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await pair.server_owner.lost.wait()
         assert "channel" in pair.server_owner.reason.lower()
 
@@ -231,7 +231,7 @@ async def test_data_beyond_the_window_ends_the_connection() -> None:
         piece = b"\0\0\x40\0" + b"w" * 16384
         for _ in range(channel.credit.granted // 16384 + 1):
             pair.agent.send_packet(94, channel.number.to_bytes(4, "big"), piece)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await pair.server_owner.lost.wait()
         assert "window" in pair.server_owner.reason
 
@@ -250,7 +250,7 @@ async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_d
         channel.pause_reading()
         held[0].write(b"the last words" * 1000)
         held[0].close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while pair.agent.channel_count:
                 await asyncio.sleep(0.005)
         if more in ("data", "both"):
@@ -262,7 +262,7 @@ async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_d
         elif more == "abort":
             channel.abort()
         channel.resume_reading()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await end.lost is None
         if more not in ("close", "abort"):
             assert bytes(end.data) == b"the last words" * 1000

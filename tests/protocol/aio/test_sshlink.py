@@ -76,7 +76,7 @@ async def test_a_full_link_stops_channels_and_goes_on_when_it_has_room() -> None
         end = Collect()
         channel = pair.server.open("echo", end)
         end.connection_made(channel)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await end.accepted.wait()
         pair.server_link.pause_writing()
         channel.write(b"w" * MIB)
@@ -92,7 +92,7 @@ async def test_a_full_link_stops_channels_and_goes_on_when_it_has_room() -> None
 async def test_the_loss_of_the_link_is_the_loss_of_the_connection() -> None:
     async with connected() as pair:
         pair.server_link.abort("the cable was cut")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await pair.server_owner.lost.wait()
             await pair.agent_owner.lost.wait()
         assert "cable" in pair.server_owner.reason

@@ -64,7 +64,7 @@ class App:
         self.changed.set()
 
     async def until(self, condition) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -157,7 +157,7 @@ class Ends:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(data)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 return await reader.read()
         except ConnectionError:
             return b""
@@ -177,7 +177,7 @@ async def test_bytes_pass_both_ways_in_order(pki: Pki) -> None:
         await client.until(lambda: len(client.data) == len(sent))
         assert client.data == sent
         client.transport.close()
-        assert await asyncio.wait_for(client.lost, 5) is None
+        assert await asyncio.wait_for(client.lost, 30) is None
 
 
 async def test_lines_written_together_leave_as_one_record(pki: Pki) -> None:
@@ -206,7 +206,7 @@ async def test_either_end_half_closes_and_the_other_goes_on(pki: Pki) -> None:
         server.transport.write(b"a late answer" * 10_000)
         await client.until(lambda: len(client.data) == 130_000)
         server.transport.close()
-        await asyncio.wait_for(asyncio.gather(client.lost, server.lost), 5)
+        await asyncio.wait_for(asyncio.gather(client.lost, server.lost), 30)
 
 
 async def test_a_cut_is_told_from_an_end(pki: Pki) -> None:
@@ -229,7 +229,7 @@ async def test_the_loops_own_tls_understands_it(pki: Pki) -> None:
             "127.0.0.1", ends.port, ssl=pki.client(), server_hostname="localhost"
         )
         writer.write(b"x" * 300_000)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await reader.readexactly(300_000) == b"x" * 300_000
         writer.close()
         await writer.wait_closed()
@@ -317,7 +317,7 @@ async def test_hanging_up_in_the_handshake_is_a_cut(pki: Pki) -> None:
                 raw.sendall(b"\x16\x03\x01\x02\x00")
                 if linger:
                     raw.shutdown(socket.SHUT_WR)
-            await asyncio.wait_for(ends.failed.wait(), 5)
+            await asyncio.wait_for(ends.failed.wait(), 30)
         assert {each.failure for each in ends.failures} == {TlsFailure.CUT}
         assert len(ends.failures) == 2
 
@@ -325,7 +325,7 @@ async def test_hanging_up_in_the_handshake_is_a_cut(pki: Pki) -> None:
 async def test_a_certificate_of_an_unknown_issuer_gets_an_alert(pki: Pki) -> None:
     async with Ends(pki.asking) as ends:
         client = await ends.dial(pki.client(pki.foreign_pair))  # in TLS 1.3 the client is done before it is judged
-        await asyncio.wait_for(client.lost, 5)
+        await asyncio.wait_for(client.lost, 30)
         assert ends.failures[0].failure is TlsFailure.UNKNOWN_ISSUER
         assert ends.apps == []
 
@@ -335,7 +335,7 @@ async def test_a_server_that_is_not_trusted_is_named_on_both_ends(pki: Pki) -> N
         with pytest.raises(TlsError) as caught:
             await ends.dial(pki.client(ca=pki.other))
         assert caught.value.failure is TlsFailure.UNKNOWN_ISSUER
-        await asyncio.wait_for(ends.failed.wait(), 5)
+        await asyncio.wait_for(ends.failed.wait(), 30)
         assert ends.failures[0].failure is TlsFailure.REFUSED_BY_PEER
 
 

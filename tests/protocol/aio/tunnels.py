@@ -22,7 +22,7 @@ from protocol.handshake import AgentHandshake, Hello
 from tests.protocol.handshakes import signer, verifier
 
 KEY = b"shared by both ends of a test"
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Recorder(asyncio.Protocol):

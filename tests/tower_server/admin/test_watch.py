@@ -18,7 +18,7 @@ async def watching(server):
     await reader.readuntil(b"\r\n\r\n")
 
     async def line():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             size = int(await reader.readline(), 16)
             data = await reader.readexactly(size + 2)
             return json.loads(data) if size else None
