@@ -162,7 +162,8 @@ async def test_what_was_sent_before_an_end_without_close_notify_arrives_whole(pk
         caller = await w.call()
         await caller.say(UPGRADE)
         await caller.head()
-        assert await caller.rest() == data
+        assert await caller.reader.readexactly(len(data)) == data
+        assert await caller.reader.read() == b"", "an end, and no reset that eats what is under way"
         caller.close()
         await w.seen.wait_for(1)
         record = w.seen.records[0]
