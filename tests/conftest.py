@@ -15,4 +15,4 @@ from tests.lab import examples as examples  # noqa: E402  (the profiles exist be
 # programs that rely on what a terminal gives them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.lab.leaks", "tests.lab.required", "tests.lab.hostplane", "pytester"]
+pytest_plugins = ["tests.lab.leaks", "tests.lab.reports", "tests.lab.required", "tests.lab.hostplane", "pytester"]

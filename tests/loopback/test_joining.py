@@ -141,10 +141,10 @@ def test_what_is_no_token_is_refused_without_a_connection(join: Join, text: str)
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_fifty_who_join_at_once_with_one_token_make_one_identity(
+def test_twenty_who_join_at_once_with_one_token_make_one_identity(
     world: TowerWorld, cluster: str, token: Callable[..., str], config: Callable[..., Path]
 ) -> None:
-    text, many = token(), 50
+    text, many = token(), 20
     joining = [
         subprocess.Popen(
             [str(BIN / "tower-agent"), "--config", str(config()), "join"],
