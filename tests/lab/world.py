@@ -68,7 +68,9 @@ class TowerWorld(Started):
         constants: Mapping[str, float] | None = None,
         tunnel_port: int | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,  # of a program, beside what all run with
+        namespace: str | None = None,  # of the server
     ) -> None:
+        self._namespace = namespace
         self.folder, self.address, self.host = folder, address, host
         self._constants = dict(constants or {})
         self._environments = environments or {}
@@ -98,7 +100,7 @@ class TowerWorld(Started):
         )
 
     def start(self) -> None:
-        server = self._child("tower-server", "run", "--config", self.config)
+        server = self._child("tower-server", "run", "--config", self.config, namespace=self._namespace)
         self._children.insert(0, self._children.pop())  # stopped last, also where agents outlived the one before
         if self.members:
             ADOPTED.add(server.pid)  # a test of a wider world has started it again
