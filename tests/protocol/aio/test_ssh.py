@@ -15,6 +15,7 @@ from protocol.aio.ssh import AGENT_VERSION, MAX_REQUEST_BYTES, ServerConnection,
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshgcm import Sealer
 from protocol.errors import TunnelLost
+from protocol.flow import Limits
 from tests.protocol.aio.sshpeers import Collect, Echo, Owner, Pair, channel_limits, connected
 
 pytestmark = pytest.mark.asyncio
@@ -347,3 +348,73 @@ async def test_what_follows_the_peers_goodbye_is_not_looked_at() -> None:
         pair.agent._transport.write(sealed(padded(b"\x50\0\0\0\x04ping\1"))(pair))  # type: ignore[union-attr]
         assert "leaving" in await ended(pair.server_owner)
         assert pair.server_owner.requests == []
+
+
+@pytest.mark.parametrize("cipher", [name for name in ssh.CIPHERS if "ctr" not in name])
+async def test_no_packet_is_sent_without_need_under_aead_ciphers(cipher: str) -> None:
+    algorithms = {"encryption_algs": (cipher,)}
+    held: list[Channel] = []
+    async with connected(take=lambda channel, _: held.append(channel), server=algorithms, agent=algorithms) as pair:
+        end = Collect()
+        channel = pair.server.open("somewhere", end)
+        await pair.server.request("ping")
+        before = pair.agent._recv_seq
+        held[0].accept(Collect())
+        for _ in range(5):
+            channel.write(b"a packet")
+            await pair.server.request("ping")
+        assert pair.agent._recv_seq - before == 10, "five of data, five pings, and nothing else"
+
+
+async def test_channels_above_what_an_agent_takes_are_refused_and_the_others_go_on() -> None:
+    limits = channel_limits(most=3)
+    async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:
+        ends = [Collect() for _ in range(5)]
+        channels = [pair.server.open("echo", end) for end in ends]
+        async with asyncio.timeout(10):
+            refused = [str(await end.lost) for end in ends[3:]]
+        assert all("3 channels are open already" in text for text in refused)
+        for channel in channels[:3]:
+            channel.write(b"well")
+        async with asyncio.timeout(10):
+            while any(bytes(end.data) != b"well" for end in ends[:3]):
+                await asyncio.sleep(0.005)
+            channels[0].close()
+            await ends[0].lost
+        assert await echoed(pair, b"another") == b"another"
+    assert limits.budget.used == 0
+
+
+async def test_without_memory_a_channel_is_refused_before_anything_is_kept_for_it() -> None:
+    limits = channel_limits(budget=4 * Limits().reserved_credit)
+    async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:
+        ends = [Collect() for _ in range(6)]
+        for end in ends:
+            pair.server.open("echo", end)
+        async with asyncio.timeout(10):
+            assert "no memory is left" in str(await ends[-1].lost)
+        assert limits.budget.used <= 4 * Limits().reserved_credit
+        assert await pair.server.request("ping") == (True, b"")
+
+
+@pytest.mark.slow
+async def test_channels_by_the_thousand_leave_nothing() -> None:
+    limits, theirs = channel_limits(), channel_limits()
+    async with connected(take=lambda channel, _: channel.accept(Echo()), limits=limits, agent_limits=theirs) as pair:
+
+        async def one_after_the_other(count: int) -> None:
+            for number in range(count):
+                end = Collect()
+                channel = pair.server.open("echo", end)
+                channel.write(b"%d" % number)
+                channel.write_eof()
+                assert await end.lost is None
+                assert bytes(end.data) == b"%d" % number
+
+        async with asyncio.timeout(50):
+            await asyncio.gather(*(one_after_the_other(250) for _ in range(12)))
+            while pair.server.channel_count or pair.agent.channel_count:
+                await asyncio.sleep(0.01)
+        assert limits.budget.used == theirs.budget.used == 0
+        assert not pair.server.ready
+        assert not pair.agent.ready

@@ -135,13 +135,18 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"Name": "edge-2"}, "TWR240"),
     ({"Name": "../edge-1"}, "TWR240"),
     ({"CAData": "AAAA"}, "CAData"),
+    ({"CAData": "bm8gUEVN"}, "CAData holds no certificates as PEM"),
+    ({"CertData": "bm8gUEVN"}, "CertData holds no certificates as PEM"),
+    ({"KeyData": "bm8gUEVN"}, "KeyData is not an unencrypted private key"),
+    ({"KeyData": None}, "one is missing"),
     ({"CertData": None, "KeyData": None}, "without a credential"),
     ({"KubernetesSvcHost": "not an address"}, "KubernetesSvcHost"),
     ({"Token": 7}, "Token"),
 ]
 
 
-async def test_a_refusal_says_why_and_closes(tower: Host) -> None:
+async def test_a_refusal_says_why_and_closes_and_others_are_untouched(tower: Host) -> None:
+    healthy = await tower.registered()
     agents = []
     for changes, said in REFUSALS:
         agent = await tower.dialled()
@@ -151,7 +156,9 @@ async def test_a_refusal_says_why_and_closes(tower: Host) -> None:
         for agent in agents:
             await agent.lost.wait()
     await until(lambda: places(tower) == 0)
-    assert not tower.member.tunnels
+    assert len(tower.member.tunnels) == 1
+    assert not healthy.lost.is_set()
+    assert (await tower.ask("/still")).status == 200
 
 
 async def test_an_unknown_name_and_a_wrong_token_cannot_be_told_apart(tower: Host) -> None:
