@@ -21,6 +21,7 @@ from protocol import defaults
 from protocol.constants import Code
 from tower_server.clusters import Clusters
 from tower_server.member import DETACHED, Elsewhere, Member
+from tower_server.replicas.balance import Balance
 from tower_server.replicas.directory import Directory, Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import CUT, Link
@@ -69,6 +70,7 @@ class Replicas:
         self.certificate = ReplicaCertificate(authority, name=name, at=time.time())
         self.port = ReplicaPort(self, self.certificate)
         self.links: dict[str, Link] = {}
+        self.balance = Balance(registry, others=self._tunnels_of_others, ready=lambda: self.ready)
         self._registry = registry
         self._clusters = clusters
         self._start = start
@@ -101,6 +103,7 @@ class Replicas:
                 (directory.publish(), "replicas-publish"),
                 (self._beat(), "replicas-beat"),
                 (self._link(directory), "replicas-link"),
+                (self.balance.run(), "replicas-balance"),
             )
         }
         try:
@@ -218,6 +221,11 @@ class Replicas:
     @property
     def callers_address(self) -> str:
         return self._directory.me.callers if self._directory is not None else ""
+
+    def _tunnels_of_others(self) -> dict[str, int]:
+        return {
+            name: sum(held.tunnels for held in link.holds.values()) for name, link in self.links.items() if link.serving
+        }
 
     def _owners(self, cluster: str) -> list[Link]:
         return [link for link in self.links.values() if link.serving and cluster in link.holds]
