@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from certs.handshake import agent_verifier
@@ -32,6 +33,7 @@ from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import REFUSED_RESUME, Hello
 from tower_server.admin.app import AdminApp
+from tower_server.admin.calls import told_to_servers
 from tower_server.admin.services import Services
 from tower_server.admin.socket import AdminSocket
 from tower_server.agents import Agents
@@ -261,6 +263,8 @@ class Server:
             start=self._start_for_peer,
         )
         ports.elsewhere = replicas.elsewhere
+        replicas.answer = partial(told_to_servers, services)
+        services.replicas = replicas
         services.rotation.subscribe(lambda: replicas.certificate.renew(at=time.time()))
         return replicas
 

@@ -87,6 +87,8 @@ def print_table(resource: Resource, items: Sequence[Object], *, output: str, hea
 
 def print_list(resource: Resource, listing: Object, *, output: str, headers: bool) -> None:
     items = listing.get("items", [])
+    for each in listing.get("unanswered") or ():
+        say(f"warning: the {resource.plural} of server {each.get('server')} are not shown: {each.get('reason')}")
     if output in ("json", "yaml"):
         print_document(listing, output)
     elif output == "name":

@@ -13,6 +13,7 @@ from certs.names import check_caller_name, is_label, member_name
 from daemon.faults import TowerError
 from protocol import defaults
 from protocol.errors import TunnelLost
+from tower_server.admin.among import at_the_owner, everywhere, unknown, with_others
 from tower_server.admin.body import Body, checked
 from tower_server.admin.services import Services
 from tower_server.admin.views import (
@@ -31,6 +32,7 @@ from tower_server.checks import check_graph
 from tower_server.faultof import certs_fault
 from tower_server.probe import probe
 from tower_server.records import Agent
+from tower_server.replicas.wire import Asking
 from tower_server.rotation import Step
 from tower_server.tokens import NewToken
 
@@ -133,7 +135,12 @@ async def revoke_token(services: Services, token: str) -> Object:
 
 
 async def list_agents(services: Services, cluster: str | None) -> Object:
-    return list_of("Agent", [_agent(services, agent) for agent in await services.agents.list(cluster)])
+    own = [_agent(services, agent) for agent in await services.agents.list(cluster)]
+    if services.replicas is None:
+        return list_of("Agent", own)
+    tunnels = await everywhere(services, "Tunnel", "tunnels", cluster, ())
+    items = [with_others(view, tunnels["items"]) for view in own]
+    return {**list_of("Agent", items), "unanswered": tunnels["unanswered"]}
 
 
 def _agent(services: Services, agent: Agent) -> Object:
@@ -225,17 +232,46 @@ async def connection_of(services: Services, cluster: str) -> Object:
 
 
 async def list_tunnels(services: Services, cluster: str | None) -> Object:
-    found = [(member, tunnel) for member, tunnel in services.registry if cluster in (None, member.name)]
-    return list_of("Tunnel", (tunnel_view(member, tunnel) for member, tunnel in found))
+    return await everywhere(services, "Tunnel", "tunnels", cluster, own_tunnels(services, cluster))
+
+
+def own_tunnels(services: Services, cluster: str | None) -> list[Object]:
+    return [tunnel_view(member, tunnel) for member, tunnel in services.registry if cluster in (None, member.name)]
 
 
 async def list_streams(services: Services, cluster: str | None) -> Object:
+    return await everywhere(services, "Stream", "streams", cluster, own_streams(services, cluster))
+
+
+def own_streams(services: Services, cluster: str | None) -> list[Object]:
     found = [(member, tunnel) for member, tunnel in services.registry if cluster in (None, member.name)]
-    return list_of("Stream", (stream_view(m, t, stream) for m, t in found for stream in t.streams()))
+    return [stream_view(m, t, stream) for m, t in found for stream in t.streams()]
+
+
+async def told_to_servers(services: Services, asking: Asking) -> Object:
+    """What this server says to another one of its host."""
+    cluster = known_name(asking.cluster, "cluster") if asking.cluster else None
+    match asking.call:
+        case "tunnels":
+            return list_of("Tunnel", own_tunnels(services, cluster))
+        case "streams":
+            return list_of("Stream", own_streams(services, cluster))
+        case "ping" if cluster is not None:
+            return await own_ping(services, cluster)
+    raise unknown(asking.call)
 
 
 async def ping(services: Services, cluster: str) -> Object:
-    """Times the parts of the way apart; the first that fails is the Error."""
+    """Times the parts of the way apart, at the server that holds the tunnel; the first that fails is the Error."""
+    _, member = services.clusters.get(cluster)
+    if member.pick() is None:
+        answer = await at_the_owner(services, "ping", cluster)
+        if answer is not None:
+            return answer
+    return await own_ping(services, cluster)
+
+
+async def own_ping(services: Services, cluster: str) -> Object:
     _, member = services.clusters.get(cluster)
     tunnel = member.pick()
     if tunnel is None:

@@ -7,8 +7,9 @@ the member has accepted the stream, so a refusal is an ordinary answer with its 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -18,9 +19,13 @@ from daemon.faults import TowerError
 from daemon.wirefault import wire_fault
 from protocol.aio.stream import StreamTransport
 from protocol.constants import Code
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, StreamRefused
 from tower_server.admin.services import Services
 from tower_server.records import KUBERNETES
+
+if TYPE_CHECKING:
+    from tower_server.replicas.passing import PassedStream
+    from tower_server.replicas.replicas import Way
 
 QUEUE_HIGH: Final = 16  # messages that wait for a slow reader; each is at most one frame of 64 KiB
 CALLER: Final = "admin"
@@ -49,15 +54,19 @@ async def forward(
             await websocket.close()
 
 
-async def _open(services: Services, cluster: str, service: str, end: _End) -> StreamTransport:
+async def _open(services: Services, cluster: str, service: str, end: _End) -> StreamTransport | PassedStream:
     _, member = services.clusters.get(cluster)
     if not is_label(service):
         raise TowerError("TWR605", f"{service[:80]!r} cannot be the name of a service")
     tunnel = member.pick()
-    if tunnel is None:
+    way = services.replicas.elsewhere(member) if tunnel is None and services.replicas is not None else None
+    if tunnel is None and way is None:
         raise TowerError(member.verdict.code or "TWR201", f"cluster {cluster}: {member.verdict.cause}")
     try:
-        return await tunnel.open(service, end, caller=CALLER)
+        if tunnel is not None:
+            return await tunnel.open(service, end, caller=CALLER)
+        assert way is not None
+        return await _open_elsewhere(way, service, end)
     except ProtocolError as error:
         code = wire_fault(error.code, "TWR310")
         code = "TWR310" if code == "TWR301" and service != KUBERNETES else code
@@ -66,7 +75,19 @@ async def _open(services: Services, cluster: str, service: str, end: _End) -> St
         raise TowerError("TWR310", f"cluster {cluster}, service {service}: no answer in time") from error
 
 
-async def _to_stream(websocket: WebSocket, end: _End, stream: StreamTransport) -> None:
+async def _open_elsewhere(way: Way, service: str, end: _End) -> PassedStream:
+    """By the server that holds the tunnel; returns when the member has accepted it there."""
+    stream = way.start_open(service, end, caller=CALLER, connection_id=secrets.token_hex(8))
+    end.connection_made(stream)
+    try:
+        await end.accepted
+    except BaseException:
+        stream.reset(Code.CANCELLED, "the forward has ended")
+        raise
+    return stream
+
+
+async def _to_stream(websocket: WebSocket, end: _End, stream: StreamTransport | PassedStream) -> None:
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
@@ -92,7 +113,9 @@ class _End(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._stream: StreamTransport | None = None
+        self._stream: StreamTransport | PassedStream | None = None
+        self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Of a stream by another server: that it stands, or why not."""
         self._paused = False
         self.writable = asyncio.Event()
         self.writable.set()
@@ -104,8 +127,12 @@ class _End(asyncio.Protocol):
             self._stream.resume_reading()
         return data
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport | PassedStream) -> None:
         self._stream = cast("StreamTransport", transport)
+
+    def stream_accepted(self) -> None:
+        if not self.accepted.done():
+            self.accepted.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._queue.put_nowait(bytes(data))
@@ -124,5 +151,10 @@ class _End(asyncio.Protocol):
         self.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if not self.accepted.done():
+            self.accepted.set_exception(
+                exc or StreamRefused(Code.TUNNEL_LOST, "it ended before it was accepted")
+            )
+            self.accepted.exception()  # nobody may be waiting
         self.writable.set()
         self._queue.put_nowait(None)

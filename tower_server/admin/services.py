@@ -20,6 +20,7 @@ from tower_server.tunnels import TunnelRegistry
 
 if TYPE_CHECKING:
     from daemon.kube.client import Client
+    from tower_server.replicas.replicas import Replicas
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +44,8 @@ class Services:
     started: float
     host: Client | None = None
     """Of the host's apiserver, where records lie there."""
+    replicas: Replicas | None = None
+    """The other servers of the host, where there can be any."""
     listen: str = field(default="")
     legacy_address: str = field(default="")
     """Of the port of the dialect kubesphere-v1; empty where that is not enabled."""

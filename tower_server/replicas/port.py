@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from certs.errors import Untrusted
@@ -21,13 +22,26 @@ from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused
 from tower_server.member import Member
 from tower_server.relay import address_text, reset
+from tower_server.replicas.asking import Answer, Asked
 from tower_server.replicas.identity import ReplicaCertificate
-from tower_server.replicas.wire import ACCEPTED, MAX_HEAD_BYTES, Held, Passing, alive, holds, lost, read_head, refused
+from tower_server.replicas.wire import (
+    ACCEPTED,
+    MAX_HEAD_BYTES,
+    Asking,
+    Held,
+    Passing,
+    alive,
+    holds,
+    lost,
+    read_head,
+    refused,
+)
 from tower_server.sockets import listening_socket
 
 BACKLOG: Final = 1024
 MAX_UNASKED: Final = 512  # connections that have not yet said what they want: a burst of callers passed on
 MAX_FOLLOWERS: Final = 64
+MAX_ASKED: Final = 64
 WRITE_HIGH: Final = 256 * defaults.KIB
 REFUSALS_SAID_EVERY: Final = 10.0
 
@@ -47,6 +61,10 @@ class Host(Protocol):
 
     def member(self, cluster: str) -> Member | None: ...
 
+    @property
+    def answer(self) -> Answer:
+        """To another server's questions."""
+
 
 class ReplicaPort:
     """`start`, then `tell` whenever something may have changed and once a second, then `stop`."""
@@ -58,6 +76,7 @@ class ReplicaPort:
         self.unasked: set[_Arrival] = set()
         self.followers: set[_Follower] = set()
         self.passed: set[_Passed] = set()
+        self.asked: set[Asked] = set()
         self._server: asyncio.Server | None = None
         self._refused_said = float("-inf")
 
@@ -94,11 +113,14 @@ class ReplicaPort:
             for follower in list(self.followers):
                 follower.tell(held)
 
+    def _connections(self) -> Iterable[Iterable[Any]]:
+        return (self.unasked, self.followers, self.passed, self.asked)
+
     def stop(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for transport in [each.transport for held in (self.unasked, self.followers, self.passed) for each in held]:
+        for transport in [each.transport for held in self._connections() for each in held]:
             transport.abort()
 
 
@@ -146,6 +168,11 @@ class _Arrival(asyncio.Protocol):
                 self._refuse("too many follow already")
                 return
             _Follower(self._port, self.transport).begin()
+        elif isinstance(head, Asking):
+            if len(self._port.asked) >= MAX_ASKED:
+                self._refuse("too many questions at once")
+                return
+            Asked(self.transport, self._port.asked).begin(head, self._port.host.answer)
         else:
             _Passed(self._port, self.transport, head, self.replica).begin(rest)
 

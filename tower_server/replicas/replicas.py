@@ -16,18 +16,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from certs.ca import Authority
+from daemon.faults import TowerError
 from daemon.kube.client import Client
 from protocol import defaults
 from protocol.constants import Code
 from tower_server.clusters import Clusters
 from tower_server.member import DETACHED, Elsewhere, Member
+from tower_server.replicas.asking import Answer
 from tower_server.replicas.balance import Balance
 from tower_server.replicas.directory import Directory, Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import CUT, Link
 from tower_server.replicas.passing import PassedStream, Start
 from tower_server.replicas.port import ReplicaPort
-from tower_server.replicas.wire import Held, Passing, told
+from tower_server.replicas.wire import Asking, Held, Passing, told
 from tower_server.tunnels import TunnelRegistry
 
 TOLD_AT_MOST_EVERY: Final = 0.05  # seconds: what changes together is told together
@@ -71,6 +73,8 @@ class Replicas:
         self.port = ReplicaPort(self, self.certificate)
         self.links: dict[str, Link] = {}
         self.balance = Balance(registry, others=self._tunnels_of_others, ready=lambda: self.ready)
+        self.answer: Answer = _unanswerable
+        """To the others' questions; put in place by whoever can answer them."""
         self._registry = registry
         self._clusters = clusters
         self._start = start
@@ -196,6 +200,10 @@ class Replicas:
             return None
         return Way(min(owners, key=lambda link: len(link.passing)), member.name, self._start)
 
+    def owner(self, cluster: str) -> Link | None:
+        """One of the other servers that hold a tunnel of it."""
+        return next(iter(self._owners(cluster)), None)
+
     def serving(self) -> Iterable[tuple[Peer, frozenset[str]]]:
         """The other servers that take callers, and what they hold."""
         return [(link.peer, frozenset(link.holds)) for link in self.links.values() if link.serving]
@@ -261,6 +269,10 @@ class Replicas:
             member.note_elsewhere(None, why, cut=cut)
         if member.known_report.get("services") != before:
             self._start(self._clusters.declare(member), f"declare-{cluster}")
+
+
+async def _unanswerable(asking: Asking) -> dict[str, Any]:
+    raise TowerError("TWR612", f"this server answers no question such as {asking.call[:40]!r}")
 
 
 def process_of(tunnel: Any) -> str:

@@ -1,9 +1,10 @@
 """What two servers of a host say to each other, as JSON lines inside their mutual TLS.
 
-Whoever calls says first what it wants: `follow` (to be told what the other holds) or `pass` (one caller's connection,
-to be carried into a tunnel). A connection is passed on once: the head counts the hops, and a second one is refused,
-so that servers that each believe in the other never send a caller round in circles. After `accepted` a passed
-connection is bytes. Every line has a bound, and what does not fit its form is refused with what is wrong.
+Whoever calls says first what it wants: `follow` (to be told what the other holds), `pass` (one caller's connection,
+to be carried into a tunnel) or `ask` (one question, see `asking`). A connection is passed on once: the head counts the
+hops, and a second one is refused, so that servers that each believe in the other never send a caller round in circles.
+After `accepted` a passed connection is bytes. Every line has a bound, and what does not fit its form is refused with
+what is wrong.
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ class Passing:
 
 
 @dataclass(frozen=True, slots=True)
+class Asking:
+    """A question about what only this server knows; `cluster` is empty for all of them."""
+
+    call: str
+    cluster: str
+
+    def line(self) -> bytes:
+        return encode_message("ask", call=self.call, cluster=self.cluster)
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What an owner says of a cluster."""
 
@@ -64,12 +76,14 @@ class Held:
     """The agents' processes that the tunnels are with, see `process_of`."""
 
 
-def read_head(line: bytes) -> Passing | None:
+def read_head(line: bytes) -> Passing | Asking | None:
     """What a caller wants: None to follow. RemoteProtocolError for anything else."""
     message = _object(line)
     kind = message.get("type")
     if kind == "follow":
         return None
+    if kind == "ask":
+        return Asking(_name(message, "call"), _name(message, "cluster"))
     if kind != "pass":
         raise RemoteProtocolError(Code.PROTOCOL, f"a connection of a replica that asks for {str(kind)[:80]!r}")
     hop = message.get("hop")

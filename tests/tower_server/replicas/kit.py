@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import Link
 from tower_server.replicas.passing import PassedStream
 from tower_server.replicas.port import ReplicaPort
-from tower_server.replicas.wire import Held, Passing
+from tower_server.replicas.wire import Asking, Held, Passing
 from tower_server.state import Verdict
 
 PATIENCE = 20.0
@@ -96,9 +96,15 @@ class Host:
         self.tunnel: Tunnel | None = Tunnel()
         self.meant = False
         self.said = {"edge": Held(1, CONNECTED, {"uid": "u"})}
+        self.questions: list[Asking] = []
+        self.answers: Callable[[Asking], Awaitable[dict[str, Any]]] | None = None
 
     def held(self) -> dict[str, Held]:
         return self.said
+
+    async def answer(self, asking: Asking) -> dict[str, Any]:
+        self.questions.append(asking)
+        return {"items": []} if self.answers is None else await self.answers(asking)
 
     def member(self, cluster: str) -> Any:
         return SimpleNamespace(pick=lambda: self.tunnel, ended_by_intent=self.meant) if cluster == "edge" else None
@@ -112,7 +118,7 @@ async def serving(host: Host, name: str = "owner", authority: Authority = AUTHOR
         yield port
     finally:
         port.stop()
-        await until(lambda: not (port.unasked or port.followers or port.passed))
+        await until(lambda: not (port.unasked or port.followers or port.passed or port.asked))
 
 
 def peer(port: ReplicaPort, name: str = "owner") -> Peer:

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import structlog
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import InvalidStatus
 
+from daemon.faults import TowerError
 from protocol import defaults
 from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
-from tests.tower_server.kit import Agent, Running, call, enrol, running
+from tests.tower_server.kit import Agent, Echo, Running, admin, call, enrol, running
 from tests.tower_server.test_ports import free_range
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -95,7 +98,7 @@ async def test_a_server_that_stops_says_goodbye_and_ends_what_it_followed(pair: 
     await until(lambda: "stays" in pair.two.services.registry.members)
     far = pair.two.member("stays")
     await until(lambda: far.known_report.get("services"))
-    assert far.verdict.ready == "True"
+    await until(lambda: far.verdict.ready == "True")
     with structlog.testing.capture_logs() as lines:
         await pair.two.server.stop()
     assert [each for each in lines if each.get("log_level") in ("error", "critical")] == []
@@ -124,4 +127,65 @@ async def test_a_tunnel_whose_agent_has_moved_ends_at_once_and_its_callers_are_s
     assert asyncio.get_running_loop().time() - began < defaults.RESUME_WINDOW / 2
     await until(lambda: member.elsewhere is not None and member.verdict.ready == "True")
     assert (await call(pair.one, "mover")).body == b"ok"
+    await agent.close()
+
+
+async def test_whoever_is_asked_knows_the_tunnels_of_all_and_names_a_server_that_does_not_answer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await pair.one.add("shown")
+    agent = Agent(pair.two, await enrol(pair.one, token))
+    await until(lambda: "shown" in pair.two.services.registry.members)
+    tunnel = await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    await until(lambda: pair.one.member("shown").verdict.ready == "True")
+
+    async def listed(server: Running, kind: str) -> dict:
+        return (await admin(server, "GET", f"/v1/{kind}?cluster=shown")).json()
+
+    for server in (pair.one, pair.two):
+        found = await listed(server, "tunnels")
+        assert [(item["id"], item["server"]) for item in found["items"]] == [(tunnel.id, "tower-2")]
+        assert found["unanswered"] == []
+        (view,) = (await listed(server, "agents"))["items"]
+        assert view["tunnels"] == 1
+    pinged = await admin(pair.one, "POST", "/v1/clusters/shown/ping")
+    assert pinged.status == 200, pinged.body
+    assert (pinged.json()["tunnel"], pinged.json()["server"]) == (tunnel.id, "tower-2")
+
+    async def refuse(_asking: object) -> dict:
+        raise TowerError("TWR118", "out of order")
+
+    monkeypatch.setattr(pair.two.server._parts.replicas, "answer", refuse)
+    found = await listed(pair.one, "tunnels")
+    assert found["items"] == []
+    assert found["unanswered"] == [{"server": "tower-2", "reason": "out of order"}]
+    assert (await admin(pair.one, "POST", "/v1/clusters/shown/ping")).json()["code"] == "TWR118"
+    await agent.close()
+
+
+async def test_a_forward_is_passed_on_to_the_server_that_holds_the_tunnel(pair: Pair) -> None:
+    token = await pair.one.add("passed")
+    agent = Agent(pair.two, await enrol(pair.one, token))
+    refusal = (Code.UNKNOWN_SERVICE, "no such service here")
+    agent.raw = lambda stream: stream.accept(Echo()) if stream.service == "echo" else stream.refuse(*refusal)
+    await until(lambda: "passed" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    await until(lambda: pair.one.member("passed").verdict.ready == "True")
+    path = str(pair.one.config.admin_socket)
+    url = "ws://localhost/v1/clusters/passed/forward/"
+    async with unix_connect(path, url + "echo", compression=None) as socket:
+        for size in (5, 300_000):
+            await socket.send(b"x" * size)
+            back = b""
+            while len(back) < size:
+                back += await asyncio.wait_for(socket.recv(), PATIENCE)
+            assert back == b"x" * size
+        await socket.send("")
+        assert await asyncio.wait_for(socket.recv(), PATIENCE) == ""
+    with pytest.raises(InvalidStatus) as caught:
+        async with unix_connect(path, url + "nothing", compression=None):
+            pass
+    assert b"TWR226" in caught.value.response.body
     await agent.close()

@@ -14,6 +14,7 @@ from tower_server.replicas.wire import (
     ACCEPTED,
     FOLLOW,
     MAX_HEAD_BYTES,
+    Asking,
     Held,
     Passing,
     alive,
@@ -109,3 +110,11 @@ def test_a_line_has_a_bound():
     with pytest.raises(RemoteProtocolError) as caught:
         read_line(b'{"type":"' + b"x" * MAX_CONTROL_LINE_BYTES + b'"}')
     assert caught.value.code is Code.TOO_LARGE
+
+
+def test_a_question_is_read_as_it_was_asked_and_a_strange_one_is_refused() -> None:
+    asking = Asking("tunnels", "edge")
+    assert read_head(asking.line().rstrip(b"\n")) == asking
+    for line in (b'{"type": "ask"}', b'{"type": "ask", "call": 1, "cluster": ""}', b'{"type": "ask", "call": "\\n"}'):
+        with pytest.raises(RemoteProtocolError):
+            read_head(line)
