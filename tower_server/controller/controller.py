@@ -21,7 +21,14 @@ from daemon.kube.errors import NotServed
 from daemon.kube.resources import CLUSTERS, MEMBERS, SERVICES
 from daemon.log import get_logger
 from tower_server.controller.desired import written_term
-from tower_server.controller.limits import RECONCILE_DEADLINE, SYNC_DEADLINE, TIDY_EVERY, WORKERS
+from tower_server.controller.limits import (
+    RECONCILE_DEADLINE,
+    SYNC_DEADLINE,
+    TIDY_EVERY,
+    TOLD_AFTER,
+    WORKERS,
+    WRITE_DEADLINE,
+)
 from tower_server.controller.reconcile import Again
 from tower_server.controller.registry import Registry
 from tower_server.controller.view import Watches
@@ -39,6 +46,7 @@ log = get_logger(__name__)
 class Reconciles(Protocol):
     def begin(self, names: Iterable[str]) -> None: ...
     async def reconcile(self, name: str) -> Again: ...
+    async def failed(self, name: str, error: Exception) -> None: ...
 
 
 class Gauges(Protocol):
@@ -177,6 +185,8 @@ class Controller:
             raise
         except (TowerError, StoreError, TimeoutError) as error:
             self._failed(queue, name, str(error) or "it took too long", getattr(error, "retry_after", None))
+            if queue.failures(name) >= TOLD_AFTER:
+                await self._say(reconciles, name, error)
         except Exception as error:  # the boundary: one cluster's surprise is not the others'
             log.error("reconcile-broke", cluster=name, exc_info=error)
             self._failed(queue, name, repr(error), None)
@@ -186,6 +196,16 @@ class Controller:
                 queue.failed(name, now())
             else:
                 queue.done(name, again_at=None if again.after is None else now() + again.after)
+
+    async def _say(self, reconciles: Reconciles, name: str, error: Exception) -> None:
+        """Tells whoever looks at the cluster. Where that cannot be written either, the log has it all the same."""
+        try:
+            async with asyncio.timeout(WRITE_DEADLINE):
+                await reconciles.failed(name, error)
+        except Deposed:
+            raise
+        except (TowerError, StoreError, TimeoutError) as unsaid:
+            log.debug("failure-not-told", cluster=name, text=str(unsaid))
 
     def _failed(self, queue: WorkQueue[str], name: str, text: str, retry_after: float | None) -> None:
         delay = queue.failed(name, time.monotonic(), retry_after=retry_after)

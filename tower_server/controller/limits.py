@@ -6,6 +6,7 @@ from typing import Final
 
 RETRY_MIN: Final = 0.2  # of one cluster's work that failed
 RETRY_MAX: Final = 300.0  # a cluster that always fails asks twelve times an hour
+TOLD_AFTER: Final = 3  # failures in a row, a second or two: what passes by itself is nothing to write down
 WORKERS: Final = 8  # reconciles at once: what a single apiserver answers well
 WRITE_DEADLINE: Final = 35.0  # an admission webhook may take 30 s before the apiserver gives its verdict
 ATTEMPTS: Final = 8  # at a write that keeps meeting others'

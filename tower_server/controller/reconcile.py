@@ -35,7 +35,7 @@ from daemon.kube.resources import (
 )
 from daemon.log import get_logger
 from tower_server.controller import desired, kubeconfig
-from tower_server.controller.conditions import Condition, find
+from tower_server.controller.conditions import Condition, find, merged
 from tower_server.controller.events import Events, transitions
 from tower_server.controller.facts import Facts, Sight
 from tower_server.controller.membership import Membership, withheld
@@ -126,6 +126,30 @@ class Reconciler:
                 return await self._tell(resource, Outcome(problems=wanted.problems), None)
             return Again()
         return await self._serve(name, resource, wanted, record)
+
+    async def failed(self, name: str, error: Exception) -> None:
+        """The cluster's work fails again and again: said where people look for it, once for each kind of failure. What
+        stands of the cluster stays as it is meanwhile."""
+        resource, member = self.view.get(CLUSTERS, name), self.view.get(MEMBERS, name)
+        about = resource or member
+        if about is None:
+            return
+        fault_of = error if isinstance(error, TowerError) else TowerError("TWR114", str(error) or "it took too long")
+        text = f"what follows from the cluster cannot be written: {fault_of.message}"
+        said = troubled(Problem("ResourceWritable", fault_of.reason, fault_of.code, text, fault_of.mend))
+        holder = member or resource or {}
+        status = holder.get("status") if isinstance(holder.get("status"), dict) else {}
+        held = (status or {}).get("conditions")
+        worth = transitions(held, [said])
+        if not worth:
+            return
+        if member is not None:
+            listed = merged(
+                held, [said], now=rfc3339(time.time()), generation=int(member["metadata"].get("generation", 0))
+            )
+            body = {**member, "status": {**(status or {}), "conditions": listed}}
+            await self.writer.replace(MEMBERS, body, subresource="status")
+        await self.events.tell(about, worth)
 
     async def _is_gone(self, record: Cluster, wanted: Wanted | None) -> bool:
         """Whether the resource of a record is gone for good, or of another type now. Asked of the apiserver itself,
