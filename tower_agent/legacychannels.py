@@ -8,7 +8,8 @@ ways.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Final
 
 from daemon.log import get_logger
@@ -16,8 +17,8 @@ from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
 from protocol import defaults
-from protocol.aio.hops import DialError, unnoted
-from protocol.aio.splice import Splice, Transferred
+from protocol.aio.hops import DialError, reason, unnoted
+from protocol.aio.splice import Splice, SpliceEnd, Transferred
 from protocol.aio.ssh import CONNECT_FAILED, PROHIBITED
 from protocol.aio.sshchannel import Channel
 from protocol.aio.tcpdial import connect_tcp
@@ -64,21 +65,17 @@ class LegacyChannels:
             splice.abort()
 
     async def _relay(self, channel: Channel, service: str, target: str) -> None:
+        splice = Splice(on_done=lambda moved: self._done(splice, service, moved))
         try:
-            sock = await connect_tcp(*split_address(target, listener=False), defaults.DIAL_DEADLINE, unnoted)
+            await _connect(target, lambda: splice.second)
         except DialError as error:
             log.warning("stream-refused", service=service, code=_UNREACHABLE[service], text=error.text)
             self._refuse(channel, CONNECT_FAILED, error.text)
             return
-        if channel.is_closing():  # the host has gone meanwhile
-            sock.close()
-            return
-        splice = Splice(on_done=lambda moved: self._done(splice, service, moved))
         self._splices.add(splice)
         self._open[service].inc()
-        await asyncio.get_running_loop().create_connection(lambda: splice.second, sock=sock)
         channel.accept(splice.first)
-        splice.start()
+        splice.start()  # which drops the destination where the host has gone meanwhile
 
     def _done(self, splice: Splice, service: str, moved: Transferred) -> None:
         self._splices.discard(splice)
@@ -97,3 +94,22 @@ class LegacyChannels:
     def _refuse(self, channel: Channel, reason: int, text: str) -> None:
         self._metrics.denied.labels("prohibited" if reason == PROHIBITED else "dial_failed").inc()
         channel.refuse(reason, text)
+
+
+async def _connect(target: str, factory: Callable[[], SpliceEnd]) -> None:
+    """The destination, by its name or straight by its address: in most members that is what was announced."""
+    loop = asyncio.get_running_loop()
+    host, port = split_address(target, listener=False)
+    try:
+        ip_address(host)
+    except ValueError:
+        sock = await connect_tcp(host, port, defaults.DIAL_DEADLINE, unnoted)
+        await loop.create_connection(factory, sock=sock)
+        return
+    try:
+        async with asyncio.timeout(defaults.DIAL_DEADLINE):
+            await loop.create_connection(factory, host, port)
+    except OSError as error:
+        silent = isinstance(error, TimeoutError)
+        told = f"no answer within {defaults.DIAL_DEADLINE:g} s" if silent else reason(error)
+        raise DialError("tcp", f"cannot connect to {target} ({told})") from error

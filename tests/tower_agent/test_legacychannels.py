@@ -118,6 +118,35 @@ async def test_a_destination_that_cannot_be_reached_is_a_refusal_that_says_why()
         assert 'tower_agent_denied_total{reason="dial_failed"} 1.0' in metrics.render().decode()
 
 
+async def test_a_destination_is_dialled_by_its_name_where_that_was_announced() -> None:
+    async with destination(upper) as address:
+        name = address.replace("127.0.0.1", "localhost")
+        async with serving(name) as (host, _, _):
+            end = Collect()
+            channel = host.sessions[0].open(name, end)
+            channel.write(b"by name")
+            channel.write_eof()
+            async with asyncio.timeout(PATIENCE):
+                while bytes(end.data) != b"BY NAME":
+                    await asyncio.sleep(0.01)
+    async with serving(name) as (host, _, _):
+        end = Collect()
+        host.sessions[0].open(name, end)
+        async with asyncio.timeout(PATIENCE):
+            assert "cannot connect to localhost" in str(await end.lost)
+
+
+async def test_a_host_that_goes_while_its_destination_is_dialled_leaves_nothing_open() -> None:
+    async with destination(upper) as address, serving(address) as (host, channels, metrics):
+        for _ in range(5):
+            host.sessions[0].open(address, Collect())
+        await host.sessions[0].request("ping")  # the opens have arrived
+        host.links[0].abort("gone")
+        async with asyncio.timeout(PATIENCE):
+            while channels._splices or 'streams{service="kubernetes"} 0.0' not in metrics.render().decode():
+                await asyncio.sleep(0.01)
+
+
 async def test_a_destination_that_does_not_read_stops_its_host_and_nobody_else() -> None:
     go_on = asyncio.Event()
 
