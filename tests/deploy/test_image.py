@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import tomllib
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -44,6 +45,17 @@ def test_every_package_is_held_to_hashes() -> None:
     entries = re.findall(r"^[a-z0-9-]+==\S+ \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\\n|\n))+)", text, re.MULTILINE)
     assert len(entries) == len(LOCKED)
     assert "--require-hashes" in DOCKERFILE
+
+
+def test_the_build_backend_is_the_one_of_the_project_and_held_to_hashes_too() -> None:
+    text = (IMAGE / "build-requirements.txt").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE))
+    assert len(locked) == text.count("==")
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+    for wanted in map(Requirement, system["requires"]):
+        assert wanted.specifier.contains(locked[canonical(wanted.name)])
+    for line in re.findall(r"^RUN .*pip install.*$", DOCKERFILE, re.MULTILINE):
+        assert "--require-hashes" in line, "nothing is taken that was not looked at"
 
 
 def test_it_does_not_run_as_root_and_takes_only_what_is_there() -> None:
