@@ -27,7 +27,7 @@ from protocol.messages import Message, MessageReader, encode_message
 from tower_server import kubesphere
 from tower_server.agents import Agents
 from tower_server.faultof import certs_fault
-from tower_server.member import Member
+from tower_server.member import Member, is_legacy
 from tower_server.report import cleaned
 from tower_server.revocations import Revocations
 from tower_server.rotation import Rotation
@@ -190,8 +190,8 @@ class ControlStream(asyncio.Protocol):
     def _compare(self, report: dict[str, Any], said: object) -> None:
         """Asks about the member's KubeSphere where that is in play, and judges what its agent has answered."""
         secret = self._control.kubesphere()
-        if not kubesphere.in_play(secret, report):
-            return
+        if is_legacy(self._tunnel) or not kubesphere.in_play(secret, report):
+            return  # a Go agent knows no such question
         question = self._tunnel.data.get(kubesphere.KEY)
         if question is None:
             question = self._tunnel.data[kubesphere.KEY] = kubesphere.Question()
