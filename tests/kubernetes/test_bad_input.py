@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from daemon.kube.errors import Invalid
+from daemon.kube.errors import Invalid, NotFound
 from daemon.kube.resources import CLUSTERS, EVENTS, MEMBERS, SERVICES
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import CRDS, crds
@@ -192,3 +192,42 @@ async def test_an_apiserver_that_says_nothing_is_waited_out_and_what_happened_me
         connection = before["spec"]["connection"]
         assert after["spec"]["connection"]["kubernetesAPIServerPort"] == connection["kubernetesAPIServerPort"]
         assert await lab.get(CLUSTERS, "edge-1") is not None
+
+
+async def test_a_crd_that_is_deleted_takes_its_clusters_and_costs_no_member(
+    lab: Host, host_plane: ControlPlane
+) -> None:
+    """Nobody asked for their end: it is what uninstalling KubeSphere does. Made again, they are what they were."""
+    crd = "clusters.cluster.kubesphere.io"
+    names = ["edge-1", "edge-2"]
+    async with running(lab.controller()):
+        for name in names:
+            await lab.create(name)
+            await lab.initialised(name)
+        before = await records(lab.store)
+        addresses = {name: (await lab.service(f"mc-{name}"))["spec"]["clusterIP"] for name in names}
+        try:
+            await asyncio.to_thread(host_plane.kubectl, "delete", "crd", crd, "--timeout=60s")
+            after = await records(lab.store)
+            assert sorted(after) == names
+            for name in names:
+                assert {**after[name], "resource": before[name]["resource"]} == before[name]
+                assert (await lab.service(f"mc-{name}"))["spec"]["clusterIP"] == addresses[name]
+                (text,) = await told(lab, name, "ClusterKindDeleted")
+                assert "is kept and served as it was" in text
+                assert "install the CRD" in text
+            assert lab.revoked == []
+        finally:
+            crds(host_plane)
+
+        async def made() -> bool:
+            try:
+                return bool(await lab.create("edge-1"))
+            except NotFound:  # it is not served yet
+                return False
+
+        await lab.until("its Cluster is made again", made)
+        found = await lab.initialised("edge-1")
+        assert found["spec"]["connection"]["kubernetesAPIServerPort"] == before["edge-1"]["ports"]["kubernetes"]
+        assert (await records(lab.store))["edge-1"]["uid"] == before["edge-1"]["uid"]
+        assert "edge-2" in await records(lab.store), "the other goes on without one"

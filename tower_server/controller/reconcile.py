@@ -9,6 +9,7 @@ done there is an errand's, and a cluster that goes gives it a moment to say fare
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -113,6 +114,9 @@ class Reconciler:
         record = await self.registry.get(name)
         if wanted is not None and self._leaves(wanted):
             own = record if record is not None and record.resource == wanted.uid else None
+            if own is not None and await self._kind_leaves():
+                await self._keep(own)
+                return await self._let_go(resource, wanted)
             await self._dismantle(name, own, about=resource)
             return await self._let_go(resource, wanted)
         if wanted is not None and wanted.proxied and wanted.usable:
@@ -163,6 +167,28 @@ class Reconciler:
         except NotFound:
             return True
         return False
+
+    async def _kind_leaves(self) -> bool:
+        """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
+        status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
+        if status not in (200, 404):
+            raise TowerError("TWR114", f"the apiserver answered {status} to what kinds it serves")
+        served = json.loads(body).get("resources", ()) if status == 200 else ()
+        return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
+
+    async def _keep(self, record: Cluster) -> None:
+        """A cluster whose resource goes with its kind: nobody has asked for its end. It stands as one that was added by
+        hand, and a resource of its name takes it over again."""
+        self.writer.fence()
+        await self.registry.release(record)
+        text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
+        mend = "install the CRD and make its Cluster again, or `towerctl delete cluster` it"
+        log.warning("cluster-kept", cluster=record.name, text=text)
+        member = self.view.get(MEMBERS, record.name)
+        if member is not None:
+            await self.events.tell(
+                member, [Condition("ResourceWritable", "False", "ClusterKindDeleted", f"{text}; {mend}")]
+            )
 
     @staticmethod
     def _leaves(wanted: Wanted) -> bool:
