@@ -195,7 +195,8 @@ class Server:
             metrics=metrics,
             version=self._version,
             public=public,
-            callers_address=config.callers.address or url_host(config.public_url or "") or "127.0.0.1",
+            callers_address=_callers_address(config),
+            namespace=config.store.namespace,
             started=now,
             host=self._host(store),
         )
@@ -598,6 +599,15 @@ class Server:
 
 def _is_the_peers(_name: str, _error: BaseException) -> None:
     """The supervisor has logged it."""
+
+
+def _callers_address(config: ServerConfig) -> str:
+    """The host name in kubeconfigs; empty in a pod, where each cluster has a Service."""
+    if config.callers.address:
+        return config.callers.address
+    if config.store.kind == "kubernetes" and config.store.kubeconfig is None:
+        return ""
+    return url_host(config.public_url or "") or "127.0.0.1"
 
 
 def _first(inherited: dict[str, list[socket.socket]], name: str) -> socket.socket | None:

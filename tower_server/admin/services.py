@@ -41,11 +41,13 @@ class Services:
     version: str
     public: PublicAddress
     callers_address: str
+    """Empty where the host's Services, in `namespace`, lead callers to their clusters."""
     started: float
     host: Client | None = None
     """Of the host's apiserver, where records lie there."""
     replicas: Replicas | None = None
     """The other servers of the host, where there can be any."""
+    namespace: str = ""
     listen: str = field(default="")
     legacy_address: str = field(default="")
     """Of the port of the dialect kubesphere-v1; empty where that is not enabled."""

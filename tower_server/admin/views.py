@@ -126,6 +126,8 @@ def server_url(services: Services, cluster: Cluster) -> str | None:
     port = cluster.ports.get(KUBERNETES)
     if port is None:
         return None
+    if not services.callers_address:  # in pods, whose ports nothing but the cluster's own Service leads to
+        return f"https://mc-{cluster.name}.{services.namespace}.svc:6443"
     host = services.callers_address
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
