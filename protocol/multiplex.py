@@ -328,7 +328,7 @@ class Multiplex:
 
     def _count_cancelled(self, now: float) -> None:
         most = max(RESET_BURST, self._resets_left)
-        self._resets_left = min(most, self._resets_left + (now - self._resets_at) * RESET_RATE)
+        self._resets_left = min(most, self._resets_left + max(0.0, now - self._resets_at) * RESET_RATE)
         self._resets_at = now
         if self._resets_left < 1:
             raise RemoteProtocolError(Code.FLOOD, "streams are opened and cancelled faster than they can be answered")

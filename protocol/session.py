@@ -181,7 +181,8 @@ class Session(Multiplex):
         self.detached_at = None
         self.epoch = epoch
         # What was cancelled since the peer was heard last comes now, all at once.
-        self._resets_left = min(RESET_BURST, self._resets_left) + RESET_RATE * (now - self._liveness.heard_at)
+        silence = max(0.0, now - self._liveness.heard_at)
+        self._resets_left = min(RESET_BURST, self._resets_left) + RESET_RATE * silence
         self._clock = now
         self._liveness.new_link(now)
         replay.acknowledge(peer_received - self.frames_acked)

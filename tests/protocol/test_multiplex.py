@@ -301,6 +301,15 @@ def test_cancelling_at_a_human_rate_is_none() -> None:
     assert book.session.lost is None
 
 
+def test_a_clock_that_was_set_back_makes_no_flood_of_it() -> None:
+    book = Playbook()
+    book.now = 1000.0
+    book.hears(opens(1), rst(1))
+    book.now = 940.0
+    book.hears(opens(3), rst(3))
+    assert book.session.lost is None
+
+
 def test_what_was_cancelled_in_a_pause_and_comes_at_once_after_it_is_no_flood() -> None:
     book = Playbook(features=(FEATURE_ACK, FEATURE_RESUME))
     pause, allowed = 20.0, int(RESET_BURST + 20.0 * RESET_RATE)
