@@ -129,7 +129,9 @@ def cli(context: click.Context, file: Path | None) -> None:
 
 @cli.command(epilog="Example: tower-agent join < token")
 @_options(*_WAY, "token_file")
-@click.option("--wait", default="30s", show_default=True, help="Go on that long after failures that may pass.")
+@click.option(
+    "--wait", metavar="DURATION", default="30s", show_default=True, help="Go on that long after failures that may pass."
+)
 def join(file: Path | None, wait: str, **flags: Any) -> int:
     """Enrol with a host. The token comes by standard input or --token-file, never as an argument."""
     try:
@@ -152,7 +154,7 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
     return run(main, name=PROGRAM)
 
 
-@cli.command(epilog="Example: tower-agent leave east")
+@cli.command(epilog="Example: tower-agent leave east", short_help="Leave a host for good.")
 @_options(*_WAY)
 @click.argument("host", required=False)
 @click.option("--forget", is_flag=True, help="Take the identity away here without asking the host.")
@@ -170,7 +172,7 @@ def leave(file: Path | None, host: str | None, forget: bool, **flags: Any) -> in
     return run(main, name=PROGRAM)
 
 
-@cli.command("run")
+@cli.command("run", short_help="Serve every host that this agent has joined.")
 @_options(*_ALL)
 def run_command(file: Path | None, **flags: Any) -> int:
     """Serve every host that this agent has joined, until it is told to stop."""
@@ -192,7 +194,7 @@ def _run(config: AgentConfig) -> int:
     return run(main, name=PROGRAM)
 
 
-@cli.command()
+@cli.command(short_help="Walk the way to each host, and name the hop that is wrong.")
 @_options(*_WAY, "token_file", "policy_file", *_DIALECT)
 @click.option("--host", help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
@@ -230,14 +232,14 @@ def config() -> None:
     """Look at the configuration."""
 
 
-@config.command("show")
+@config.command("show", short_help="Print the values in force and their origins.")
 @_options(*_ALL)
 def config_show(file: Path | None, **flags: Any) -> None:
     """Print the configuration in force and where each value comes from; secrets are replaced."""
     click.echo(_load(file, flags).render(), nl=False)
 
 
-@cli.command()
+@cli.command(short_help="Print the policy in force as a policy file.")
 @_options("policy_file")
 @click.argument("hosts", nargs=-1)
 def policy(file: Path | None, hosts: tuple[str, ...], **flags: Any) -> None:
@@ -268,7 +270,7 @@ def version(output: str) -> None:
         _print({"apiVersion": "tower/v1", "kind": "Version", "version": product_version()}, output)
 
 
-@cli.command(epilog="bash: source <(tower-agent completion bash)")
+@cli.command(short_help="Print the completion script of a shell.", epilog="bash: source <(tower-agent completion bash)")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of SHELL."""

@@ -103,7 +103,7 @@ def config_group() -> None:
     """Look at the configuration."""
 
 
-@config_group.command("show")
+@config_group.command("show", short_help="Print the values in force and their origins.")
 @_options
 def show(config_file: Path | None, **flags: Any) -> None:
     """Print the configuration in force and where each value comes from, secrets replaced."""
@@ -113,7 +113,7 @@ def show(config_file: Path | None, **flags: Any) -> None:
 _STATE = click.option("--state-dir", help="Directory of the store.")
 
 
-@cli.command("backup")
+@cli.command("backup", short_help="Copy the state into a file, while the server runs.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it is there.")
 @_STATE
@@ -131,7 +131,7 @@ def backup_command(config_file: Path | None, file: Path, overwrite: bool, state_
     click.echo(f"{file}: {backup.inspect(data, str(file))}, {format_bytes(len(data))}", err=True)
 
 
-@cli.command("restore")
+@cli.command("restore", short_help="Make such a copy the state of this machine's server.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option("--replace", is_flag=True, help="Put the state that is there aside.")
 @_STATE
@@ -166,7 +166,7 @@ def version_command() -> None:
     click.echo(f"{NAME} {product_version()}")
 
 
-@cli.command("completion")
+@cli.command("completion", short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print the script that completes commands in a shell: `source <(tower-server completion bash)`."""

@@ -43,7 +43,10 @@ class _Service(click.ParamType[tuple[str, str]]):
         return name, address
 
 
-@click.command(cls=Command, epilog="Example: towerctl manifest edge-1 | kubectl --context edge-1 apply -f -")
+@click.command(
+    cls=Command,
+    epilog="Example, by the member's own kubeconfig: towerctl manifest edge-1 | kubectl --kubeconfig FILE apply -f -",
+)
 @click.argument("cluster", type=Cluster())
 @click.option("-n", "--namespace", type=Name("namespace"), default="tower-system", show_default=True)
 @click.option("--image", help="The image of the agent. [default: tower-tunnel:VERSION]")

@@ -19,7 +19,7 @@ from towerctl.types import Cluster, Duration
 @click.command(cls=Command)
 @click.argument("cluster", type=Cluster())
 @click.option("-c", "--count", type=click.IntRange(1, 100_000), default=4, show_default=True, help="How many.")
-@click.option("-i", "--interval", type=Duration(), default=1.0, show_default="1s", help="The time between two.")
+@click.option("-i", "--interval", type=Duration(), default=1.0, help="The time between two. [default: 1s]")
 @output_option("table", "json", "yaml")
 @pass_ctl
 def ping(ctl: Ctl, cluster: str, count: int, interval: float, output: str) -> int:
