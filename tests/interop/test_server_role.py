@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,12 +37,13 @@ def by_certificate(tower: Host, folder: Path) -> Path:
 async def running(tower: Host, folder: Path, vintage: Vintage, **more: Any) -> AsyncIterator[GoAgent]:
     folder.mkdir(exist_ok=True)
     credential = more.pop("credential", None) or by_certificate(tower, folder)
+    kubesphere = more.pop("kubesphere", tower.backend.raw_address)
     agent = GoAgent(
         folder / "go",
         vintage,
         f"http://127.0.0.1:{tower.port}",
         credential=credential,
-        kubesphere=tower.backend.raw_address,
+        kubesphere=kubesphere,
         **{"name": CLUSTER, "token": TOKEN, **more},
     )
     connected = more.get("token", TOKEN) == TOKEN
@@ -130,3 +133,43 @@ async def test_rekeying_by_the_server_leaves_a_go_agents_streams_whole(tmp_path:
             tower.backend.answer = bytes(range(256)) * 20_000
             answers = await asyncio.gather(*(tower.ask(f"/{number}", timeout=60) for number in range(4)))
             assert {each.body == tower.backend.answer for each in answers} == {True}
+
+
+async def test_a_slow_caller_that_still_speaks_gets_all_that_was_said_and_the_tunnel_lives(
+    tmp_path: Path, vintage: Vintage
+) -> None:
+    """A packet for a channel that both ends have closed costs a Go agent its whole connection."""
+    said = bytes(range(256)) * 48_000  # more than the kernel takes of it
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        writer.write_eof()
+        with contextlib.suppress(OSError):
+            while await reader.read(65536):
+                pass
+        writer.transport.abort()
+
+    speaker = await asyncio.start_server(speak, "127.0.0.1", 0)
+    address = f"127.0.0.1:{speaker.sockets[0].getsockname()[1]}"
+    async with host(tmp_path) as tower, running(tower, tmp_path, vintage, kubesphere=address):
+        await until(lambda: len(tower.running.services.clusters.ports.of(CLUSTER)) == 2)
+        (tunnel,) = tower.member.tunnels
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            with socket.socket() as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+                caller.setblocking(False)
+                await loop.sock_connect(caller, ("127.0.0.1", tower.running.port(CLUSTER, "kubesphere")))
+                received = bytearray()
+                async with asyncio.timeout(20):
+                    while len(received) < len(said):
+                        await loop.sock_sendall(caller, b"still here")
+                        await asyncio.sleep(0.001)  # the agent is done long before
+                        data = await loop.sock_recv(caller, 32768)
+                        assert data, f"an end after {len(received)} bytes"
+                        received += data
+                assert received == said
+        assert tower.member.tunnels == [tunnel]
+        assert (await tower.ask("/after")).status == 200
+    speaker.close()
+    await speaker.wait_closed()
