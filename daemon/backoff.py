@@ -1,7 +1,8 @@
 """Back-off with full jitter: each delay is drawn between a floor and a ceiling that doubles with every failure.
 
 Many agents that lost the same server must not come back together, so the whole delay is random and not just a part of
-it. A peer's retry-after is a lower bound: never earlier, jitter on top. Randomness comes in as an argument.
+it. A peer's retry-after is a lower bound: never earlier, jitter on top, at most half as much again: a server that is
+asked by many tells each another moment, and minutes of our own would leave it idle. Randomness comes in as an argument.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class Backoff:
         """Seconds to wait before the next attempt; counts one more failure."""
         ceiling = min(self._maximum, self._minimum * 2.0 ** min(self.failures + 1, 64))
         self.failures += 1
-        delay = self._minimum + self._random() * (ceiling - self._minimum)
-        if retry_after is None or retry_after <= 0:
-            return delay
-        return min(retry_after, MAX_RETRY_AFTER) + delay
+        asked = 0.0 if retry_after is None else max(0.0, min(retry_after, MAX_RETRY_AFTER))
+        if asked:
+            ceiling = max(self._minimum, min(ceiling, asked / 2))
+        return asked + self._minimum + self._random() * (ceiling - self._minimum)
 
     def reset(self) -> None:
         """Called after success (for a tunnel: after WELCOME, not after the connection)."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address, ip_network
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, Final, Protocol
 
 import httptools
@@ -27,7 +27,16 @@ from websockets.typing import Subprotocol
 
 from protocol.aio.link import Link
 from protocol.aio.tunnel import Tunnel
-from protocol.constants import CHECK_INSTANCE, FEATURE_ACK, FEATURE_RESUME, SUBPROTOCOL, Code, FrameType
+from protocol.aio.turns import Turns
+from protocol.constants import (
+    CHECK_INSTANCE,
+    FEATURE_ACK,
+    FEATURE_RESUME,
+    RESUME_HEADER,
+    SUBPROTOCOL,
+    Code,
+    FrameType,
+)
 from protocol.defaults import (
     HANDSHAKE_DEADLINE,
     KIB,
@@ -47,9 +56,11 @@ log = logging.getLogger(__name__)
 MAX_REQUEST_HEAD: Final = 16 * KIB
 MAX_REQUEST_BODY: Final = 64 * KIB
 TLS_SHUTDOWN: Final = 2.0
-BACKLOG: Final = 256  # accepted within the agents' deadlines; the kernel has those beyond it try again by themselves
-LONG_TURN: Final = 0.01  # seconds
-PAUSE: Final = 0.005
+BACKLOG: Final = 64  # accepted within the agents' deadlines; the kernel has those beyond it try again by themselves
+LONG_TURN: Final = 0.04  # seconds of processor time; how many are taken in a turn follows from it
+MOST_IN_A_TURN: Final = 8
+LONGEST_PAUSE: Final = 0.1
+OVER: Final = (7, 8)  # CLOSE, CLOSE_WAIT of <netinet/tcp.h>
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 _REASONS: Final = {
@@ -147,7 +158,7 @@ class PortListener:
 
     async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
         """Takes connections itself: `create_server` tells nobody of TLS handshakes that fail, nor bounds them."""
-        loop = asyncio.get_running_loop()
+        loop, at_once, taken = asyncio.get_running_loop(), 1, 0
         while True:
             try:
                 sock, address = await loop.sock_accept(listening)
@@ -156,6 +167,9 @@ class PortListener:
                     log.error("the tunnel port cannot accept: %s; trying again in %g s", error, ACCEPT_AGAIN)
                     await asyncio.sleep(ACCEPT_AGAIN)
                 continue
+            if _gone(sock):
+                sock.close()
+                continue
             remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
             link = self.link(private=context is not None, remote=remote)
             if self.enter(link):
@@ -163,13 +177,19 @@ class PortListener:
             else:
                 sock.close()
                 self.refused(remote, "tls", Code.BUSY, "too many connections that have not authenticated")
-            # One a turn of the loop, and fewer while its turns are long: who waits to be accepted costs nothing, while
-            # a backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
-            # whoever is served already waits for them. Who connects and says nothing makes no turn longer.
-            began = loop.time()
+            # A few a turn of the loop, and fewer while its turns are dear: who waits to be accepted costs nothing; a
+            # backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
+            # whoever is served already waits for them. Who connects and says nothing makes no turn dearer.
+            taken += 1
+            if taken < at_once:
+                continue
+            taken, began = 0, thread_time()
             await asyncio.sleep(0)
-            if loop.time() - began > LONG_TURN:
-                await asyncio.sleep(PAUSE)
+            if (turn := thread_time() - began) > LONG_TURN:
+                at_once = 1
+                await asyncio.sleep(min(turn, LONGEST_PAUSE))
+            else:
+                at_once = min(at_once + 1, MOST_IN_A_TURN)
 
     async def stop(self) -> None:
         """Accept no more and drop what is not a tunnel yet; tunnels are their owner's. Idempotent."""
@@ -235,6 +255,9 @@ class TunnelListener(PortListener):
             HandshakeRejected.
         find: the tunnel of that id which this identity may go on with over a new link; it hears of that by its own
             `on_resumed`.
+        carry: called for a connection that comes back for a tunnel, before anything is known of who that is, with the
+            tunnel's name, the request as it came, the transport (which does not read), where it comes from, and what to
+            call with whether another server has taken the connection. False: none is asked to.
     """
 
     credentials: Callable[[], Credentials]
@@ -244,10 +267,18 @@ class TunnelListener(PortListener):
     budget: Budget
     find: Callable[[str, Any], Tunnel | None] = lambda _tunnel, _identity: None
     admit_new: Callable[[Hello, Any, float], None] = lambda _hello, _identity, _since: None
+    carry: Callable[[str, bytes, asyncio.Transport, str, Callable[[bool], None]], bool] = lambda *_: False
     limits: Limits = field(default_factory=Limits)
+    turns: Turns = field(default_factory=Turns)
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
         return _TunnelLink(self, private=private, remote=remote)
+
+    def carried(self, remote: str) -> ServerLink:
+        """A link for a connection that another server has carried here; it goes no further."""
+        link = _TunnelLink(self, private=True, remote=remote)
+        link.final = True
+        return link
 
 
 class ServerLink(Link):
@@ -441,6 +472,9 @@ class _TunnelLink(ServerLink):
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
         self._handshake: ServerHandshake | None = None
         self._since = 0.0  # when HELLO came
+        self._proof_came = False
+        self.final = False
+        """It stays at this server, whoever holds the tunnel that it comes for."""
 
     def _hello(self) -> Hello | None:
         return self._handshake.hello if self._handshake else None
@@ -456,10 +490,34 @@ class _TunnelLink(ServerLink):
         if request.upgrade and SUBPROTOCOL not in map(str.strip, offered.split(",")):
             self._turn_away(400, f"no common WebSocket subprotocol: this port speaks {SUBPROTOCOL}")
             return
+        if not self.final and self._carried(request):
+            return
         # An agent is not a browser and sends no Origin: whoever sends one is turned away.
         protocol = ServerProtocol(origins=[None], subprotocols=[Subprotocol(SUBPROTOCOL)])
         if self._accept_websocket(request, protocol) and request.rest:
             self.received(memoryview(request.rest))
+
+    def _carried(self, request: _Request) -> bool:
+        """Whether another server is asked to take the connection. Nothing is read until it has answered."""
+        self.final = True
+        tunnel, transport = next(iter(request.headers.get_all(RESUME_HEADER)), ""), self._transport
+        if not tunnel or not request.upgrade or transport is None:
+            return False
+
+        def answered(taken: bool) -> None:
+            if taken:
+                self._settled()
+            elif not (self.closing or transport.is_closing()):
+                self._stage = "http"
+                transport.resume_reading()
+                self._upgrade(request)
+
+        transport.pause_reading()
+        if self._listener.carry(tunnel, request.whole(), transport, self.remote, answered):
+            self._stage = "carried"
+            return True
+        transport.resume_reading()
+        return False
 
     # ---- the handshake ------------------------------------------------------------------------------------------
 
@@ -476,7 +534,7 @@ class _TunnelLink(ServerLink):
         listener = self._listener
         if kind == FrameType.REJECT:
             raise parse_reject(payload)
-        if kind == FrameType.CLOSE and self._stage == "authenticate":  # it believes that there may be a tunnel by now
+        if kind == FrameType.CLOSE and self._proof_came:  # it believes that there may be a tunnel by now
             code, text = decode_reason(memoryview(payload))
             raise HandshakeRejected(code, text, by_peer=True)
         if self._handshake is None:
@@ -494,28 +552,35 @@ class _TunnelLink(ServerLink):
             )
             self.write([self._handshake.greeted(payload)])
             return
-        if kind != FrameType.PROOF or self._stage != "handshake":
+        if kind != FrameType.PROOF or self._proof_came:
             raise HandshakeRejected(Code.PROTOCOL, f"a frame of type {kind} out of place in the handshake")
-        identity = self._handshake.proven(payload)
-        self._stage = "authenticate"
+        self._proof_came = True
         assert self._handshake.hello is not None
-        listener.run(self._authenticate(self._handshake, self._handshake.hello, identity), "tunnel-authenticate")
+        listener.run(self._authenticate(self._handshake, self._handshake.hello, payload), "tunnel-authenticate")
 
-    async def _authenticate(self, handshake: ServerHandshake, hello: Hello, identity: Any) -> None:
+    async def _authenticate(self, handshake: ServerHandshake, hello: Hello, proof: bytes) -> None:
+        """The dear parts in slices: many agents that answer at once keep nobody else waiting."""
+        turns = self._listener.turns
         try:
+            identity = await turns.do(lambda: None if self.closing else handshake.proven(proof))
+            if identity is None:
+                return
+            self._stage = "authenticate"
             admission = await self._listener.authenticate(hello, identity, self.remote)
+            await turns.do(lambda: self._admitted(handshake, hello, identity, admission))
         except HandshakeRejected as error:
             self._reject(error)
             return
         except Exception:  # the boundary: one agent's admission must not take the listener down
             log.exception("the admission of agent %s of cluster %s failed", hello.instance, hello.cluster)
             self._reject(HandshakeRejected(Code.INTERNAL, "internal error; the server's log says more", 5.0))
-            return
+
+    def _admitted(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> None:
+        """Welcome a proven agent. HandshakeRejected where that is not the last word."""
         if self.closing:
             return
         if self._frames.buffered:
-            self._reject(HandshakeRejected(Code.PROTOCOL, "bytes sent between PROOF and WELCOME"))
-            return
+            raise HandshakeRejected(Code.PROTOCOL, "bytes sent between PROOF and WELCOME")
         refused: HandshakeRejected | None = None
         try:
             if handshake.resume is not None:
@@ -524,8 +589,7 @@ class _TunnelLink(ServerLink):
                     return
             self._listener.admit_new(hello, identity, self._since)
         except HandshakeRejected as error:
-            self._reject(refused or error)  # that the tunnel is over is the first that its streams have to know
-            return
+            raise refused or error from None  # that the tunnel is over is the first that its streams have to know
         if refused is not None:
             self._report(refused.code, refused.text)
         self._settled()
@@ -590,6 +654,14 @@ class _TunnelLink(ServerLink):
         self._refuse(error.code, error.text)
 
 
+def _gone(sock: socket.socket) -> bool:
+    """Whether the peer has given up while it waited to be accepted: its handshake would be nobody's."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in OVER
+    except OSError:  # not TCP: who inherits a listener may have any
+        return False
+
+
 async def _bound(host: str | None, port: int) -> list[socket.socket]:
     """A socket for each address of `host`; OSError when one cannot be had."""
     loop = asyncio.get_running_loop()
@@ -644,6 +716,11 @@ class _Request:
         self.method = ""
         self.target = ""
         self.upgrade = False
+
+    def whole(self) -> bytes:
+        """The request as it came, and what has come behind it."""
+        fields = "".join(f"{name}: {value}\r\n" for name, value in self.headers.raw_items())
+        return f"{self.method} {self.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1") + self.rest
 
     def feed(self, data: memoryview) -> bool:
         """Whether the request is complete."""

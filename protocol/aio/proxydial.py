@@ -49,6 +49,7 @@ class DialTarget:
     proxy_ssl_context: ssl.SSLContext | None = None
     expected_ca: str = ""
     deadline: float = defaults.DIAL_DEADLINE
+    tls_deadline: float = defaults.HANDSHAKE_DEADLINE  # a server under a storm takes its agents one after the other
 
     @property
     def authority(self) -> str:
@@ -115,7 +116,7 @@ async def open_connection(
         ends_at = await _chain_end(target, proxy)
         raise DialError("tls", _untrusted(error, target, ends_at), peer_ca=ends_at) from error
     except (OSError, TimeoutError) as error:
-        raise DialError("tls", _tls_failure(error, target.authority, target.deadline)) from error
+        raise DialError("tls", _tls_failure(error, target.authority, target.tls_deadline)) from error
     except BaseException:
         transport.abort()
         raise
@@ -277,7 +278,7 @@ async def _start_tls(transport: asyncio.Transport, context: ssl.SSLContext, targ
         _Idle(),
         context,
         server_hostname=target.server_hostname or target.host,
-        ssl_handshake_timeout=target.deadline,
+        ssl_handshake_timeout=target.tls_deadline,
     )
     assert secured is not None
     return secured

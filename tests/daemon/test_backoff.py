@@ -26,6 +26,8 @@ def test_a_retry_after_is_never_undercut_and_keeps_jitter() -> None:
     low, high = Backoff(random=lambda: 0.0), Backoff(random=lambda: 0.9)
     assert low.next(retry_after=7.0) >= 7.0
     assert high.next(retry_after=7.0) > low.next(retry_after=7.0)
+    high.failures = 20
+    assert 9.0 < high.next(retry_after=7.0) <= 10.5, "after many failures no longer than half of it more"
 
 
 def test_a_peer_cannot_send_us_away_for_good() -> None:

@@ -266,7 +266,7 @@ def test_a_wrong_name_and_a_plain_server_break_at_tls(run: Callable[..., object]
             assert error.hop == "tls"
             assert error.text == f"127.0.0.1:{port} does not speak TLS"
         async with serving(silent) as port:
-            error = await refused(DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client(), deadline=0.3))
+            error = await refused(DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client(), tls_deadline=0.3))
             assert error.hop == "tls"
             assert "within 0.3 s" in error.text
 
