@@ -10,6 +10,8 @@ from struct import Struct
 from typing import Final
 
 SUBPROTOCOL: Final = "tower.v1"
+RESUME_HEADER: Final = "Tower-Resume"
+"""Of the request for the WebSocket: the tunnel that the agent comes back for. A hint, the handshake decides."""
 VERSION: Final = 1
 
 # Every frame: type u8, flags u8, reserved u16 (zero), stream id u32, payload length u32; network byte order.
