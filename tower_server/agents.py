@@ -60,6 +60,8 @@ class Agents:
         self._authority = authority
         self._revocations = revocations
         self._registry = registry
+        self.tag = ""
+        """How the names of this server's tunnels begin, where it is one of several."""
         self._admitted: dict[tuple[str, str], str] = {}
         """Agents that this process has admitted, and the uid of the cluster that it was for."""
 
@@ -87,7 +89,7 @@ class Agents:
                 text = f"this tower cannot read its records now ({error.code}: {error.message})"
                 raise HandshakeRejected(Code.INTERNAL, text[:400], RECORDS_RETRY) from error
             log.warning("admitted-from-memory", cluster=who[0], agent=who[1], code=error.code, text=error.message)
-            return Admission(secrets.token_hex(6), renew_only=renew_only)
+            return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
         agent = Agent.read(record)
         self._admitted.pop(who, None)
         if agent.uid != member.uid:
@@ -95,7 +97,7 @@ class Agents:
         if agent.revoked is not None:
             raise _refusal(identity, "was revoked")
         self._admitted[who] = member.uid
-        return Admission(secrets.token_hex(6), renew_only=renew_only)
+        return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
 
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""

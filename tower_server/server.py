@@ -266,6 +266,7 @@ class Server:
         ports.elsewhere = replicas.elsewhere
         replicas.answer = partial(told_to_servers, services)
         services.replicas = replicas
+        services.agents.tag = replicas.tag
         services.rotation.subscribe(lambda: replicas.certificate.renew(at=time.time()))
         return replicas
 
@@ -283,6 +284,9 @@ class Server:
             address=config.replica.address or own,
             callers=slice_address(own),
         )
+        assert self._parts is not None
+        listener = self._parts.listener
+        listener.carry, replicas.link = replicas.carry, listener.carried
         self._process.tasks.restart(replicas.run, name="replicas")
 
     async def _open_operators(self, parts: _Parts, replicas: Replicas) -> None:

@@ -18,7 +18,7 @@ from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.aio.stream import IncomingStream
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.aio.upgrade import ClientUpgrade
-from protocol.constants import FEATURE_ACK, FEATURE_RESUME, SUBPROTOCOL, Code, FrameType
+from protocol.constants import FEATURE_ACK, FEATURE_RESUME, RESUME_HEADER, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
@@ -143,7 +143,8 @@ class _ClientLink(Link):
         self, target: DialTarget, handshake: AgentHandshake, take_over: Callable[[Link, Welcome], Tunnel]
     ) -> None:
         super().__init__(client=True, private=target.ssl_context is not None, owner=self)
-        self._upgrade: ClientUpgrade | None = ClientUpgrade(target, SUBPROTOCOL)
+        headers = {RESUME_HEADER: handshake.resume.tunnel} if handshake.resume is not None else {}
+        self._upgrade: ClientUpgrade | None = ClientUpgrade(target, SUBPROTOCOL, headers=headers)
         self._handshake = handshake
         self._take_over = take_over
         self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)

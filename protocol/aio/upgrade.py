@@ -6,6 +6,7 @@ No I/O: bytes in, what follows the answer out. An unwanted answer becomes a Dial
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from websockets.client import ClientProtocol
@@ -27,17 +28,22 @@ _RETRY_AFTER: Final = re.compile(r"\r\nretry-after: *(\d{1,5})\r\n", re.IGNORECA
 class ClientUpgrade:
     """`request`, then `receive` until it returns what follows the answer. `echoed`: the subprotocol must come back."""
 
-    def __init__(self, target: DialTarget, subprotocol: str, *, echoed: bool = True) -> None:
+    def __init__(
+        self, target: DialTarget, subprotocol: str, *, echoed: bool = True, headers: Mapping[str, str] | None = None
+    ) -> None:
         scheme = "ws" if target.ssl_context is None else "wss"
         uri = parse_uri(f"{scheme}://{target.authority}{target.path}")
         self._client = ClientProtocol(uri, subprotocols=[Subprotocol(subprotocol)])
         self._subprotocol = subprotocol
         self._echoed = echoed
+        self._headers = headers or {}
         self._answer = bytearray()
 
     def request(self) -> bytes:
         """What to send first."""
-        self._client.send_request(self._client.connect())
+        request = self._client.connect()
+        request.headers.update(self._headers)
+        self._client.send_request(request)
         return b"".join(self._client.data_to_send())
 
     def receive(self, data: bytes | memoryview) -> bytes | None:

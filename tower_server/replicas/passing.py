@@ -18,7 +18,7 @@ from protocol.aio.tlsfailure import TlsError
 from protocol.aio.tlspump import TlsClientSocketPump
 from protocol.constants import Code
 from protocol.errors import ProtocolError, TunnelLost
-from tower_server.replicas.wire import MAX_HEAD_BYTES, Passing, read_answer
+from tower_server.replicas.wire import MAX_HEAD_BYTES, Carrying, Passing, read_answer
 
 if TYPE_CHECKING:
     from tower_server.replicas.link import Link
@@ -30,7 +30,7 @@ Start = Callable[[Coroutine[Any, Any, None], str], object]
 class PassedStream:
     """One connection. Made by `Way.start_open`; dials at once."""
 
-    def __init__(self, link: Link, head: Passing, protocol: Any, *, start: Start) -> None:
+    def __init__(self, link: Link, head: Passing | Carrying, protocol: Any, *, start: Start) -> None:
         self.accepted = False
         self.bytes_in = 0
         self.bytes_out = 0

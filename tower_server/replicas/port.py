@@ -23,11 +23,13 @@ from protocol.errors import ProtocolError, StreamRefused
 from tower_server.member import Member
 from tower_server.relay import address_text, reset
 from tower_server.replicas.asking import Answer, Asked
+from tower_server.replicas.carrying import MAX_CARRIED, Carried
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.wire import (
     ACCEPTED,
     MAX_HEAD_BYTES,
     Asking,
+    Carrying,
     Held,
     Passing,
     alive,
@@ -61,6 +63,9 @@ class Host(Protocol):
 
     def member(self, cluster: str) -> Member | None: ...
 
+    def link(self, remote: str) -> Any:
+        """A new link of its tunnel port, for an agent that another server carries here."""
+
     @property
     def answer(self) -> Answer:
         """To another server's questions."""
@@ -77,6 +82,7 @@ class ReplicaPort:
         self.followers: set[_Follower] = set()
         self.passed: set[_Passed] = set()
         self.asked: set[Asked] = set()
+        self.carried: set[Carried] = set()
         self._server: asyncio.Server | None = None
         self._refused_said = float("-inf")
 
@@ -114,7 +120,7 @@ class ReplicaPort:
                 follower.tell(held)
 
     def _connections(self) -> Iterable[Iterable[Any]]:
-        return (self.unasked, self.followers, self.passed, self.asked)
+        return (self.unasked, self.followers, self.passed, self.asked, self.carried)
 
     def stop(self) -> None:
         if self._server is not None:
@@ -173,6 +179,11 @@ class _Arrival(asyncio.Protocol):
                 self._refuse("too many questions at once")
                 return
             Asked(self.transport, self._port.asked).begin(head, self._port.host.answer)
+        elif isinstance(head, Carrying):
+            if len(self._port.carried) >= MAX_CARRIED:
+                self._refuse("too many agents' connections are carried here")
+                return
+            Carried(self.transport, self._port.carried, self._port.host.link(head.remote)).begin(rest)
         else:
             _Passed(self._port, self.transport, head, self.replica).begin(rest)
 

@@ -24,6 +24,7 @@ from tower_server.clusters import Clusters
 from tower_server.member import DETACHED, Elsewhere, Member
 from tower_server.replicas.asking import Answer
 from tower_server.replicas.balance import Balance
+from tower_server.replicas.carrying import MAX_CARRIED, AgentEnd
 from tower_server.replicas.directory import Directory, Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import CUT, Link
@@ -33,6 +34,7 @@ from tower_server.replicas.wire import Asking, Held, Passing, told
 from tower_server.tunnels import TunnelRegistry
 
 TOLD_AT_MOST_EVERY: Final = 0.05  # seconds: what changes together is told together
+TAG: Final = 8  # characters; two processes of a host whose tags are the same would refuse each other's agents, no more
 OVERDUE: Final = 1.5 * defaults.LEASE_RETRY
 """Seconds without a renewal that a leader who lives does not let pass: it renews at least each 1.2 retries."""
 
@@ -65,6 +67,9 @@ class Replicas:
     ) -> None:
         self.name = name
         self.instance = secrets.token_hex(8)
+        self.link: Callable[[str], Any] = _no_link
+        """Makes a link of the tunnel port for an agent that another server carries here."""
+        self.carrying: set[AgentEnd] = set()
         self.lost: Callable[[], None] = lambda: None
         """Called when another server is no longer heard of."""
         self.ready = True
@@ -209,6 +214,21 @@ class Replicas:
         return [(link.peer, frozenset(link.holds)) for link in self.links.values() if link.serving]
 
     @property
+    def tag(self) -> str:
+        """How the names of this process' tunnels begin, so that every server knows whose one is."""
+        return self.instance[:TAG]
+
+    def carry(
+        self, tunnel: str, request: bytes, transport: asyncio.Transport, remote: str, done: Callable[[bool], None]
+    ) -> bool:
+        """Takes an agent's connection to the server whose tunnel it comes for, see `carrying`."""
+        owner = next((link for link in self.links.values() if tunnel[:TAG] == link.peer.instance[:TAG]), None)
+        if owner is None or not owner.up or len(self.carrying) >= MAX_CARRIED or tunnel[:TAG] == self.tag:
+            return False
+        AgentEnd(transport, self.carrying, remote, done).begin(owner, tunnel, request, start=self._start)
+        return True
+
+    @property
     def identity(self) -> str:
         """By which this process holds a lease."""
         return f"{self.name}_{self.instance}"
@@ -269,6 +289,10 @@ class Replicas:
             member.note_elsewhere(None, why, cut=cut)
         if member.known_report.get("services") != before:
             self._start(self._clusters.declare(member), f"declare-{cluster}")
+
+
+def _no_link(_remote: str) -> Any:
+    raise TowerError("TWR118", "this server takes no agent that another one carries")
 
 
 async def _unanswerable(asking: Asking) -> dict[str, Any]:

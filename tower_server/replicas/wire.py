@@ -66,6 +66,22 @@ class Asking:
 
 
 @dataclass(frozen=True, slots=True)
+class Carrying:
+    """An agent's connection for a tunnel of the server that is called, and where the agent comes from."""
+
+    tunnel: str
+    remote: str
+    hop: int = HOPS
+
+    @property
+    def connection(self) -> str:
+        return self.tunnel
+
+    def line(self) -> bytes:
+        return encode_message("carry", tunnel=self.tunnel, remote=self.remote, hop=self.hop)
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What an owner says of a cluster."""
 
@@ -76,7 +92,7 @@ class Held:
     """The agents' processes that the tunnels are with, see `process_of`."""
 
 
-def read_head(line: bytes) -> Passing | Asking | None:
+def read_head(line: bytes) -> Passing | Asking | Carrying | None:
     """What a caller wants: None to follow. RemoteProtocolError for anything else."""
     message = _object(line)
     kind = message.get("type")
@@ -84,11 +100,13 @@ def read_head(line: bytes) -> Passing | Asking | None:
         return None
     if kind == "ask":
         return Asking(_name(message, "call"), _name(message, "cluster"))
-    if kind != "pass":
+    if kind not in ("pass", "carry"):
         raise RemoteProtocolError(Code.PROTOCOL, f"a connection of a replica that asks for {str(kind)[:80]!r}")
     hop = message.get("hop")
     if hop != HOPS:
         raise RemoteProtocolError(Code.PROTOCOL, f"a connection that was passed on before (hop {str(hop)[:20]})")
+    if kind == "carry":
+        return Carrying(_name(message, "tunnel"), _name(message, "remote"))
     cluster, service, caller, connection = (
         _name(message, key) for key in ("cluster", "service", "caller", "connection")
     )

@@ -16,6 +16,7 @@ from protocol.aio.tunnel import Tunnel
 from protocol.constants import FEATURE_ACK, Code
 from protocol.errors import HandshakeRejected, StreamRefused, TunnelLost
 from protocol.flow import Limits
+from tests.protocol.aio.rawagent import connected, request
 from tests.protocol.aio.tunnels import Echo, Recorder, accepting, agent, quiet, tower
 
 pytestmark = pytest.mark.asyncio
@@ -389,3 +390,52 @@ async def test_a_detached_tunnel_can_be_closed_and_takes_no_answer_for_granted()
         with pytest.raises(StreamRefused):
             await agent_end.open("x", Recorder())
         server.close(Code.SHUTDOWN, "bye")
+
+
+async def test_who_comes_back_says_for_which_tunnel_before_anything_else_and_may_be_carried_elsewhere() -> None:
+    """Until it is known who takes the connection nothing is read of it, and what was read goes along."""
+    asked: list[tuple[str, bytes]] = []
+    answers: list[Any] = []
+
+    def carry(tunnel: str, request: bytes, transport: Any, _remote: str, done: Any) -> bool:
+        assert not transport.is_reading()
+        asked.append((tunnel, request))
+        answers.append(done)
+        return take
+
+    caller, take = Recorder(), False
+    async with lasting() as made:
+        made.listener.carry = carry
+        server, agent_end = await made.pair(accepting(Echo()), handshake=fresh())
+        assert asked == [], "a new tunnel is nobody else's"
+        stream = await server.open("echo", caller)
+        await again(made, agent_end)
+        assert asked[-1][0] == server.id, "nobody took it: it goes on here"
+        take = True
+        dialling = asyncio.create_task(again(made, agent_end))
+        while len(asked) < 2:
+            await asyncio.sleep(0)
+        head, _, behind = asked[-1][1].partition(b"\r\n\r\n")
+        assert head.startswith(b"GET /v1/tunnel HTTP/1.1\r\n")
+        assert f"Tower-Resume: {server.id}".encode() in head
+        assert behind == b""
+        answers[-1](False)
+        await dialling
+        stream.write(b"here after all")
+        await caller.bytes(14)
+        assert len(asked) == 2, "it is asked about once"
+
+
+async def test_an_upgrade_that_names_several_tunnels_or_is_none_is_answered_and_harms_nobody() -> None:
+    named: list[str] = []
+    async with lasting() as made:
+        made.listener.carry = lambda tunnel, *_: bool(named.append(tunnel))
+        twice = request(Tower_Resume="one\r\nTower-Resume: two")
+        async with connected(made) as raw:
+            raw.write(twice)
+            assert " 101 " in await raw.head()
+        assert named == ["one"]
+        async with connected(made) as raw:
+            raw.write(request(Tower_Resume="one", Connection=None, Upgrade=None))
+            assert " 4" in await raw.head()
+        assert named == ["one"]

@@ -82,3 +82,8 @@ def test_what_is_no_upgrade_is_refused_at_once(said: bytes) -> None:
     with pytest.raises(DialError) as caught:
         upgrade.receive(said)
     assert caught.value.hop == "http"
+
+
+def test_further_fields_go_into_the_request() -> None:
+    upgrade = ClientUpgrade(TARGET, SUBPROTOCOL, headers={"Tower-Resume": "t1"})
+    assert b"\r\nTower-Resume: t1\r\n" in upgrade.request()

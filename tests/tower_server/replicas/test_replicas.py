@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
 from tests.tower_server.kit import Agent, Echo, Running, admin, call, enrol, running
 from tests.tower_server.test_ports import free_range
+from tower_server.replicas import port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster, pytest.mark.timeout(120)]
 NAMESPACE = "tower-pair"
@@ -108,7 +110,52 @@ async def test_a_server_that_stops_says_goodbye_and_ends_what_it_followed(pair: 
     await agent.close()
 
 
-async def test_a_tunnel_whose_agent_has_moved_ends_at_once_and_its_callers_are_served_by_the_other(pair: Pair):
+class Collected(asyncio.Protocol):
+    """A caller's end of a stream."""
+
+    def __init__(self) -> None:
+        self.data, self.lost = bytearray(), asyncio.Event()
+
+    def data_received(self, data) -> None:
+        self.data += data
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.lost.set()
+
+
+async def test_an_agent_that_comes_back_by_another_server_goes_on_where_its_tunnel_is_and_no_stream_notices(pair: Pair):
+    token = await pair.one.add("carried")
+    agent = Agent(pair.one, await enrol(pair.one, token), features=("ack", "resume"))
+    agent.raw = lambda stream: stream.accept(Echo())
+    await until(lambda: "carried" in pair.two.services.registry.members)
+    tunnel = await agent.connect()
+    (held,) = pair.one.member("carried").tunnels
+    caller, sent = Collected(), random.Random(1).randbytes(600_000)
+    stream = await held.open("echo", caller)
+    stream.write(sent[:200_000])
+    await until(lambda: len(caller.data) > 50_000)
+    agent.server = pair.two
+    assert await agent.connect(resume=tunnel) is tunnel
+    stream.write(sent[200_000:])
+    await until(lambda: len(caller.data) == len(sent))
+    assert bytes(caller.data) == sent
+    assert held.resumes == 1
+    assert not caller.lost.is_set()
+    assert pair.two.member("carried").tunnels == []
+    near, far = pair.two.server._parts.replicas, pair.one.server._parts.replicas
+    assert (len(near.carrying), len(far.port.carried)) == (1, 1)
+    agent.server = pair.one
+    assert await agent.connect(resume=tunnel) is tunnel
+    await until(lambda: not near.carrying and not far.port.carried)
+    stream.write(b"more")
+    await until(lambda: len(caller.data) == len(sent) + 4)
+    await agent.close()
+
+
+async def test_a_tunnel_whose_agent_has_moved_ends_at_once_and_its_callers_are_served_by_the_other(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(port, "MAX_CARRIED", 0)
     token = await pair.one.add("mover")
     agent = Agent(pair.one, await enrol(pair.one, token), features=("ack", "resume"))
     await until(lambda: "mover" in pair.two.services.registry.members)

@@ -15,6 +15,7 @@ from tower_server.replicas.wire import (
     FOLLOW,
     MAX_HEAD_BYTES,
     Asking,
+    Carrying,
     Held,
     Passing,
     alive,
@@ -40,9 +41,18 @@ def test_a_head_comes_back_and_fits_its_bound():
     assert len(longest.line()) < MAX_HEAD_BYTES
 
 
+def test_an_agents_connection_for_a_tunnel_is_read_as_it_was_carried():
+    head = Carrying("ab12", "192.0.2.1:5")
+    assert read_head(head.line()) == head
+    assert len(Carrying("t" * 253, "a" * 253).line()) < MAX_HEAD_BYTES
+    with pytest.raises(RemoteProtocolError, match="'tunnel' is no name"):
+        read_head(b'{"type": "carry", "hop": 1, "remote": "x"}')
+
+
 @pytest.mark.parametrize("hop", [0, 2, None, "1", 1.5])
-def test_what_was_passed_on_before_is_refused(hop):
-    line = json.dumps({**json.loads(HEAD.line()), "hop": hop}).encode()
+@pytest.mark.parametrize("head", [HEAD, Carrying("ab12", "192.0.2.1:5")])
+def test_what_was_passed_on_before_is_refused(head, hop):
+    line = json.dumps({**json.loads(head.line()), "hop": hop}).encode()
     with pytest.raises(RemoteProtocolError, match="passed on before"):
         read_head(line)
 
