@@ -8,8 +8,6 @@ asking again with the same key is the same agent.
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -26,7 +24,7 @@ from daemon.metrics import ServerMetrics
 from protocol.aio.listener import HttpRequest, HttpResponse, network_of
 from tower_server.agents import Agents
 from tower_server.bucket import SharedBucket
-from tower_server.faultof import certs_fault
+from tower_server.faultof import certs_fault, error_body, retry_after
 from tower_server.records import Agent, Cluster, Enrolled, Token
 from tower_server.revocations import Revocations
 from tower_server.store.base import Kind, NotFound, Store
@@ -174,13 +172,5 @@ class Enrolment:
 
 
 def _error(error: TowerError, *, status: int | None = None, headers: tuple[tuple[str, str], ...] = ()) -> HttpResponse:
-    document = {
-        "apiVersion": "tower/v1",
-        "kind": "Error",
-        "code": error.code,
-        "message": error.message,
-        "mend": error.mend,
-    }
-    if error.retry_after is not None:
-        headers = (*headers, ("Retry-After", str(max(1, math.ceil(error.retry_after)))))
-    return HttpResponse(status or error.http_status, json.dumps(document).encode() + b"\n", headers=headers)
+    headers = (*headers, *retry_after(error).items())
+    return HttpResponse(status or error.http_status, error_body(error), headers=headers)

@@ -105,6 +105,6 @@ def test_who_proves_nothing_changes_nothing(world: TowerWorld, member: BackendMe
     done = run([*asked, f"https://127.0.0.1:{world.tunnel_port}/v1/leave"], world.environment(), body)
     answer, _, status = done.text.rpartition("\n")
     assert status == "400"
-    assert '"kind": "Error"' in answer
-    assert '"mend": "' in answer
+    assert '"kind":"Error"' in answer
+    assert '"mend":"' in answer
     assert revoked(world) == [False]

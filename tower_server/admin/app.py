@@ -8,7 +8,6 @@ never there when the command line asks.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote
@@ -27,7 +26,7 @@ from tower_server.admin.forward import forward
 from tower_server.admin.manifest import manifest
 from tower_server.admin.services import Services
 from tower_server.admin.watch import watch_clusters
-from tower_server.faultof import store_fault
+from tower_server.faultof import error_body, retry_after, store_fault
 from tower_server.store.base import StoreError
 
 HOST: Final = "localhost"
@@ -245,18 +244,14 @@ def _caller(scope: Scope) -> str:
 
 def json_response(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return Response(body, status, {"Cache-Control": "no-store", **(headers or {})}, "application/json")
+    return _response(status, body, headers or {})
+
+
+def _response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:
+    return Response(body, status, {"Cache-Control": "no-store", **headers}, "application/json")
 
 
 def error_response(
     error: TowerError, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    document = {
-        "apiVersion": "tower/v1",
-        "kind": "Error",
-        "code": error.code,
-        "message": error.message,
-        "mend": error.mend,
-    }
-    retry = {} if error.retry_after is None else {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    return json_response(status or error.http_status, document, {**retry, **(headers or {})})
+    return _response(status or error.http_status, error_body(error), {**retry_after(error), **(headers or {})})
