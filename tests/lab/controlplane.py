@@ -24,6 +24,8 @@ from tests.lab.network import MemberNetwork
 from tests.lab.processes import Child, LabError, Started, free_ports
 
 NODE = "node-1"
+PLANE = ("kube-apiserver", "etcd", "kubectl")
+PODS = ("streamlet", "kwok")
 START_DEADLINE = 180.0
 KUBECTL_DEADLINE = 60.0
 STAGES = Path(__file__).with_name("kwok-stages.yaml")
@@ -58,8 +60,7 @@ class ControlPlane(Started):
     def __init__(self, folder: Path, *, network: MemberNetwork | None = None, pods: bool = True) -> None:
         self.folder, self.network, self._pods = folder, network, pods
         self._children: list[Child] = []
-        names = ["kube-apiserver", "etcd", "kubectl", *(["streamlet", "kwok"] if pods else [])]
-        self.programs: Mapping[str, Path] = assets.ensure(names)
+        self.programs: Mapping[str, Path] = assets.ensure([*PLANE, *(PODS if pods else ())])
         self.ports = Ports(*free_ports(5))
         self.address = network.member if network else "127.0.0.1"
         self.url = f"https://{self.address}:{self.ports.apiserver}"

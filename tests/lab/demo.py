@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.lab import assets, debian, network
-from tests.lab.controlplane import ControlPlane
+from tests.lab.controlplane import PLANE, PODS, ControlPlane
 from tests.lab.ownmember import OwnMember
 from tests.lab.processes import LabError
 from tests.lab.proof import Proof
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def demo(stack: contextlib.ExitStack, own: Path | None, *, once: bool) -> int:
-    assets.ensure(["kubectl"] if own else tuple(assets.PROGRAMS))
+    assets.ensure(["kubectl"] if own else [*PLANE, *PODS])
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tower-demo-")))
     host = f"demo-{secrets.token_hex(2)}"
     member = own_member(stack, own, folder) if own else stand_in_member(stack, folder)
