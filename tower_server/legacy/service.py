@@ -11,9 +11,11 @@ import secrets
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 from certs.ca import Authority
+from certs.errors import CertsError
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.units import split_address
@@ -106,9 +108,10 @@ class LegacyAgents:
         self._port: LegacyPort | None = None
         self._file: FileCertificate | None = None
         self._shared: dict[str, _Shared] = {}
+        self._certificates: dict[str, Certificates] = {}
         self.address = ""
         revocations.subscribe(self._revoked)
-        clusters.subscribe(lambda _change, name: self._check_tokens(name))
+        clusters.subscribe(self._changed)
 
     # ---- the port -----------------------------------------------------------------------------------------------
 
@@ -190,8 +193,10 @@ class LegacyAgents:
 
     def _shared_of(self, name: str) -> _Shared:
         if name not in self._shared:
-            record, _ = self._clusters.get(name)
-            self._shared[name] = _Shared(Certificates(self._authority, name, record.serving_names))
+            if name not in self._certificates:  # kept for its next agent, who may be the same one a moment later
+                names = partial(self._clusters.certificate_names, name)
+                self._certificates[name] = Certificates(self._authority, name, names)
+            self._shared[name] = _Shared(self._certificates[name])
         return self._shared[name]
 
     def _share_credential(self, shared: _Shared) -> None:
@@ -217,6 +222,26 @@ class LegacyAgents:
         for shared in self._shared.values():
             for tunnel in shared.tunnels:
                 tunnel.gateway.recheck()
+
+    def _changed(self, change: str, name: str) -> None:
+        """A cluster's record may be another one."""
+        if change == "DELETED":
+            self._certificates.pop(name, None)
+            return
+        self._check_tokens(name)
+        shared = self._shared.get(name)
+        if shared is not None:
+            self._show_certificate(shared)
+
+    @staticmethod
+    def _show_certificate(shared: _Shared) -> None:
+        try:
+            context = shared.certificates.context()
+        except CertsError as error:  # a name that no certificate may carry: callers see the one of before
+            log.error("legacy-certificate-not-issued", cluster=shared.certificates.cluster, text=error.text)
+            return
+        for tunnel in shared.tunnels:
+            tunnel.gateway.context = context
 
     def _check_tokens(self, name: str) -> None:
         """Agents stay for as long as the token that let them in is the cluster's, whoever changed it and wherever."""
@@ -277,8 +302,7 @@ class LegacyAgents:
             log.error("legacy-certificate-unusable", code=error.code, text=error.message)
         for name, shared in list(self._shared.items()):
             self._check_tokens(name)  # a record is also read anew where nobody is told
-            for tunnel in shared.tunnels:
-                tunnel.gateway.context = shared.certificates.context()
+            self._show_certificate(shared)
             self._start_work(self._keep_bound(name), f"legacy-binding-{name}")
             self._look(name, shared)
 

@@ -35,24 +35,25 @@ audit = get_logger("audit")
 
 
 class Certificates:
-    """The serving certificate of one cluster, its key made here, renewed at two thirds of its life."""
+    """The serving certificate of one cluster, its key made here, renewed at two thirds of its life and for other
+    names: on a Kubernetes host callers come by those of its Services."""
 
-    def __init__(self, authority: Authority, cluster: str, serving_names: tuple[str, ...]) -> None:
+    def __init__(self, authority: Authority, cluster: str, names: Callable[[], tuple[str, ...]]) -> None:
         self._authority = authority
         self.cluster = cluster
-        self._names = serving_names
+        self._names = names
+        self._carried: tuple[str, ...] = ()
         self._key = generate_key()
         self._renew_at = 0.0
         self._bundle = authority.bundle
         self._context: ssl.SSLContext | None = None
 
     def context(self) -> ssl.SSLContext:
-        now = time.time()
-        if self._context is None or now >= self._renew_at or self._bundle is not self._authority.bundle:
-            self._bundle = self._authority.bundle
-            issued = self._authority.issue_serving(
-                self.cluster, self._names, public_key=self._key.public_key(), at=now
-            )
+        now, names = time.time(), self._names()
+        stands = names == self._carried and self._bundle is self._authority.bundle
+        if self._context is None or now >= self._renew_at or not stands:
+            self._bundle, self._carried = self._authority.bundle, names
+            issued = self._authority.issue_serving(self.cluster, names, public_key=self._key.public_key(), at=now)
             self._renew_at = now + (issued.not_after - now) * defaults.RENEW_AT
             self._context = callers_context(
                 self._authority.bundle, chain_pem=issued.chain_pem, key_pem=key_to_pem(self._key)
@@ -77,7 +78,7 @@ def make_gateway(
 ) -> Gateway:
     """The gateway of one agent's tunnel; start it, and close it with the tunnel."""
     upstreams = Upstreams(_apiserver(target, credential), connect=connect)
-    use_credential(upstreams, target, credential)
+    use_credential(upstreams, target, credential, anew=True)
     return Gateway(
         context=certificates.context(),
         upstreams=upstreams,
@@ -89,14 +90,16 @@ def make_gateway(
     )
 
 
-def use_credential(upstreams: Upstreams, target: Target, credential: Credential) -> None:
-    """From the next request on; connections that show the old one are dropped once they are free."""
+def use_credential(upstreams: Upstreams, target: Target, credential: Credential, *, anew: bool = False) -> None:
+    """From the next request on; connections that show the old one are dropped once they are free. `anew`: the pools
+    were made for that apiserver just now."""
     token = credential.token
     upstreams.impersonation.renew(
         _context(_apiserver(target, credential), credential),
         authorization=(lambda: b"Bearer " + token) if token else None,
     )
-    upstreams.bearer.renew(upstream_context(_apiserver(target, credential)))
+    if not anew:
+        upstreams.bearer.renew(upstream_context(_apiserver(target, credential)))
 
 
 def _apiserver(target: Target, credential: Credential) -> Apiserver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,20 @@ async def test_the_record_keeps_no_token(tmp_path: Path) -> None:
         assert TOKEN not in str(await tower.view())
         for file in (tmp_path / "state").iterdir():
             assert TOKEN.encode() not in file.read_bytes()
+
+
+async def test_callers_come_by_the_names_of_the_clusters_services_as_soon_as_these_are_known(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        service = "mc-edge-1.kubesphere-system.svc"
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await tower.ask("/before", host=service)
+        clusters = tower.running.services.clusters
+        await clusters._take(replace(clusters.get(CLUSTER)[0], service_names=(service, "10.96.0.9")))
+        assert (await tower.ask("/by-name", host=service)).status == 200
+        assert (await tower.ask("/by-address", host="10.96.0.9")).status == 200
+        first = tower.member.tunnels[0].gateway.context
+        await tower.agents[0].end()
+        await until(lambda: not tower.member.tunnels)
+        await tower.registered()
+        assert tower.member.tunnels[0].gateway.context is first, "made once, not for each time that an agent comes back"

@@ -18,12 +18,17 @@ TARGET = Target("127.0.0.1", 6443)
 
 def test_a_context_lasts_until_its_certificate_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     authority, now = Authority.create("hq", at=time()), time()
-    certificates = Certificates(authority, "edge-1", ("edge-1.example.com",))
+    names = ("edge-1.example.com",)
+    certificates = Certificates(authority, "edge-1", lambda: names)
     first = certificates.context()
     assert first.verify_mode is ssl.CERT_OPTIONAL
     assert certificates.context() is first
+    names = ("edge-1.example.com", "mc-edge-1.kubesphere-system.svc")
+    other = certificates.context()
+    assert other is not first
+    assert certificates.context() is other
     monkeypatch.setattr("tower_server.legacy.serving.time.time", lambda: now + 5 * 86400)
-    assert certificates.context() is not first
+    assert certificates.context() is not other
 
 
 def test_a_credential_that_openssl_cannot_use_is_found_out(tmp_path: Path) -> None:
