@@ -152,9 +152,7 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.accepted.done():
-            self.accepted.set_exception(
-                exc or StreamRefused(Code.TUNNEL_LOST, "it ended before it was accepted")
-            )
+            self.accepted.set_exception(exc or StreamRefused(Code.TUNNEL_LOST, "it ended before it was accepted"))
             self.accepted.exception()  # nobody may be waiting
         self.writable.set()
         self._queue.put_nowait(None)
