@@ -16,11 +16,12 @@ RTT_STALE_AFTER: Final = 30.0  # on an idle tunnel
 class Liveness:
     """The PINGs of one end of a tunnel, and the times that matter to them."""
 
-    __slots__ = ("_asked", "_next", "_samples", "asked_at", "heard_at", "rtt")
+    __slots__ = ("_asked", "_next", "_samples", "answered_at", "asked_at", "heard_at", "rtt")
 
     def __init__(self, now: float) -> None:
         self.heard_at = now  # when the last byte came
         self.asked_at = now  # when the last PING was made
+        self.answered_at = now  # when the last answer came: a PONG, or an ACK of more
         self.rtt: float | None = None  # the least of the last samples, seconds
         self._samples: deque[float] = deque(maxlen=RTT_SAMPLES)
         self._asked: dict[int, float] = {}  # tokens without an answer yet, oldest first
@@ -49,6 +50,7 @@ class Liveness:
         sent = self._asked.pop(token, None)
         if sent is None:
             return None
+        self.answered_at = now
         seconds = max(0.0, now - sent)
         self._samples.append(seconds)
         self.rtt = min(self._samples)
@@ -60,5 +62,5 @@ class Liveness:
 
     def new_link(self, now: float) -> None:
         """Another path, of another length."""
-        self.heard_at = self.asked_at = now
+        self.heard_at = self.asked_at = self.answered_at = now
         self._samples.clear()

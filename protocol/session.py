@@ -29,6 +29,7 @@ from protocol.streams import State, Stream
 ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
+DEAF: Final = 2  # times as long as a silent peer has one that talks and answers nothing: its way back may be full
 RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
 
@@ -334,6 +335,11 @@ class Session(Multiplex):
         if silent >= self.limits.dead_after:
             self.detach(now, f"nothing heard from the peer for {silent:.1f} s", Code.DEAD_PEER)
             return self.take_events()
+        owed_since = max(now - self.overdue(now), self._liveness.answered_at)
+        if now - owed_since >= DEAF * self.limits.dead_after:
+            text = f"the peer sends, but has answered nothing for {now - owed_since:.1f} s"
+            self.detach(now, text, Code.DEAD_PEER)
+            return self.take_events()
         if now >= self._liveness.due(self.limits.ping_interval):
             self.ping(now)
         if self._ack_at is not None and now >= self._ack_at:
@@ -367,6 +373,7 @@ class Session(Multiplex):
             raise RemoteProtocolError(Code.PROTOCOL, f"ACK of {acked} frames, expected {self.frames_acked} to {sent}")
         if acked > self.frames_acked:
             self._owed_at = now if acked < self.frames_sent else None
+            self._liveness.answered_at = now
             if replay is not None:
                 replay.acknowledge(acked - self.frames_acked)
         self.frames_acked = acked
@@ -379,6 +386,7 @@ class Session(Multiplex):
     def _receive_pong(self, stream: int, payload: memoryview, now: float) -> None:
         token = decode_u64(payload, "PONG")
         if self._flight.answered(token, now):
+            self._liveness.answered_at = now
             return
         seconds = self._liveness.answered(token, now)
         if seconds is not None:

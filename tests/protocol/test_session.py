@@ -93,12 +93,37 @@ def test_a_peer_without_acknowledgements_owes_none() -> None:
 
 def test_any_byte_is_life() -> None:
     book = Playbook()
-    for _ in range(20):
+    for _ in range(7):
         book.after(4.0)
         book.hears(b"")
         book.session.receive(memoryview(HEADER.pack(FrameType.PING, 0, 0, 0, 8)[:1]), book.now)
         book.session._decoder = type(book.session._decoder)()
     assert book.session.lost is None
+
+
+def test_a_peer_that_talks_and_does_not_read_is_dead_too_and_one_that_reads_slowly_is_not() -> None:
+    book = Playbook(features=(FEATURE_ACK, FEATURE_RESUME))
+    stream = book.opened()
+    book.hears(number(FrameType.PONG, 1), number(FrameType.ACK, 1))
+    for size in range(2, 12):  # twenty seconds between two answers, for minutes
+        book.session.send(stream, b"more")
+        book.says()
+        for _ in range(4):
+            assert book.after(5.0) == []
+            book.hears(number(FrameType.PING, size))
+        book.hears(number(FrameType.ACK, size))
+    book.session.send(stream, b"more")
+    book.says()
+    waited, happened = 0.0, []
+    while not happened and waited < 100:
+        book.hears(number(FrameType.PING, 7))
+        waited += 1.0
+        happened = book.after(1.0)
+    (lost,) = happened
+    assert isinstance(lost, events.LinkLost)
+    assert lost.code is Code.DEAD_PEER
+    assert "the peer sends, but has answered nothing for 30.0 s" in lost.text
+    assert waited == 30.0
 
 
 def test_an_owner_that_only_obeys_the_deadline_does_everything_in_time() -> None:
