@@ -8,7 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,30 @@ import pytest
 import yaml
 
 from tests.deploy.rendering import DEPLOY, render
+from tests.interop.peers import TOKEN, VINTAGES, GoAgent
 from tests.lab import kubefed
 from tests.lab.controlplane import ControlPlane, run
 from tests.lab.hostplane import crds
 from tests.lab.kubefed import SPACE
-from tests.lab.processes import wait_until
+from tests.lab.processes import free_ports, wait_until
 from tests.lab.world import TowerWorld
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 HOST = "federated"
 NAMESPACE = "tower-federated"
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:tower-server"
 PATIENCE = 60.0
 ERRANDS = "tower_server.controller.errands"
-SOON = {f"{ERRANDS}.REFUSED_AGAIN": 1.0, f"{ERRANDS}.FEDERATED_AGAIN": 2.0, f"{ERRANDS}.FAREWELL_DEADLINE": 5.0}
+SOON = {
+    f"{ERRANDS}.REFUSED_AGAIN": 1.0,
+    f"{ERRANDS}.FEDERATED_AGAIN": 2.0,
+    f"{ERRANDS}.FAREWELL_DEADLINE": 5.0,
+    "tower_server.controller.hosting.LOOK_EVERY": 1.0,
+    "tower_agent.host.COMPARE_EVERY": 1.0,
+    "PROBE_INTERVAL": 2.0,
+}
+HOSTS_SECRET = "thirty-two-letters-of-no-real-one"
+(GO_PORT,) = free_ports(1)
 OTHER = {"host": "elsewhere", "uid": "u-elsewhere", "cluster": "berlin"}
 
 
@@ -43,14 +56,21 @@ def tower(host_plane: ControlPlane, member: ControlPlane) -> Iterator[TowerWorld
     token = host_plane.kubectl("create", "token", "tower-server", "-n", NAMESPACE, "--duration=2h").text
     kubeconfig = host_plane.kubeconfig("tower-federated", token=token)
     store = {"kind": "kubernetes", "namespace": NAMESPACE, "kubeconfig": str(kubeconfig)}
-    settings = {"store": store, "callers": {"address": "127.0.0.1", "cluster_address": "10.78.0.1"}}
+    settings = {
+        "store": store,
+        "callers": {"address": "127.0.0.1", "cluster_address": "10.78.0.1"},
+        "kubesphere_config": f"{NAMESPACE}/kubesphere-config",
+        "kubesphere_v1": {"enabled": True, "listen": f"127.0.0.1:{GO_PORT}"},
+    }
+    host_plane.install([kubesphere(NAMESPACE, HOSTS_SECRET)])
     with (
         tempfile.TemporaryDirectory(prefix="twr") as folder,
         TowerWorld(Path(folder), host=HOST, settings=settings, constants=SOON) as world,
-        kubefed.TokenController(member),
+        ks_apiserver() as address,
     ):
         for name in ("edge", "again", "gone"):
             world.join(name, member)
+        world.join("ks", member, settings={"services": {"kubesphere": address}})
         yield world
     host_plane.kubectl("delete", "clusters.cluster.kubesphere.io,members", "--all", "--timeout=10s", check=False)
     clear(member)
@@ -69,7 +89,43 @@ def rights(plane: ControlPlane) -> list[dict[str, Any]]:
                     '"kind": "ServiceAccount", "name": "tower-server"',
                 )
             found.append(json.loads(text))
-    return found
+    (role, binding) = yaml.safe_load_all((DEPLOY / "overlays" / "kubesphere" / "rbac.yaml").read_text())
+    for each in (role, binding):
+        each["metadata"]["namespace"] = NAMESPACE
+    binding["subjects"][0]["namespace"] = NAMESPACE
+    return [*found, role, binding]
+
+
+class KsApiserver(BaseHTTPRequestHandler):
+    """Answers that it is there."""
+
+    def do_GET(self) -> None:
+        body = b'{"gitVersion": "v3.4.1"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: object) -> None: ...
+
+
+@contextmanager
+def ks_apiserver() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), KsApiserver)
+    serving = threading.Thread(target=server.serve_forever, name="ks-apiserver")
+    serving.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
+def kubesphere(namespace: str, secret: str) -> dict[str, Any]:
+    data = {"kubesphere.yaml": yaml.safe_dump({"authentication": {"jwtSecret": secret}})}
+    meta = {"name": "kubesphere-config", "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": data}
 
 
 def clear(member: ControlPlane) -> None:
@@ -99,6 +155,16 @@ def said(plane: ControlPlane, name: str, kind: str) -> tuple[str, str, str]:
 def until(plane: ControlPlane, name: str, kind: str, status: str, reason: str) -> str:
     wait_until(lambda: said(plane, name, kind)[:2] == (status, reason), f"{kind} of {name}: {reason}", PATIENCE)
     return said(plane, name, kind)[2]
+
+
+def joined(plane: ControlPlane, member: ControlPlane, name: str) -> None:
+    """With what the member's token controller does meanwhile."""
+
+    def looks() -> bool:
+        kubefed.fill(member)
+        return said(plane, name, "FederationReady")[:2] == ("True", "Joined")
+
+    wait_until(looks, f"{name} has joined the federation", PATIENCE)
 
 
 def want(plane: ControlPlane, name: str, *, federation: bool) -> None:
@@ -169,7 +235,7 @@ def test_a_member_of_another_host_is_refused_until_somebody_there_says_that_it_i
 def test_kubefed_gets_an_account_that_works_by_the_port_and_the_root_that_it_is_told(
     tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
 ) -> None:
-    until(host_plane, "edge", "FederationReady", "True", "Joined")
+    joined(host_plane, member, "edge")
     spec = read(host_plane, "kubefedclusters", "edge", "-n", SPACE)["spec"]
     service = read(host_plane, "service", "mc-edge", "-n", NAMESPACE)["spec"]
     assert spec["apiEndpoint"] == f"https://{service['clusterIP']}:6443"
@@ -241,7 +307,7 @@ def test_a_member_that_is_away_leaves_on_the_host_at_once_and_there_when_it_is_b
     tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
 ) -> None:
     want(host_plane, "edge", federation=True)
-    until(host_plane, "edge", "FederationReady", "True", "Joined")
+    joined(host_plane, member, "edge")
     tower.members["edge"].agent.stop()
     tower.until_state("edge", "TunnelDown", deadline=PATIENCE)
     want(host_plane, "edge", federation=False)
@@ -259,7 +325,7 @@ def test_a_deleted_cluster_takes_its_mark_along(
     tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
 ) -> None:
     want(host_plane, "edge", federation=True)
-    until(host_plane, "edge", "FederationReady", "True", "Joined")
+    joined(host_plane, member, "edge")
     host_plane.kubectl("delete", "clusters.cluster.kubesphere.io", "edge", "--timeout=60s")
     assert marks(member) == ["tower-host-elsewhere"]
     assert of_kubefed(member) == []
@@ -272,7 +338,7 @@ def test_a_cluster_whose_member_is_away_is_deleted_all_the_same_and_says_what_st
     tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
 ) -> None:
     want(host_plane, "gone", federation=True)
-    until(host_plane, "gone", "FederationReady", "True", "Joined")
+    joined(host_plane, member, "gone")
     tower.members["gone"].agent.stop()
     tower.until_state("gone", "TunnelDown", deadline=PATIENCE)
     host_plane.kubectl("delete", "clusters.cluster.kubesphere.io", "gone", "--timeout=30s")
@@ -283,6 +349,66 @@ def test_a_cluster_whose_member_is_away_is_deleted_all_the_same_and_says_what_st
     (message,) = [each["message"] for each in told]
     for left in (f"configmap tower-host-{HOST}", f"gone.{HOST}", f"kubefed-controller-manager:gone.{HOST}"):
         assert left in message
+
+
+def test_a_member_whose_kubesphere_has_another_secret_is_refused_until_it_has_the_hosts(
+    tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
+) -> None:
+    member.install([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubesphere-system"}}])
+    member.install([kubesphere("kubesphere-system", "another")])
+    want(host_plane, "ks", federation=False)
+    message = until(host_plane, "ks", "Accepted", "False", "KubeSphereDiffers")
+    assert "TWR125: the member's ConfigMap kubesphere-system/kubesphere-config cannot be read" in message
+    service = ["--service", "kubesphere=ks-apiserver.kubesphere-system.svc:80"]
+    rendered = tower.towerctl("manifest", "ks", "--no-token", "-n", f"tower-{HOST}", *service).stdout
+    objects = [each for each in yaml.safe_load_all(rendered) if each]
+    member.install([each for each in objects if each["metadata"].get("namespace") == "kubesphere-system"])
+    differs = "kubesphere-system/kubesphere-config is not this host's"
+    settled(lambda: differs in said(host_plane, "ks", "Accepted")[2], "the two are compared")
+    member.install([kubesphere("kubesphere-system", HOSTS_SECRET)])
+    until(host_plane, "ks", "Accepted", "True", "Accepted")
+    host_plane.kubectl("delete", "clusters.cluster.kubesphere.io", "ks", "--timeout=30s")
+    member.kubectl("delete", "configmap", "kubesphere-config", "-n", "kubesphere-system")
+    sent = (tower.folder / "agent-ks.log").read_text() + (tower.folder / "tower-server.log").read_text()
+    assert HOSTS_SECRET not in sent
+
+
+def test_a_kubefed_cluster_of_go_towers_time_trusts_the_tower_as_soon_as_its_go_agent_comes_here(
+    tower: TowerWorld, host_plane: ControlPlane, member: ControlPlane
+) -> None:
+    meta, spec = {"name": "old"}, {"connection": {"type": "proxy", "token": TOKEN}, "joinFederation": True}
+    resource = {"apiVersion": "cluster.kubesphere.io/v1alpha1", "kind": "Cluster", "metadata": meta, "spec": spec}
+    host_plane.install([resource])
+    settled(lambda: bool(read(host_plane, "service", "mc-old", "-n", NAMESPACE)), "its Service")
+    address = read(host_plane, "service", "mc-old", "-n", NAMESPACE)["spec"]["clusterIP"]
+    before = {
+        "apiEndpoint": f"https://{address}:6443",
+        "caBundle": base64.b64encode(b"the published root of Go Tower").decode(),
+        "secretRef": {"name": "made-by-kubesphere"},
+    }
+    meta = {"name": "old", "namespace": SPACE}
+    api = "core.kubefed.io/v1beta1"
+    host_plane.install([{"apiVersion": api, "kind": "KubeFedCluster", "metadata": meta, "spec": before}])
+    credential = member.kubeconfig("go-agent-federated", groups=["system:masters"])
+    server = f"http://127.0.0.1:{GO_PORT}"
+    agent = GoAgent(tower.folder / "go", VINTAGES[1], server, credential=credential, name="old")
+    try:
+        agent.start()
+        until(host_plane, "old", "FederationReady", "True", "JoinedByOther")
+        until(host_plane, "old", "Accepted", "True", "Accepted")
+        after = read(host_plane, "kubefedclusters", "old", "-n", SPACE)["spec"]
+        root = base64.b64decode(after.pop("caBundle"))
+        assert root == tower.call("GET", "/v1/clusters/old/connection")[1]["ca"].encode()
+        assert after == {key: value for key, value in before.items() if key != "caBundle"}
+        binding = f"tower-legacy:{HOST}:cluster-admins"
+        settled(lambda: bool(read(member, "clusterrolebinding", binding)), "the binding that lets this host in")
+        host_plane.kubectl("delete", "clusters.cluster.kubesphere.io", "old", "--timeout=60s")
+        assert not read(member, "clusterrolebinding", binding), "it goes with the cluster"
+        assert f"tower-host-{HOST}" not in marks(member)
+        assert read(host_plane, "kubefedclusters", "old", "-n", SPACE), "it is somebody else's"
+    finally:
+        agent.stop()
+        host_plane.kubectl("delete", "kubefedcluster", "old", "-n", SPACE, check=False)
 
 
 def test_each_right_in_the_namespace_of_kubefed_is_used_and_none_is_missing(

@@ -1,15 +1,14 @@
 """The parts of a federation that a control plane without controllers lacks: kubefed's CRD, and tokens in Secrets.
 
-The CRD is what kubefed's own says of the fields that are used, in our words; `TokenController` stands in for the one of
-kube-controller-manager: it fills the Secrets of ServiceAccounts with real tokens of the apiserver.
+The CRD is what kubefed's own says of the fields that are used, in our words; `fill` stands in for the token controller
+of kube-controller-manager: it fills the Secrets of ServiceAccounts with real tokens of the apiserver.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import threading
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from tests.lab.controlplane import ControlPlane
 
@@ -92,24 +91,3 @@ def fill(plane: ControlPlane) -> None:
             data = json.dumps({"data": {"token": base64.b64encode(token.text.encode()).decode()}})
             name = secret["metadata"]["name"]
             plane.kubectl("patch", "secret", name, "-n", SPACE, "--type=merge", "-p", data, check=False)
-
-
-class TokenController:
-    """Fills the token Secrets of one member while it runs."""
-
-    def __init__(self, plane: ControlPlane) -> None:
-        self._plane = plane
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="token-controller", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=60)
-
-    def _run(self) -> None:
-        while not self._stop.wait(1.0):
-            fill(self._plane)

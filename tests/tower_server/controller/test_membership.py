@@ -111,6 +111,13 @@ async def test_a_member_that_says_that_it_differs_or_passes_through_is_asked_as_
     assert errands.asked[0].kubesphere == "the secrets differ"
 
 
+async def test_a_member_that_has_not_answered_about_its_kubesphere_yet_is_not_accepted_meanwhile():
+    for pending in (True, False):
+        errands = Errands()
+        await look(errands, sight=replace(UP, report={"kubesphere": {"pending": pending, "trouble": ""}}))
+        assert errands.asked[0].healthy is not pending
+
+
 async def test_what_nobody_knows_yet_is_said_once_and_then_stays_as_it_was():
     assert [each.status for each in (await look(Errands())).inside] == ["Unknown"]
     held = resource({"type": "Accepted", "status": "False"})
