@@ -21,7 +21,8 @@ from certs.verify import TrustBundle
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
-from protocol.aio.listener import HttpRequest, HttpResponse, network_of
+from protocol.aio.port import network_of
+from protocol.aio.request import HttpRequest, HttpResponse
 from tower_server.agents import Agents
 from tower_server.bucket import SharedBucket
 from tower_server.faultof import certs_fault, error_body, retry_after

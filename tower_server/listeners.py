@@ -20,7 +20,7 @@ from typing import Any, Final
 from daemon.faults import TowerError, fault
 from daemon.log import get_logger
 from protocol import defaults
-from protocol.aio.listener import network_of
+from protocol.aio.port import network_of
 from tower_server.answer import Answer, Answerer
 from tower_server.member import Member
 from tower_server.records import KUBERNETES

@@ -28,7 +28,8 @@ from daemon.metrics import STATES, ServerMetrics, sample_loop_lag
 from daemon.process import Process
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
-from protocol.aio.listener import Credentials, TunnelListener, network_of
+from protocol.aio.listener import Credentials, TunnelListener
+from protocol.aio.port import network_of
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import REFUSED_RESUME, Hello

@@ -15,7 +15,8 @@ from websockets.server import ServerProtocol
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
-from protocol.aio.listener import HttpRequest, HttpResponse, PortListener, ServerLink
+from protocol.aio.port import PortListener, ServerLink
+from protocol.aio.request import HttpRequest, HttpResponse
 from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshchannel import Channel, ChannelLimits
 from protocol.aio.sshlink import SshLink

@@ -20,7 +20,7 @@ from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.units import split_address
 from protocol import defaults
-from protocol.aio.listener import Refused
+from protocol.aio.port import Refused
 from protocol.aio.ssh import ServerConnection, server_options
 from protocol.aio.sshchannel import ChannelLimits
 from protocol.aio.sshlink import SshLink

@@ -15,17 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from protocol.aio.listener import (
-    LONG_TURN,
-    MAX_REQUEST_BODY,
-    MAX_REQUEST_HEAD,
-    MOST_IN_A_TURN,
-    Admission,
-    HttpRequest,
-    HttpResponse,
-    ServerLink,
-    TunnelListener,
-)
+from protocol.aio.listener import Admission, TunnelListener
+from protocol.aio.port import LONG_TURN, MOST_IN_A_TURN, ServerLink
+from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.aio.dial import dial
-from protocol.aio.listener import Admission, Credentials, HttpRequest, HttpResponse, TunnelListener
+from protocol.aio.listener import Admission, Credentials, TunnelListener
 from protocol.aio.proxydial import DialTarget
+from protocol.aio.request import HttpRequest, HttpResponse
 from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import FEATURE_ACK, Code

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.aio.listener import network_of
+from protocol.aio.port import network_of
 from protocol.constants import Code
 from tests.protocol.aio.rawagent import RawAgent, connected
 from tests.protocol.aio.tunnels import PATIENCE, Tower, tower
