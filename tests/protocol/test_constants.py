@@ -10,7 +10,7 @@ import pytest
 from protocol import defaults
 from protocol.aio.dial import FEATURES as AGENT_FEATURES
 from protocol.aio.listener import FEATURES as SERVER_FEATURES
-from protocol.aio.listener import MAX_REQUEST_BODY, MAX_REQUEST_HEAD
+from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD
 from protocol.constants import (
     CONTROL_SERVICE,
     FIRST_UNNUMBERED,

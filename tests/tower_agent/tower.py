@@ -28,7 +28,8 @@ from certs.sealing import Sealer
 from certs.tls import ClientTrust, client_context, load_pair, server_context
 from certs.token import EnrolmentToken
 from protocol import defaults
-from protocol.aio.listener import Admission, Credentials, HttpRequest, HttpResponse, TunnelListener
+from protocol.aio.listener import Admission, Credentials, TunnelListener
+from protocol.aio.request import HttpRequest, HttpResponse
 from protocol.aio.stream import StreamTransport
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import CONTROL_SERVICE, Code
