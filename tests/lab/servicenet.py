@@ -42,7 +42,8 @@ class ServiceNetwork(MemberNetwork):
             for address in self.servers:
                 self.run("ip", "addr", "add", f"{address}/32", "dev", inner)
             self.run("ip", "route", "add", SERVICES, "dev", "lo", "src", self.member)
-            _run("ip", "route", "add", SERVICES, "via", self.member, "dev", self._link)
+            # In place of one that a killed run has left: it would lead nowhere.
+            _run("ip", "route", "replace", SERVICES, "via", self.member, "dev", self._link)
         except BaseException:
             self.close()
             raise
