@@ -40,6 +40,12 @@ UNITS = {
     "rss_server_mib": "MiB", "rss_agent_mib": "MiB",
 }  # fmt: skip
 LESS = ("cpu_", "rss_")
+REAL = {
+    "bulk_down_1": 127, "bulk_down_4": 144, "get_1": 2090, "get_16": 1652, "get_64": 1402, "connect_8": 758,
+    "cpu_s_per_gib": 13.1, "cpu_ms_per_agent_connect": 124,
+}  # fmt: skip
+"""What Go Tower's own binaries were measured at, on a quiet machine. The peers stand for them where go-go is within
+0.7 to 1.3 of it on that machine; on another one (or a busy one) the rows must at least move together."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +277,7 @@ def table(rows: Sequence[Row]) -> str:
     """
     found = {(row.pair, row.metric): row.value for row in rows}
     names = list(dict.fromkeys(row.pair for row in rows))
-    lines = [f"{'METRIC':26}" + "".join(f"{name:>22}" for name in names) + "  UNIT"]
+    lines = [f"{'METRIC':26}" + "".join(f"{name:>22}" for name in names) + "  UNIT    go-go/real"]
     for metric, unit in dict.fromkeys((row.metric, row.unit) for row in rows):
         cells = []
         for name in names:
@@ -280,7 +286,9 @@ def table(rows: Sequence[Row]) -> str:
             if base and value and name != "go-go":
                 ratio = f" ({base / value if metric.startswith(LESS) else value / base:.2f})"
             cells.append(f"{value:,.{1 if value >= 10 else 3}f}{ratio}".rjust(22))
-        lines.append(f"{metric:26}" + "".join(cells) + f"  {unit}")
+        base, real = found.get(("go-go", metric)), REAL.get(metric)
+        like = f"{base / real:.2f}" if base and real else ""
+        lines.append(f"{metric:26}{''.join(cells)}  {unit:8}{like}".rstrip())
     return "\n".join(lines)
 
 
