@@ -120,7 +120,7 @@ async def test_what_became_of_lost_links_is_counted_and_listed(tmp_path):
 
 @pytest.mark.parametrize("moment", ["welcome on its way", "welcome just read"])
 async def test_an_agent_that_stops_as_it_connects_leaves_no_tunnel_that_waits_for_it(tmp_path, monkeypatch, moment):
-    loop, seen = asyncio.get_running_loop(), []
+    loop, seen, held = asyncio.get_running_loop(), [], []
     async with running(tmp_path) as server:
         agent = Agent(server, await enrol(server, await server.add("edge-1")), features=FEATURES)
         dialling = asyncio.create_task(agent.connect())
@@ -131,6 +131,7 @@ async def test_an_agent_that_stops_as_it_connects_leaves_no_tunnel_that_waits_fo
 
             def made(**parts):
                 tunnel = Tunnel(**parts)
+                held.append(tunnel)
                 loop.call_soon(dialling.cancel)
                 return tunnel
 
@@ -140,6 +141,7 @@ async def test_an_agent_that_stops_as_it_connects_leaves_no_tunnel_that_waits_fo
         await until(lambda: seen and seen[0].closed)
         assert seen[0].closed.code is Code.CANCELLED
         assert seen[0].closed.by_peer
+        assert all(tunnel.closed for tunnel in held), "the agent's end is over too"
         verdict = server.member("edge-1").verdict
         assert (verdict.state, "waits no longer" in verdict.cause) == ("TunnelDown", True)
 
