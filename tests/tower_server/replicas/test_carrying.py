@@ -7,6 +7,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from protocol.errors import StreamRefused
 from tests.tower_server.replicas import kit
 from tests.tower_server.replicas.kit import Caller, Host, serving, until
 from tower_server.replicas import port as port_module
-from tower_server.replicas.carrying import AgentEnd
+from tower_server.replicas.carrying import MAX_CARRIED, AgentEnd
+from tower_server.replicas.replicas import Replicas
 
 pytestmark = pytest.mark.asyncio
 REQUEST = b"GET /v1/tunnel HTTP/1.1\r\nTower-Resume: abc\r\n\r\n"
@@ -161,3 +163,29 @@ async def test_an_owner_that_cannot_be_reached_or_refuses_leaves_it_there_too() 
         end = AgentEnd(transport, held, "192.0.2.1:5", answers.append)
         end.lost(StreamRefused(Code.PROTOCOL, "a server of before"))
         assert answers == [False, False]
+
+
+async def test_only_an_owner_that_is_there_is_asked_and_nobody_beyond_the_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(AgentEnd, "begin", lambda _end, link, tunnel, _request, *, start: asked.append(tunnel))
+    nothing: Any = SimpleNamespace(members={})
+    replicas = Replicas(authority=kit.AUTHORITY, name="a", registry=nothing, clusters=nothing, start=lambda *_: None)
+    owner: Any = SimpleNamespace(up=True, peer=SimpleNamespace(name="b", instance="0123456789abcdef"))
+    replicas.links["b"] = owner
+    transport: Any = SimpleNamespace()
+
+    def carry(tunnel: str) -> bool:
+        return replicas.carry(tunnel, REQUEST, transport, "192.0.2.1:5", lambda _taken: None)
+
+    assert carry("01234567aabbccddeeff")
+    assert not carry(replicas.tag + "aabbccddeeff"), "its own"
+    assert not carry("ffffffffaabbccddeeff"), "nobody's"
+    assert not carry("")
+    owner.up = False
+    assert not carry("01234567aabbccddeeff")
+    owner.up = True
+    replicas.carrying.update(object() for _ in range(MAX_CARRIED))  # type: ignore[misc]
+    assert not carry("01234567aabbccddeeff")
+    assert asked == ["01234567aabbccddeeff"]
