@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from bench.longway import LongWay
 from tests.lab.pki import ClusterCA, write_kubeconfig
 from tests.lab.processes import Child, free_ports, wait_until
 
@@ -37,6 +38,7 @@ http {{
   scgi_temp_path {temporary};
   server {{
     listen 127.0.0.1:{port} ssl backlog=4096 reuseport;
+    {listens}
     ssl_certificate {certificate};
     ssl_certificate_key {key};
     ssl_protocols TLSv1.2 TLSv1.3;
@@ -51,9 +53,13 @@ http {{
 
 
 class Backend:
-    """nginx with its certificate, and a kubeconfig that names it as a member's apiserver."""
+    """nginx with its certificate, and a kubeconfig that names it as a member's apiserver.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        way: at whose far end it stands, reached from here at `way.member`; None for this machine's own loopback.
+    """
+
+    def __init__(self, folder: Path, *, way: LongWay | None = None) -> None:
         self.folder = folder
         self._temporary = Path("/dev/shm") / f"tower-bench-{os.getpid()}"
         self._temporary.mkdir()
@@ -80,6 +86,7 @@ class Backend:
                 folder=folder,
                 temporary=self._temporary,
                 port=self.port,
+                listens=f"listen {way.member}:{self.port} ssl backlog=4096;" if way is not None else "",
                 sink=sink,
                 certificate=serving.certificate,
                 key=serving.key,
@@ -93,7 +100,8 @@ class Backend:
             client=ca.client("agent", "bench-agent"),
         )
         nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "nginx"
-        self._nginx = Child("nginx", [nginx, "-c", str(config)], log=folder / "nginx.log")
+        namespace = way.name if way is not None else None
+        self._nginx = Child("nginx", [nginx, "-c", str(config)], log=folder / "nginx.log", namespace=namespace)
         wait_until(lambda: (folder / "nginx.pid").exists(), "pid file of nginx", 10)
 
     @property

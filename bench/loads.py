@@ -51,11 +51,11 @@ def _milliseconds(match: re.Match[str]) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def download(port: int, streams: int, size: int) -> float:
+def download(port: int, streams: int, size: int, *, host: str = "127.0.0.1") -> float:
     """MB/s of `size` bytes over `streams` connections at once."""
     share = size // streams
     return _curls(
-        [[*_CURL, "-o", "/dev/null", "-r", f"0-{share - 1}", f"https://127.0.0.1:{port}/bulk"] for _ in range(streams)],
+        [[*_CURL, "-o", "/dev/null", "-r", f"0-{share - 1}", f"https://{host}:{port}/bulk"] for _ in range(streams)],
         share * streams,
         code="206",
     )

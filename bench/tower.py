@@ -13,6 +13,7 @@ from typing import Literal
 import yaml
 
 from bench.backend import Backend
+from bench.longway import LongWay
 from tests.lab.processes import Child, free_ports, wait_until
 
 Mode = Literal["l7", "passthrough"]
@@ -32,17 +33,28 @@ class Usage:
 
 
 class Tower:
-    """Server and agent with one cluster, joined and serving."""
+    """Server and agent with one cluster, joined and serving; the agent at the far end of `way`, if there is one."""
 
-    def __init__(self, folder: Path, backend: Backend, *, mode: Mode, outer: Outer, agents: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backend: Backend,
+        *,
+        mode: Mode,
+        outer: Outer,
+        agents: bool = True,
+        way: LongWay | None = None,
+    ) -> None:
         folder.mkdir(parents=True)
         tunnel, server_health, agent_health, first = free_ports(4)
-        self.url = f"{outer}://127.0.0.1:{tunnel}"
+        host = way.host if way is not None else "127.0.0.1"
+        self.namespace = way.name if way is not None else None
+        self.url = f"{outer}://{host}:{tunnel}"
         self.socket = folder / "admin.sock"
         server = {
             "host": "bench-host",
             "public_url": self.url,
-            "listen": f"127.0.0.1:{tunnel}",
+            "listen": f"{host}:{tunnel}",
             "plain_http": outer == "ws",
             "state_dir": str(folder / "server"),
             "admin_socket": str(self.socket),
@@ -85,7 +97,8 @@ class Tower:
             agent["raw_services_over_foreign_tls"] = True
         config = folder / "agent.yaml"
         config.write_text(yaml.safe_dump(agent))
-        child = Child("tower-agent", [SCRIPTS / "tower-agent", "run", "--config", config], log=folder / "agent.log")
+        run: list[str | Path] = [SCRIPTS / "tower-agent", "run", "--config", config]
+        child = Child("tower-agent", run, log=folder / "agent.log", namespace=self.namespace)
         self.children.append(child)
         child.until(self._answers, "answer through the tunnel", START_DEADLINE)
         return child

@@ -1,0 +1,5 @@
+module tower.test/way
+
+go 1.25.0
+
+godebug default=go1.25
