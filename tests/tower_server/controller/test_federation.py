@@ -129,7 +129,10 @@ async def test_the_namespace_goes_with_its_last_tenant_where_a_tower_made_it(pla
     plane.kubectl("delete", "namespace", SPACE, "--wait=false")
     kubefed.let_go(plane, SPACE)
     await join(plane, client, EDGE)
+    await join(plane, client, THEIRS)
     await leave_member(client, EDGE, fence=free)
+    assert "deletionTimestamp" not in (await client.get(NAMESPACES, SPACE))["metadata"]
+    await leave_member(client, THEIRS, fence=free)
     assert "deletionTimestamp" in (await client.get(NAMESPACES, SPACE))["metadata"]
 
 

@@ -79,7 +79,7 @@ async def test_a_port_that_does_not_listen_is_said_to_be_so():
         pass
     with pytest.raises(Unreachable, match=f"127.0.0.1:{port}"):
         async with Reach(authority, bind="").client("edge", port) as member:
-            await member.get(NAMESPACES, "kube-system", deadline=0.5)
+            await member.get(NAMESPACES, "kube-system", deadline=0.2)
 
 
 async def test_the_certificate_is_made_anew_in_time(monkeypatch):
