@@ -54,6 +54,7 @@ class CallerPort:
         self._refused_said = float("-inf")
         self._owner = owner
         self._inherited = False
+        self._over = owner.over
         self._streams = member.metrics.streams(service)
         self._server: asyncio.Server | None = None
 
@@ -67,8 +68,10 @@ class CallerPort:
         return self._owner.answers and self.service == KUBERNETES and not self.member.passthrough
 
     async def listen(self, sock: socket.socket | None = None) -> bool:
-        """Binds, unless it does so already. A failure is kept in `problem`, never raised."""
-        if self._server is not None:
+        """Binds, unless it does so already or is over. A failure is kept in `problem`, never raised."""
+        if self._over and sock is not None:
+            sock.close()
+        if self._over or self._server is not None:
             return True
         self._inherited = self._inherited or sock is not None
         try:
@@ -227,7 +230,8 @@ class CallerPort:
             self._server = None
 
     def close(self, why: str) -> None:
-        """Stops listening and ends every connection."""
+        """Stops listening for good and ends every connection."""
+        self._over = True
         self.stop_listening()
         for connection in list(self.connections):
             connection.abort(why)
@@ -263,6 +267,7 @@ class CallerPorts:
         self.per_network = per_network
         self.throttled = throttled
         self.draining = False
+        self.over = False
         self.elsewhere: Callable[[Member], Any] = lambda _member: None
         self.unreachable: Callable[[str], object] = lambda _cluster: None
         """Told when a member's agent could not reach its apiserver for a caller."""
@@ -324,5 +329,7 @@ class CallerPorts:
             port.drain()
 
     def close(self, why: str) -> None:
+        """For good: an agent that declares a service meanwhile opens no port any more."""
+        self.over = True
         for port in self:
             port.close(why)

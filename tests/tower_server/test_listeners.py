@@ -60,6 +60,19 @@ async def test_the_second_service_has_a_port_while_it_is_declared(tmp_path):
         assert server.port("edge-1", "kubesphere")  # kept for the day it is declared again
 
 
+async def test_a_service_that_is_declared_while_the_server_ends_opens_no_port(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        ports, member = server.server._parts.ports, server.member("edge-1")
+        (port,) = ports.of("edge-1")
+        ports.close("the server stops")
+        assert not (await ports.add(member, "kubesphere", port.port + 1)).listening
+        assert await port.listen()  # nor does one that was closed come back
+        assert not port.listening
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port.port + 1)
+
+
 async def test_a_thousand_connections_leave_nothing_behind(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         raw_kubernetes(agent, Echo)
