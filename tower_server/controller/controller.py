@@ -79,6 +79,8 @@ class Controller:
         self._make = make
         self._gauges = gauges
         self._queue: WorkQueue[str] | None = None
+        self._unseen: set[str] = set()  # of those that were there when the term began
+        self._began = 0.0
         self._wake = asyncio.Event()
 
     @property
@@ -99,6 +101,7 @@ class Controller:
     # ---- one term -----------------------------------------------------------------------------------------------
 
     async def _lead(self, term: int) -> None:
+        self._began = time.monotonic()
         watches = Watches(self._client, namespace=self._namespace, changed=self.poke)
         self._gauges.leads(True)
         try:
@@ -115,8 +118,9 @@ class Controller:
                 reconciles = self._make(watches, writer, self.poke)
                 tasks.create_task(self._registry.run(self.poke), name="controller-records")
                 tasks.create_task(self._tidy(), name="controller-tidy")
-                reconciles.begin(watches.clusters())
-                for name in sorted(watches.clusters()):
+                self._unseen = watches.clusters()
+                reconciles.begin(self._unseen)
+                for name in sorted(self._unseen):
                     self.poke(name)
                 await self._dispatch(queue, reconciles)
         except* (TowerError, StoreError) as group:
@@ -196,6 +200,15 @@ class Controller:
                 queue.failed(name, now())
             else:
                 queue.done(name, again_at=None if again.after is None else now() + again.after)
+        self._looked_at(name)
+
+    def _looked_at(self, name: str) -> None:
+        """Says once a term that all is as it should be, or is known not to be, and what that has cost."""
+        if name in self._unseen:
+            self._unseen.discard(name)
+            if not self._unseen and self.writer is not None:
+                took = round(time.monotonic() - self._began, 3)
+                log.info("all-looked-at", seconds=took, writes=self.writer.writes)
 
     async def _say(self, reconciles: Reconciles, name: str, error: Exception) -> None:
         """Tells whoever looks at the cluster. Where that cannot be written either, the log has it all the same."""

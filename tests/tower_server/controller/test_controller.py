@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+import structlog
 import yaml
 
 from daemon.kube.resources import CLUSTERS, ENDPOINTS, EVENTS, SERVICES
@@ -162,10 +163,12 @@ async def test_a_new_leader_changes_nothing_that_is_as_it_should_be(lab: Host):
         await lab.settled(first)  # what follows from the last kubeconfig is written too
     before = {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.sights}
     second = lab.controller("two")
-    async with running(second):
-        await lab.until("the second leads", lambda: asyncio.sleep(0, second.writer is not None))
-        await lab.settled(second)
-        assert second.writer.writes == 0
+    with structlog.testing.capture_logs() as lines:
+        async with running(second):
+            await lab.until("the second leads", lambda: asyncio.sleep(0, second.writer is not None))
+            await lab.settled(second)
+            assert second.writer.writes == 0
+    assert [each["writes"] for each in lines if each["event"] == "all-looked-at"] == [0]
     assert before == {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.sights}
 
 
