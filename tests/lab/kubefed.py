@@ -11,6 +11,7 @@ import json
 from typing import Any, Final
 
 from tests.lab.controlplane import ControlPlane
+from tests.lab.processes import wait_until
 
 SPACE: Final = "kube-federation-system"
 CRD: Final[dict[str, Any]] = {
@@ -61,6 +62,8 @@ def install(plane: ControlPlane) -> None:
     """kubefed's CRD and the namespace of its control plane; again is fine."""
     plane.install([CRD, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE}}])
     plane.kubectl("wait", "--for=condition=Established", "crd", "kubefedclusters.core.kubefed.io", "--timeout=20s")
+    served = ("get", "--raw", f"/apis/core.kubefed.io/v1beta1/namespaces/{SPACE}/kubefedclusters")
+    wait_until(lambda: plane.kubectl(*served, check=False).code == 0, "kubefed's kind is served", 60.0)
 
 
 def let_go(plane: ControlPlane, namespace: str) -> bool:
