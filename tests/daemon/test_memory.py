@@ -23,6 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_blocks_that_come_and_go_are_not_given_back_to_the_kernel() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=30, check=True)
     # 1,000 blocks of 74 pages each: untuned, most of their 74,000 pages fault anew.

@@ -74,6 +74,7 @@ def test_a_signal_ends_it_cleanly_and_systemd_hears_of_it(number: signal.Signals
     assert '"event": "stopping"' in err
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once() -> None:
     body = """
 async def main(process):
@@ -98,6 +99,7 @@ def test_a_named_failure_is_one_clear_message() -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_the_failure_s_own_or_that_of_main() -> None:
     assert ended("async def main(process): raise TowerError('TWR601', 'no cluster named')\n")[0] == 2
     assert ended("async def main(process): return 3\n")[0] == 3
@@ -111,6 +113,7 @@ def test_a_defect_is_logged_and_said_without_a_bare_traceback() -> None:
     assert "abcdefghijklmn" not in err
 
 
+@pytest.mark.slow
 def test_the_death_of_a_task_ends_the_process_cleanly_and_with_its_reason() -> None:
     body = """
 async def dies():
@@ -132,6 +135,7 @@ async def main(process):
     assert '"task": "store"' in err
 
 
+@pytest.mark.slow
 def test_limits_are_set_before_the_work() -> None:
     body = """
 async def main(process):

@@ -111,6 +111,7 @@ def refuse_many(book: Playbook, count: int) -> None:
         book.session.data_to_send(book.now, 1)
 
 
+@pytest.mark.slow
 def test_a_peer_that_acknowledges_nothing_of_many_frames_is_closed_upon() -> None:
     book = Playbook(features={FEATURE_ACK, FEATURE_RESUME}, replay_bytes=64 * KIB)
     with pytest.raises(RemoteProtocolError, match="acknowledges nothing") as flood:

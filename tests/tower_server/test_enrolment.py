@@ -48,6 +48,7 @@ async def test_the_same_key_with_another_serving_key_is_refused(tmp_path):
         assert (await refusal(server, token, key=key)).code == "TWR206"
 
 
+@pytest.mark.slow
 async def test_of_fifty_at_once_one_key_gets_in(tmp_path):
     async with running(tmp_path) as server:
         token = await server.add("edge-1")

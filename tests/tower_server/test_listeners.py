@@ -73,6 +73,7 @@ async def test_a_service_that_is_declared_while_the_server_ends_opens_no_port(tm
             await asyncio.open_connection("127.0.0.1", port.port + 1)
 
 
+@pytest.mark.slow
 async def test_a_thousand_connections_leave_nothing_behind(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         raw_kubernetes(agent, Echo)

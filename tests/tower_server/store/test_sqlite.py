@@ -218,6 +218,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_what_was_acknowledged_survives_a_kill(tmp_path):
     path = tmp_path / "tower.db"
     for _ in range(3):

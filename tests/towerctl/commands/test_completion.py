@@ -30,6 +30,7 @@ echo "${{COMPREPLY[*]}}"
 """
 
 
+@pytest.mark.slow
 def test_bash_completes_verbs_kinds_names_and_values(folder: Path) -> None:
     script = "source <(towerctl completion bash)"
     script += "".join(COMPLETE.format(words=words, at=at) for words, at, _ in CASES)

@@ -41,6 +41,7 @@ def test_by_default_the_file_holds_a_plugin_and_no_secret(live: Shell, cluster: 
     assert user["exec"]["args"][:-1] == ["credential", cluster, "--socket", str(live.socket), "--ca"]
 
 
+@pytest.mark.slow
 def test_the_plugin_in_the_file_can_be_run_as_kubectl_would(live: Shell, cluster: str) -> None:
     _, user = read(live.ok("kubeconfig", cluster))
     plugin = user["exec"]
