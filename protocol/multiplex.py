@@ -15,7 +15,7 @@ from protocol import events
 from protocol.constants import FIRST_UNNUMBERED, Code, FrameType
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.events import Event
-from protocol.flow import Budget, Limits, ReceiveCredit
+from protocol.flow import PROVEN, Budget, Limits, ReceiveCredit
 from protocol.frames import (
     GOAWAY_BODY,
     MAX_TEXT_BYTES,
@@ -168,8 +168,8 @@ class Multiplex:
 
     def _keeps_from_others(self, stream: Stream) -> bool:
         """Whether a stream above its reserve had better wait: its reader is slow or stopped, or it is one of many."""
-        if stream.scheduled:
-            return stream.queued > STALLED and not self.budget.spare
+        if stream.scheduled:  # the peer takes it, and one that has taken much is worth more than 64 KiB a turn
+            return stream.queued > STALLED and stream.sent < PROVEN and not self.budget.spare
         return stream.queued > STALLED or not self.budget.spare
 
     def finish(self, stream: int) -> None:

@@ -10,7 +10,7 @@ from protocol import events
 from protocol.constants import FEATURE_ACK, FEATURE_RESUME, HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_FRAME_PAYLOAD, MIB
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.flow import Budget
+from protocol.flow import PROVEN, Budget
 from protocol.frames import encode
 from protocol.multiplex import MAX_STREAM_ID, RESET_BURST, RESET_RATE, STALLED
 from protocol.streams import State
@@ -405,6 +405,18 @@ def test_who_writes_for_a_reader_that_stopped_gets_its_reserve_alone_when_others
     book.opened(grant=0)  # whose own window takes the first quarter
     assert book.session.send(1, bytes(book.session.limits.reserved_credit))
     assert not book.session.send(1, b"x")
+
+
+def test_who_writes_for_a_reader_that_took_much_keeps_its_pace_while_memory_is_short() -> None:
+    book = Playbook(tunnel_budget=8 * MIB)
+    proven, fresh = book.opened(grant=1 << 40), book.opened(grant=1 << 40)
+    for _ in range(PROVEN // (64 * KIB)):
+        book.session.send(proven, bytes(64 * KIB))
+        book.says()
+    book.happened()
+    book.session.budget.charge(4 * MIB)
+    assert book.session.send(proven, bytes(2 * STALLED))
+    assert not book.session.send(fresh, bytes(2 * STALLED))
 
 
 def test_a_full_budget_pauses_writers_without_stopping_them() -> None:
