@@ -7,6 +7,7 @@ then). Whoever must act at once (live tunnels, control streams) subscribes.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -93,6 +94,20 @@ class Revocations:
                 raise TowerError("TWR108", "the revocation list is changed by others all the time")
         self._sign(at)
         self._tell()
+
+    async def follow(self) -> RevocationList | None:
+        """Takes over what another server has written; the list before it, or None when nothing has changed."""
+        async with self._writing:
+            try:
+                record = await self._store.get(Kind.REVOCATION, RECORD)
+            except NotFound:
+                return None
+            if record.version == self._version:
+                return None
+            before = self.current
+            self._version, self.current = record.version, _read(record.data, self._authority.host)
+        self.sign_anew(at=time.time())
+        return before
 
     def _tell(self) -> None:
         for observer in self._observers:

@@ -45,6 +45,7 @@ from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig, machine_name, url_host
 from tower_server.control import Control
 from tower_server.enrolment import Enrolment
+from tower_server.heeding import heed
 from tower_server.kubesphere import HostSecret
 from tower_server.legacy.service import LegacyAgents
 from tower_server.listeners import CallerPorts
@@ -494,6 +495,7 @@ class Server:
             parts.replicas.certificate.renew(at=now)
         if self._config.store.kind == "kubernetes":
             await parts.services.rotation.follow()
+            await heed(parts.services.revocations, parts.services.registry)
         self._reload(parts.file_certificate)
         if parts.legacy is not None:
             parts.legacy.housekeeping()

@@ -32,6 +32,16 @@ async def everywhere(services: Services, kind: str, call: str, cluster: str | No
     return {**list_of(kind, items), "unanswered": unanswered}
 
 
+async def tell_everywhere(services: Services, call: str, made: Object) -> Object:
+    """What was done here, with those named that did not say that they heard of it."""
+    if services.replicas is None:
+        return made
+    from tower_server.replicas.asking import ask_all
+
+    _, silent = await ask_all(services.replicas.links.values(), Asking(call, ""))
+    return {**made, "unanswered": [{"server": each.server, "reason": each.why[:MAX_SAID]} for each in silent]}
+
+
 def _items(answer: Object) -> list[dict[str, Any]]:
     items = answer.get("items")
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

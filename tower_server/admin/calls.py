@@ -13,7 +13,7 @@ from certs.names import check_caller_name, is_label, member_name
 from daemon.faults import TowerError
 from protocol import defaults
 from protocol.errors import TunnelLost
-from tower_server.admin.among import at_the_owner, everywhere, unknown, with_others
+from tower_server.admin.among import at_the_owner, everywhere, tell_everywhere, unknown, with_others
 from tower_server.admin.body import Body, checked
 from tower_server.admin.services import Services
 from tower_server.admin.views import (
@@ -30,6 +30,7 @@ from tower_server.admin.views import (
 )
 from tower_server.checks import check_graph
 from tower_server.faultof import certs_fault
+from tower_server.heeding import heed
 from tower_server.probe import probe
 from tower_server.records import Agent
 from tower_server.replicas.wire import Asking
@@ -151,7 +152,7 @@ def _agent(services: Services, agent: Agent) -> Object:
 async def revoke_agent(services: Services, cluster: str, agent: str) -> Object:
     services.clusters.get(cluster)
     revoked = await services.agents.revoke(cluster, agent)
-    return _revocation(services, "agent", f"{cluster}/{agent}", revoked.revoked)
+    return await _revocation(services, "agent", f"{cluster}/{agent}", revoked.revoked)
 
 
 async def revoke_caller(services: Services, user: str) -> Object:
@@ -161,7 +162,7 @@ async def revoke_caller(services: Services, user: str) -> Object:
         raise TowerError("TWR605", error.text, mend=error.mend or None) from error
     now = time.time()
     await services.revocations.revoke_user(user, at=now)
-    return _revocation(services, "caller", user, now)
+    return await _revocation(services, "caller", user, now)
 
 
 async def revoke_certificate(services: Services, serial: str) -> Object:
@@ -174,12 +175,15 @@ async def revoke_certificate(services: Services, serial: str) -> Object:
     now = time.time()
     await services.revocations.revoke_serial(number, expires=now + defaults.MAX_CALLER_DAYS * 86400.0, at=now)
     services.registry.close_serial(number)
-    return _revocation(services, "certificate", f"{number:x}", now)
+    return await _revocation(services, "certificate", f"{number:x}", now)
 
 
-def _revocation(services: Services, kind: str, name: str, at: float | None) -> Object:
+async def _revocation(services: Services, kind: str, name: str, at: float | None) -> Object:
+    """As it was done, at every server of the host before this returns; those that were not heard heed it within ten
+    seconds and are named."""
     number = services.revocations.current.number
-    return object_of("Revocation", {"type": kind, "name": name, "at": moment(at), "number": number})
+    made = object_of("Revocation", {"type": kind, "name": name, "at": moment(at), "number": number})
+    return await tell_everywhere(services, "revocations", made)
 
 
 async def list_revocations(services: Services) -> Object:
@@ -258,6 +262,9 @@ async def told_to_servers(services: Services, asking: Asking) -> Object:
             return list_of("Stream", own_streams(services, cluster))
         case "ping" if cluster is not None:
             return await own_ping(services, cluster)
+        case "revocations":
+            await heed(services.revocations, services.registry)
+            return object_of("Revocations", {"number": services.revocations.current.number})
     raise unknown(asking.call)
 
 

@@ -10,7 +10,7 @@ import click
 from towerctl.client import path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command, LazyGroup
-from towerctl.output import Object, output_option, print_document
+from towerctl.output import Object, output_option, print_document, say
 from towerctl.types import Cluster, Name, User
 
 _OUTPUT: Final = output_option("table", "json", "yaml", "name")
@@ -87,6 +87,8 @@ def certificate(ctl: Ctl, serial: str, output: str) -> None:
 
 
 def _print(answer: Object, output: str, name: str, sentence: str) -> None:
+    for each in answer.get("unanswered") or ():
+        say(f"warning: server {each.get('server')} has not heard of it yet, and will within 10 s: {each.get('reason')}")
     if output in ("json", "yaml"):
         print_document(answer, output)
     else:

@@ -236,3 +236,29 @@ async def test_a_forward_is_passed_on_to_the_server_that_holds_the_tunnel(pair: 
             pass
     assert b"TWR226" in caught.value.response.body
     await agent.close()
+
+
+async def test_what_is_revoked_at_one_server_counts_at_the_other_before_the_command_returns(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await pair.one.add("barred")
+    identity = await enrol(pair.one, token)
+    agent = Agent(pair.two, identity)
+    await until(lambda: "barred" in pair.two.services.registry.members)
+    await agent.connect()
+    name = pair.two.member("barred").tunnels[0].peer.agent
+    answer = await admin(pair.one, "POST", f"/v1/agents/barred/{name}/revoke")
+    assert (answer.status, answer.json()["unanswered"]) == (200, []), answer.body
+    assert pair.two.member("barred").tunnels == []
+    assert pair.two.services.revocations.current == pair.one.services.revocations.current
+    with pytest.raises(DialError):
+        await agent.connect()
+
+    async def refuse(_asking: object) -> dict:
+        raise TowerError("TWR118", "out of order")
+
+    monkeypatch.setattr(pair.two.server._parts.replicas, "answer", refuse)
+    answer = await admin(pair.one, "POST", "/v1/callers/alice/revoke")
+    assert [each["server"] for each in answer.json()["unanswered"]] == ["tower-2"]
+    await until(lambda: "alice" in pair.two.services.revocations.current.users)  # it looks by itself
+    await agent.close()
