@@ -50,7 +50,7 @@ async def dial(
     Args:
         handshake: a fresh one (its nonce is used once).
         instance: this process, as the server lists it.
-        deadline: seconds for the upgrade and the handshake together, after the connection stands.
+        deadline: seconds for TLS, the upgrade and the handshake together, after the connection stands.
         resume: a tunnel that lost its link, to go on with. It is what is returned if the server agrees; if the server
             does not, it ends with the reason, and what is returned or dialled next is a new one.
         anew: take a new one over the same link then. The server ends other tunnels of this instance for it.
@@ -58,8 +58,14 @@ async def dial(
     Raises:
         DialError: `hop` says where, `code` is the HTTP status or wire code, `retry_after` what the server asked for.
     """
-    note = on_hop or unnoted
     loop = asyncio.get_running_loop()
+    connected = loop.time()
+
+    def note(hop: Hop) -> None:
+        nonlocal connected
+        if hop.name != "tls":
+            connected = loop.time()
+        (on_hop or unnoted)(hop)
 
     if resume is not None:
         handshake.resume, handshake.needs = replace(resume.propose(), anew=anew), resume.features
@@ -109,10 +115,10 @@ async def dial(
             on_closed=on_closed,
         )
 
-    _transport, client = await open_connection(target, lambda: _ClientLink(target, handshake, take_over), on_hop=on_hop)
+    _transport, client = await open_connection(target, lambda: _ClientLink(target, handshake, take_over), on_hop=note)
     started = loop.time()
     try:
-        async with asyncio.timeout(deadline):
+        async with asyncio.timeout_at(connected + deadline):
             tunnel = await client.opened
     except TimeoutError as error:
         hop = client.hop
