@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from certs.handshake import agent_verifier
 from certs.keys import signer
-from certs.peers import RENEWAL_GRACE, AgentIdentity
+from certs.peers import RENEWAL_GRACE
 from certs.sealing import Sealer
 from daemon.faults import TowerError
 from daemon.health import Health
@@ -29,10 +29,7 @@ from daemon.process import Process
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
 from protocol.aio.listener import Credentials, TunnelListener
-from protocol.aio.port import network_of
 from protocol.constants import Code
-from protocol.errors import HandshakeRejected
-from protocol.handshake import REFUSED_RESUME, Hello
 from tower_server.admin.app import AdminApp
 from tower_server.admin.calls import told_to_servers
 from tower_server.admin.services import Services
@@ -45,6 +42,7 @@ from tower_server.clusters import Clusters
 from tower_server.config import ServerConfig, machine_name, url_host
 from tower_server.control import Control
 from tower_server.enrolment import Enrolment
+from tower_server.gate import Gate
 from tower_server.heeding import heed
 from tower_server.kubesphere import HostSecret
 from tower_server.legacy.service import LegacyAgents
@@ -64,8 +62,6 @@ from tower_server.tunnels import TunnelRegistry
 HOUSEKEEPING: Final = 10.0
 TIDY_EVERY: Final = 3600.0
 DRAIN_POLL: Final = 0.05
-REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, at no cost of theirs
-REFUSAL_LINES_BURST: Final = 100
 
 if TYPE_CHECKING:
     from daemon.kube.client import Client
@@ -105,9 +101,6 @@ class Server:
         self._metrics = ServerMetrics(version=version)
         self._parts: _Parts | None = None
         self._budget = config.memory.budget()
-        self._handshakes: SharedBucket | None = None
-        self._refusal_lines: SharedBucket | None = None
-        self._unsaid = 0
         self._goes_at: float | None = None  # on the loop's clock, once the server drains
         self._of_peers = Supervisor(on_failure=_is_the_peers)
         self._tidied = 0.0
@@ -222,17 +215,18 @@ class Server:
         rotation.subscribe(self._renew_certificate)
         rotation.subscribe(lambda: revocations.sign_anew(at=time.time()))
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
+        gate = Gate(config.admission, agents=agents, registry=registry, metrics=metrics, goes_at=lambda: self._goes_at)
         return _Parts(
             store=store,
             certificate=certificate,
             services=services,
             ports=ports,
-            listener=self._listener(services, certificate, sealer),
+            listener=self._listener(services, certificate, sealer, gate),
             admin=AdminSocket(AdminApp(services), config.admin_socket),
             health=Health(metrics=metrics.render),
             file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
             sealer=sealer,
-            legacy=self._legacy(services) if config.kubesphere_v1.enabled else None,
+            legacy=self._legacy(services, gate) if config.kubesphere_v1.enabled else None,
             host_secret=host_secret,
             replicas=self._replicas(services, ports) if config.store.kind == "kubernetes" else None,
         )
@@ -305,7 +299,7 @@ class Server:
         await parts.operators.start()
         log.info("operators-port", address=parts.operators.address)
 
-    def _legacy(self, services: Services) -> LegacyAgents:
+    def _legacy(self, services: Services, gate: Gate) -> LegacyAgents:
         return LegacyAgents(
             self._config.kubesphere_v1,
             authority=services.authority,
@@ -315,17 +309,17 @@ class Server:
             revocations=services.revocations,
             budget=self._budget,
             credit=self._config.memory.limits(),
-            admit=self._admit,
-            on_refused=self._refused,
+            admit=gate.admit,
+            on_refused=gate.refused,
             start_work=self._start_for_peer,
             handshakes=self._metrics.handshakes,
             suspect=services.probing.suspect,
         )
 
-    def _listener(self, services: Services, certificate: ServerCertificate, sealer: Sealer) -> TunnelListener:
+    def _listener(
+        self, services: Services, certificate: ServerCertificate, sealer: Sealer, gate: Gate
+    ) -> TunnelListener:
         config, now = self._config.admission, asyncio.get_running_loop().time()
-        self._handshakes = SharedBucket(rate=config.handshakes_per_second, burst=config.handshake_burst, now=now)
-        self._refusal_lines = SharedBucket(rate=REFUSAL_LINES_RATE, burst=REFUSAL_LINES_BURST, now=now)
         enrolment = Enrolment(
             store=services.store,
             host=services.authority.host,
@@ -352,13 +346,13 @@ class Server:
             verify=verify,
             authenticate=services.agents.authenticate,
             http=enrolment.answer,
-            on_tunnel=self._admit_tunnel,
+            on_tunnel=gate.admit_tunnel,
             find=services.registry.find,
-            admit_new=self._admit_new,
+            admit_new=gate.admit_new,
             budget=self._budget,
             limits=self._config.liveness.limits(self._config.memory),
-            admit=self._admit,
-            on_refused=self._refused,
+            admit=gate.admit,
+            on_refused=gate.refused,
         )
 
     async def _open(self, parts: _Parts) -> None:
@@ -444,44 +438,6 @@ class Server:
     def _start_for_peer(self, work: Coroutine[Any, Any, None], name: str) -> object:
         """Work that one agent has brought about: its failure is logged, and no reason to end the others' server."""
         return self._of_peers.start(work, name=name)
-
-    # ---- agents -------------------------------------------------------------------------------------------------
-
-    def _admit(self, remote: str) -> None:
-        """Before a handshake costs anything."""
-        assert self._handshakes is not None
-        wait = self._handshakes.take(asyncio.get_running_loop().time(), network_of(remote))
-        if wait is not None:
-            self._metrics.throttled.labels("handshakes").inc()
-            raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
-
-    def _admit_new(self, hello: Hello, identity: AgentIdentity, since: float) -> None:
-        """A server that stops takes its own tunnels back, and no new ones; no agent may have them without number."""
-        if self._goes_at is not None:
-            left = max(0.0, self._goes_at - asyncio.get_running_loop().time())
-            raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
-        self.services.registry.check_order(identity, hello.instance, since)
-        self.services.registry.check_room(identity, hello.instance)
-
-    def _admit_tunnel(self, tunnel: Any) -> None:
-        self._metrics.handshakes.labels("ok").inc()
-        self.services.registry.admit(tunnel)
-
-    def _refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
-        self._metrics.handshakes.labels(code.name.lower()).inc()
-        named: dict[str, Any] = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
-        assert self._refusal_lines is not None
-        if self._refusal_lines.take(asyncio.get_running_loop().time(), network_of(remote)) is None:
-            if self._unsaid:
-                named["more"] = self._unsaid
-            self._unsaid = 0
-            log.warning("tunnel-port-refused", remote=remote, stage=stage, code=code.name, text=text, **named)
-        else:
-            self._unsaid += 1
-        member = self.services.registry.members.get(hello.cluster) if hello is not None else None
-        if member is not None and code in REFUSED_RESUME:
-            member.metrics.resumed("refused")
-        self.services.agents.refused(remote=remote, stage=stage, code=code, text=text, hello=hello)
 
     # ---- now and then -------------------------------------------------------------------------------------------
 
