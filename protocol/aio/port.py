@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address, ip_network
-from time import thread_time
 from typing import Any, Final, Protocol
 
 from websockets.http11 import Request
@@ -31,9 +30,8 @@ log = logging.getLogger(__name__)
 
 TLS_SHUTDOWN: Final = 2.0
 BACKLOG: Final = 64  # accepted within the agents' deadlines; the kernel has those beyond it try again by themselves
-LONG_TURN: Final = 0.04  # seconds of processor time; how many are taken in a turn follows from it
-MOST_IN_A_TURN: Final = 8
-LONGEST_PAUSE: Final = 0.1
+LONG_TURN: Final = 0.01  # seconds
+PAUSE: Final = 0.005
 OVER: Final = (7, 8)  # CLOSE, CLOSE_WAIT of <netinet/tcp.h>
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 
@@ -88,7 +86,7 @@ class PortListener:
 
     async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
         """Takes connections itself: `create_server` tells nobody of TLS handshakes that fail, nor bounds them."""
-        loop, at_once, taken = asyncio.get_running_loop(), 1, 0
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 sock, address = await loop.sock_accept(listening)
@@ -107,19 +105,13 @@ class PortListener:
             else:
                 sock.close()
                 self.refused(remote, "tls", Code.BUSY, "too many connections that have not authenticated")
-            # A few a turn of the loop, and fewer while its turns are dear: who waits to be accepted costs nothing; a
-            # backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
-            # whoever is served already waits for them. Who connects and says nothing makes no turn dearer.
-            taken += 1
-            if taken < at_once:
-                continue
-            taken, began = 0, thread_time()
+            # One a turn of the loop, and fewer while its turns are long: who waits to be accepted costs nothing, while
+            # a backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
+            # whoever is served already waits for them. Who connects and says nothing makes no turn longer.
+            began = loop.time()
             await asyncio.sleep(0)
-            if (turn := thread_time() - began) > LONG_TURN:
-                at_once = 1
-                await asyncio.sleep(min(turn, LONGEST_PAUSE))
-            else:
-                at_once = min(at_once + 1, MOST_IN_A_TURN)
+            if loop.time() - began > LONG_TURN:
+                await asyncio.sleep(PAUSE)
 
     async def stop(self) -> None:
         """Accept no more and drop what is not a tunnel yet; tunnels are their owner's. Idempotent."""
