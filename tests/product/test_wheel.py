@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -59,7 +60,7 @@ def test_it_holds_the_listed_packages_and_nothing_else(names: list[str]) -> None
     tops = {name.partition("/")[0] for name in names}
     (info,) = [top for top in tops if top.endswith(".dist-info")]
     assert tops - {info} == PACKAGES
-    assert not [name for name in names if "test" in name.lower() or name.endswith(".pyc")]
+    assert not [name for name in names if re.search(r"(^|/)(tests?/|test_|conftest\.py)|\.pyc$", name)]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == PACKAGES
 
