@@ -87,6 +87,7 @@ class Pair:
     where: str
     call: Call
     opener: Half
+    at: float  # when it was opened
     acceptor: Half | None = None
 
 
@@ -96,10 +97,10 @@ class Books:
 
     pairs: list[Pair] = field(default_factory=list)
 
-    def opened(self, call: Call, where: str) -> tuple[int, Pair]:
+    def opened(self, call: Call, where: str, at: float) -> tuple[int, Pair]:
         """A stream that was just opened; its number travels as the connection id."""
         number = len(self.pairs)
-        pair = Pair(f"call {number}, {where}", call, Half(call.opener, 7919 * number))
+        pair = Pair(f"call {number}, {where}", call, Half(call.opener, 7919 * number), at)
         self.pairs.append(pair)
         return number, pair
 
@@ -108,6 +109,7 @@ class Books:
         require(0 <= number < len(self.pairs), "S9 open", "%s: an OPEN that nobody sent", where)
         pair = self.pairs[number]
         require(pair.acceptor is None, "S9 open", "%s: asked twice", pair.where)
+        require(not pair.call.by_agent, "S9 refusal", "%s: the server takes a stream of an agent's", pair.where)
         other = pair.acceptor = Half(pair.call.acceptor, 7919 * number + 31337, asked=True)
         other.peer, pair.opener.peer = pair.opener, other
         return pair

@@ -50,9 +50,11 @@ class End:
         self.link: Link | None = None
         self.over = False
         self.instance = process.name
+        self.tunnel = ""
+        self.slot = 0  # the how manieth of its agent's
         self.epoch = 1
         self.live: dict[int, tuple[Half, Pair]] = {}
-        self.heard_at = process.clock()
+        self.heard_at = self.answered_at = process.clock()
         self.drain_timer: Timer | None = None
         self.detached_at: float | None = None
         self._timer: Timer | None = None
@@ -65,10 +67,19 @@ class End:
         """Go on with this link; the other end has taken in `position` numbered frames."""
         self.link = link
         link.owners[self.side] = self
-        self.heard_at = self.process.clock()
+        self.heard_at = self.answered_at = self.process.clock()
         self.detached_at = None
         mine, theirs = link.marks[self.side], link.marks[1 - self.side]
         self.watch.attached(mine, theirs, written=link.ways[self.side].written, position=position)
+
+    def snapshot(self) -> tuple[object, ...]:
+        """Everything about it that somebody could notice."""
+        session = self.session
+        counts = session.frames_sent, session.frames_received, session.frames_acked, session.epoch
+        state = session.detached_at, session.draining, session.peer_draining, session.lost, session.deadline()
+        queued = tuple(session.queued(stream) for stream in self.live)
+        memory = session.stream_count, session.budget.used, session.wants_to_send, queued
+        return counts, state, memory, self.link, self.epoch
 
     # ---- what happens to it -------------------------------------------------------------------------------------
 
@@ -99,7 +110,8 @@ class End:
             return
         self.world.note("received " + self.name, len(data))
         self.heard_at = self.process.clock()
-        self.watch.arrived(link.taken[self.side])
+        if self.watch.arrived(link.taken[self.side]):
+            self.answered_at = self.heard_at
         self.enter(self._receive, data)
 
     def _receive(self, data: bytes) -> None:
@@ -216,6 +228,10 @@ class End:
                 case events.StreamRefused():
                     half, pair = self._of(event.stream)
                     require(not half.accepted, "S9 open", "%s: refused after it was accepted", pair.where)
+                    if pair.call.by_agent:
+                        fits = event.code in (Code.FORBIDDEN, Code.DIAL_TIMEOUT)
+                        require(fits, "S9 refusal", "%s: the server says %s", pair.where, event.code.name)
+                        self.world.counts["refused an agent: " + event.code.name] += 1
                     self._end(event.stream, "refused", f"{event.code.name} {event.text}")
                 case events.StreamReset():
                     self._end(event.stream, "reset by peer", f"{event.code.name} {event.text}")
@@ -284,10 +300,11 @@ class End:
         except LocalProtocolError as error:
             self.world.counts["not opened: " + error.code.name] += 1
             return False
-        _, pair = self.books.opened(call, f"{self.name} stream {stream}")
+        _, pair = self.books.opened(call, f"{self.name} stream {stream}", self.world.now)
         self.live[stream] = pair.opener, pair
         self.world.counts["streams"] += 1
         self.world.note("opened " + self.name, stream)
+        self.process.simulation.opened(pair)
         self._write(stream, pair.opener)
         if call.cancel_after is not None and not pair.opener.outcome:
             self._later(call.cancel_after, stream, self._cancel)

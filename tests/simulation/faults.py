@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from protocol.constants import Code
+from protocol.handshake import Resume
+from tests.simulation.attempts import Attempt, Stranger
 from tests.simulation.network import Link
 from tests.simulation.plan import OF_A_LINK, Fault, Trouble
 from tests.simulation.processes import Agent, Process, Server
@@ -22,6 +25,8 @@ def strike(simulation: Simulation, trouble: Trouble) -> None:
             if link is not None and not link.over:
                 simulation.world.counts["links struck"] += 1
                 _strike_link(simulation, trouble, link)
+        case Fault.STRANGER | Fault.BAD_RESUME:
+            _ask_wrongly(simulation, trouble)
         case Fault.SUSPEND:
             _suspend(simulation, trouble)
         case Fault.RESTART_AGENT:
@@ -30,6 +35,10 @@ def strike(simulation: Simulation, trouble: Trouble) -> None:
             _restart_server(simulation, trouble)
         case Fault.CLOCK:
             _process(simulation, trouble).jump(trouble.seconds)
+        case Fault.CLOCK_BACK:
+            seconds = min(60.0, trouble.seconds)
+            simulation.set_back += seconds  # what a clock has shown before takes that much longer
+            _process(simulation, trouble).jump(-seconds)
         case Fault.OUTAGE:
             simulation.outage_until = simulation.world.now + min(60.0, trouble.seconds)
         case Fault.BAD_DIAL:
@@ -57,11 +66,15 @@ def _process(simulation: Simulation, trouble: Trouble) -> Process:
 
 
 def _link(simulation: Simulation, trouble: Trouble) -> Link | None:
-    agent = simulation.agents[trouble.agent]
-    end = agent.current()
+    agent, slot = simulation.agents[trouble.agent], _slot(simulation, trouble)
+    end = agent.current(slot)
     if end is not None and end.link is not None:
         return end.link
-    return agent.dialing()
+    return agent.dialing(slot)
+
+
+def _slot(simulation: Simulation, trouble: Trouble) -> int:
+    return trouble.size % simulation.plan.links
 
 
 def _strike_link(simulation: Simulation, trouble: Trouble, link: Link) -> None:
@@ -81,6 +94,8 @@ def _strike_link(simulation: Simulation, trouble: Trouble, link: Link) -> None:
             way.stalled_until = now + min(60.0, trouble.seconds)
         case Fault.STALL:
             way.stalled_until = back.stalled_until = now + min(60.0, trouble.seconds)
+        case Fault.DETOUR:
+            way.detour = back.detour = min(5.0, trouble.seconds)
         case Fault.ZOMBIE:
             give_up(link, now, min(25.0, trouble.seconds), told=trouble.coin >= 0.3)
 
@@ -91,6 +106,28 @@ def give_up(link: Link, now: float, seconds: float, *, told: bool) -> None:
     link.flush = [True, False]
     link.tell_after = [0.0, seconds + 1.0 if told else None]
     link.cut("the link was given up")
+
+
+def _ask_wrongly(simulation: Simulation, trouble: Trouble) -> None:
+    """A resume that the server must refuse, of a tunnel that lives."""
+    agent = simulation.agents[trouble.agent]
+    end = agent.current(_slot(simulation, trouble))
+    theirs = None if end is None else simulation.server.held(end.tunnel, agent)
+    if end is None or theirs is None:
+        return
+    received, epoch = end.session.frames_received, theirs.epoch + 1000
+    if trouble.fault is Fault.STRANGER:
+        other = Stranger(simulation, agent, same_cluster=trouble.coin < 0.5)
+        Attempt(other, Resume(end.tunnel, epoch, received), {Code.UNKNOWN_TUNNEL}).begin()
+        return
+    codes = {Code.UNKNOWN_TUNNEL, Code.STALE_LINK, Code.POSITION}  # the tunnel may end or go on meanwhile
+    if trouble.coin < 0.3:
+        epoch = max(1, theirs.epoch - int(10 * trouble.coin))
+    elif trouble.coin < 0.6 and theirs.session.frames_acked > 0:
+        received = theirs.session.frames_acked - 1
+    else:
+        received = theirs.session.frames_sent + 10**6
+    Attempt(agent, Resume(end.tunnel, epoch, received), codes).begin()
 
 
 def _suspend(simulation: Simulation, trouble: Trouble) -> None:
@@ -126,6 +163,8 @@ def _start_server(simulation: Simulation, number: int) -> None:
 def _drain(simulation: Simulation, trouble: Trouble) -> None:
     agent = simulation.agents[trouble.agent]
     process: Agent | Server = simulation.server if trouble.fault is Fault.DRAIN_SERVER else agent
-    end = simulation.server.of(agent.cluster) if process is simulation.server else agent.current()
+    end = agent.current(_slot(simulation, trouble))
+    if end is not None and process is simulation.server:
+        end = simulation.server.held(end.tunnel, agent)
     if end is not None and not process.dead:
         process.handle("timer", process.drain, end, min(60.0, trouble.seconds), 2 * trouble.coin)

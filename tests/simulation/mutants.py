@@ -31,6 +31,7 @@ class Mutant:
 
 SESSION, MULTIPLEX, FLOW = "protocol.session", "protocol.multiplex", "protocol.flow"
 SCHEDULER, REPLAY = "protocol.scheduler", "protocol.replay"
+MEMBER, TUNNELS = "tower_server.member", "tower_server.tunnels"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
@@ -162,6 +163,44 @@ MUTANTS: tuple[Mutant, ...] = (
         "        size = min(stream.queued, largest)\n",
     ),
     Mutant("a turn that never ends", SCHEDULER, "                ready.rotate(-1)\n", "                pass\n"),
+    Mutant(
+        "a tunnel that another agent may go on with",
+        TUNNELS,
+        "tunnel.dialect == SUBPROTOCOL and tunnel.peer.agent == identity.agent:",
+        "tunnel.dialect == SUBPROTOCOL:",
+    ),
+    Mutant(
+        "a position where nobody can have been",
+        SESSION,
+        "        if not self.frames_acked <= peer_received <= self.frames_sent:\n",
+        "        if not self.frames_acked <= peer_received:\n",
+    ),
+    Mutant(
+        "the most loaded tunnel",
+        MEMBER,
+        "        return min(found, key=_load)\n",
+        "        return max(found, key=_load)\n",
+    ),
+    Mutant("a tunnel that stalls and is chosen", MEMBER, "        tunnel.stalled,\n", "        False,\n"),
+    Mutant("a server that takes what agents open", MULTIPLEX, "        if not self._accepts:\n", "        if False:\n"),
+    Mutant(
+        "credit for what another stream has read",
+        MULTIPLEX,
+        "            self._outbox.grants[stream] = grant  #",
+        "            self._outbox.grants[next(iter(self._streams))] = grant  #",
+    ),
+    Mutant(
+        "a stream without credit that holds up the others",
+        SESSION,
+        "        elif self._scheduler.ready:\n",
+        "        elif self._scheduler.ready and all(s.sendable or not s.queued for s in self._streams.values()):\n",
+    ),
+    Mutant(
+        "a clock set back that passes for a flood",
+        MULTIPLEX,
+        "max(0.0, now - self._resets_at) * RESET_RATE",
+        "(now - self._resets_at) * RESET_RATE",
+    ),
     Mutant(
         "a replay that forgets what it keeps",
         REPLAY,

@@ -37,15 +37,37 @@ class Owner(Protocol):
     def link_lost(self, link: Link, reason: str) -> None: ...
 
 
+class Order:
+    """In which order the bytes of all links between an agent and the server leave and arrive."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._arrived = [0, 0]
+
+    def next(self) -> int:
+        """The number of something that leaves."""
+        self._left += 1
+        return self._left
+
+    def arrived(self, end: int, number: int) -> bool:
+        """Whether nothing has arrived at that end that left later."""
+        if number < self._arrived[end]:
+            return False
+        self._arrived[end] = number
+        return True
+
+
 class Direction:
     """From one end of a link to the other."""
 
-    def __init__(self, world: World, path: Path, random: Random, link: Link, to: int) -> None:
+    def __init__(self, world: World, path: Path, random: Random, link: Link, to: int, *, order: Order) -> None:
         self.path = path
+        self._order = order
         self.carried = 0
         self.written = 0
         self.cut_at: int | None = None  # of the bytes carried: where the link breaks
         self.stalled_until = 0.0
+        self.detour = 0.0  # seconds on top of the path's latency
         self.broken = False
         self._world = world
         self._random = random
@@ -54,7 +76,7 @@ class Direction:
         self._free_at = 0.0
         self._last = 0.0
         self._waiting = 0
-        self._flight: deque[tuple[float, bytes]] = deque()
+        self._flight: deque[tuple[float, int, bytes]] = deque()  # when it arrives, the how manieth it is, what
         self._timer: Timer | None = None
         self._wake: Timer | None = None
         self._starved = False
@@ -78,9 +100,9 @@ class Direction:
             return
         now, path = self._world.now, self.path
         self._free_at = max(now, self._free_at) + len(data) / path.bandwidth
-        arrives = self._free_at + path.latency + path.jitter * self._random.random()
+        arrives = self._free_at + path.latency + self.detour + path.jitter * self._random.random()
         self._last = max(self._last, arrives)
-        self._flight.append((self._last, data))
+        self._flight.append((self._last, self._order.next(), data))
         self._waiting += len(data)
         self.written += len(data)
         if self._timer is None:
@@ -108,12 +130,15 @@ class Direction:
             if self.stalled_until != float("inf"):
                 self._timer = self._world.at(self.stalled_until, self._arrive)
             return
-        parts = []
+        parts, number = [], 0
         while self._flight and self._flight[0][0] <= now:
-            parts.append(self._flight.popleft()[1])
+            _, number, part = self._flight.popleft()
+            parts.append(part)
         data = b"".join(parts)
+        if parts and not self._order.arrived(self._to, number):
+            self._world.counts["arrived after what left later on another link"] += 1
         if len(data) > READ_SIZE:
-            self._flight.appendleft((now, data[READ_SIZE:]))
+            self._flight.appendleft((now, number, data[READ_SIZE:]))
             data = data[:READ_SIZE]
         self._waiting -= len(data)
         cut = self.cut_at is not None and self.carried + len(data) >= self.cut_at
@@ -141,11 +166,14 @@ class Direction:
 class Link:
     """One connection between the agent (end 0) and the server (end 1). Owners may change while it lives."""
 
-    def __init__(self, world: World, path: Path, random: Random, number: int) -> None:
+    def __init__(self, world: World, path: Path, random: Random, number: int, order: Order) -> None:
         self.number = number
         self.owners: list[Owner | None] = [None, None]
         self.marks: tuple[deque[Mark], deque[Mark]] = (deque(), deque())  # for whoever watches, by the end that reads
-        self.ways = (Direction(world, path, random, self, 1), Direction(world, path, random, self, 0))
+        self.ways = (
+            Direction(world, path, random, self, 1, order=order),
+            Direction(world, path, random, self, 0, order=order),
+        )
         self.taken = [0, 0]  # bytes that each end's process has got round to
         self.over = False
         self.disturbed_at = world.now

@@ -6,10 +6,10 @@ meetings become likely in some. Any item can be left out, which is how a failing
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from protocol.flow import Limits
 from tests.simulation.network import Path
@@ -29,6 +29,10 @@ class Fault(Enum):
     RESTART_AGENT = "an agent killed and started again"
     RESTART_SERVER = "the server killed and started again"
     CLOCK = "a process' clock that jumps ahead"
+    CLOCK_BACK = "a process' clock that jumps back"
+    DETOUR = "a link that takes a longer way, so that others overtake it"
+    STRANGER = "somebody else who asks to go on with an agent's tunnel"
+    BAD_RESUME = "an agent that asks to go on where it cannot have been, or with an older link"
     OUTAGE = "no new links for a while"
     BAD_DIAL = "the next links cut at one of their first bytes"
     LATE_DIAL = "a link cut, and its successor given up while the last message of its handshake is still on its way"
@@ -38,7 +42,16 @@ class Fault(Enum):
 
 
 OF_A_LINK: Final = frozenset(
-    {Fault.CUT, Fault.CUT_ONE_SIDED, Fault.VANISH, Fault.ONE_WAY, Fault.BLACK_HOLE, Fault.STALL, Fault.ZOMBIE}
+    {
+        Fault.CUT,
+        Fault.CUT_ONE_SIDED,
+        Fault.VANISH,
+        Fault.ONE_WAY,
+        Fault.BLACK_HOLE,
+        Fault.STALL,
+        Fault.ZOMBIE,
+        Fault.DETOUR,
+    }
 )
 
 
@@ -73,14 +86,27 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A stream that is opened to an agent, and all that becomes of it unless a fault does."""
+    """A stream that is opened to a cluster, and all that becomes of it unless a fault does."""
 
-    agent: int
+    cluster: int
     opener: Side
     acceptor: Side
     answer_after: float
     answer: Answer
     cancel_after: float | None
+    waits: bool  # for a tunnel that has no link now, where there is one
+    by_agent: bool  # an agent asks, which the server refuses
+
+    @property
+    def plain(self) -> bool:
+        """Whether both ends write at once, read as it comes, and wait for nothing."""
+        sides = (self.opener, self.acceptor)
+        return (
+            self.answer is Answer.ACCEPT
+            and self.cancel_after is None
+            and not self.by_agent
+            and all(s.ending is Ending.FINISH and not (s.pause or s.reads or s.stops_for) for s in sides)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +134,32 @@ class Plan:
     """A whole run."""
 
     seed: int
-    agents: int
+    homes: tuple[int, ...]  # of each agent, its cluster
+    links: int  # tunnels of each agent
     limits: Limits
     process_budget: int
     path: Path
+    nearer: tuple[float, ...]  # parts of the path's latency, of which each link has one
     heal_at: float
     pull: int
     quantum: int
     rates: tuple[float, ...]  # of each process' clock, the server's first
     items: tuple[Item, ...] = field(repr=False)
+
+    @property
+    def agents(self) -> int:
+        """How many there are."""
+        return len(self.homes)
+
+    @property
+    def calls(self) -> list[Call]:
+        """All wishes of callers."""
+        return [item.what for item in self.items if isinstance(item.what, Call)]
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing goes wrong but what callers and members do themselves."""
+        return not any(isinstance(item.what, Trouble) for item in self.items)
 
     @property
     def gentle(self) -> bool:
@@ -126,21 +169,10 @@ class Plan:
 
     def keep(self, numbers: list[int]) -> Plan:
         """The same with these items only."""
-        items = tuple(self.items[n] for n in numbers)
-        return Plan(
-            self.seed,
-            self.agents,
-            self.limits,
-            self.process_budget,
-            self.path,
-            self.heal_at,
-            self.pull,
-            self.quantum,
-            self.rates,
-            items,
-        )
+        return replace(self, items=tuple(self.items[n] for n in numbers))
 
 
+PLAIN: Final[dict[str, Any]] = {"pause": 0.0, "ending": Ending.FINISH, "reads": 0, "stops_for": 0.0}
 SMALL = {"initial_credit": 4096, "reserved_credit": 1024, "max_credit": 32768, "send_high": 6144, "send_low": 2048}
 ROOMY = {"initial_credit": 65536, "reserved_credit": 16384, "max_credit": 262144, "send_high": 98304, "send_low": 32768}
 
@@ -165,9 +197,15 @@ def draw(seed: int) -> Plan:
         room=scale * random.choice((1, 4)),
         pieces=random.random() < 0.8,
     )
-    agents = random.choice((1, 1, 2, 3))
+    homes = random.choice(((0,), (0,), (0, 1), (0, 0), (0, 1, 2), (0, 0, 1), (0, 0, 0)))
+    agents = len(homes)
+    links = random.choice((1, 1, 1, 2, 3))
+    nearer = random.choice(((1.0,), (1.0, 0.2), (1.0, 0.5, 0.05)))
     heal_at = random.choice((60.0, 180.0, 400.0))
-    items = [Item(round(at, 3), _call(random, agents, scale)) for at in _times(random, heal_at, random.randint(3, 16))]
+    items = [
+        Item(round(at, 3), _call(random, max(homes) + 1, scale))
+        for at in _times(random, heal_at, random.randint(3, 16))
+    ]
     # Mostly a few kinds of fault, each often; sometimes everything.
     kinds = random.sample(list(Fault), random.choice((1, 2, 3, len(Fault))))
     struck = _times(random, heal_at, random.choice((0, 1, 2, 5, 9)))
@@ -175,10 +213,12 @@ def draw(seed: int) -> Plan:
     items.sort(key=lambda item: item.at)
     return Plan(
         seed,
-        agents,
+        homes,
+        links,
         limits,
         scale * random.choice((10, 60)),
         path,
+        nearer,
         heal_at,
         random.choice((scale // 4, scale * 2, scale * 16)),
         scale // 4,
@@ -194,14 +234,19 @@ def _times(random: Random, until: float, count: int) -> list[float]:
     return [min(at, until - 1.0) for at in times]
 
 
-def _call(random: Random, agents: int, scale: int) -> Call:
+def _call(random: Random, clusters: int, scale: int) -> Call:
+    if random.random() < 0.3:  # one that nothing holds up but others
+        opener, acceptor = (replace(_side(random, scale), **PLAIN) for _ in range(2))
+        return Call(random.randrange(clusters), opener, acceptor, 0.0, Answer.ACCEPT, None, waits=False, by_agent=False)
     return Call(
-        random.randrange(agents),
+        random.randrange(clusters),
         _side(random, scale),
         _side(random, scale),
         random.choice((0.0, 0.0, 0.1, 2.0, 30.0)),
         random.choices(list(Answer), (16, 2, 1))[0],
         random.choice((None, None, None, None, 0.0, 0.5, 5.0, 40.0)),
+        random.random() < 0.3,
+        random.random() < 0.06,
     )
 
 

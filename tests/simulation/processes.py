@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from daemon.backoff import Backoff
 from protocol import events
@@ -17,12 +17,15 @@ from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget
 from protocol.frames import FrameDecoder
 from protocol.handshake import AgentHandshake, Resume, ServerHandshake, Welcome, parse_reject, reject
-from protocol.session import Session
-from tests.protocol.handshakes import signer, verifier
+from protocol.session import DEAF, Session
+from tests.protocol.handshakes import Identity, signer, verifier
+from tests.simulation.cluster import Cluster, Face, as_identity, as_tunnel, from_tunnel, verify_agent
 from tests.simulation.ends import End, nothing
 from tests.simulation.network import Link
 from tests.simulation.wire import Bounds, Shares, Watch
 from tests.simulation.world import Timer, Violation, require
+from tower_server.member import DETACHED
+from tower_server.tunnels import TunnelRegistry
 
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
@@ -135,7 +138,7 @@ class Process:
         """A tunnel has lost its link and keeps its streams."""
         self.world.counts["links lost: " + event.code.name] += 1
         if event.code is Code.DEAD_PEER:
-            self._check_death(end)
+            self._check_death(end, event.text)
         self.drop_link(end, event.text)
 
     def drop_link(self, end: End, reason: str) -> None:
@@ -149,7 +152,7 @@ class Process:
         if end.link is not None:
             end.link.write(end.side, b"".join(end.session.data_to_send(self.clock(), 65536)))
         if event.code is Code.DEAD_PEER and not end.session.resumable:
-            self._check_death(end)
+            self._check_death(end, event.text)
         if end.detached_at is not None and event.code in (Code.TUNNEL_LOST, Code.DEAD_PEER):
             waited, window = self.clock() - end.detached_at, end.session.limits.resume_window
             require(waited >= window - 1e-3, "L3 early", "%s: given up after %.3f s without a link", end.name, waited)
@@ -157,8 +160,11 @@ class Process:
         end.let_go()
         self.ends.remove(end)
 
-    def _check_death(self, end: End) -> None:
+    def _check_death(self, end: End, text: str) -> None:
         silent, after = self.clock() - end.heard_at, end.session.limits.dead_after
+        if "answered nothing" in text:
+            silent, after = self.clock() - end.answered_at, DEAF * after
+            self.world.counts["peers that answered nothing"] += 1
         require(silent >= after - 1e-3, "L2 early", "%s: dead after %.3f s of silence", end.name, silent)
 
     def going_away(self, end: End, event: events.GoingAway) -> None:
@@ -195,18 +201,46 @@ class Server(Process):
         super().__init__(simulation, f"server-{number}", simulation.plan.rates[0])
         self.number = number
         self.made = 0
-        self.tunnels: dict[str, End] = {}
+        self.registry = TunnelRegistry()
 
     def take(self, link: Link) -> None:
         """A new link."""
         Greeting(self, link)
 
-    def of(self, agent: str) -> End | None:
-        """The newest tunnel of an agent that takes streams."""
-        for end in reversed(self.ends):
-            if end.name.endswith("/" + agent) and not (end.session.draining or end.session.peer_draining):
-                return end
-        return None
+    def admit(self, end: End, identity: Identity) -> None:
+        """A new tunnel."""
+        self.registry.members.setdefault(identity.cluster, Cluster()).tunnels.append(as_tunnel(Face(end, identity)))
+
+    def held(self, tunnel: str, agent: Agent) -> End | None:
+        """The tunnel of that name, if it is this agent's."""
+        face: Any = self.registry.find(tunnel, as_identity(agent.identity))
+        return None if face is None else face.end
+
+    def pick(self, cluster: str, *, waits: bool) -> End | None:
+        """Where the next stream of a cluster goes; `waits`: rather to a tunnel that has lost its link."""
+        member = self.registry.members.get(cluster)
+        faces: list[Face] = [] if member is None else [from_tunnel(each) for each in member.tunnels]
+        lost = [face.end for face in faces if DETACHED in face.data and not face.draining]
+        if waits and lost:
+            return lost[-1]
+        picked = None if member is None else member.pick()
+        if picked is None:
+            return None
+        chosen = from_tunnel(picked)
+        require(not (chosen.draining or DETACHED in chosen.data), "L7 choice", "%s: takes no streams", chosen.end.name)
+        well = [face for face in faces if not (face.draining or face.stalled)]
+        least = min((len(face.end.live) for face in well), default=0)
+        fits = not well or (not chosen.stalled and len(chosen.end.live) <= least)
+        require(fits, "L7 choice", "%s: %d streams, another %d", chosen.end.name, len(chosen.end.live), least)
+        if len(faces) > 1:
+            self.world.counts["chosen among several"] += 1
+            self.world.counts["chosen beside one that stalls"] += any(face.stalled for face in faces) and bool(well)
+        return chosen.end
+
+    def lost(self, end: End, event: events.TunnelLost) -> None:
+        super().lost(end, event)
+        for member in self.registry.members.values():
+            member.tunnels[:] = [each for each in member.tunnels if from_tunnel(each).end is not end]
 
 
 class Greeting:
@@ -219,8 +253,9 @@ class Greeting:
         self._done = False
         nonce = server.random.randbytes(32)
         self._handshake = ServerHandshake(
-            chain=[b"tower"], sign=signer(SERVER_KEY), verify=verifier(AGENT_KEY), nonce=nonce, features=FEATURES
+            chain=[b"tower"], sign=signer(SERVER_KEY), verify=verify_agent, nonce=nonce, features=FEATURES
         )
+        self._since = server.world.now
         self._timer = server.later(HANDSHAKE_DEADLINE, self._give_up)
         link.owners[1] = self
 
@@ -262,16 +297,26 @@ class Greeting:
         self._done = True
         self._timer.cancel()
         if self._handshake.resume is not None:
-            self._resume(self._handshake.resume, identity.cluster)
+            self._resume(self._handshake.resume, identity)
         else:
-            self._welcome(self._handshake.hello.instance, identity.cluster)
+            self._server.registry.check_order(identity, self._handshake.hello.instance, self._since)
+            self._welcome(self._handshake.hello.instance, identity)
 
-    def _resume(self, wanted: Resume, agent: str) -> None:
+    def _resume(self, wanted: Resume, identity: Identity) -> None:
         server, link = self._server, self._link
-        end = server.tunnels.get(wanted.tunnel)
-        if end is None or end.over or not end.name.endswith("/" + agent):
+        face: Any = server.registry.find(wanted.tunnel, as_identity(identity))
+        if face is None or face.end.over:
+            server.world.counts["resumes of others' tunnels or of none"] += 1
             raise HandshakeRejected(Code.UNKNOWN_TUNNEL, "no such tunnel")
-        end.session.check_attach(wanted.received, wanted.epoch)
+        end: End = face.end
+        same = (face.identity.cluster, face.identity.agent) == (identity.cluster, identity.agent)
+        require(same, "S11 identity", "%s: %s of %s asks for it", end.name, identity.agent, identity.cluster)
+        before = end.snapshot()
+        try:
+            end.session.check_attach(wanted.received, wanted.epoch)
+        except HandshakeRejected:
+            require(end.snapshot() == before, "S11 refused", "%s: a refused resume has changed it", end.name)
+            raise
         require(wanted.epoch > end.epoch, "S4 fence", "%s: link %d after %d", end.name, wanted.epoch, end.epoch)
         end.epoch = wanted.epoch
         end.session.detach(server.clock(), "a newer link took its place")
@@ -284,14 +329,15 @@ class Greeting:
         end.enter(nothing)
         end.arm(anew=True)
 
-    def _welcome(self, instance: str, agent: str) -> None:
+    def _welcome(self, instance: str, identity: Identity) -> None:
         server, link = self._server, self._link
         server.made += 1
         tunnel = f"{server.name}.{server.made}"
         link.write(1, self._handshake.welcome(tunnel))
-        end = server.make_end(f"S/{tunnel}/{agent}", opens_odd=True, features=self._handshake.features, side=1)
-        end.instance = instance
-        server.tunnels[tunnel] = end
+        name = f"S/{tunnel}/{identity.cluster}/{identity.agent}"
+        end = server.make_end(name, opens_odd=True, features=self._handshake.features, side=1)
+        end.instance, end.tunnel = instance, tunnel
+        server.admit(end, identity)
         server.world.counts["tunnels"] += 1
         for older in [other for other in server.ends if other.instance == end.instance and other is not end]:
             if not older.session.peer_draining and not older.session.draining:
@@ -307,32 +353,38 @@ class Agent(Process):
         super().__init__(simulation, f"agent-{index}.{number}", simulation.plan.rates[index + 1])
         self.index = index
         self.number = number
-        self.cluster = f"member-{index}"
-        self.fresh = Way(self, None)
+        self.home = simulation.plan.homes[index]
+        self.identity = Identity(f"member-{self.home}", f"agent-{index}")
+        self.fresh = [Way(self, None, slot) for slot in range(simulation.plan.links)]
         self.ways: dict[End, Way] = {}
 
-    def current(self) -> End | None:
-        """The tunnel that takes streams."""
+    def instance(self, slot: int) -> str:
+        """What a tunnel of this process says it is of."""
+        return f"pod-{self.index}-{self.number}" + (f".{slot}" if slot else "")
+
+    def current(self, slot: int | None = None) -> End | None:
+        """The tunnel that takes streams; of several the newest."""
         for end in reversed(self.ends):
-            if not (end.session.draining or end.session.peer_draining):
+            if slot in (None, end.slot) and not (end.session.draining or end.session.peer_draining):
                 return end
         return None
 
-    def dialing(self) -> Link | None:
+    def dialing(self, slot: int) -> Link | None:
         """A link that is about to carry a tunnel."""
-        for way in (self.fresh, *self.ways.values()):
-            if way.dialing is not None:
+        for way in (*self.fresh, *self.ways.values()):
+            if way.slot == slot and way.dialing is not None:
                 return way.dialing.link
         return None
 
     def want(self, retry_after: float | None = None) -> None:
-        """Have one tunnel that takes streams."""
-        if self.current() is None:
-            self.fresh.want(retry_after)
+        """Have as many tunnels that take streams as there should be."""
+        for way in self.fresh:
+            if self.current(way.slot) is None:
+                way.want(retry_after)
 
     def detached(self, end: End, event: events.LinkLost) -> None:
         super().detached(end, event)
-        self.ways.setdefault(end, Way(self, end)).want()
+        self.ways.setdefault(end, Way(self, end, end.slot)).want()
 
     def lost(self, end: End, event: events.TunnelLost) -> None:
         super().lost(end, event)
@@ -350,7 +402,7 @@ class Agent(Process):
 
     def kill(self, *, told: bool) -> list[Link]:
         links = super().kill(told=told)
-        for way in (self.fresh, *self.ways.values()):
+        for way in (*self.fresh, *self.ways.values()):
             if way.dialing is not None:
                 way.dialing.link.cut("connection reset by peer")
         return links
@@ -359,9 +411,10 @@ class Agent(Process):
 class Way:
     """Dials until a tunnel has a link: a certain one that lost its own, or a fresh one."""
 
-    def __init__(self, agent: Agent, end: End | None) -> None:
+    def __init__(self, agent: Agent, end: End | None, slot: int) -> None:
         self.agent = agent
         self.end = end
+        self.slot = slot
         self.dialing: Dialing | None = None
         self.epoch = 1
         self._backoff = Backoff(random=agent.random.random)
@@ -384,7 +437,7 @@ class Way:
     @property
     def _needed(self) -> bool:
         end = self.end
-        return self.agent.current() is None if end is None else not end.over and end.link is None
+        return self.agent.current(self.slot) is None if end is None else not end.over and end.link is None
 
     def _dial(self) -> None:
         agent, self._timer = self.agent, None
@@ -398,8 +451,7 @@ class Way:
         resume = None
         if self.end is not None:
             self.epoch += 1
-            name = self.end.name.split("/")[1]
-            resume = Resume(name, self.epoch, self.end.session.frames_received)
+            resume = Resume(self.end.tunnel, self.epoch, self.end.session.frames_received)
         self.dialing = Dialing(self, link, resume)
 
     def failed(self, retry_after: float | None = None) -> None:
@@ -424,12 +476,15 @@ class Way:
         self.dialing = None
         self._backoff.reset()
         if end is None:
-            end = agent.make_end(
-                f"A/{welcome.tunnel}/{agent.cluster}", opens_odd=False, features=welcome.features, side=0
-            )
+            name = f"A/{welcome.tunnel}/{agent.identity.cluster}/{agent.identity.agent}"
+            end = agent.make_end(name, opens_odd=False, features=welcome.features, side=0)
+            end.tunnel, end.slot = welcome.tunnel, self.slot
             end.attach(link)
             return end
         assert welcome.received is not None
+        peer = link.owners[1]
+        same = not isinstance(peer, End) or (peer.tunnel, peer.instance) == (end.tunnel, agent.instance(self.slot))
+        require(same, "S11 tunnel", "%s: the server goes on with another tunnel", end.name)
         end.attach(link, welcome.received)
         end.session.attach(agent.clock(), welcome.received, epoch=self.epoch)
         agent.world.note("resumed " + end.name, welcome.received, end.session.frames_received)
@@ -437,10 +492,22 @@ class Way:
         return end
 
 
+class Wanting(Protocol):
+    """Whoever a dial is for."""
+
+    @property
+    def agent(self) -> Agent: ...
+    @property
+    def slot(self) -> int: ...
+    def failed(self, retry_after: float | None = None) -> None: ...
+    def refused(self, error: HandshakeRejected) -> None: ...
+    def welcomed(self, link: Link, welcome: Welcome) -> End: ...
+
+
 class Dialing:
     """The agent's end of a link before WELCOME."""
 
-    def __init__(self, way: Way, link: Link, resume: Resume | None) -> None:
+    def __init__(self, way: Wanting, link: Link, resume: Resume | None) -> None:
         self.link = link
         self._way = way
         self._agent = agent = way.agent
@@ -448,9 +515,9 @@ class Dialing:
         self._done = False
         self._proven = False
         self._handshake = AgentHandshake(
-            cluster=agent.cluster,
-            instance=agent.name,
-            chain=[agent.cluster.encode()],
+            cluster=agent.identity.cluster,
+            instance=agent.instance(way.slot),
+            chain=[f"{agent.identity.cluster}/{agent.identity.agent}".encode()],
             sign=signer(AGENT_KEY),
             verify=verifier(SERVER_KEY),
             nonce=agent.random.randbytes(32),

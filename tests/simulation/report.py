@@ -9,6 +9,19 @@ from protocol.streams import TRANSITIONS, Input, State
 from tests.simulation.plan import Fault
 from tests.simulation.run import Result
 
+TO_BE_SEEN = (
+    "resumes",
+    "asked wrongly: UNKNOWN_TUNNEL",
+    "asked wrongly: STALE_LINK",
+    "asked wrongly: POSITION",
+    "refused an agent: FORBIDDEN",
+    "chosen among several",
+    "chosen beside one that stalls",
+    "arrived after what left later on another link",
+    "ended beside one that stands still",
+    "tunnels lost: REPLACED",
+)
+
 
 @dataclass(slots=True)
 class Report:
@@ -38,10 +51,11 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """Legal pairs of the transition table that never occurred, and faults that were never drawn."""
+        """Legal pairs of the transition table and all else that never occurred, and faults that were never drawn."""
         pairs = [f"the pair ({s.value}, {i.value})" for s, i in TRANSITIONS if not self.pairs[s, i]]
         illegal = [f"illegal: ({s.value}, {i.value})" for s, i in self.pairs if (s, i) not in TRANSITIONS]
-        return pairs + illegal + [f"the fault {fault.name}" for fault in Fault if not self.faults[fault]]
+        faults = [f"the fault {fault.name}" for fault in Fault if not self.faults[fault]]
+        return pairs + illegal + faults + [f"counted: {what}" for what in TO_BE_SEEN if not self.counts[what]]
 
     def lines(self) -> list[str]:
         """For people."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from protocol import scheduler
 from protocol.streams import Input, State
-from tests.simulation.books import Books
+from tests.simulation.books import Books, Pair
 from tests.simulation.faults import give_up, strike
-from tests.simulation.network import Link
+from tests.simulation.network import Link, Order
 from tests.simulation.plan import Call, Fault, Item, Plan, Trouble
 from tests.simulation.processes import Agent, Process, Server
 from tests.simulation.world import Violation, World, require
@@ -49,6 +49,8 @@ class Simulation:
         self.bad_dials: list[tuple[int, int]] = []  # end and byte at which the next links are cut
         self.late_dials: list[float] = []  # seconds by which the next PROOFs are late
         self.links = 0
+        self.set_back = 0.0  # seconds that clocks were, together
+        self._orders = [Order() for _ in plan.homes]
         self._open_links: list[Link] = []
         self.random = Random(f"network {plan.seed}")
         self.server = Server(self, 0)
@@ -61,7 +63,9 @@ class Simulation:
         if self.world.now < self.outage_until or self.server.dead:
             return None
         self.links += 1
-        link = Link(self.world, self.plan.path, Random(f"{self.plan.seed} link {self.links}"), self.links)
+        random = Random(f"{self.plan.seed} link {self.links}")
+        path = replace(self.plan.path, latency=self.plan.path.latency * random.choice(self.plan.nearer))
+        link = Link(self.world, path, random, self.links, self._orders[index])
         if self.bad_dials:
             end, size = self.bad_dials.pop()
             link.ways[end].cut_at = size
@@ -99,16 +103,40 @@ class Simulation:
             self._call(item.what)
 
     def _call(self, call: Call) -> None:
-        server = self.server
-        end = None if server.dead else server.of(self.agents[call.agent].cluster)
-        if end is None:
+        process: Process = self.server
+        if call.by_agent:
+            agent = next(agent for agent in self.agents if agent.home == call.cluster)
+            process, end = agent, agent.current()
+        else:
+            end = self.server.pick(f"member-{call.cluster}", waits=call.waits)
+        if end is None or process.dead:
             self.world.counts["not opened: no tunnel"] += 1
         else:
-            server.handle("io", end.open, call)
+            process.handle("io", end.open, call)
 
     @property
     def processes(self) -> list[Process]:
         return [self.server, *self.agents]
+
+    def opened(self, pair: Pair) -> None:
+        """S13: where nothing goes wrong but what callers and members do, streams that stop, reset or are refused keep
+        no other one from its end."""
+        if not (self.plan.calm and pair.call.plain):
+            return
+        plan, path = self.plan, self.plan.path
+        sizes = [side.writes for call in plan.calls for side in (call.opener, call.acceptor)]
+        trip = 2 * (path.latency + path.jitter) + 0.02
+        granted = 4 * max(pair.call.opener.writes, pair.call.acceptor.writes) / plan.limits.reserved_credit
+        acknowledged = 4 * sum(sizes) / plan.limits.replay_bytes  # a quarter of a second apart, where there are few
+        within = 5.0 + 2 * sum(sizes) / path.bandwidth + granted * trip + acknowledged * (trip + 0.25)
+        self.world.after(within, self._in_time, pair, within)
+
+    def _in_time(self, pair: Pair, within: float) -> None:
+        for half in (pair.opener, pair.acceptor):
+            ended = half is None or bool(half.outcome)
+            require(ended, "S13 held up", "%s: has not ended within %.0f s", pair.where, within)
+        if any(half.waiting and half.stopped and not half.outcome for _, half in self.books.halves()):
+            self.world.counts["ended beside one that stands still"] += 1
 
     def _heal(self) -> None:
         self.healed = True
@@ -117,7 +145,7 @@ class Simulation:
         self.late_dials.clear()
         for link in self._open_links:
             for way in link.ways:
-                way.cut_at = None
+                way.cut_at, way.detour = None, 0.0
         self.world.note("healed")
         for process in self.processes:
             for end in list(process.ends):
@@ -127,10 +155,9 @@ class Simulation:
     def _bound(self) -> float:
         """Seconds that the rest may take."""
         plan, path = self.plan, self.plan.path
-        calls = [item.what for item in plan.items if isinstance(item.what, Call)]
-        sizes = [side.writes for call in calls for side in (call.opener, call.acceptor)]
+        sizes = [side.writes for call in plan.calls for side in (call.opener, call.acceptor)]
         trips = max(sizes, default=0) / plan.limits.reserved_credit * 2
-        return NOTICE + 3 * sum(sizes) / path.bandwidth + trips * 2 * (path.latency + path.jitter)
+        return NOTICE + self.set_back + 3 * sum(sizes) / path.bandwidth + trips * 2 * (path.latency + path.jitter)
 
     def _settle(self) -> None:
         world, until = self.world, self.world.now + self._bound()
@@ -152,11 +179,17 @@ class Simulation:
         return ended and said and all(map(self._well, self.agents))
 
     def _well(self, agent: Agent) -> bool:
-        """Whether both ends hold the same tunnel on a link that carries."""
-        mine, theirs = agent.current(), self.server.of(agent.cluster)
-        if mine is None or theirs is None or mine.link is None or mine.link is not theirs.link:
-            return False
-        return not mine.link.over and all(way.stalled_until <= self.world.now for way in mine.link.ways)
+        """Whether both ends hold the same tunnels, as many as there should be, on links that carry."""
+        for slot in range(self.plan.links):
+            mine = agent.current(slot)
+            theirs = None if mine is None else self.server.held(mine.tunnel, agent)
+            if mine is None or theirs is None or mine.link is None or mine.link is not theirs.link:
+                return False
+            if theirs.session.draining or mine.link.over:
+                return False
+            if any(way.stalled_until > self.world.now for way in mine.link.ways):
+                return False
+        return True
 
     def _quiet(self) -> None:
         world, before = self.world, self.world.events

@@ -17,7 +17,7 @@ from tests.simulation.world import Violation
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 1500
+SEEDS = 1200
 
 
 @pytest.mark.timeout(900)

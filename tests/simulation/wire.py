@@ -20,7 +20,7 @@ OPEN, OPEN_OK, OPEN_ERR, DATA, FIN, RST, SKIP = range(1, 8)
 ACK, PING, PONG, GOAWAY, CREDIT, CLOSE = range(16, 22)
 
 
-# A grant or an ACK on its way: where on the link its frame ends, its stream (0: an ACK), its offset or count.
+# A grant, ACK or PONG on its way: where on the link its frame ends, its stream (ACK: 0, PONG: -1), its offset or count.
 Mark = tuple[int, int, int]
 
 
@@ -71,6 +71,7 @@ class Watch:
         self._bounds = bounds
         self._granted: dict[int, int] = {}
         self._consumed: dict[int, int] = {}
+        self._read: dict[int, int] = {}  # consumed when the last grant left
         self._gone: set[int] = set()
         self._sent: dict[int, int] = {}
         self._written = 0  # bytes on the link in use
@@ -92,15 +93,18 @@ class Watch:
         require(fits, "S3 position", "%s: resumed after %d frames, %d acked", self.name, position, self.acked)
         self._acknowledged(position)
 
-    def arrived(self, carried: int) -> None:
-        """The other end's link has delivered so many bytes here."""
-        arriving = self._arriving
+    def arrived(self, carried: int) -> bool:
+        """The other end's link has delivered so many bytes here; whether an answer was among them."""
+        arriving, before, answered = self._arriving, self.acked, False
         while arriving and arriving[0][0] <= carried:
             _, stream, value = arriving.popleft()
-            if not stream:
+            if stream < 0:
+                answered = True
+            elif not stream:
                 self._acknowledged(value)
             elif value > self.known.get(stream, 0):
                 self.known[stream] = value
+        return answered or self.acked > before
 
     def _acknowledged(self, frames: int) -> None:
         """The other end has taken in so many."""
@@ -131,10 +135,12 @@ class Watch:
             require(not bulk or not fresh, "S12 control", "%s: a frame of type %d waits behind data", self.name, kind)
             if kind in (OPEN, OPEN_OK, CREDIT):
                 (grant,) = U64.unpack_from(data, body)
-                self._grant(stream, grant)
+                self._grant(stream, grant, told=kind != CREDIT)
                 self._leaving.append((self._written + at, stream, grant))
             elif kind == ACK:
                 self._leaving.append((self._written + at, 0, U64.unpack_from(data, body)[0]))
+            elif kind == PONG:
+                self._leaving.append((self._written + at, -1, 0))
         self._written += len(data)
         if self._kept > kept:
             most = self._bounds.kept + len(data)
@@ -165,14 +171,18 @@ class Watch:
         if stream in self._turns:
             self._turns[stream] += length
 
-    def _grant(self, stream: int, grant: int) -> None:
-        before = self._granted.get(stream, 0)
+    def _grant(self, stream: int, grant: int, *, told: bool) -> None:
+        before, read = self._granted.get(stream, 0), self._consumed.get(stream, 0)
         if grant <= before or stream in self._gone:
             return  # made anew, or left after its stream was dropped
+        own = told or read > self._read.get(stream, 0)
+        require(own, "S13 credit", "%s: stream %d is granted more, and has read nothing", self.name, stream)
+        if not told:  # what OPEN_OK tells may be older than it leaves
+            self._read[stream] = read
         self._granted[stream] = grant
         self._tunnel.add(grant - before)
         self._process.add(grant - before)
-        used = grant - self._consumed.get(stream, 0)
+        used = grant - read
         require(
             0 <= used <= self._bounds.window,
             "S5 window",
@@ -200,6 +210,7 @@ class Watch:
         self._tunnel.add(-rest)
         self._process.add(-rest)
         self._turns.pop(stream, None)
+        self._read.pop(stream, None)
 
     def _fair(self, queued: Callable[[int], int]) -> None:
         """Of streams that could send all the while, none is ahead of another by more than it may be."""
