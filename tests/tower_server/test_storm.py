@@ -8,7 +8,7 @@ import pytest
 from bench.storm import storm
 
 AGENTS = 100
-ADMISSION = {"handshakes_per_second": 40, "handshake_burst": 20}  # so little that a hundred cannot come at once
+ADMISSION = {"handshakes_per_second": 20, "handshake_burst": 10}  # so little that a hundred cannot come at once
 
 
 @pytest.mark.slow
