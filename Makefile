@@ -29,7 +29,7 @@ check: $(STAMP) ## ruff, mypy --strict, import contracts
 
 RINGS_1_AND_2 := $(foreach ring,interop kubernetes lab simulation,--ignore=tests/$(ring))
 test-fast: $(STAMP) ## rings 1 and 2 without floods, leak loops and whole programs
-	$(BIN)/pytest -m "not slow and not cluster" -q -n 2 --dist worksteal --hypothesis-profile=fast $(RINGS_1_AND_2)
+	$(BIN)/pytest -m "not slow and not cluster" -q -n 4 --dist worksteal --hypothesis-profile=fast $(RINGS_1_AND_2)
 
 test: $(STAMP) check ## everything, all rings, from nothing
 	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd libfaketime

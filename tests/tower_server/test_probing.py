@@ -151,7 +151,8 @@ async def test_an_agent_that_cries_wolf_brings_about_no_flood_of_probes(tmp_path
             count += 1
             if tunnel.data["probed"] != begun[-1]:
                 begun.append(tunnel.data["probed"])
-        assert min(later - earlier for earlier, later in itertools.pairwise(begun)) >= 0.2
+        # A difference of two floats that are hours large: what is 0.2 apart may come out a hair below.
+        assert min(later - earlier for earlier, later in itertools.pairwise(begun)) > 0.199
         assert count > 10
         before = len(heads)
         for _ in range(20):  # it goes on to say what it has said
