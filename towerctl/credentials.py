@@ -90,16 +90,11 @@ def _until_then(held: Object, now: float, error: TowerError) -> Object:
 
 
 def _read(path: Path) -> Object | None:
-    """What is kept; None when there is nothing that may be used, for whatever reason: then a new one is made."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
-            about = os.fstat(file.fileno())
-            if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
-                say(f"warning: {path} is open to others and not used; a new certificate is made")
-                return None
-            held = json.loads(file.read(MAX_FILE_BYTES))
+        held = read_private(path, "certificate", limit=MAX_FILE_BYTES)
         usable = (
-            isinstance(held["renew_at"], float)
+            held is not None
+            and isinstance(held["renew_at"], float)
             and isinstance(held["not_after"], float)
             and isinstance(held["credential"]["status"]["clientKeyData"], str)
         )
@@ -109,6 +104,26 @@ def _read(path: Path) -> Object | None:
 
 
 def _write(path: Path, made: Object) -> None:
+    write_private(path, made, what="the certificate", instead="each call makes a new one")
+
+
+def read_private(path: Path, what: str, *, limit: int) -> Object | None:
+    """The document in a file of the caller's alone; None, and a warning, when others may have read or written it.
+
+    Raises:
+        OSError, ValueError: there is none, or none that can be read. Who asks makes a new one, for whatever reason.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
+        about = os.fstat(file.fileno())
+        if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
+            say(f"warning: {path} is open to others and not used; a new {what} is made")
+            return None
+        held: Object = json.loads(file.read(limit))
+    return held
+
+
+def write_private(path: Path, made: Object, *, what: str, instead: str) -> None:
+    """Keep a document for the caller alone; a warning where that fails, since it can be made anew."""
     from certs.files import replace_file
 
     try:
@@ -116,4 +131,4 @@ def _write(path: Path, made: Object) -> None:
         path.parent.chmod(0o700)
         replace_file(path, json.dumps(made).encode())
     except OSError as error:
-        say(f"warning: the certificate cannot be kept in {path.parent} ({error.strerror}): each call makes a new one")
+        say(f"warning: {what} cannot be kept in {path.parent} ({error.strerror}): {instead}")
