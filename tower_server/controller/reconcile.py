@@ -113,11 +113,11 @@ class Reconciler:
         wanted = read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
         record = await self.registry.get(name)
         if wanted is not None and self._leaves(wanted):
-            own = record if record is not None and record.resource == wanted.uid else None
-            if own is not None and await self._kind_leaves():
-                await self._keep(own)
-                return await self._let_go(resource, wanted)
-            await self._dismantle(name, own, about=resource)
+            if record is None or record.resource:  # one that was added by hand, or is kept, outlives this resource
+                if record is not None and await self._kind_leaves():
+                    await self._keep(record)
+                else:
+                    await self._dismantle(name, record, about=resource)
             return await self._let_go(resource, wanted)
         if wanted is not None and wanted.proxied and wanted.usable:
             record = await self.registry.follow(name, resource=wanted.uid)

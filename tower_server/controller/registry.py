@@ -100,8 +100,9 @@ class Registry:
         raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
 
     async def release(self, cluster: Cluster) -> Cluster:
-        """Its resource goes, and it stays: as one that was added by hand."""
-        return await self._note(cluster, resource="")
+        """Its resource goes, and it stays: as one that was added by hand, from the next look on."""
+        self.known[cluster.name] = released = await self._note(cluster, resource="")
+        return released
 
     async def name_services(self, cluster: Cluster, names: tuple[str, ...]) -> Cluster:
         """Notes under which names and addresses the cluster's Services reach it; its certificate carries them."""

@@ -15,7 +15,7 @@ import yaml
 from daemon.kube.resources import CLUSTERS, ENDPOINTS, EVENTS, SERVICES
 from tests.tower_server.controller.kit import DOWN, NAMESPACE, UP, Host, host, records, running, said, up
 from tower_server.controller.desired import Replica
-from tower_server.controller.names import LB_ANNOTATIONS
+from tower_server.controller.names import FINALIZER, LB_ANNOTATIONS
 from tower_server.records import Cluster
 from tower_server.state import Verdict
 from tower_server.store.base import Kind
@@ -285,6 +285,26 @@ async def test_a_cluster_added_by_hand_is_served_too_and_adopted_by_its_resource
         record = (await records(lab.store))["edge-1"]
         assert record["uid"] == "by-hand"
         assert record["resource"]
+
+
+async def test_a_resource_that_goes_takes_nothing_of_a_cluster_that_was_added_by_hand(lab: Host):
+    """It was never the cluster's: its type is another."""
+    await lab.store.create(Kind.CLUSTER, "edge-1", Cluster("edge-1", "by-hand", 1.0).data())
+    controller = lab.controller()
+    async with running(controller):
+        service = await lab.service("mc-edge-1")
+        await lab.create("edge-1", type="direct", finalizers=[FINALIZER])
+        await lab.settled(controller)
+        await lab.client.delete(CLUSTERS, "edge-1")
+
+        async def gone() -> bool:
+            return await lab.get(CLUSTERS, "edge-1") is None
+
+        await lab.until("the resource is gone", gone)
+        await lab.settled(controller)
+        assert (await lab.service("mc-edge-1"))["metadata"]["uid"] == service["metadata"]["uid"]
+        assert (await records(lab.store))["edge-1"]["uid"] == "by-hand"
+        assert lab.revoked == []
 
 
 async def test_external_access_publishes_the_apiserver_alone_and_follows_its_address(lab: Host):
