@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.rendering import CHART, DEPLOY, Objects, Refused, helm, render
+from tests.lab import kubefed
 from tests.lab.controlplane import ControlPlane
 from tower_server.main import load
 
@@ -33,15 +34,16 @@ EVERY_VALUE = {
     "tolerations": [{"operator": "Exists"}],
     "priorityClassName": "system-cluster-critical",
     "podAnnotations": {"example.com/team": "edge"},
+    "federation": {"enabled": True},
 }
 
 
-def canonical(objects: Objects) -> dict[tuple[str, str], dict[str, Any]]:
-    """By kind and name, without what Helm or kustomize put there for themselves."""
+def canonical(objects: Objects) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """By kind, namespace and name, without what Helm or kustomize put there for themselves."""
     text = json.dumps(objects)
     (hashed,) = [each["metadata"]["name"] for each in objects if each["kind"] == "ConfigMap"]
     text = text.replace(f'"{hashed}"', '"tower-server"')
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for each in json.loads(text):
         labels = each["metadata"].get("labels", {})
         for label in HELMS:
@@ -51,7 +53,7 @@ def canonical(objects: Objects) -> dict[tuple[str, str], dict[str, Any]]:
             assert template.pop("annotations", {}).keys() <= {"checksum/config"}
         if each["kind"] == "ConfigMap":
             each["data"] = {file: yaml.safe_load(said) for file, said in each["data"].items()}
-        found[each["kind"], each["metadata"]["name"]] = each
+        found[each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]] = each
     return found
 
 
@@ -61,21 +63,22 @@ def one(objects: Objects, kind: str, name: str = "tower-server") -> dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("folder", "namespace", "values"),
+    ("folders", "namespace", "values"),
     [
-        ("base", "tower-system", {}),
+        (["base"], "tower-system", {}),
+        (["base", "federation"], "tower-system", {"federation": {"enabled": True}}),
         (
-            "overlays/kubesphere",
+            ["overlays/kubesphere"],
             "kubesphere-system",
             {"monitoring": {"serviceMonitor": True, "rules": True}, "kubesphere": {"enabled": True}},
         ),
     ],
 )
 def test_the_chart_makes_the_same_objects_as_kustomize(
-    host_plane: ControlPlane, folder: str, namespace: str, values: dict[str, Any]
+    host_plane: ControlPlane, folders: list[str], namespace: str, values: dict[str, Any]
 ) -> None:
     by_helm = canonical(helm(values, namespace=namespace).objects)
-    by_kustomize = canonical(render(host_plane, folder))
+    by_kustomize = canonical([each for folder in folders for each in render(host_plane, folder)])
     assert by_helm.keys() == by_kustomize.keys()
     for key, wanted in by_kustomize.items():
         assert by_helm[key] == wanted, key
@@ -91,6 +94,7 @@ def test_a_real_apiserver_holds_all_of_it_and_a_second_time_nothing_changes(host
     namespace = "tower-chart"
     meta = {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
     host_plane.install([{"apiVersion": "v1", "kind": "Namespace", "metadata": meta}])
+    kubefed.install(host_plane)
     for values in ({}, EVERY_VALUE):
         release = helm(values, namespace=namespace)
         for crd in release.crds:
@@ -104,6 +108,10 @@ def test_a_real_apiserver_holds_all_of_it_and_a_second_time_nothing_changes(host
         assert left.code == 0, left.text
     held = host_plane.kubectl("get", "deployment", "tower-server", "-n", namespace, "-o", "json").stdout
     assert json.loads(held)["spec"]["replicas"] == 3
+    asked = ("auth", "can-i", "create", "kubefedclusters.core.kubefed.io", "-n", kubefed.SPACE)
+    account = f"system:serviceaccount:{namespace}:tower-server"
+    assert host_plane.kubectl(*asked, f"--as={account}").text == "yes"
+    host_plane.kubectl("delete", "role,rolebinding", "tower-server", "-n", kubefed.SPACE)
     host_plane.kubectl("delete", "namespace", namespace, "--wait=false")
     # cluster-wide, and not this namespace's: other tests have their own
     for kind in ("clusterrolebinding", "clusterrole"):
@@ -162,6 +170,7 @@ def test_a_changed_configuration_rolls_the_pods() -> None:
         ({"host": "Not A Label"}, "at '/host'"),
         ({"image": {"digest": "sha256:short"}}, "at '/image/digest'"),
         ({"service": {"type": "ExternalName"}}, "at '/service/type'"),
+        ({"federation": {"enabled": "yes"}}, "at '/federation/enabled': got string, want boolean"),
         ({"config": {"public_url": "wss://x"}}, "config.public_url: use the value publicUrl"),
         ({"config": {"store": "sqlite"}}, "config.store: the chart sets it"),
     ],
@@ -179,6 +188,7 @@ def test_a_wrong_value_is_refused_by_its_name(values: dict[str, Any], told: str)
         ({"publicUrl": "wss://t.example.com"}, "Agents dial wss://t.example.com."),
         ({"replicas": 1}, "callers of every member are refused"),
         ({"networkPolicy": {"enabled": False}}, "reaches the ks-apiservers"),
+        ({"federation": {"enabled": True}}, "Clusters with joinFederation: true are joined to kubefed"),
     ],
 )
 def test_the_notes_say_what_to_do_next(values: dict[str, Any], told: str) -> None:
