@@ -101,13 +101,18 @@ class Client:
         return str((found.get("metadata") or {}).get("resourceVersion", ""))
 
     async def create(
-        self, resource: Resource, body: Object, *, field_manager: str = "", deadline: float | None = None
+        self,
+        resource: Resource,
+        body: Object,
+        *,
+        field_manager: str = "",
+        dry_run: bool = False,
+        deadline: float | None = None,
     ) -> Object:
-        """The new object as stored, or AlreadyExists."""
+        """The new object as stored, or AlreadyExists. `dry_run` asks whether it would be."""
         ask = Ask("create", resource, namespace_of(body), name_of(body) or None)
-        return await self._object(
-            ask, "POST", body=_typed(resource, body), query={"fieldManager": field_manager}, deadline=deadline
-        )
+        query = {"fieldManager": field_manager, "dryRun": "All" if dry_run else ""}
+        return await self._object(ask, "POST", body=_typed(resource, body), query=query, deadline=deadline)
 
     async def replace(
         self,

@@ -106,9 +106,7 @@ def refusal(ask: Ask, address: str, status: int, body: bytes, *, retry_after: fl
     message = f"{address} answered {status} to {ask}: {text[:600]}"
     told: dict[str, Any] = {"ask": ask, "status": status, "word": word}
     if status in (401, 403):
-        where = f"the Role in namespace {ask.namespace}" if ask.namespace else "the ClusterRole"
-        mend = f"add to {where} of this account: {ask.rule()}" if status == 403 else None
-        return Forbidden("TWR115", message, mend=mend, **told)
+        return Forbidden("TWR115", message, mend=_mend_of(ask, text) if status == 403 else None, **told)
     if status == 404:
         details = said.get("details") or {}
         if not details.get("name"):
@@ -124,6 +122,18 @@ def refusal(ask: Ask, address: str, status: int, body: bytes, *, retry_after: fl
     if status >= 500:
         return Unreachable("TWR114", message, retry_after=retry_after, **told)
     return Invalid("TWR116", message, **told)
+
+
+def _mend_of(ask: Ask, text: str) -> str:
+    """Admission answers 403 too, where no rule would help; only the authorizer says "cannot"."""
+    if "exceeded quota" in text:
+        return f"raise the ResourceQuota that the message names, in namespace {ask.namespace}, or make room in it"
+    if "being terminated" in text:
+        return f"namespace {ask.namespace} is being deleted: wait until it is gone, make it again, restore the backup"
+    if "admission webhook" in text or ("is forbidden" in text and " cannot " not in text):
+        return "no RBAC rule allows it: mend or remove the admission policy or webhook that the message names"
+    where = f"the Role in namespace {ask.namespace}" if ask.namespace else "the ClusterRole"
+    return f"add to {where} of this account: {ask.rule()}"
 
 
 def _status_of(body: bytes) -> dict[str, Any]:

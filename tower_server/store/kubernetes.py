@@ -38,6 +38,7 @@ from tower_server.store.base import (
 )
 from tower_server.store.kubernetes_objects import LABEL, PLACES, Place
 
+CHECKED: Final = "tower-check"  # the name of what is never made
 CHANGES: Final = {"ADDED": ChangeType.CREATED, "MODIFIED": ChangeType.UPDATED, "DELETED": ChangeType.DELETED}
 
 log = get_logger(__name__)
@@ -162,6 +163,19 @@ class KubernetesStore(Store):
             raise Conflict(kind, name, "was changed meanwhile") from error
         except kube.KubeError as error:
             raise self._explained(error) from error
+
+    async def check(self) -> str:
+        """Whether one object of each kind would be taken: a quota, a webhook or an ending namespace lets reads pass."""
+        said = await super().check()
+        for kind in (Kind.CLUSTER, Kind.CLAIM, Kind.SECRET):
+            body = PLACES[kind].body(kind, CHECKED, {"name": CHECKED}, namespace=self.namespace)
+            try:
+                await self.client.create(PLACES[kind].resource, body, dry_run=True)
+            except kube.AlreadyExists:
+                continue
+            except kube.KubeError as error:
+                raise self._explained(error) from error
+        return f"{said}, takes writes"
 
     async def close(self) -> None:
         self._closed.set()

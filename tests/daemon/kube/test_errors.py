@@ -81,6 +81,21 @@ def test_a_403_names_the_rule_that_is_missing(ask: Ask, mend: str) -> None:
     assert refusal(ask, "api:6443", 403, body(403, "Forbidden")).mend == mend
 
 
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ('secrets "a" is forbidden: exceeded quota: small, requested: secrets=1', "raise the ResourceQuota"),
+        ("unable to create new content in namespace n because it is being terminated", "namespace n is being deleted"),
+        ('admission webhook "x.example.com" denied the request: no', "no RBAC rule allows it"),
+        ("secrets \"a\" is forbidden: ValidatingAdmissionPolicy 'p' denied request", "no RBAC rule allows it"),
+        ('secrets is forbidden: User "u" cannot create resource "secrets"', "add to the Role in namespace n"),
+    ],
+)
+def test_a_403_that_no_rule_would_help_asks_for_none(text: str, mend: str) -> None:
+    error = refusal(Ask("create", SECRETS, "n", "a"), "api:6443", 403, body(403, "Forbidden", text))
+    assert error.mend.startswith(mend)
+
+
 def test_an_answer_that_no_apiserver_gave_is_quoted() -> None:
     error = refusal(Ask("get", SECRETS, "n", "a"), "api:6443", 502, b"<html>\n Bad   Gateway </html>" + b"x" * 5000)
     assert "<html> Bad Gateway </html>" in error.message

@@ -17,6 +17,7 @@ from daemon.kube.resources import LEASES, MEMBERS, SECRETS
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
 from tests.tower_server.store.conformance import PATIENCE, StoreConformance, take
+from tower_server.hostrights import check_rights
 from tower_server.store.base import Conflict, Kind, NotFound, Version
 from tower_server.store.kubernetes import KubernetesStore
 
@@ -214,6 +215,41 @@ async def test_a_missing_namespace_and_a_missing_crd_are_named_with_their_mend(p
         assert "apply deploy/crds/" in caught.value.mend
     finally:
         crds(plane)
+
+
+async def test_a_check_finds_what_keeps_records_from_being_written(
+    plane: ControlPlane, store: KubernetesStore, namespace: str
+) -> None:
+    assert (await store.check()).endswith("takes writes")
+    names = plane.kubectl("get", "members,leases,secrets", "-n", namespace, "-o", "name").text
+    assert names == "", "it only asks"
+    quota = {"metadata": {"name": "full", "namespace": namespace}, "spec": {"hard": {"count/secrets": "0"}}}
+    plane.install([{"apiVersion": "v1", "kind": "ResourceQuota", **quota}])
+    counted = json.dumps({"status": {"hard": {"count/secrets": "0"}, "used": {"count/secrets": "0"}}})
+    plane.kubectl(
+        "patch", "resourcequota", "full", "-n", namespace, "--subresource=status", "--type=merge", "-p", counted
+    )
+    mend = ""
+    async with asyncio.timeout(PATIENCE):
+        while not mend:  # until the apiserver's own watch has brought the quota
+            try:
+                await store.check()
+            except TowerError as error:
+                mend = error.mend if "exceeded quota: full" in error.message else ""
+    assert mend.startswith("raise the ResourceQuota")
+
+
+async def test_the_rights_that_an_account_lacks_are_told_by_the_apiserver(plane: ControlPlane, namespace: str) -> None:
+    client = client_of(plane)
+    result = await check_rights(client, namespace)
+    assert (result.status, result.code) == ("failed", "TWR115")
+    assert "update leases" in result.message
+    assert "get, list, watch, update clusters" in result.message
+    assert " secrets" not in result.message, "it has all of those"
+    client.close()
+    admin = admin_of(plane)
+    assert (await check_rights(admin, namespace)).status == "ok"
+    admin.close()
 
 
 async def test_what_rbac_lacks_is_named(plane: ControlPlane) -> None:
