@@ -40,6 +40,7 @@ UNITS = {
     "rss_server_mib": "MiB", "rss_agent_mib": "MiB",
 }  # fmt: skip
 LESS = ("cpu_", "rss_")
+CONNECT_COST = "cpu_ms_per_agent_connect"
 REAL = {
     "bulk_down_1": 127, "bulk_down_4": 144, "get_1": 2090, "get_16": 1652, "get_64": 1402, "connect_8": 758,
     "cpu_s_per_gib": 13.1, "cpu_ms_per_agent_connect": 124,
@@ -198,11 +199,13 @@ def rate_of(port: int, connections: int, seconds: int, *, close: bool = False) -
     return loads.wrk(port, connections, seconds, close=close).rate
 
 
-def one_round(pair: Pair, backend: Backend, seconds: int) -> dict[str, float]:
-    """All rates of one pair, and the CPU time of both processes for a unit of each."""
+def one_round(pair: Pair, backend: Backend, seconds: int, metrics: Sequence[str]) -> dict[str, float]:
+    """The rates that are asked for of one pair, and the CPU time of both processes for a unit of each."""
     figures: dict[str, float] = {}
 
     def spent(metric: str, units: Callable[[float], float], measure: Callable[[], float]) -> None:
+        if metric not in metrics:
+            return
         before = [usage(child.pid).cpu for child in (pair.server, pair.agent)]
         figures[metric] = measure()
         done = units(figures[metric])
@@ -211,7 +214,8 @@ def one_round(pair: Pair, backend: Backend, seconds: int) -> dict[str, float]:
 
     gib, part = BULK_BYTES / GIB, BULK_BYTES // 4 * 4 / GIB
     spent("bulk_down_1", lambda _: gib, lambda: loads.download(pair.port, 1, BULK_BYTES))
-    figures["cpu_s_per_gib"] = (figures["cpu_server:bulk_down_1"] + figures["cpu_agent:bulk_down_1"]) / 1000
+    if "bulk_down_1" in metrics:
+        figures["cpu_s_per_gib"] = (figures["cpu_server:bulk_down_1"] + figures["cpu_agent:bulk_down_1"]) / 1000
     spent("bulk_down_4", lambda _: part, lambda: loads.download(pair.port, 4, BULK_BYTES))
     spent("bulk_up_1", lambda _: gib, lambda: loads.upload(pair.port, backend.bulk_file))
     for connections in (1, 16, 64):
@@ -249,14 +253,14 @@ def measure(folder: Path, backend: Backend, names: Sequence[str], options: argpa
         for turn in range(options.rounds):
             for pair in pairs:
                 say(f"{pair.name}, round {turn + 1} of {options.rounds}")
-                for metric, value in one_round(pair, backend, options.seconds).items():
+                for metric, value in one_round(pair, backend, options.seconds, options.metric or tuple(UNITS)).items():
                     kept[pair.name].setdefault(metric, []).append(value)
         for pair in pairs:
             kept[pair.name]["rss_server_mib"] = [usage(pair.server.pid).peak]
             kept[pair.name]["rss_agent_mib"] = [usage(pair.agent.pid).peak]
-        for pair in pairs:
+        for pair in pairs if not options.metric or CONNECT_COST in options.metric else ():
             say(f"{pair.name}: {CONNECTS} agents")
-            kept[pair.name]["cpu_ms_per_agent_connect"] = [connect_cost(pair)]
+            kept[pair.name][CONNECT_COST] = [connect_cost(pair)]
     finally:
         for pair in pairs:
             pair.stop()
@@ -266,6 +270,7 @@ def measure(folder: Path, backend: Backend, names: Sequence[str], options: argpa
         for metric, unit in (
             UNITS | {metric: "ms" for metric in kept[name] if metric.startswith("cpu_") and ":" in metric}
         ).items()
+        if metric in kept[name]
     ]
 
 
@@ -299,6 +304,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=4, help="of each wrk run (default 4)")
     parser.add_argument("--vintage", choices=("2020", "2023"), default="2023", help="of the Go peers (default 2023)")
     parser.add_argument("--only", choices=tuple(PAIRS), action="append", help="these pairs (default all)")
+    parser.add_argument("--metric", choices=tuple(UNITS), action="append", help="these alone, and nothing is written")
     options = parser.parse_args()
     if not require(["nginx-light", "wrk", "curl"]):
         return 1
@@ -308,8 +314,9 @@ def main() -> int:
             rows = measure(Path(name), backend, options.only or tuple(PAIRS), options)
         finally:
             backend.stop()
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps([asdict(row) for row in rows if row.metric in UNITS], indent=1) + "\n")
+    if not options.metric:
+        OUT.parent.mkdir(parents=True, exist_ok=True)
+        OUT.write_text(json.dumps([asdict(row) for row in rows if row.metric in UNITS], indent=1) + "\n")
     print(table(rows))
     return 0
 
