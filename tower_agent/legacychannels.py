@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
@@ -30,20 +31,58 @@ _UNREACHABLE: Final = {KUBERNETES: "TWR301", KUBESPHERE: "TWR310"}
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Destination:
+    """What was announced, read once: channels come by the hundred a second."""
+
+    service: str
+    target: str
+    host: str
+    port: int
+    literal: bool  # an address, as most members announce; names are resolved
+
+    @classmethod
+    def of(cls, target: str, service: str) -> _Destination:
+        host, port = split_address(target, listener=False)
+        try:
+            ip_address(host)
+        except ValueError:
+            return cls(service, target, host, port, literal=False)
+        return cls(service, target, host, port, literal=True)
+
+    async def connect(self, factory: Callable[[], SpliceEnd]) -> None:
+        """DialError."""
+        loop = asyncio.get_running_loop()
+        if not self.literal:
+            sock = await connect_tcp(self.host, self.port, defaults.DIAL_DEADLINE, unnoted)
+            await loop.create_connection(factory, sock=sock)
+            return
+        try:
+            async with asyncio.timeout(defaults.DIAL_DEADLINE):
+                await loop.create_connection(factory, self.host, self.port)
+        except OSError as error:
+            silent = isinstance(error, TimeoutError)
+            told = f"no answer within {defaults.DIAL_DEADLINE:g} s" if silent else reason(error)
+            raise DialError("tcp", f"cannot connect to {self.target} ({told})") from error
+
+
 class LegacyChannels:
     """The channels of one agent; `announce` before the host opens any."""
 
     def __init__(self, *, metrics: AgentMetrics, tasks: Supervisor) -> None:
         self._metrics = metrics
         self._tasks = tasks
-        self._announced: Mapping[str, str] = {}
+        self._announced: Mapping[str, _Destination] = {}
         self._open = {service: metrics.streams.labels(service) for service in _UNREACHABLE}
         self._splices: set[Splice] = set()
         self._ended = 0
 
     def announce(self, shipment: Shipment) -> None:
         """What the host may ask for from now on, word for word."""
-        self._announced = {shipment.kubesphere: KUBESPHERE, shipment.kubernetes: KUBERNETES}
+        self._announced = {
+            shipment.kubesphere: _Destination.of(shipment.kubesphere, KUBESPHERE),
+            shipment.kubernetes: _Destination.of(shipment.kubernetes, KUBERNETES),
+        }
 
     @property
     def moved(self) -> int:
@@ -52,22 +91,23 @@ class LegacyChannels:
 
     def on_channel(self, channel: Channel, target: str) -> None:
         """Answer one open."""
-        service = self._announced.get(target)
-        if service is None:
+        destination = self._announced.get(target)
+        if destination is None:
             self._refuse(channel, PROHIBITED, f"this agent reaches {' and '.join(self._announced)}, nothing else")
             log.warning("stream-refused", code="TWR226", text=f"the host asked for {target[:200]!r}")
             return
-        self._tasks.start(self._relay(channel, service, target), name=f"dial {service} {channel.number}")
+        self._tasks.start(self._relay(channel, destination), name=f"dial {destination.service} {channel.number}")
 
     def close(self) -> None:
         """Cut what runs."""
         for splice in list(self._splices):
             splice.abort()
 
-    async def _relay(self, channel: Channel, service: str, target: str) -> None:
+    async def _relay(self, channel: Channel, destination: _Destination) -> None:
+        service = destination.service
         splice = Splice(on_done=lambda moved: self._done(splice, service, moved))
         try:
-            await _connect(target, lambda: splice.second)
+            await destination.connect(lambda: splice.second)
         except DialError as error:
             log.warning("stream-refused", service=service, code=_UNREACHABLE[service], text=error.text)
             self._refuse(channel, CONNECT_FAILED, error.text)
@@ -94,22 +134,3 @@ class LegacyChannels:
     def _refuse(self, channel: Channel, reason: int, text: str) -> None:
         self._metrics.denied.labels("prohibited" if reason == PROHIBITED else "dial_failed").inc()
         channel.refuse(reason, text)
-
-
-async def _connect(target: str, factory: Callable[[], SpliceEnd]) -> None:
-    """The destination, by its name or straight by its address: in most members that is what was announced."""
-    loop = asyncio.get_running_loop()
-    host, port = split_address(target, listener=False)
-    try:
-        ip_address(host)
-    except ValueError:
-        sock = await connect_tcp(host, port, defaults.DIAL_DEADLINE, unnoted)
-        await loop.create_connection(factory, sock=sock)
-        return
-    try:
-        async with asyncio.timeout(defaults.DIAL_DEADLINE):
-            await loop.create_connection(factory, host, port)
-    except OSError as error:
-        silent = isinstance(error, TimeoutError)
-        told = f"no answer within {defaults.DIAL_DEADLINE:g} s" if silent else reason(error)
-        raise DialError("tcp", f"cannot connect to {target} ({told})") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
+import os
 import socket
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
@@ -80,6 +80,11 @@ class Link(asyncio.BufferedProtocol):
 
     def received(self, data: memoryview) -> None:
         """Bytes off the wire."""
+        whole = self._decoder.whole(data)
+        if whole is not None:
+            if not self.closing:
+                self.owner.link_received(whole)
+            return
         try:
             for op, payload in self._decoder.feed(data):
                 if self.closing:
@@ -130,7 +135,7 @@ class Link(asyncio.BufferedProtocol):
         elif self._private:
             self._transport.write(b"".join((header(Op.BINARY, length, NO_MASK), *buffers)))
         else:
-            key = secrets.token_bytes(4)
+            key = os.urandom(4)
             self._transport.write(header(Op.BINARY, length, key) + apply_mask(b"".join(buffers), key))
 
     def close(self, reason: str) -> None:
@@ -158,7 +163,7 @@ class Link(asyncio.BufferedProtocol):
             and not self.closing
             and self._transport.get_write_buffer_size() < 2 * WRITE_HIGH
         ):
-            self._transport.write(frame(op, payload, secrets.token_bytes(4) if self._client else None))
+            self._transport.write(frame(op, payload, os.urandom(4) if self._client else None))
 
 
 def tune(transport: asyncio.BaseTransport) -> None:

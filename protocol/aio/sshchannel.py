@@ -126,9 +126,16 @@ class Channel(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._lost or self._eof_due or self._sent_close or not data:
             return
-        self.bytes_out += len(data)
-        self._queue.append(data if type(data) is bytes else bytes(data))
-        self._queued += len(data)
+        data = data if type(data) is bytes else bytes(data)
+        size = len(data)
+        self.bytes_out += size
+        wire = self._wire
+        if not self._queued and not wire.ready and size <= self.window and size <= self.largest and wire.can_send:
+            self.window -= size  # nobody is in line, nor anything of this one: it need not stand there either
+            wire.channel_packet(_DATA, self, _U32.pack(size), data)
+            return
+        self._queue.append(data)
+        self._queued += size
         self._want_turn()
         if self._queued > SEND_HIGH and not self._full:
             self._full = True

@@ -1,7 +1,8 @@
 """SSH over a WebSocket link: what asyncssh takes for its transport, and the link's owner.
 
-Message borders mean nothing. What asyncssh writes in one turn leaves as one message; what arrives in one read is given
-to it at once, however many 1 KiB fragments it came in. A full link stops the channels, not asyncssh: see `Wire.room`.
+Message borders mean nothing. What asyncssh writes in one turn leaves as one message; what arrives is given to it in the
+turn in which it was read, as the link hands it on: 1 KiB fragments joined. A full link stops the channels, not
+asyncssh: see `Wire.room`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ class SshLink(asyncio.Transport):
         self._out: list[bytes] = []
         self._size = 0
         self._due = False
-        self._in: list[bytes] = []
-        self._in_due = False
         self.heard_at = self._loop.time()
         self.bytes_in = 0
         self.bytes_out = 0
@@ -46,18 +45,9 @@ class SshLink(asyncio.Transport):
     # ---- the link's owner ---------------------------------------------------------------------------------------
 
     def link_received(self, data: memoryview) -> None:
-        self._in.append(bytes(data))
-        if not self._in_due:
-            self._in_due = True
-            self._loop.call_soon(self._feed)
-
-    def _feed(self) -> None:
-        self._in_due = False
-        pieces, self._in = self._in, []
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.heard_at = self._loop.time()
         self.bytes_in += len(data)
-        self._wire.feed(data)
+        self._wire.feed(bytes(data))
 
     def link_writable(self) -> None:
         self._unsent = 0
@@ -65,8 +55,6 @@ class SshLink(asyncio.Transport):
         self._wire.pump()
 
     def link_lost(self, reason: str) -> None:
-        if self._in:
-            self._feed()
         self._wire.connection_lost(ConnectionError(reason))
 
     @property

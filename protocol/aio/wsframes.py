@@ -95,6 +95,21 @@ class WebSocketDecoder:
         self._op: Op = Op.BINARY
         self._in_message = False
 
+    def whole(self, data: memoryview) -> memoryview | None:
+        """The payload where `data` is one small unmasked message and nothing else; None, and nothing done, if not.
+
+        A host's requests come so to an agent, each in a read of its own: they need no parser.
+        """
+        size = len(data)
+        if self._expect_mask or self._left or self._in_message or self._partial or size < 5 or data[0] != _WHOLE_BINARY:
+            return None
+        length = data[1]
+        if length < 126:
+            return data[2:] if length == size - 2 else None
+        if length == 126 and (data[2] << 8 | data[3]) == size - 4:
+            return data[4:]
+        return None
+
     def feed(self, data: memoryview) -> Iterator[tuple[Op, memoryview]]:
         """Yield what `data` holds. WebSocketError when the peer breaks a rule."""
         while data:

@@ -61,6 +61,27 @@ async def test_data_written_before_the_answer_leaves_after_it() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_what_is_written_overtakes_neither_its_own_channel_nor_others_in_line() -> None:
+    got = bytearray()
+
+    class Note(Collect):
+        def data_received(self, data: bytes) -> None:
+            got.extend(data)
+
+    async with connected(take=lambda channel, _: channel.accept(Note())) as pair:
+        (one, _), (two, _) = await opened(pair), await opened(pair)
+        room, pair.server.room = pair.server.room, lambda: False
+        one.write(b"1")
+        pair.server.room = room  # there is room again, and nobody has been told yet
+        two.write(b"2")
+        one.write(b"3")
+        two.write(b"4")
+        async with asyncio.timeout(30):
+            while len(got) < 4:
+                await asyncio.sleep(0.01)
+        assert got == b"1234"
+
+
 async def test_a_refusal_carries_its_reason() -> None:
     async with connected(take=lambda channel, _: channel.refuse(2, "no route to host")) as pair:
         end = Collect()

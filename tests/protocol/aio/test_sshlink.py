@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from websockets.speedups import apply_mask
 
 from protocol.aio.link import Link
 from protocol.aio.ssh import ServerConnection, server_options
@@ -48,15 +49,21 @@ async def test_what_is_written_in_one_turn_is_one_message() -> None:
     await asyncio.sleep(0)
 
 
-async def test_fragments_of_one_read_reach_ssh_at_once() -> None:
-    link, ssh_link, wire = await made()
+async def test_what_was_read_reaches_ssh_in_the_same_turn_fragments_joined() -> None:
+    _, ssh_link, wire = await made()
     fed: list[bytes] = []
     wire.feed = fed.append  # type: ignore[method-assign]
-    for byte in b"SSH-2.0-Go\r\n":
-        ssh_link.link_received(memoryview(bytes((byte,))))
-    await asyncio.sleep(0)
-    assert fed == [b"SSH-2.0-Go\r\n"]
-    assert link.messages
+    read = Link(client=False, private=False, owner=ssh_link)
+    line = bytes(200) + b"SSH-2.0-Go\r\n"
+    fragments = [bytes((op, 0xFE)) + (200 if op == 2 else 12).to_bytes(2, "big") + b"KEYS" for op in (0x02, 0x80)]
+    read.received(memoryview(fragments[0] + apply_mask(line[:200], b"KEYS")))  # whole, the message is not
+    assert fed == [line[:200]]
+    read.received(memoryview(fragments[1] + apply_mask(line[200:], b"KEYS")))
+    assert b"".join(fed) == line
+    joined = fragments[0] + apply_mask(line[:200], b"KEYS") + fragments[1] + apply_mask(line[200:], b"KEYS")
+    read.received(memoryview(joined))
+    assert fed[2:] == [line]
+    assert ssh_link.bytes_in == 2 * len(line)
     wire.end("done")
     await asyncio.sleep(0)
 

@@ -3,6 +3,7 @@ can break."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -18,11 +19,20 @@ from tests.lab.examples import examples
 Said = list[tuple[Op, bytes]]
 
 
+def read(decoder: WebSocketDecoder, piece: bytes) -> Iterator[tuple[Op, memoryview]]:
+    """As a link reads."""
+    whole = decoder.whole(memoryview(piece))
+    if whole is None:
+        yield from decoder.feed(memoryview(piece))
+    else:
+        yield Op.BINARY, whole
+
+
 def found(decoder: WebSocketDecoder, *pieces: bytes) -> Said:
     """What the decoder yields, neighbouring pieces of data joined."""
     said: Said = []
     for piece in pieces:
-        for op, payload in decoder.feed(memoryview(piece)):
+        for op, payload in read(decoder, piece):
             if op is Op.BINARY and said and said[-1][0] is Op.BINARY:
                 said[-1] = (op, said[-1][1] + bytes(payload))
             else:
@@ -115,6 +125,21 @@ def test_a_rule_broken_among_fragments_is_found(last: bytes, code: int) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 125, 126, 127, 1000, 65535])
+def test_a_whole_message_in_a_read_of_its_own_is_taken_at_once_and_nothing_else_is(size: int) -> None:
+    decoder, payload = WebSocketDecoder(expect_mask=False), bytes(i % 251 for i in range(size))
+    raw = header(Op.BINARY, size, None) + payload
+    whole = decoder.whole(memoryview(raw))
+    assert whole == payload or (whole is None and size < 3)
+    for other in (raw[:-1], raw + b"x", raw[:1], b"\x02" + raw[1:], b"\x8a" + raw[1:], b"\xc2" + raw[1:]):
+        assert decoder.whole(memoryview(other)) is None
+    assert WebSocketDecoder(expect_mask=True).whole(memoryview(raw)) is None
+    found(decoder, b"\x02\x01a")  # a message has begun
+    assert decoder.whole(memoryview(raw)) is None
+    found(decoder, b"\x80\x02b")  # and lacks a byte
+    assert decoder.whole(memoryview(raw)) is None
+
+
 @given(size=sizes, key=st.none() | st.just(NO_MASK) | st.binary(min_size=4, max_size=4))
 def test_what_is_written_is_read_by_the_library(size, key) -> None:
     peer = Protocol(Side.CLIENT if key is None else Side.SERVER, state=State.OPEN, max_size=None)
@@ -135,7 +160,7 @@ def test_any_bytes_mean_the_same_however_they_are_cut(raw, cuts, masked) -> None
         decoder, said = WebSocketDecoder(expect_mask=masked), []
         try:
             for part in parts:
-                said += [(op, bytes(payload)) for op, payload in decoder.feed(memoryview(part))]
+                said += [(op, bytes(payload)) for op, payload in read(decoder, part)]
         except WebSocketError as error:
             return joined(said), error.code
         return joined(said), 0
@@ -150,7 +175,7 @@ def test_what_the_library_refuses_is_refused(raw, masked) -> None:
     peer.receive_data(raw)
     decoder, refused = WebSocketDecoder(expect_mask=masked), False
     try:
-        for op, _ in decoder.feed(memoryview(raw)):
+        for op, _ in read(decoder, raw):
             if op is Op.CLOSE:
                 return  # nothing after it is looked at
     except WebSocketError:
