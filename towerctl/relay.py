@@ -74,13 +74,7 @@ class Forwarder:
         try:
             async with self._open() as socket:
                 await relay(reader, writer, socket)
-            writer.close()
-            async with asyncio.timeout(FLUSH_DEADLINE):
-                await writer.wait_closed()
-        except ConnectionClosedOK:
-            pass  # the server ended the stream while there was still something to send: the member's choice
-        except TimeoutError:
-            self._say(f"connection from {peer}: the local side did not take the last bytes within {FLUSH_DEADLINE:g}s")
+            await self._last(reader, writer, peer)
         except TowerError as error:
             self._say(f"connection from {peer}: {error.code} {error.message}")
         except ConnectionClosed as error:
@@ -90,6 +84,21 @@ class Forwarder:
             self._say(f"connection from {peer}: {error.strerror or error}")
         finally:
             writer.transport.abort()
+
+    async def _last(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+        """Say that this was all, and go when the local side goes. Into a socket that was closed at once it might still
+        speak: the reset that it gets for that eats what it has not read yet."""
+        try:
+            async with asyncio.timeout(FLUSH_DEADLINE):
+                writer.write_eof()
+                while await reader.read(READ_BYTES):
+                    pass
+                writer.close()
+                await writer.wait_closed()
+        except TimeoutError:
+            if writer.transport.get_write_buffer_size():
+                text = f"the local side did not take the last bytes within {FLUSH_DEADLINE:g}s"
+                self._say(f"connection from {peer}: {text}")
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[ClientConnection]:
@@ -140,9 +149,10 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sock
 
 
 async def _up(reader: asyncio.StreamReader, socket: ClientConnection) -> None:
-    while data := await reader.read(READ_BYTES):
-        await socket.send(data)
-    await socket.send(HALF_CLOSE)
+    with contextlib.suppress(ConnectionClosedOK):  # the member has said all; what it said is still on its way down
+        while data := await reader.read(READ_BYTES):
+            await socket.send(data)
+        await socket.send(HALF_CLOSE)
 
 
 async def _down(writer: asyncio.StreamWriter, socket: ClientConnection) -> None:

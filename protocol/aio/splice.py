@@ -1,6 +1,7 @@
 """Relay bytes between two transports, both ways, with back-pressure and half-close.
 
-For streams that nobody looks into: passthrough, declared services, forwards.
+For streams that nobody looks into: passthrough, declared services, forwards. A socket whose other end has gone in
+order is not closed at once: its peer may still speak, and the reset that it would get eats what it has not read yet.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 from protocol.aio.buffers import shared_buffer
 from protocol.defaults import CALLER_IDLE
+
+LINGER: Final = 30.0  # seconds in which a peer that was told the end may go by itself, once it has taken everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class SpliceEnd(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.peer: SpliceEnd | None = None
         self.received = 0
+        self._lingers = False
 
     def begin(self) -> None:
         """Start to relay what this end receives to its peer, whose transport stands."""
@@ -67,13 +71,28 @@ class SpliceEnd(asyncio.BufferedProtocol):
 
     def data_received(self, data: memoryview) -> None:
         """Borrowed bytes, as stream transports deliver them."""
+        if self._lingers:
+            return
         self.received += len(data)
         if self.peer is None or self.peer.transport is None:
             self._early.append(bytes(data))
             return
         self.peer.transport.write(bytes(data))
 
+    def linger(self) -> None:
+        """Send what is queued and the end; drop what still comes until the peer has gone."""
+        transport = self.transport
+        assert transport is not None
+        if transport.is_closing() or transport.get_extra_info("socket") is None:
+            transport.close()  # a stream discards by itself
+            return
+        self._lingers = True
+        transport.write_eof()
+        transport.resume_reading()
+
     def eof_received(self) -> bool:
+        if self._lingers:
+            return False  # the transport closes when it has sent the rest
         if self.peer is None or self.peer.transport is None:
             self._early_eof = True
             return True
@@ -143,12 +162,14 @@ class Splice:
         other = self.second if end is self.first else self.first
         if other.transport is not None:
             # An orderly end flushes what was relayed; a broken one must not look orderly to the other side.
-            if error is None:
-                other.transport.close()
-                # What was relayed may still be read, as by someone who pages through it; but not for ever.
-                self._late = asyncio.get_running_loop().call_later(CALLER_IDLE, other.transport.abort)
-            else:
+            if error is not None:
                 other.transport.abort()
+                return
+            if other in self._finished:
+                other.transport.close()
+            else:
+                other.linger()
+            self._wait_for(other.transport, asyncio.get_running_loop().time() + CALLER_IDLE)
         elif self._late is not None:
             self._late.cancel()
         if self._left == 0 and not self.done.done():
@@ -156,3 +177,15 @@ class Splice:
             self.done.set_result(result)
             if self._on_done is not None:
                 self._on_done(result)
+
+    def _wait_for(self, transport: asyncio.Transport, ends: float) -> None:
+        """What was relayed may still be read, as by someone who pages through it; but not for ever."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if transport.get_write_buffer_size() and loop.time() < ends:
+                self._wait_for(transport, ends)
+            else:
+                transport.abort()
+
+        self._late = loop.call_later(min(LINGER, CALLER_IDLE), look)

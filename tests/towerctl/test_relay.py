@@ -134,6 +134,47 @@ async def test_bytes_before_a_close_all_arrive(folder: Path) -> None:
         await close(writer)
 
 
+async def test_a_local_side_that_still_speaks_when_all_was_said_gets_all_of_it(folder: Path) -> None:
+    """A socket that is closed at once answers what still comes by a reset, which eats what is unread."""
+    said = b"x" * (MIB // 2)
+
+    async def burst(peer: ServerConnection) -> None:
+        await peer.send(said)
+
+    async with forwarding(folder, burst) as local:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", local.port))
+            received = 0
+            async with asyncio.timeout(30):
+                while received < len(said):
+                    await loop.sock_sendall(sock, b"still here")
+                    await asyncio.sleep(0.005)  # slower than what it is sent
+                    data = await loop.sock_recv(sock, 16384)
+                    assert data, "an end before all of it"
+                    received += len(data)
+                assert await loop.sock_recv(sock, 1) == b""
+        assert local.said == []
+
+
+async def test_a_local_side_that_does_not_go_is_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("towerctl.relay.FLUSH_DEADLINE", 0.2)
+
+    async def greet(peer: ServerConnection) -> None:
+        await peer.send(b"220 hello")
+
+    async with forwarding(folder, greet) as local:
+        reader, writer = await local.connect()
+        assert await reader.read() == b"220 hello"
+        async with asyncio.timeout(30):
+            while local.forwarder._tasks:
+                await asyncio.sleep(0.005)
+        assert local.said == [], "it has taken everything"
+        await close(writer)
+
+
 @pytest.mark.slow
 async def test_a_local_reader_that_stops_stops_its_writer(folder: Path) -> None:
     sent = 0

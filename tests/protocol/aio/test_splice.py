@@ -167,3 +167,57 @@ async def test_a_reader_that_never_reads_the_rest_is_let_go(monkeypatch: pytest.
             await asyncio.sleep(0.001)
         leaving.close()  # as a stream does that both ends have finished
         assert (await ended(splice)).backward == 0
+
+
+SAID = bytes(range(256)) * 6000
+
+
+def leave(splice: Splice) -> None:
+    """The first end has said all and goes in order, as the channel of a peer without half-close does."""
+    transport = splice.first.transport
+    assert transport is not None
+    assert splice.second.transport is not None
+    splice.second.transport.write(SAID)
+    transport.close()
+
+
+async def test_a_peer_that_still_speaks_when_all_was_said_gets_all_of_it() -> None:
+    """A TCP socket that is closed at once answers what still comes by a reset, which eats what is unread."""
+    loop = asyncio.get_running_loop()
+    splice = Splice()
+
+    near, far = socket.socketpair()
+    server = await loop.create_server(lambda: splice.second, "127.0.0.1", 0)
+    with socket.socket() as peer, far:
+        near.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+        peer.setblocking(False)
+        await loop.sock_connect(peer, server.sockets[0].getsockname())
+        await loop.create_connection(lambda: splice.first, sock=near)
+        async with asyncio.timeout(PATIENCE):
+            while splice.second.transport is None:
+                await asyncio.sleep(0.001)
+        splice.start()
+        leave(splice)
+        received = bytearray()
+        async with asyncio.timeout(PATIENCE):
+            while len(received) < len(SAID):
+                await loop.sock_sendall(peer, b"still here")
+                data = await loop.sock_recv(peer, 16384)
+                assert data, "an end before all of it"
+                received += data
+            assert await loop.sock_recv(peer, 1) == b""
+        assert received == SAID
+        assert not splice.done.done(), "it goes when its peer goes"
+        peer.shutdown(socket.SHUT_WR)
+        assert (await ended(splice)).error is None
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_peer_that_does_not_go_when_all_was_said_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice_module, "LINGER", 0.05)
+    async with spliced() as (splice, _, two):
+        leave(splice)
+        assert await take(two, len(SAID)) == SAID
+        await ended(splice)
