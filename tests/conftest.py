@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
@@ -16,3 +17,9 @@ from tests.lab import examples as examples  # noqa: E402  (the profiles exist be
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["tests.lab.leaks", "tests.lab.reports", "tests.lab.required", "tests.lab.hostplane", "pytester"]
+
+
+def pytest_collection_finish() -> None:
+    """What stands by now stays: looking through it again and again made pauses that were longer than deadlines of tests."""
+    gc.collect()
+    gc.freeze()

@@ -278,7 +278,8 @@ async def world(
     agent_certificate: bool = False,
     token: bytes = b"Bearer own-token",
     limit: int = 100,
-    head_deadline: float = 5.0,
+    head_deadline: float = 20.0,
+    dial_deadline: float = 20.0,
     dial_port: int | None = None,
     ca_pem: str | None = None,
 ) -> AsyncIterator[World]:
@@ -291,7 +292,7 @@ async def world(
         certificate_file=str(pki.agent.certificate) if agent_certificate else None,
         key_file=str(pki.agent.key) if agent_certificate else None,
         limit=limit,
-        dial_deadline=1.0,
+        dial_deadline=dial_deadline,
     )
     made.gateway = Gateway(
         context=callers_context(
@@ -307,7 +308,7 @@ async def world(
         cluster=CLUSTER,
         clock=lambda: made.now(),
         head_deadline=head_deadline,
-        handshake_deadline=1.0,
+        handshake_deadline=20.0,
     )
     made.gateway.start()
     loop = asyncio.get_running_loop()

@@ -90,7 +90,7 @@ async def test_an_apiserver_that_is_silent_is_504(pki: Pki) -> None:
         writer.close()
 
     server = await asyncio.start_server(mute, "127.0.0.1", 0)
-    async with server, world(pki, dial_port=server.sockets[0].getsockname()[1]) as w:
+    async with server, world(pki, dial_port=server.sockets[0].getsockname()[1], dial_deadline=0.3) as w:
         document = status_of(await w.ask(GET))
         assert (document["code"], document["reason"]) == (504, "Timeout")
         assert "TWR303" in document["message"]

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from certs.revocation import RevocationList
+from protocol import defaults
 from tests.gateway.kit import (
     ADMIN,
     CHUNKED_OK,
@@ -59,7 +60,9 @@ async def test_what_is_pipelined_behind_a_refused_request_is_the_next_one(pki: P
         assert len(w.apiserver.heads) == 1
 
 
-async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki) -> None:
+async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
+
     async def unauthorized(side: Apiside) -> None:
         while True:
             side.server.heads.append(await side.head())
@@ -71,11 +74,11 @@ async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki) -> Non
             caller = await w.call()
             await caller.say(said)
             await caller.rest()
-    async with world(pki, head_deadline=0.2) as w:
+    async with world(pki, head_deadline=1.0) as w:
         by_token, by_certificate = await w.call(), await w.call(pki.client())
         await by_token.say(GET)
         await by_token.answer()
-        await asyncio.sleep(1.0)  # two ticks of the gateway
+        await asyncio.sleep(1.5)  # longer than who is not recognised may say nothing
         await by_token.say(GET)
         assert (await by_token.answer())[1] == b"{}"
         await by_certificate.say(WATCH)
@@ -147,7 +150,7 @@ async def _watch_cut(w: World, cut) -> bytes:
     cut()
     started = time.monotonic()
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             rest = await caller.reader.read()
     except ConnectionError:
         rest = b""
@@ -185,7 +188,9 @@ async def test_a_revoked_caller_is_refused_at_its_next_request(pki: Pki) -> None
         assert (await caller.answer())[0].startswith(b"HTTP/1.1 401 ")
 
 
-async def test_expiry_ends_a_running_watch_within_a_second(pki: Pki) -> None:
+async def test_expiry_ends_a_running_watch_within_a_second(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert defaults.GATEWAY_TICK < 1.0
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)  # the rest of the second is for the machine
     async with world(pki, answer=watching) as w:
 
         def expire() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, ended, logs, metrics, moves
+from tests.loopback.callers import PATIENCE, Caller, ended, logs, metrics, moves
 from tests.loopback.conftest import DEADLINES, EDGE
 from tests.loopback.member import AGENT, BackendMember
 
@@ -85,7 +85,7 @@ def test_a_reset_in_the_middle_of_a_request_leaves_nothing_behind(world: TowerWo
         bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         bare.close()
     series = f'tower_streams{{member_cluster="{EDGE}",service="kubernetes"}}'
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while (left := metrics(world)[series]) > 3:  # the admin's own watch, and a probe now and then
         assert time.monotonic() < end, left
 

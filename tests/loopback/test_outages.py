@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from protocol import defaults
 from tests.kubernetes.rawhttp import Answer, Connection
 from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
@@ -146,7 +147,7 @@ def test_a_cluster_that_never_connected_is_503_at_once(tower: TowerWorld) -> Non
     with moves(tower, series), logs(tower.server.log, "connection", "empty", "answered", "TWR200"):
         began = time.monotonic()
         answer = caller.ask("/never")
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < defaults.HOLD
     assert "no agent of this cluster has ever connected" in status_of(answer)
     assert retry_after(answer) is None
     assert caller.ask("/never", method="HEAD").body == b""
@@ -171,7 +172,7 @@ def test_a_killed_agent_cuts_its_streams_with_a_reason_and_new_callers_are_held_
     assert retry_after(answer) is None  # the hold was in vain: a retry is no more likely to get through
     second = Asking(caller)
     assert "TWR201" in status_of(second.done())
-    assert second.seconds < 1.0
+    assert second.seconds < defaults.HOLD
     found = tower.cluster(NAME)
     assert (found["state"], found["ready"], found["code"]) == ("TunnelDown", "False", "TWR201")
 
@@ -207,7 +208,7 @@ def test_no_more_callers_wait_than_may_and_the_rest_is_told_at_once(
         wait_until(lambda: waiting(tower) == WAITERS, "callers that wait", 5.0)
         more = Asking(caller)
         answer = more.done()
-        assert more.seconds < 1.0
+        assert more.seconds < defaults.HOLD
         assert "too many callers wait" in status_of(answer)
         assert retry_after(answer) == "1"  # the return is still likely
         for asking in held:
@@ -222,7 +223,7 @@ def test_a_caller_that_gives_up_waits_no_longer(tower: TowerWorld, caller: Calle
     away(tower)
     try:
         with caller.plain():
-            wait_until(lambda: waiting(tower) == 1, "a caller that waits", 2.0)
+            wait_until(lambda: waiting(tower) == 1, "a caller that waits", 5.0)
         wait_until(lambda: waiting(tower) == 0, "nobody who waits", 1.0)
     finally:
         relay.do("open")
@@ -235,7 +236,7 @@ def test_no_tunnel_answer_close_says_nothing_at_all(own_world: Callable[..., Tow
     with logs(silent.server.log, "connection", NAME, "TWR200"), caller.plain() as bare:
         began = time.monotonic()
         assert ended(bare) == b""
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < defaults.HOLD
 
 
 # ---- faults of the link ----------------------------------------------------------------------------------------------

@@ -76,20 +76,20 @@ async def test_a_caller_is_held_until_the_tunnel_is_back(tmp_path):
 
 
 async def test_a_hold_in_vain_ends_in_time_and_those_after_it_do_not_wait(tmp_path):
-    async with running(tmp_path, callers={"hold": "300ms"}) as server, joined(server, "edge-1") as agent:
+    async with running(tmp_path, callers={"hold": "1s"}) as server, joined(server, "edge-1") as agent:
         await agent.close()
         await until(lambda: not server.member("edge-1").tunnels)
         began = time.monotonic()
         answers = await asyncio.gather(*(call(server, "edge-1") for _ in range(3)))
         held = time.monotonic() - began
-        assert 0.25 < held < 1.5
+        assert 0.9 < held < 3.0
         for answer in answers:
             assert answer.status == 503
             assert "TWR201" in answer.json()["message"]
             assert "the agent stops" in answer.json()["message"]
         began = time.monotonic()
         answer = await call(server, "edge-1")
-        assert time.monotonic() - began < 0.25
+        assert time.monotonic() - began < 0.9
         assert "retry-after" not in answer.headers
 
 

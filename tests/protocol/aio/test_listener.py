@@ -191,7 +191,7 @@ async def test_connections_are_bounded_before_their_tls(contexts: Any) -> None:
     async with tower(*contexts, max_unauthenticated=2) as made:
         silent = [await asyncio.open_connection(*made.address) for _ in range(2)]
         reader, writer = await asyncio.open_connection(*made.address)
-        assert await reader.read(-1) == b""
+        assert await reader.read(-1) == BUSY_ALERT
         assert (await made.refusal()).code is Code.BUSY
         for _, one in (*silent, (reader, writer)):
             one.transport.abort()
@@ -247,12 +247,13 @@ async def refused(bystander: Bystander, act: Act, *, code: Code, says: str, told
     return refusal
 
 
+@pytest.mark.slow
 async def test_a_handshake_that_goes_silent_is_told_so_at_the_deadline() -> None:
-    async with tower(deadline=0.1) as made, connected(made) as raw:
+    async with tower(deadline=1.0) as made, connected(made) as raw:
         await raw.hello()
         said = await raw.rejected()
         assert said["code"] == Code.TIMEOUT
-        assert "no handshake within 0.1 s" in said["text"]
+        assert "no handshake within 1 s" in said["text"]
         assert (await made.refusal()).stage == "handshake"
 
 
@@ -438,7 +439,7 @@ async def test_connections_that_have_proven_nothing_are_bounded() -> None:
             for raw in (one, two, three):
                 await raw.upgrade()
             async with connected(made) as fourth:
-                assert await fourth.rest() == b""
+                assert (await fourth.rest()).startswith(b"HTTP/1.1 503 ")
                 refusal = await made.refusal()
                 assert refusal.code is Code.BUSY
                 assert "too many connections" in refusal.text

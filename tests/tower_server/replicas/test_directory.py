@@ -80,7 +80,7 @@ async def test_a_lease_that_nobody_renews_is_stale_and_then_taken_away(client: C
         await until(lambda: first.peers())
         monkeypatch.setattr(module, "STALE_AFTER", 1.0)
         await until(lambda: first.peers() == [])
-        monkeypatch.setattr(module, "GONE_AFTER", 1.0)
+        monkeypatch.setattr(module, "GONE_AFTER", 4.0)
 
         def left() -> str:
             return host_plane.kubectl("get", "leases", "-n", NAMESPACE, "-o", "name").text
