@@ -5,8 +5,9 @@ borrowed from the tunnel's budget and the process', only while its reader reads,
 A tunnel that has more than its share of the process leaves the last quarter of it to the others.
 What a stream starts with comes from the first quarter of the budgets. Under pressure windows shrink to the reserve, but
 for readers that have proven to read: those keep a small share, or many who stopped would leave nothing to who goes on.
-The window doubles while the reader consumes a window in less than about two round trips (the same signal that QUIC
-implementations use), so that neither a long path nor a fast reader is limited by it.
+The window doubles while the reader consumes half of it in less than about two round trips (the same signal that QUIC
+implementations use), so that neither a long path nor a fast reader is limited by it. A wide one is renewed more often
+than by halves: what was consumed and not granted anew is missing from it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ PRESSURE: Final = 0.75  # of a budget in use: above it, borrowed windows shrink 
 PROVEN: Final = 8 * defaults.MIB  # read by a stream: more than buffers of the kernel swallow for a reader that stops
 SHARES: Final = 16  # one of so many of a budget is left to a proven reader while the budget is pressed
 GROW_WITHIN_ROUND_TRIPS: Final = 2.0
+GRANT_EVERY: Final = 2 * defaults.MIB  # consumed, at most; less where that is more than half a window
 LEAST_RTT: Final = 0.005  # a busy end answers no faster than its event loop turns, whatever an idle PING measured
 ASSUMED_RTT: Final = 0.1  # until a PING has measured it
 
@@ -148,7 +150,7 @@ class ReceiveCredit:
     Invariant: `granted - consumed <= window`, and `window` bytes are charged to the budget until `release`.
     """
 
-    __slots__ = ("_budget", "_limits", "_renewed_at", "consumed", "granted", "window")
+    __slots__ = ("_budget", "_limits", "_measured_at", "_measured_from", "consumed", "granted", "renew_below", "window")
 
     def __init__(self, budget: Budget, limits: Limits) -> None:
         """Takes the reserved share, which the caller has checked to be free, and more as far as the budget allows."""
@@ -157,19 +159,19 @@ class ReceiveCredit:
         budget.charge(extra)
         self._budget = budget
         self._limits = limits
-        self._renewed_at = float("-inf")
+        self._measured_at, self._measured_from = float("-inf"), 0
         self.window = limits.reserved_credit + extra
+        self.renew_below = self.window - min(self.window // 2, GRANT_EVERY)  # of what is granted and not consumed
         self.granted = self.window
         self.consumed = 0
 
     def consume(self, size: int, now: float, rtt: float | None) -> int | None:
         """Account for `size` bytes passed on; the new absolute grant when one should be announced."""
         self.consumed += size
-        outstanding = self.granted - self.consumed
-        if outstanding > self.window // 2:
-            return None  # so that a window may be halved below
+        if self.granted - self.consumed > self.renew_below:
+            return None
         self._resize(now, ASSUMED_RTT if rtt is None else rtt)
-        self._renewed_at = now
+        self.renew_below = self.window - min(self.window // 2, GRANT_EVERY)
         if self.consumed + self.window <= self.granted:
             return None
         self.granted = self.consumed + self.window
@@ -182,12 +184,13 @@ class ReceiveCredit:
             if self.consumed >= PROVEN:
                 most = max(most, self._budget.limit // SHARES)
         if self.window > most:
-            size = max(most, self.window // 2)  # never below what is granted: see above
+            size = max(most, self.window // 2, self.granted - self.consumed)  # no grant is taken back
             self._budget.give(self.window - size)
             self.window = size
-        elif now - self._renewed_at < GROW_WITHIN_ROUND_TRIPS * max(rtt, LEAST_RTT):
-            more = min(self.window, most - self.window, self._budget.free)
-            if more > 0:
+        elif self.consumed - self._measured_from >= self.window // 2:
+            took, self._measured_at, self._measured_from = now - self._measured_at, now, self.consumed
+            if took < GROW_WITHIN_ROUND_TRIPS * max(rtt, LEAST_RTT):
+                more = max(0, min(self.window, most - self.window, self._budget.free))
                 self._budget.charge(more)
                 self.window += more
 

@@ -206,7 +206,7 @@ class Multiplex:
         consumed = credit.consumed + size
         if consumed > found.received:
             raise LocalProtocolError(Code.FLOW, f"stream {stream}: more consumed than was received")
-        if credit.granted - consumed > credit.window // 2:
+        if credit.granted - consumed > credit.renew_below:
             grant, credit.consumed = None, consumed  # nothing to announce, as nearly always
         else:
             grant = credit.consume(size, now, self._liveness.rtt)

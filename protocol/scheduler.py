@@ -113,6 +113,11 @@ class Scheduler:
             self._backlogged_since = None
         return touched
 
+    def proven(self, rate: float | None) -> None:
+        """So many bytes a second have arrived, maybe more than when the link was the bottleneck and was measured."""
+        if self._backlogged_since is None and self.rate is not None and rate is not None:
+            self.rate = max(self.rate, rate)
+
     def new_link(self) -> None:
         """What was measured was another link."""
         self.rate = self._backlogged_since = None

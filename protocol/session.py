@@ -386,6 +386,7 @@ class Session(Multiplex):
     def _receive_pong(self, stream: int, payload: memoryview, now: float) -> None:
         token = decode_u64(payload, "PONG")
         if self._flight.answered(token, now):
+            self._scheduler.proven(self._flight.rate)
             self._liveness.answered_at = now
             return
         seconds = self._liveness.answered(token, now)

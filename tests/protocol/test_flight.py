@@ -135,6 +135,30 @@ def test_one_stream_fills_any_path_and_no_queue(rate: float, round_trip: float) 
     assert path.most_queued < round_trip * GAIN + 3 * GRACE + 2 * LEAST / rate
 
 
+def test_a_path_that_holds_most_of_the_widest_window_is_filled() -> None:
+    path = Path(240e6, 0.1)
+    busy(path, 1)
+    path.run(2.0)
+    path.delivered, began = 0, path.now
+    path.run(0.5)
+    assert 0.6 * LIMITS.max_credit < path.rate * 0.1 * GAIN < LIMITS.max_credit
+    assert path.delivered / (path.now - began) > 0.9 * path.rate
+
+
+def test_a_link_that_was_slow_at_first_is_written_to_in_large_pieces_when_nothing_waits_any_more() -> None:
+    path = Path(20 * MBIT, 0.02)
+    busy(path, 1)
+    path.run(3.0)
+    assert path.agent.chunk < 32 * KIB
+    path.rate = 800 * MBIT
+    (stream,), path.bulk = path.bulk, set()
+    for _ in range(400):  # a source that is slower than the link
+        path.agent.send(stream, bytes(256 * KIB))
+        path.pump()
+        path.run(0.005)
+    assert path.agent.chunk > 200 * KIB
+
+
 def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() -> None:
     path = Path(20 * MBIT, 0.02)
     busy(path, 1)

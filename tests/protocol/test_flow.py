@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.defaults import KIB, MIB
-from protocol.flow import PRESSURE, PROVEN, SHARES, Budget, Limits, ReceiveCredit
+from protocol.flow import GRANT_EVERY, PRESSURE, PROVEN, SHARES, Budget, Limits, ReceiveCredit
 
 LIMITS = Limits()
 
@@ -84,6 +84,30 @@ def test_a_fast_reader_on_a_long_path_gets_a_window_up_to_the_maximum() -> None:
     credit = ReceiveCredit(budget, LIMITS)
     drain(credit, 0.15, 0.1, 12)
     assert credit.window == LIMITS.max_credit == budget.used
+
+
+def test_a_wide_window_is_renewed_long_before_half_of_it_was_read() -> None:
+    credit = ReceiveCredit(Budget(64 * MIB), LIMITS)
+    drain(credit, 0.15, 0.1, 12)
+    grants = []
+    for _ in range(512):
+        assert credit.granted - credit.consumed > LIMITS.max_credit - GRANT_EVERY, "what a path could hold is missing"
+        grants.append(credit.consume(64 * KIB, 1e3, 0.1))
+    assert len(grants) - grants.count(None) == 32 * MIB // GRANT_EVERY, "no more frames than that takes"
+
+
+def test_a_wide_window_renewed_in_steps_grows_by_what_a_round_trip_takes_as_one_renewed_by_halves() -> None:
+    for seconds, grown in ((0.19, 2), (0.21, 1)):  # for half of it, where a round trip is 0.1
+        credit = ReceiveCredit(Budget(64 * MIB), LIMITS)
+        drain(credit, 0.15, 0.1, 6)
+        window, now = credit.window, 10.0
+        assert window > 2 * GRANT_EVERY
+        for _ in range(2 * window // MIB):
+            now += seconds * MIB / (window / 2)
+            credit.consume(MIB, now, 0.1)
+            if credit.window > window:
+                break
+        assert credit.window == grown * window
 
 
 def test_a_slow_reader_keeps_its_window() -> None:

@@ -169,6 +169,24 @@ def test_a_slow_link_gets_little_at_a_time_and_a_new_one_as_much_as_any() -> Non
     assert scheduler.chunk == LEAST_CHUNK, "one write must be worth its while"
 
 
+def test_a_link_measured_while_it_was_slow_gets_more_at_a_time_once_more_has_arrived() -> None:
+    scheduler, bulk = Scheduler(), stream(1, 4 * MIB)
+    scheduler.proven(1e9)
+    assert scheduler.rate is None, "a link that was never waited for gets as much as any"
+    scheduler.schedule(bulk)
+    slow_link(scheduler, 125_000)
+    scheduler.proven(1e9)
+    assert scheduler.chunk == LEAST_CHUNK, "it is the bottleneck now, and measured"
+    scheduler.fill([], 8 * MIB, 5.0)  # fast now, so that nothing waits and nothing is measured
+    slow = scheduler.rate
+    scheduler.proven(None)
+    assert scheduler.rate == slow
+    scheduler.proven(12_500_000.0)
+    assert scheduler.chunk == pytest.approx(12_500_000 * CHUNK_SECONDS, rel=0.05)
+    scheduler.proven(1000.0)
+    assert scheduler.rate == 12_500_000.0, "an end that sends little says nothing of the link"
+
+
 def test_an_idle_link_has_no_rate() -> None:
     scheduler = Scheduler()
     for second in range(10):
