@@ -20,6 +20,6 @@ pytest_plugins = ["tests.lab.leaks", "tests.lab.reports", "tests.lab.required", 
 
 
 def pytest_collection_finish() -> None:
-    """What stands by now stays: looking through it again and again made pauses that were longer than deadlines of tests."""
+    """What stands by now stays: looking through it again and again made pauses longer than deadlines of tests."""
     gc.collect()
     gc.freeze()
