@@ -45,7 +45,6 @@ from tower_server.enrolment import Enrolment
 from tower_server.gate import Gate
 from tower_server.heeding import heed
 from tower_server.kubesphere import HostSecret
-from tower_server.legacy.service import LegacyAgents
 from tower_server.listeners import CallerPorts
 from tower_server.ports import PortAllocator, PortRange
 from tower_server.probe import ProbeCredential
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from daemon.kube.client import Client
     from tower_server.admin.operators import OperatorPort
     from tower_server.controller.hosting import HostController
+    from tower_server.legacy.service import LegacyAgents
     from tower_server.replicas.replicas import Replicas
 
 log = get_logger(__name__)
@@ -300,6 +300,8 @@ class Server:
         log.info("operators-port", address=parts.operators.address)
 
     def _legacy(self, services: Services, gate: Gate) -> LegacyAgents:
+        from tower_server.legacy.service import LegacyAgents  # brings SSH, 7 MiB
+
         return LegacyAgents(
             self._config.kubesphere_v1,
             authority=services.authority,

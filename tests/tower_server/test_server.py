@@ -1,6 +1,8 @@
 """The thin path through everything: a cluster is added, its agent joins, a caller gets through, the state is true."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -91,3 +93,10 @@ async def test_a_handshake_under_way_does_not_disturb_the_stop(tmp_path):
         await server.server.stop()
         with pytest.raises(DialError):
             await connecting
+
+
+@pytest.mark.slow  # a process that imports the whole server
+async def test_where_no_dialect_is_served_ssh_is_not_even_loaded():
+    code = "import sys, tower_server.server; print('asyncssh' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout == "False\n"
