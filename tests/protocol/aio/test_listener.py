@@ -191,7 +191,7 @@ async def test_connections_are_bounded_before_their_tls(contexts: Any) -> None:
     async with tower(*contexts, max_unauthenticated=2) as made:
         silent = [await asyncio.open_connection(*made.address) for _ in range(2)]
         reader, writer = await asyncio.open_connection(*made.address)
-        assert await reader.read(-1) == BUSY_ALERT
+        assert await reader.read(-1) == b""
         assert (await made.refusal()).code is Code.BUSY
         for _, one in (*silent, (reader, writer)):
             one.transport.abort()
@@ -439,7 +439,7 @@ async def test_connections_that_have_proven_nothing_are_bounded() -> None:
             for raw in (one, two, three):
                 await raw.upgrade()
             async with connected(made) as fourth:
-                assert (await fourth.rest()).startswith(b"HTTP/1.1 503 ")
+                assert await fourth.rest() == b""
                 refusal = await made.refusal()
                 assert refusal.code is Code.BUSY
                 assert "too many connections" in refusal.text
