@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, cast, get_args
 
-from daemon.faults import EXIT_COULD_NOT_CHECK, EXIT_FAILED, TowerError
+from daemon.faults import EXIT_COULD_NOT_CHECK, EXIT_FAILED, TowerError, of_cluster
 
 Status = Literal["ok", "warning", "failed", "skipped", "unknown"]
 STATUSES: Final = cast("tuple[Status, ...]", get_args(Status))
@@ -70,6 +70,8 @@ class Check:
     code: str = ""
     """The fault that a failure would most likely be; shown when the check is skipped or takes too long."""
     deadline: float = CHECK_DEADLINE
+    cluster: str = ""
+    """Whose name stands in the next step, where that is a command about a cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ async def _make(check: Check, needs: list[asyncio.Task[Item]], slots: asyncio.Se
         message=result.message,
         code=result.code,
         evidence=result.evidence,
-        next=result.next,
+        next=of_cluster(result.next, check.cluster),
         needs=check.needs,
         seconds=time.monotonic() - began,
         root=root,

@@ -64,6 +64,11 @@ class TowerError(Exception):
         self.retry_after = retry_after
         super().__init__(message)
 
+    def about(self, cluster: str) -> TowerError:
+        """The same error, its mend with the name of the cluster that it is about."""
+        self.mend = of_cluster(self.mend, cluster)
+        return self
+
     @property
     def code(self) -> str:
         return self.fault.code

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 from certs.errors import CertsError
@@ -77,7 +78,8 @@ async def _host_checks(config: AgentConfig, host: str, store: IdentityStore, ver
         trust = await HostTrust.load(store, host)
     except TowerError as error:
         return [Check(f"{host} identity", _found(failed(error)), category=host, subject=host, title="identity")]
-    return chained(host, [("identity", _identity(trust)), *await _walk(config, trust, version)])
+    checks = chained(host, [("identity", _identity(trust)), *await _walk(config, trust, version)])
+    return [replace(check, cluster=trust.identity.cluster) for check in checks]
 
 
 def chained(host: str, results: list[tuple[str, Result]]) -> list[Check]:

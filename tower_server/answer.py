@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
+from daemon.faults import fault
 from gateway.status import fault_response
 from protocol import defaults
 from protocol.aio.tlsfailure import TlsError
@@ -30,6 +31,8 @@ class Answer:
     code: str
     message: str
     mend: str | None = None
+    cluster: str = ""
+    """Whose name stands in the mend."""
     retry_after: float | None = None
     status: int | None = None
     """In place of the fault's own: why an agent was refused is not what its callers did wrong."""
@@ -139,7 +142,7 @@ class _Reader(asyncio.Protocol):
         response = fault_response(
             answer.code,
             answer.message,
-            mend=answer.mend,
+            mend=fault(answer.code).mend_for(answer.cluster) if answer.mend is None else answer.mend,
             retry_after=answer.retry_after,
             head_only=self._method == b"HEAD ",
             status=answer.status,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,8 @@ CA_WARNS: Final = 30 * 86400.0
 def check_graph(services: Services, cluster: str | None = None) -> Graph:
     """All checks, or those of the server and one cluster."""
     names = services.clusters.names() if cluster is None else [cluster]
-    return Graph([*_server_checks(services), *(check for name in names for check in _cluster_checks(services, name))])
+    about = (replace(check, cluster=name) for name in names for check in _cluster_checks(services, name))
+    return Graph([*_server_checks(services), *about])
 
 
 def _server_checks(services: Services) -> Iterator[Check]:

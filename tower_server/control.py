@@ -248,6 +248,7 @@ class ControlStream(asyncio.Protocol):
             self._renewing = False
 
     def _refuse(self, asked: str, error: TowerError) -> None:
+        error.about(self._member.name)
         self._control.metrics.certificate_renewals.labels("agent", "refused").inc()
         log.warning(
             "renewal-refused",

@@ -119,6 +119,7 @@ class CallerPort:
             f"cluster {member.name} cannot be reached: {cause}",
             retry_after=RETRY_AFTER if hold.return_likely or member.serving else None,
             status=503,
+            cluster=member.name,
         )
 
     # ---- what connections call ----------------------------------------------------------------------------------

@@ -230,7 +230,8 @@ class CallerConnection(asyncio.BufferedProtocol):
         code, result = wire_fault(error.code, "TWR301"), RESULTS.get(error.code, "refused")
         self._port.count(result)
         retry = 1.0 if result == "limit" else None
-        self._answer(Answer(code, f"cluster {self._port.member.name}: {error.text or code}", retry_after=retry))
+        name = self._port.member.name
+        self._answer(Answer(code, f"cluster {name}: {error.text or code}", retry_after=retry, cluster=name))
 
     def _answer(self, answer: Answer) -> None:
         """Ends the connection in an answer, where this port gives any."""

@@ -79,3 +79,6 @@ def test_what_kubectl_makes_of_a_401_is_found_under_its_cause() -> None:
 
 def test_a_mend_names_the_cluster_where_it_is_known() -> None:
     assert fault("TWR209").mend_for("edge-1").endswith("`towerctl create token edge-1` and join again")
+    error = TowerError("TWR206", "used up").about("edge-1")
+    assert error.mend.endswith("`towerctl create token edge-1`")
+    assert TowerError("TWR206", "used up").about("").mend == fault("TWR206").mend

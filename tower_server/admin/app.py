@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from certs.names import is_label
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from tower_server.admin import calls, legacy
@@ -125,7 +126,7 @@ class AdminApp:
             return json_response(201 if request.method == "POST" and pattern in _WITH_BODY else 200, result)
         except TowerError as error:
             _note_refusal(request.scope, request.method, error)
-            return error_response(error)
+            return error_response(error.about(_cluster_of(request.scope)))
         except _WrongMethod as wrong:
             refusal = TowerError("TWR612", f"{request.method} is not a call of this path")
             _note_refusal(request.scope, request.method, refusal, status=405)
@@ -149,7 +150,12 @@ class AdminApp:
             _note_refusal(websocket.scope, "WebSocket", error)
             await websocket.send_denial_response(error_response(error))
             return
-        await forward(self._services, websocket, arguments[_CLUSTER], arguments["SERVICE"], refuse=error_response)
+        cluster = arguments[_CLUSTER]
+
+        def refuse(error: TowerError) -> Response:
+            return error_response(error.about(cluster))
+
+        await forward(self._services, websocket, cluster, arguments["SERVICE"], refuse=refuse)
 
 
 class _WrongMethod(Exception):
@@ -179,6 +185,12 @@ def read_parts(scope: Scope) -> list[str]:
     if len(parts) < 3 or parts[0] != "" or parts[1] != "v1":
         raise TowerError("TWR612", "the calls of the admin API begin with /v1/")
     return [unquote(part, errors="replace") for part in parts[2:]]
+
+
+def _cluster_of(scope: Scope) -> str:
+    """The cluster that a call is about; empty where it is about none, or names what cannot be one."""
+    parts = str(scope["path"]).split("/")
+    return parts[3] if len(parts) > 3 and parts[2] in ("clusters", "agents") and is_label(parts[3]) else ""
 
 
 def read_query(scope: Scope) -> dict[str, str]:
