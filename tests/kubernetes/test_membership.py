@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,14 @@ SOON = {
     "PROBE_INTERVAL": 2.0,
 }
 HOSTS_SECRET = "thirty-two-letters-of-no-real-one"
-(GO_PORT,) = free_ports(1)
 OTHER = {"host": "elsewhere", "uid": "u-elsewhere", "cluster": "berlin"}
+
+
+@cache
+def go_port() -> int:
+    """Where Go agents come to: chosen when it is about to be used, or something of another test may hold it by then."""
+    (port,) = free_ports(1)
+    return port
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def tower(host_plane: ControlPlane, member: ControlPlane) -> Iterator[TowerWorld
         "store": store,
         "callers": {"address": "127.0.0.1", "cluster_address": "10.78.0.1"},
         "kubesphere_config": f"{NAMESPACE}/kubesphere-config",
-        "kubesphere_v1": {"enabled": True, "listen": f"127.0.0.1:{GO_PORT}"},
+        "kubesphere_v1": {"enabled": True, "listen": f"127.0.0.1:{go_port()}"},
     }
     host_plane.install([kubesphere(NAMESPACE, HOSTS_SECRET)])
     with (
@@ -390,7 +397,7 @@ def test_a_kubefed_cluster_of_go_towers_time_trusts_the_tower_as_soon_as_its_go_
     api = "core.kubefed.io/v1beta1"
     host_plane.install([{"apiVersion": api, "kind": "KubeFedCluster", "metadata": meta, "spec": before}])
     credential = member.kubeconfig("go-agent-federated", groups=["system:masters"])
-    server = f"http://127.0.0.1:{GO_PORT}"
+    server = f"http://127.0.0.1:{go_port()}"
     agent = GoAgent(tower.folder / "go", VINTAGES[1], server, credential=credential, name="old")
     try:
         agent.start()

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.lab.processes import free_ports
 from tests.tower_server.test_ports import free_range
 from tower_server.config import ServerConfig
 from tower_server.main import FLAGS
@@ -25,8 +26,8 @@ def run(*arguments, env=None, timeout=20):
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
+    """Not one of those that the kernel gives to any connection that goes out, as it may before the server is up."""
+    return free_ports(1)[0]
 
 
 @pytest.fixture
