@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 
@@ -16,10 +15,5 @@ from tests.lab import examples as examples  # noqa: E402  (the profiles exist be
 # programs that rely on what a terminal gives them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.lab.leaks", "tests.lab.reports", "tests.lab.required", "tests.lab.hostplane", "pytester"]
-
-
-def pytest_collection_finish() -> None:
-    """What stands by now stays: looking through it again and again made pauses longer than deadlines of tests."""
-    gc.collect()
-    gc.freeze()
+LAB = ("heap", "hostplane", "leaks", "reports", "required", "spread")
+pytest_plugins = [*(f"tests.lab.{name}" for name in LAB), "pytester"]

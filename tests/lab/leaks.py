@@ -73,10 +73,14 @@ def descriptors() -> dict[str, str]:
 
 def children() -> dict[str, str]:
     """Child processes, ended but not waited for ones too: id and command line."""
-    found = {}
-    for listing in Path("/proc/self/task").glob("*/children"):
+    found: dict[str, str] = {}
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there is none: what almost every test says, in a hundredth of the time
+        return found
+    for thread in os.listdir("/proc/self/task"):
         try:
-            pids = listing.read_text().split()
+            pids = Path(f"/proc/self/task/{thread}/children").read_text().split()
         except FileNotFoundError:  # a thread that has just ended
             continue
         for pid in pids:
