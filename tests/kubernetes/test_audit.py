@@ -20,7 +20,8 @@ CALLER = "127.0.0.9"  # another address than the agent's own, which is 127.0.0.1
 
 
 def lines(path: Path, marker: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines() if marker in line]
+    whole = (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))  # not one half written
+    return [json.loads(line) for line in whole if marker in line]
 
 
 def test_the_member_sees_who_called_and_from_where(member: ControlPlane, world: TowerWorld, pair: Pair) -> None:

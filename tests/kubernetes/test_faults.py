@@ -32,7 +32,7 @@ CONSTANTS = {"PING_INTERVAL": 0.5, "DEAD_AFTER": 2.0, "BACKOFF_MAX": 1.0}
 MIB = 1024 * 1024
 COPY_MIB = int(os.environ.get("TOWER_COPY_MIB", "256"))
 FAULTS = 56
-BACK = 30.0
+BACK = 60.0
 
 
 @pytest.fixture(scope="module")

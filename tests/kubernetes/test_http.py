@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -38,8 +39,18 @@ def test_answers_are_the_same(pair: Pair, name: str) -> None:
             connection.send(connection.request(method, path, *headers))
             return connection.answer(method)
 
-    direct, tunnel = (ask(view) for view in pair.both())
+    direct, tunnel = while_nothing_changes(pair, ask)
     assert tunnel == direct
+
+
+def while_nothing_changes(pair: Pair, ask: Callable[[View], Answer]) -> tuple[Answer, Answer]:
+    """A list carries the version of the latest write, and the apiserver renews leases of its own now and then: what is
+    compared is asked between two equal answers."""
+    for _ in range(10):
+        direct, tunnel, again = ask(pair.direct), ask(pair.tunnel), ask(pair.direct)
+        if again == direct:
+            break
+    return direct, tunnel
 
 
 def test_many_requests_keep_one_connection(pair: Pair) -> None:

@@ -128,6 +128,7 @@ def test_attach_sees_what_is_typed(pair: Pair, env: Mapping[str, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_cp_of_100_mib_both_ways(pair: Pair, env: Mapping[str, str], tmp_path: Path) -> None:
     source = tmp_path / "source"
     block = os.urandom(MIB)
@@ -137,11 +138,11 @@ def test_cp_of_100_mib_both_ways(pair: Pair, env: Mapping[str, str], tmp_path: P
     for view in pair.both():
         inside = tmp_path / f"inside-{view.name}"
         inside.mkdir()
-        done = view.kubectl("cp", "-n", "shared", str(source), f"shared:{inside}/file", env=env, deadline=50)
+        done = view.kubectl("cp", "-n", "shared", str(source), f"shared:{inside}/file", env=env, deadline=120)
         assert (done.code, done.stderr) == (0, b"")
         assert digest(inside / "file") == digest(source)
         back = tmp_path / f"back-{view.name}"
-        done = view.kubectl("cp", "-n", "shared", f"shared:{inside}/file", str(back), env=env, deadline=50)
+        done = view.kubectl("cp", "-n", "shared", f"shared:{inside}/file", str(back), env=env, deadline=120)
         assert done.code == 0, done
         assert digest(back) == digest(source)
 

@@ -26,9 +26,9 @@ from tests.lab.scaled import idle_limits
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
-START_DEADLINE = 30.0
-READY_DEADLINE = 30.0
-COMMAND_DEADLINE = 30.0
+START_DEADLINE = 90.0
+READY_DEADLINE = 60.0
+COMMAND_DEADLINE = 60.0
 
 
 class Cluster(Protocol):

@@ -19,7 +19,7 @@ from tests.lab.processes import wait_until
 from tests.loopback.callers import Caller
 
 PAUSE = 0.02
-JOIN = 30.0
+JOIN = 60.0
 
 
 class Load:

@@ -18,14 +18,14 @@ from tests.loopback.member import BackendMember
 
 pytestmark = pytest.mark.slow
 NAME = "mover"
-BACK = 20.0
-LIFE = 12.0  # seconds of an agent's certificates
+BACK = 60.0
+LIFE = 16.0  # seconds of an agent's certificates
 DAY = 86400.0
 
 
 @pytest.fixture(scope="module")
 def tower(member: BackendMember) -> Iterator[TowerWorld]:
-    """A tower whose agents' certificates live twelve seconds; its agents are revoked and its server stopped at will."""
+    """A tower whose agents' certificates live seconds; its agents are revoked and its server stopped at will."""
     constants = {"AGENT_IDENTITY_DAYS": LIFE / DAY, "CERTIFICATE_BACKDATE": 0.0, "BACKOFF_MAX": 1.0}
     constants |= {"certs.ca.MIN_TTL": 1.0}
     with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder), constants=constants) as world:

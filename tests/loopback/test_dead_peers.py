@@ -22,7 +22,7 @@ from tests.loopback.slow import slow_way
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 IDLE, BUSY = "idle", "busy"
 TUNED = {"liveness": {"ping": "1500ms", "dead_after": "5s"}, "drain": "500ms"}
-BACK = 30.0
+BACK = 60.0
 LATE = 2.5  # for a busy machine to write its log
 
 

@@ -23,7 +23,7 @@ from tests.loopback.replicas import Replica, second_replica
 
 pytestmark = pytest.mark.slow
 NAME = "edge"
-BACK = 30.0
+BACK = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def first_replica(tower: TowerWorld) -> Replica:
     return Replica(tower, NAME, member.config, member.agent)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_rolling_restart_of_two_replicas_loses_no_request_and_no_event(tower: TowerWorld) -> None:
     caller = Caller(tower.kubeconfig(NAME))
     first = first_replica(tower)

@@ -36,7 +36,7 @@ NAME = "edge"
 WINDOW = 4.0
 CONSTANTS = {"RESUME_WINDOW": WINDOW, "BACKOFF_MAX": 1.0}
 WATCHERS = 12
-BACK = 30.0
+BACK = 60.0
 AT_ONCE = 1.0  # between one end's finding and the last caller's end
 
 

@@ -22,7 +22,7 @@ from tests.loopback.replicas import second_replica
 pytestmark = pytest.mark.slow
 NAME = "edge"
 CONSTANTS = {"BACKOFF_MAX": 1.0, "RESUME_WINDOW": 3.0}
-BACK = 20.0
+BACK = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ CONSTANTS = {
     "PROBE_INTERVAL": 0.5,
     "BACKOFF_MAX": 1.0,
 }
-BACK = 30.0
+BACK = 60.0
 
 
 @pytest.fixture(scope="module")

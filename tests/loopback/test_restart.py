@@ -22,7 +22,7 @@ from tests.loopback.member import BackendMember
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 NAME = "edge"
-BACK = 30.0
+BACK = 60.0
 BACK_WITHIN = 2.0  # seconds from the new listener to the agent's tunnel
 
 
