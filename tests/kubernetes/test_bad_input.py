@@ -17,7 +17,7 @@ from daemon.kube.resources import CLUSTERS, EVENTS, MEMBERS, SERVICES
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import CRDS, crds
 from tests.tower_server.controller.illness import SILENT, Asked, IllApiserver, ill_apiserver, well
-from tests.tower_server.controller.kit import Host, host, records, running, said, up
+from tests.tower_server.controller.kit import QUICK, Host, host, records, running, said, up
 from tower_server.store.base import Kind
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio, pytest.mark.timeout(180)]
@@ -173,7 +173,7 @@ async def test_an_apiserver_that_answers_every_third_request_wrongly_loses_nothi
 async def test_an_apiserver_that_says_nothing_is_waited_out_and_what_happened_meanwhile_is_done(
     lab: Host, ill: IllApiserver
 ) -> None:
-    controller = lab.controller(client=lab.new_client("ill", ill.kubeconfig))
+    controller = lab.controller(client=lab.new_client("ill", ill.kubeconfig), timing=QUICK)
     async with running(controller):
         await lab.create("edge-1")
         before = await lab.initialised("edge-1")

@@ -46,6 +46,8 @@ from tower_server.store.kubernetes import KubernetesStore
 NAMESPACE = "kubesphere-system"
 PATIENCE = 30.0
 QUICK = Timing(duration=3.0, renew_deadline=2.0, retry=0.2)
+PATIENT = Timing(duration=60.0, renew_deadline=40.0, retry=0.2)
+"""Whose lead does not end because the machine was busy for two seconds."""
 UP = Sight(Verdict("Connected", "True"), 1, {"uid": "kube-system-1", "version": "v1.35.4", "nodes": 3})
 
 
@@ -109,7 +111,9 @@ class Host:
         for client in self._open:
             client.close()
 
-    def controller(self, name: str = "tower-0", *, client: Client | None = None, timing: Timing = QUICK) -> Controller:
+    def controller(
+        self, name: str = "tower-0", *, client: Client | None = None, timing: Timing = PATIENT
+    ) -> Controller:
         own = client or self.new_client(name)
         lease = KubeLease(own, namespace=NAMESPACE, name="tower-controller")
         elector = Elector(lease, identity=name, timing=timing, random=random.random)

@@ -11,15 +11,13 @@ import pytest_asyncio
 
 from daemon.kube.errors import KubeError
 from daemon.kube.resources import CLUSTERS, LEASES, MEMBERS, SERVICES, Resource
-from tests.tower_server.controller.kit import DOWN, NAMESPACE, Host, host, records, running, said, up
-from tower_server.election import Timing
+from tests.tower_server.controller.kit import DOWN, NAMESPACE, QUICK, Host, host, records, running, said, up
 from tower_server.store.base import Kind
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio]
 WEBHOOKS = Resource(
     "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration", False
 )
-PATIENT = Timing(duration=60.0, renew_deadline=40.0, retry=0.2)
 
 
 @pytest_asyncio.fixture
@@ -135,8 +133,7 @@ async def test_two_controllers_at_once_end_with_one_port_each(lab: Host):
 
 
 async def test_a_leader_without_its_lease_stops_and_the_next_one_is_there_in_time(lab: Host):
-    timing = Timing(duration=3.0, renew_deadline=2.0, retry=0.2)
-    one, two = lab.controller("one", timing=timing), lab.controller("two", timing=timing)
+    one, two = lab.controller("one", timing=QUICK), lab.controller("two", timing=QUICK)
     first = asyncio.create_task(one.run())
     try:
         await lab.until("the first leads", lambda: asyncio.sleep(0, one.writer is not None))
@@ -160,10 +157,7 @@ async def test_a_leader_without_its_lease_stops_and_the_next_one_is_there_in_tim
 
 
 async def test_a_stop_hands_over_at_once(lab: Host):
-    one, two = (
-        lab.controller("one"),
-        lab.controller("two", timing=Timing(duration=60.0, renew_deadline=40.0, retry=0.2)),
-    )
+    one, two = lab.controller("one"), lab.controller("two")
     async with running(one):
         await lab.until("the first leads", lambda: asyncio.sleep(0, one.writer is not None))
     lease = await lab.get(LEASES, "tower-controller")

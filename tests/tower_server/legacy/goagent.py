@@ -195,7 +195,7 @@ class GoAgent(Owner):
         loop = asyncio.get_running_loop()
         upgrading = _Upgrading(UPGRADE.format(path=path, protocol=protocol))
         transport, _ = await loop.create_connection(lambda: upgrading, "127.0.0.1", self.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             self.head = await upgrading.head
         if upgrading.link is None:
             transport.abort()
@@ -215,14 +215,14 @@ class GoAgent(Owner):
         if rest:
             self.link.received(memoryview(rest))
         transport.resume_reading()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.ready.wait()
         return self
 
     async def register(self, document: Any) -> str:
         """The text of the refusal; empty when it is in, as Go reads it."""
         payload = document if isinstance(document, bytes) else json.dumps(document).encode()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             _, text = await self.wire.request("config", payload)
         return text.decode()
 

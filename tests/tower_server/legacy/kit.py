@@ -58,7 +58,7 @@ class Host:
         return context
 
     async def ask(
-        self, path: str, *headers: str, context: ssl.SSLContext | None = None, host: str = "", timeout: float = 10
+        self, path: str, *headers: str, context: ssl.SSLContext | None = None, host: str = "", timeout: float = 30
     ) -> Answer:
         """One request at the cluster's port; by a certificate of the host's admin unless a context says otherwise."""
         async with asyncio.timeout(timeout):
