@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -121,7 +122,7 @@ class TrustBundle:
 
     def issuers_under(self, root: x509.Certificate) -> dict[str, x509.Certificate]:
         """The issuers that `root` has signed, by name."""
-        return {issuer.name: each for issuer, each in self.issuers if _is_signed_by(each, root)}
+        return {issuer.name: each for issuer, each in self.issuers if _stands_under(each, root)}
 
     def is_current(self, chain: Sequence[bytes]) -> bool:
         """Whether the leaf of `chain`, which has been verified, is under the root that signs now."""
@@ -252,6 +253,12 @@ def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bo
     return True
 
 
+@lru_cache(maxsize=64)
+def _stands_under(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    """Of those in a bundle: the same few are read again with every tunnel and enrolment, and each check is a curve's."""
+    return _is_signed_by(certificate, root)
+
+
 def _check_leaf(certificate: x509.Certificate, wanted: Issuer, host: str) -> _Leaf:
     """The leaf's role, when its extensions are those that the authority writes for `wanted` and nothing more."""
     caller = wanted is CLIENTS
@@ -299,7 +306,7 @@ def _find_roots(certificates: Sequence[x509.Certificate]) -> tuple[tuple[x509.Ce
         text = f"the trust bundle holds {len(roots)} roots, not 1 to {MAX_ROOTS}"
         raise AuthorityError(text, "restore or fetch it again")
     hosts = {role.host if isinstance(role := _role_of(root), RootRole) else "" for root in roots}
-    if "" in hosts or not all(_may_sign(root) and _is_signed_by(root, root) for root in roots):
+    if "" in hosts or not all(_may_sign(root) and _stands_under(root, root) for root in roots):
         raise AuthorityError("the root of the trust bundle is not that of a tower")
     if len(set(roots)) != len(roots):
         raise AuthorityError("the trust bundle holds a root twice", "restore or fetch it again")
@@ -313,7 +320,7 @@ def _check_issuer(
 ) -> tuple[Issuer, x509.Certificate]:
     role = _role_of(certificate)
     issuer = ISSUERS.get(role.issuer) if isinstance(role, IssuerRole) and role.host == host else None
-    if issuer is None or not _may_sign(certificate) or not any(_is_signed_by(certificate, root) for root in roots):
+    if issuer is None or not _may_sign(certificate) or not any(_stands_under(certificate, root) for root in roots):
         raise AuthorityError(f"the trust bundle of {host} holds a certificate that is not an issuer under its root")
     return issuer, certificate
 

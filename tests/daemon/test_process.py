@@ -60,6 +60,7 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly_and_systemd_hears_of_it(number: signal.Signals, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -91,6 +92,7 @@ async def main(process):
         assert process.wait(timeout=10) == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_named_failure_is_one_clear_message() -> None:
     code, out, err = ended("async def main(process): raise TowerError('TWR103', 'cannot listen on 127.0.0.1:8443')\n")
     assert (code, out) == (1, "")
@@ -105,6 +107,7 @@ def test_the_exit_code_is_the_failure_s_own_or_that_of_main() -> None:
     assert ended("async def main(process): return 3\n")[0] == 3
 
 
+@pytest.mark.slow
 def test_a_defect_is_logged_and_said_without_a_bare_traceback() -> None:
     code, _, err = ended("async def main(process): raise ValueError('oops twr1.abcdefghijklmn')\n")
     assert code == 1

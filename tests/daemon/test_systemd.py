@@ -134,6 +134,7 @@ def child(*sockets: socket.socket) -> subprocess.CompletedProcess[str]:
             os.close(fd)
 
 
+@pytest.mark.slow
 def test_listeners_come_by_name_and_are_not_passed_to_children() -> None:
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
@@ -147,6 +148,7 @@ def test_listeners_come_by_name_and_are_not_passed_to_children() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_descriptor_that_is_no_listener_is_refused_with_a_mend() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
         done = child(datagram)

@@ -84,6 +84,7 @@ async def test_an_apiserver_that_is_down_is_named(pki: Pki) -> None:
         assert "TWR301" in document["message"]
 
 
+@pytest.mark.slow
 async def test_an_apiserver_that_is_silent_is_504(pki: Pki) -> None:
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -60,6 +60,7 @@ async def test_what_is_pipelined_behind_a_refused_request_is_the_next_one(pki: P
         assert len(w.apiserver.heads) == 1
 
 
+@pytest.mark.slow
 async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
 
@@ -200,6 +201,7 @@ async def test_expiry_ends_a_running_watch_within_a_second(pki: Pki, monkeypatch
         assert w.seen.records[-1].fault == "TWR402"
 
 
+@pytest.mark.slow
 async def test_draining_closes_idle_connections_and_says_close_on_running_ones(pki: Pki) -> None:
     release = asyncio.Event()
 

@@ -43,6 +43,7 @@ async def running(member: Member, folder: Path, **settings: object) -> AsyncIter
         await process.tasks.close()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_two_hosts_and_one_identity_that_is_damaged(make_member: MakeMember, tmp_path: Path) -> None:
     folder = state_dir(tmp_path)
@@ -61,6 +62,7 @@ async def test_two_hosts_and_one_identity_that_is_damaged(make_member: MakeMembe
         assert north.tunnels == []
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_host_that_is_joined_or_mended_while_the_agent_runs_is_served(
     make_member: MakeMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

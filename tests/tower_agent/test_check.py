@@ -62,6 +62,7 @@ async def test_all_is_well_but_for_the_rights(make_member: MakeMember, tmp_path:
         assert tower.tunnels[-1].instance.startswith(CHECK_INSTANCE)  # so that it changes nothing at the server
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_path: Path) -> None:
     async with make_member() as member:

@@ -46,6 +46,7 @@ async def test_a_join_leaves_a_private_identity(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_lost_answer_is_asked_for_again_with_the_same_keys(tmp_path: Path) -> None:
     folder = state_dir(tmp_path)

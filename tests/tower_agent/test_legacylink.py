@@ -70,6 +70,7 @@ def registered(host: SshHost) -> list[str]:
     return [base64.b64decode(json.loads(payload)["BearerToken"]).decode() for payload in sent]
 
 
+@pytest.mark.slow
 async def test_a_changed_credential_comes_by_a_session_of_its_own_after_the_first_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +125,7 @@ async def test_a_refusal_is_a_fault_with_the_hosts_words_until_it_is_taken(tmp_p
         assert link.fault is None
 
 
+@pytest.mark.slow
 async def test_a_host_that_falls_silent_is_left_and_dialled_again(tmp_path: Path) -> None:
     async with linked(tmp_path, ping_interval=0.25, dead_after=0.5) as (host, link):
         await until(lambda: link.session is not None)

@@ -64,6 +64,7 @@ async def test_it_probes_until_cancelled(tmp_path: Path) -> None:
             await task
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_request_that_found_no_apiserver_is_looked_into_at_once_and_a_flood_of_them_at_a_pace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -69,6 +69,7 @@ async def test_a_drain_ends_at_its_deadline(make_member: MakeMember) -> None:
         caller.close()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_when_it_is_gone(
     make_member: MakeMember,
@@ -90,6 +91,7 @@ async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_w
         await connected(agent)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_idle_stream_of_a_drained_tunnel_ends_once_the_next_one_stands(make_member: MakeMember) -> None:
     async with make_member() as member, serving_tower(new_tower()) as tower:
@@ -107,6 +109,7 @@ async def test_an_idle_stream_of_a_drained_tunnel_ends_once_the_next_one_stands(
         assert (await asyncio.wait_for(old.wait_closed(), 10)).code is Code.NONE
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_refusal_is_explained_and_its_retry_after_is_honoured(make_member: MakeMember) -> None:
     async with make_member() as member, serving_tower(new_tower()) as tower:
@@ -169,6 +172,7 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
         caller.close()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at_a_time(
     make_member: MakeMember,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import secrets
 import socket
@@ -162,8 +163,18 @@ async def admin(
 
 
 def caller_context(server: Running) -> ssl.SSLContext:
-    """What a kubeconfig's CA makes of it."""
+    """What a kubeconfig's CA makes of it, for a test to add a certificate to."""
     return ssl.create_default_context(cadata=server.services.authority.bundle.root_pem.decode())
+
+
+def anonymous(server: Running) -> ssl.SSLContext:
+    """The same, made once for all who add nothing."""
+    return _anonymous(server.services.authority.bundle.root_pem)
+
+
+@functools.lru_cache(maxsize=4)
+def _anonymous(pem: bytes) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=pem.decode())
 
 
 @asynccontextmanager
@@ -171,7 +182,7 @@ async def calling(server: Running, name: str) -> AsyncIterator[tuple[asyncio.Str
     """A caller's TLS connection to a cluster's port, verified under the member's name."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(
-            "127.0.0.1", server.port(name), ssl=caller_context(server), server_hostname=f"{name}.members.tower"
+            "127.0.0.1", server.port(name), ssl=anonymous(server), server_hostname=f"{name}.members.tower"
         )
     try:
         yield reader, writer
@@ -192,7 +203,7 @@ async def call(server: Running, name: str, path: str = "/version", *, method: st
 async def http(server: Running, method: str, target: str, body: bytes = b"") -> Answer:
     """A plain request on the tunnel port."""
     reader, writer = await asyncio.open_connection(
-        "127.0.0.1", server.tunnel_port, ssl=caller_context(server), server_hostname="localhost"
+        "127.0.0.1", server.tunnel_port, ssl=anonymous(server), server_hostname="localhost"
     )
     try:
         head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -217,6 +228,12 @@ class Identity:
     key: PrivateKey
     serving_key: PrivateKey
     reply: EnrolmentReply
+
+    @functools.cached_property
+    def serving_context(self) -> ssl.SSLContext:
+        context = tls_context()
+        load_pem(context, self.reply.serving_chain, key_to_pem(self.serving_key))
+        return context
 
 
 async def enrol(
@@ -275,7 +292,7 @@ class Agent:
             features=self.features,
             software="test",
         )
-        target = DialTarget(host="127.0.0.1", port=self.server.tunnel_port, ssl_context=caller_context(self.server))
+        target = DialTarget(host="127.0.0.1", port=self.server.tunnel_port, ssl_context=anonymous(self.server))
         self.tunnel = await dial(
             target,
             handshake=handshake,
@@ -297,9 +314,7 @@ class Agent:
         elif self.refusal is not None:
             incoming.refuse(*self.refusal)
         elif self.respond is not None:
-            context = tls_context()
-            load_pem(context, self.identity.reply.serving_chain, key_to_pem(self.identity.serving_key))
-            respond = self.respond
+            context, respond = self.identity.serving_context, self.respond
             incoming.accept(TlsServerPump(context, lambda: _Http(respond)))
 
     async def report(self, **fields: Any) -> None:

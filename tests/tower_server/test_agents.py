@@ -216,6 +216,7 @@ async def test_agents_of_clusters_that_are_gone_are_tidied_away(tmp_path):
         assert await server.services.agents.list() == kept
 
 
+@pytest.mark.slow
 async def test_a_tunnel_whose_identity_expires_while_it_is_open_is_closed_and_may_renew(tmp_path, monkeypatch):
     monkeypatch.setattr(server_module, "HOUSEKEEPING", 0.05)
     async with running(tmp_path) as server:

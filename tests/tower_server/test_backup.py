@@ -105,6 +105,7 @@ def test_without_server_and_file_it_says_where_it_looked(tmp_path: Path) -> None
     refused(caught, "TWR104", f"there is no store at {database(tmp_path)}", "--state-dir")
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_nothing_is_restored_beneath_a_running_server(tmp_path: Path) -> None:
     async with running(tmp_path) as server:

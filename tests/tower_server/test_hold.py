@@ -93,6 +93,7 @@ async def test_a_hold_in_vain_ends_in_time_and_those_after_it_do_not_wait(tmp_pa
         assert "retry-after" not in answer.headers
 
 
+@pytest.mark.slow
 async def test_more_callers_than_may_wait_are_told_to_come_back(tmp_path):
     settings = {"callers": {"hold": "1s", "hold_waiters": 1}}
     async with running(tmp_path, **settings) as server, joined(server, "edge-1") as agent:

@@ -138,6 +138,7 @@ async def test_what_an_agent_says_of_its_apiserver_is_looked_into_before_its_tur
         assert (await settled(server, "edge-1", "ApiserverDown")).code == "TWR302"
 
 
+@pytest.mark.slow
 async def test_an_agent_that_cries_wolf_brings_about_no_flood_of_probes(tmp_path, rare):
     heads = []
     respond = lambda head: heads.append(head) or (200, b"ok")  # noqa: E731
@@ -171,6 +172,7 @@ async def test_a_callers_stream_that_found_no_apiserver_is_looked_into_before_it
         assert (await settled(server, "edge-1", "ApiserverDown")).code == "TWR301"
 
 
+@pytest.mark.slow
 async def test_the_tunnel_whose_agent_complains_is_the_one_that_is_looked_into(tmp_path, rare):
     async with running(tmp_path) as server, joined(server, "edge-1") as good:
         await settled(server, "edge-1", "Connected")

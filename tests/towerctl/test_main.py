@@ -95,6 +95,7 @@ def test_a_reader_that_has_read_enough_is_no_failure_to_report() -> None:
     assert b"Exception" not in done.stderr
 
 
+@pytest.mark.slow
 def test_help_is_there_before_anybody_notices() -> None:
     """Of the processor's time, so that a busy machine does not decide; the first start writes bytecode."""
 

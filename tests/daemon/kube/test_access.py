@@ -102,7 +102,7 @@ async def test_an_exec_plugin_gives_the_token_once(tmp_path: Path) -> None:
     [
         ("import sys; sys.exit('no session')", "ended with code 1: no session"),
         ("print('{}')", "printed no token"),
-        ("import time; time.sleep(60)", "did not end in"),
+        pytest.param("import time; time.sleep(60)", "did not end in", marks=pytest.mark.slow),
     ],
 )
 async def test_a_failing_plugin_is_named(

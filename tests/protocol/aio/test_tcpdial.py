@@ -65,6 +65,7 @@ async def test_a_silent_address_costs_a_moment_only(monkeypatch: pytest.MonkeyPa
             sock.close()
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_all_that_was_tried_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with deaf("127.0.0.1") as port:

@@ -55,6 +55,7 @@ async def test_a_member_with_a_go_agent_is_listed_like_any_other(tmp_path: Path)
         assert len(tower.backend.to("/version")) == 1
 
 
+@pytest.mark.slow
 async def test_an_apiserver_that_fails_a_caller_is_looked_into_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

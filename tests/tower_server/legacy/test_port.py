@@ -69,6 +69,7 @@ async def test_any_path_is_taken_and_no_subprotocol_is_echoed(tower: Host) -> No
         assert await agent.register(tower.config()) == ""
 
 
+@pytest.mark.slow
 async def test_a_browser_is_not_let_in(tower: Host) -> None:
     request = UPGRADE.format(path="/", protocol="kubesphere-v1")
     answer = await http(tower, request.replace("\r\n\r\n", "\r\nOrigin: https://evil.example\r\n\r\n"))
@@ -145,6 +146,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_a_refusal_says_why_and_closes_and_others_are_untouched(tower: Host) -> None:
     healthy = await tower.registered()
     agents = []
@@ -211,6 +213,7 @@ async def test_config_twice_in_one_breath_registers_nobody_twice(tower: Host) ->
     assert len(tower.member.tunnels) <= 1
 
 
+@pytest.mark.slow
 async def test_another_request_first_is_refused_as_go_does(tower: Host) -> None:
     agent = await tower.dialled()
     assert await agent.wire.request("ping") == (False, b"expecting config request")

@@ -138,6 +138,7 @@ async def test_a_replaced_certificate_leaves_no_connection_behind(tmp_path: Path
         assert {each.certificate for each in tower.backend.to("/by-token")} == {None}
 
 
+@pytest.mark.slow
 async def test_agents_of_one_cluster_are_independent(tmp_path: Path) -> None:
     async with host(tmp_path) as tower:
         agents = [await tower.registered() for _ in range(3)]

@@ -85,6 +85,7 @@ async def test_a_ping_measures_although_go_refuses_it(tower: Host) -> None:
     assert 0 < await found.ping() < 5
 
 
+@pytest.mark.slow
 async def test_an_agent_that_fell_silent_is_noticed_and_dropped(tower: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "PING_INTERVAL", 0.2)
     monkeypatch.setattr(defaults, "DEAD_AFTER", 0.9)
@@ -101,6 +102,7 @@ async def test_an_agent_that_fell_silent_is_noticed_and_dropped(tower: Host, mon
     assert answer.json()["kind"] == "Status"
 
 
+@pytest.mark.slow
 async def test_an_agent_that_owes_an_answer_stalls(tower: Host) -> None:
     agent = await tower.registered()
     found = tower.member.tunnels[-1]

@@ -104,6 +104,7 @@ def test_a_service_that_is_none_is_a_usage_error(live: Shell, cluster: str, serv
     live("manifest", cluster, "--service", service).refused("--service", code=2)
 
 
+@pytest.mark.slow
 def test_a_server_without_public_url_explains_it_and_prints_no_wrong_one(shell: Shell, folder: Path) -> None:
     with TowerWorld(folder / "w", settings={"public_url": None}) as world:
         private = ("--socket", str(world.socket))
