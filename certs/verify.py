@@ -255,7 +255,7 @@ def _is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bo
 
 @lru_cache(maxsize=64)
 def _stands_under(certificate: x509.Certificate, root: x509.Certificate) -> bool:
-    """Of those in a bundle: the same few are read again with every tunnel and enrolment, and each check is a curve's."""
+    """Of those in a bundle: the same few are read again with every tunnel and enrolment."""
     return _is_signed_by(certificate, root)
 
 

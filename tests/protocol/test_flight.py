@@ -110,6 +110,7 @@ def busy(path: Path, streams: int) -> None:
     path.pump()
 
 
+@pytest.mark.slow
 def test_a_small_answer_beside_ten_downloads_waits_no_longer_than_the_path_is_long() -> None:
     path = Path(100 * MBIT, 0.04)
     small = path.open()
@@ -123,7 +124,13 @@ def test_a_small_answer_beside_ten_downloads_waits_no_longer_than_the_path_is_lo
 
 
 @pytest.mark.parametrize(
-    ("rate", "round_trip"), [(1 * MBIT, 0.3), (20 * MBIT, 0.01), (800 * MBIT, 0.1), (1000 * MBIT, 0.001)]
+    ("rate", "round_trip"),
+    [
+        (1 * MBIT, 0.3),
+        (20 * MBIT, 0.01),
+        pytest.param(800 * MBIT, 0.1, marks=pytest.mark.slow),
+        pytest.param(1000 * MBIT, 0.001, marks=pytest.mark.slow),
+    ],
 )
 def test_one_stream_fills_any_path_and_no_queue(rate: float, round_trip: float) -> None:
     path = Path(rate, round_trip, jitter=0.002)

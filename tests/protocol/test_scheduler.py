@@ -69,6 +69,7 @@ def test_a_small_answer_does_not_wait_behind_bulk() -> None:
     assert sum(map(len, ahead)) <= QUANTUM
 
 
+@pytest.mark.slow
 def test_a_stream_that_had_nothing_does_not_wait_for_the_round_of_many_but_gets_no_more_than_its_share() -> None:
     scheduler = Scheduler()
     bulk = [stream(number, 50 * MIB) for number in range(1, 11)]

@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import socket
 
+import pytest
+
 from tests.towerctl.kit import Shell, peer
 
 
+@pytest.mark.slow
 def test_waiting_ends_as_soon_as_a_request_would_get_through(shell: Shell) -> None:
     states = ["NeverConnected", "Degraded", "Connected"]
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.towerctl.kit import Shell, peer
 
 TOWERCTL = str(Path(sys.executable).parent / "towerctl")
@@ -70,6 +72,7 @@ def test_the_real_server_tells_of_a_cluster_that_comes_and_goes(live: Shell) -> 
             live("delete", "cluster", "watched-0", "--yes")
 
 
+@pytest.mark.slow
 def test_kinds_without_a_watch_are_listed_again_and_again(live: Shell, cluster: str) -> None:
     command = [TOWERCTL, "get", "tokens", "--cluster", cluster, "-w", "--socket", str(live.socket)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
