@@ -14,7 +14,7 @@ import yaml
 
 from tests.lab import assets
 from tests.lab.pki import ClusterCA
-from tests.lab.processes import ADOPTED, Child, Started, free_ports
+from tests.lab.processes import ADOPTED, Child, Started, free_ports, whole_lines
 
 Vintage = Literal["2020", "2023"]
 VINTAGES: Final[tuple[Vintage, ...]] = ("2020", "2023")
@@ -183,7 +183,7 @@ class OurAgent(Peer):
     def events(self) -> list[dict[str, Any]]:
         """Its log so far."""
         log = self.folder / "agent.log"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        lines = whole_lines(log) if log.exists() else []
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def said(self, event: str) -> list[dict[str, Any]]:

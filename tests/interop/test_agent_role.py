@@ -19,7 +19,7 @@ import yaml
 
 from tests.interop.peers import GoAgent, GoProxy, OurAgent, Vintage
 from tests.interop.test_go_peers import caller_of, listening
-from tests.lab.processes import Child, wait_until
+from tests.lab.processes import Child, wait_until, whole_lines
 from tests.lab.world import BIN
 from tests.loopback.backend import TOKEN as MEMBER_TOKEN
 from tests.loopback.member import AGENT, BackendMember
@@ -247,7 +247,7 @@ def test_flags_are_enough(proxy: GoProxy, member: BackendMember, tmp_path: Path)
         assert caller_of(proxy).ask("/version").status == 200
     finally:
         assert child.stop() == 0
-    events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in whole_lines(log) if line.startswith("{")]
     (warned,) = [each for each in events if each["event"] == "credential-shipped"]
     assert str(member.by_token) in warned["text"]
 

@@ -87,3 +87,10 @@ def with_token(kubeconfig: Path, token: str) -> Path:
     path.touch(0o600)
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a module waits for a control plane and programs to start, on a busy machine for minutes."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))

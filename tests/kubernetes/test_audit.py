@@ -12,7 +12,7 @@ from tests.kubernetes.conftest import MEMBER
 from tests.kubernetes.rawhttp import Connection
 from tests.kubernetes.views import Pair
 from tests.lab.controlplane import ControlPlane
-from tests.lab.processes import wait_until
+from tests.lab.processes import wait_until, whole_lines
 from tests.lab.world import TowerWorld
 
 pytestmark = pytest.mark.cluster
@@ -20,8 +20,7 @@ CALLER = "127.0.0.9"  # another address than the agent's own, which is 127.0.0.1
 
 
 def lines(path: Path, marker: str) -> list[dict[str, Any]]:
-    whole = (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))  # not one half written
-    return [json.loads(line) for line in whole if marker in line]
+    return [json.loads(line) for line in whole_lines(path) if marker in line]
 
 
 def test_the_member_sees_who_called_and_from_where(member: ControlPlane, world: TowerWorld, pair: Pair) -> None:
@@ -31,7 +30,7 @@ def test_the_member_sees_who_called_and_from_where(member: ControlPlane, world: 
         connection.send(connection.request("GET", f"/api/v1/namespaces/shared/configmaps/{name}", *spoofed))
         assert connection.answer().status == 404
     log = world.members[MEMBER].agent.log
-    wait_until(lambda: bool(lines(log, name) and lines(member.audit_log, name)), "the request in both logs", 10)
+    wait_until(lambda: bool(lines(log, name) and lines(member.audit_log, name)), "the request in both logs", 30)
     (ours,), (theirs,) = lines(log, name), lines(member.audit_log, name)
 
     assert ours["audit_id"] == theirs["auditID"] != "chosen-by-the-caller"
@@ -46,6 +45,6 @@ def test_the_member_sees_who_called_and_from_where(member: ControlPlane, world: 
         assert theirs["user"]["username"] == "system:serviceaccount:shared:caller"
         assert "impersonatedUser" not in theirs
     connection_id = f'"connection": "{ours["connection"]}"'
-    wait_until(lambda: bool(lines(world.server.log, connection_id)), "the server's line of the connection", 10)
+    wait_until(lambda: bool(lines(world.server.log, connection_id)), "the server's line of the connection", 30)
     (connection_line,) = lines(world.server.log, connection_id)
     assert connection_line["caller"] == ours["caller"]

@@ -22,7 +22,7 @@ from certs.verify import certificate_names
 from tests.deploy.rendering import DEPLOY, render
 from tests.lab.controlplane import ControlPlane, Done, run
 from tests.lab.hostplane import crds
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import free_ports, wait_until, whole_lines
 from tests.lab.world import BIN, TowerWorld
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -133,7 +133,7 @@ def requests_of(plane: ControlPlane, name: str) -> list[dict]:
 
 def lines(tower: TowerWorld, event: str) -> list[dict]:
     found = []
-    for line in tower.server.log.read_text().splitlines():
+    for line in whole_lines(tower.server.log):
         entry = json.loads(line) if line.startswith("{") else {}
         if entry.get("event") == event:
             found.append(entry)

@@ -17,7 +17,7 @@ import pytest
 from tests.kubernetes.conftest import MEMBER
 from tests.kubernetes.views import TRANSPORTS, Pair, Running, View, assert_same
 from tests.lab.controlplane import ControlPlane
-from tests.lab.processes import wait_until
+from tests.lab.processes import wait_until, whole_lines
 from tests.lab.world import TowerWorld
 
 pytestmark = pytest.mark.cluster
@@ -106,10 +106,10 @@ def test_the_transport_that_was_asked_for_is_the_one_used(
         local_port(forward)
 
     def upgrades() -> list[tuple[str, str]]:
-        lines = [json.loads(line) for line in agent.log.read_text().splitlines() if f"/pods/{pod}/" in line]
+        lines = [json.loads(line) for line in whole_lines(agent.log) if f"/pods/{pod}/" in line]
         return [(line["method"], line["path"].rpartition("/")[2]) for line in lines if line.get("code") == 101]
 
-    wait_until(lambda: len(upgrades()) >= 2, "two upgrades in the agent's log", 10)
+    wait_until(lambda: len(upgrades()) >= 2, "two upgrades in the agent's log", 30)
     method = "POST" if env else "GET"
     assert upgrades() == [(method, "exec"), (method, "portforward")]
 

@@ -138,6 +138,12 @@ def wait_until(ready: Callable[[], bool], what: str, deadline: float) -> None:
         time.sleep(POLL)
 
 
+def whole_lines(log: Path) -> list[str]:
+    """What somebody who still writes has written so far, without a line of which only half is there."""
+    text = log.read_text(errors="replace")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 def tail(path: Path, lines: int = 20) -> str:
     try:
         text = path.read_text(errors="replace")

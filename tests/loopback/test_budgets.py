@@ -99,6 +99,8 @@ def test_two_hundred_readers_that_stop_take_their_budget_and_no_more_and_one_tha
             "agent": metrics(world, NAME)["tower_agent_buffer_bytes"],
         }
         grown = {name: resident(child.pid) - before[name] for name, child in processes.items()}
+    quiet(world)
+    alone = max(alone, min(download(caller) for _ in range(2)))  # should the machine have become busy meanwhile
     print(f"{BYTES / alone / 1e6:.0f} MB/s alone, {BYTES / beside / 1e6:.0f} beside; MiB grown {grown}, counted {used}")
     for name in processes:
         assert used[name] <= PROCESS_BUDGET, name

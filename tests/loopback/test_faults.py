@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.rawhttp import Answer, Connection
-from tests.lab.processes import Child, free_ports, wait_until
+from tests.lab.processes import Child, free_ports, wait_until, whole_lines
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, logs, ticks_until_end, tunnels, watching
 from tests.loopback.member import BackendMember
@@ -77,7 +77,7 @@ def world(tower: TowerWorld) -> TowerWorld:
 
 def lines(log: Path, event: str, *words: str) -> list[dict[str, Any]]:
     """What a process has said of an event; `time` as seconds."""
-    found = [json.loads(line) for line in log.read_text().splitlines() if f'"{event}"' in line]
+    found = [json.loads(line) for line in whole_lines(log) if f'"{event}"' in line]
     for entry in found:
         entry["time"] = datetime.fromisoformat(entry["time"]).timestamp()
     return [entry for entry in found if entry["event"] == event and all(word in json.dumps(entry) for word in words)]
@@ -117,6 +117,7 @@ def test_after_a_killed_agent_every_caller_gets_its_end_and_a_reason_at_once(wor
     killed = time.time()
     world.members[NAME].agent.send(signal.SIGKILL)
     watchers.join()
+    wait_until(lambda: bool(lines(world.server.log, "tunnel-closed", why)), "the reason in the log", BACK)
     (closed,) = lines(world.server.log, "tunnel-closed", why)
     assert closed["time"] - killed < WINDOW + 2.0, "a reset link is noticed at once, and waits its window"
     assert max(watchers.ends) - closed["time"] < AT_ONCE

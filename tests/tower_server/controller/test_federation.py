@@ -90,12 +90,14 @@ async def of(client, joining):
 
 
 async def join(plane, client, joining):
-    """With what the token controller does, once the Secret is there."""
-    joins = asyncio.create_task(join_member(client, joining, fence=free))
-    while not joins.done() and await get(client, SECRETS, joining.account) is None:
-        await asyncio.sleep(0.05)
-    await asyncio.to_thread(kubefed.fill, plane)
-    return await joins
+    """With what the token controller does, once the Secret is there; it takes a few runs of kubectl here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federation, "TOKEN_DEADLINE", 60.0)
+        joins = asyncio.create_task(join_member(client, joining, fence=free))
+        while not joins.done() and await get(client, SECRETS, joining.account) is None:
+            await asyncio.sleep(0.05)
+        await asyncio.to_thread(kubefed.fill, plane)
+        return await joins
 
 
 async def test_the_account_in_the_member_has_a_token_and_the_rights_and_is_made_once(plane, client):
