@@ -104,6 +104,7 @@ class Refusals:
     with_retry_after: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
     last: str = ""
+    unanswered: int = 0  # attempts that nobody took, since the port took no more just then
 
 
 class Crowd:
@@ -189,6 +190,7 @@ class Crowd:
     def _count(self, link: LinkSupervisor) -> None:
         fault = link.state.fault
         if fault is None or fault.code in NOT_THERE | LOST:
+            self.refusals.unanswered += fault is not None and "no answer within" in fault.message
             return
         if fault.retry_after:
             self.refusals.with_retry_after[fault.code] += 1
@@ -254,6 +256,7 @@ async def main(papers: Path, url: str) -> None:
                 "with_retry_after": refusals.with_retry_after,
                 "without": refusals.without,
                 "last": refusals.last,
+                "unanswered": refusals.unanswered,
                 "failures": [repr(each) for each in crowd.failures],
             }
             print("all", loop.time(), json.dumps(seen), flush=True)

@@ -285,6 +285,7 @@ def report(outcome: Outcome) -> int:
     print(f"all back after            {outcome.seconds:8.1f} s   (<= {ALL_BACK:.0f})")
     print(f"refused with retry-after  {sum(seen['with_retry_after'].values()):8d}     {seen['with_retry_after']}")
     print(f"refused without           {sum(seen['without'].values()):8d}     (0) {seen['without']} {seen['last']}")
+    print(f"dials that got no answer  {seen['unanswered']:8d}     (the kernel's queue was full)")
     print(f"server CPU a handshake    {1000 * cpu / max(1, handshakes):8.2f} ms  of {handshakes:.0f}, probes and all")
     print(
         f"server loop lag           {p50:8g} s   or less; p99 {p99:g}, max {most:g} (<= {LAG:g}), of {lag[-1][1]:.0f}"

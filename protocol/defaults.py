@@ -65,6 +65,7 @@ BACKOFF_MAX: Final = 30.0
 DIAL_DEADLINE: Final = 5.0
 OPEN_DEADLINE: Final = 10.0  # for the answer to an OPEN: the peer's dial and a slow link
 HANDSHAKE_DEADLINE: Final = 10.0
+COME_BACK: Final = 5.0  # asked of whoever comes while a server has no room for another handshake
 HEAD_DEADLINE: Final = 10.0
 LINK_FLUSH: Final = 5.0  # for the last bytes of a closed link: a peer that reads nothing must not hold its socket
 ADMIN_DEADLINE: Final = 10.0  # for an answer of the admin API to the command line

@@ -23,7 +23,7 @@ _BY_HOP: Final[dict[HopName, str]] = {
 def dial_fault(error: DialError) -> TowerError:
     """The fault of a broken way out; the hop stands at the head of the message."""
     code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]
-    if error.hop == "handshake" and error.code is not None:
+    if error.hop in ("tls", "handshake") and error.code is not None:
         code = wire_fault(error.code, code)
     return TowerError(code, str(error), retry_after=error.retry_after)
 

@@ -26,7 +26,7 @@ from protocol.constants import (
     Code,
     FrameType,
 )
-from protocol.defaults import MAX_HANDSHAKE_BYTES, TUNNEL_PATH
+from protocol.defaults import COME_BACK, MAX_HANDSHAKE_BYTES, TUNNEL_PATH
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import FrameDecoder, decode_reason
@@ -112,6 +112,9 @@ class _TunnelLink(ServerLink):
 
     def _say_too_late(self) -> None:
         self.write([reject(Code.TIMEOUT, f"no handshake within {self._listener.deadline:g} s")])
+
+    def _say_busy(self, text: str) -> None:
+        self.write([reject(Code.BUSY, text, COME_BACK)])
 
     def _wants_tunnel(self, request: RequestParser) -> bool:
         return request.target.partition("?")[0] == TUNNEL_PATH
@@ -223,7 +226,7 @@ class _TunnelLink(ServerLink):
             raise refused or error from None  # that the tunnel is over is the first that its streams have to know
         if refused is not None:
             self._report(refused.code, refused.text)
-        self._settled()
+        self._settled(proven=True)
         self.write([handshake.welcome(admission.tunnel_id, renew_only=admission.renew_only, refused=refused)])
         tunnel = self._tunnel(handshake, hello, identity, admission)
         try:
@@ -249,7 +252,7 @@ class _TunnelLink(ServerLink):
             if resume.anew:
                 return error
             raise
-        self._settled()
+        self._settled(proven=True)
         self.write([handshake.welcome(tunnel.id, received=tunnel.session.frames_received)])
         try:
             tunnel.attach(self, peer_received=resume.received, epoch=resume.epoch, peer=identity, remote=self.remote)

@@ -11,28 +11,31 @@ import errno
 import logging
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address, ip_network
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from protocol.aio.link import Link
+from protocol.aio.listening import accept, bound, turn_away, waited_for
 from protocol.aio.request import BadRequest, HttpRequest, HttpResponse, RequestParser
+from protocol.aio.strangers import Strangers
+from protocol.aio.tlsfailure import BUSY_ALERT
 from protocol.constants import Code
-from protocol.defaults import HANDSHAKE_DEADLINE, LINGER, MAX_UNAUTHENTICATED, TUNNEL_PATH
+from protocol.defaults import COME_BACK, HANDSHAKE_DEADLINE, LINGER, MAX_UNAUTHENTICATED, TUNNEL_PATH
 from protocol.handshake import Hello
 
 log = logging.getLogger(__name__)
 
 TLS_SHUTDOWN: Final = 2.0
-BACKLOG: Final = 64  # accepted within the agents' deadlines; the kernel has those beyond it try again by themselves
+BACKLOG: Final = 4096  # as far as the kernel lets: who finds it full is never answered, and believes it was accepted
+LATE: Final = 0.6  # of the deadline, passed before a connection was accepted: an agent may give up before its turn
 LONG_TURN: Final = 0.01  # seconds
 PAUSE: Final = 0.005
-OVER: Final = (7, 8)  # CLOSE, CLOSE_WAIT of <netinet/tcp.h>
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 
 
@@ -59,8 +62,11 @@ class PortListener:
     deadline: float = HANDSHAKE_DEADLINE
     max_unauthenticated: int = MAX_UNAUTHENTICATED
     _listening: list[tuple[socket.socket, asyncio.Task[None]]] = field(default_factory=list)
-    _waiting: dict[ServerLink, str] = field(default_factory=dict)  # to the network they come from, oldest first
+    _waiting: Strangers = field(init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._waiting = Strangers(self.max_unauthenticated, monotonic)
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
         """The protocol for one accepted connection."""
@@ -75,7 +81,7 @@ class PortListener:
         sock: socket.socket | None = None,
     ) -> tuple[str, int]:
         """Listen; the address. OSError when it cannot be bound. A plain listener (no context) is for `ws://`."""
-        found = [sock] if sock is not None else await _bound(host, port)
+        found = [sock] if sock is not None else await bound(host, port)
         for each in found:
             each.setblocking(False)
             each.listen(BACKLOG)
@@ -87,24 +93,28 @@ class PortListener:
     async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
         """Takes connections itself: `create_server` tells nobody of TLS handshakes that fail, nor bounds them."""
         loop = asyncio.get_running_loop()
+        word = BUSY_ALERT if context is not None else busy("no room for another handshake now").encoded()
         while True:
+            await self._waiting.room()
             try:
-                sock, address = await loop.sock_accept(listening)
+                sock, address = await accept(listening)
             except OSError as error:
                 if error.errno != errno.ECONNABORTED:
                     log.error("the tunnel port cannot accept: %s; trying again in %g s", error, ACCEPT_AGAIN)
                     await asyncio.sleep(ACCEPT_AGAIN)
                 continue
-            if _gone(sock):
+            waited = waited_for(sock)
+            if waited is None:  # it has given up meanwhile: its handshake would be nobody's
                 sock.close()
                 continue
             remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
             link = self.link(private=context is not None, remote=remote)
-            if self.enter(link):
-                link.connecting = self.run(link.connect(sock, context), "tunnel-port-connect")
+            if self._waiting.busy and waited > LATE * self.deadline:
+                self._not_taken(sock, remote, word, f"it has waited {waited:.1f} s, too long for a handshake in time")
+            elif self._waiting.enter(link, network_of(remote)):
+                link.take(sock, context)
             else:
-                sock.close()
-                self.refused(remote, "tls", Code.BUSY, "too many connections that have not authenticated")
+                self._not_taken(sock, remote, word, "too many connections that have not authenticated")
             # One a turn of the loop, and fewer while its turns are long: who waits to be accepted costs nothing, while
             # a backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
             # whoever is served already waits for them. Who connects and says nothing makes no turn longer.
@@ -121,7 +131,7 @@ class PortListener:
         await asyncio.gather(*(accepting for _, accepting in listening), return_exceptions=True)
         for sock, _ in listening:
             sock.close()
-        for link in list(self._waiting):
+        for link in self._waiting.all():
             link.abort("the server stops")
         for task in list(self._tasks):
             task.cancel()
@@ -129,27 +139,15 @@ class PortListener:
             await asyncio.wait(self._tasks)
         await asyncio.sleep(0)
 
+    def _not_taken(self, sock: socket.socket, remote: str, word: bytes, text: str) -> None:
+        turn_away(sock, word)
+        self.refused(remote, "tls", Code.BUSY, text)
+
     # ---- what connections call ----------------------------------------------------------------------------------
 
-    def enter(self, link: ServerLink) -> bool:
-        """Count a connection that has proven nothing yet; False when there are too many.
-
-        When all places are taken, the network with most of them gives up its oldest for one with fewer: whoever opens
-        connections and says nothing keeps out nobody but its neighbours.
-        """
-        network = network_of(link.remote)
-        if len(self._waiting) >= self.max_unauthenticated:
-            held = Counter(self._waiting.values())
-            greedy, most = held.most_common(1)[0]
-            if held[network] + 1 >= most:
-                return False
-            next(each for each, its in self._waiting.items() if its == greedy).give_way()
-        self._waiting[link] = network
-        return True
-
-    def leave(self, link: ServerLink) -> None:
+    def leave(self, link: ServerLink, *, proven: bool) -> None:
         """It became a tunnel, or went."""
-        self._waiting.pop(link, None)
+        self._waiting.leave(link, proven=proven)
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Own a connection's asynchronous part."""
@@ -174,11 +172,16 @@ class ServerLink(Link):
         self._stage = "http"
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
-        self.connecting: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self.remote = remote
 
-    async def connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
-        """Take over an accepted socket, through its TLS handshake; its failure is reported."""
+    def take(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Take over an accepted socket."""
+        self._connecting = self._listener.run(self._connect(sock, context), "tunnel-port-connect")
+        self._connecting.add_done_callback(lambda _: self._connected(sock))  # cancelled at once it never began
+
+    async def _connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
+        """Through its TLS handshake, whose failure is reported."""
         options: dict[str, Any] = {}
         if context is not None:
             deadline = self._listener.deadline
@@ -193,22 +196,39 @@ class ServerLink(Link):
             if isinstance(error, TimeoutError) or "taking longer" in str(error):
                 self._tls_failed(Code.TIMEOUT, f"no TLS handshake within {self._listener.deadline:g} s")
         finally:
-            if self._transport is None:
-                self._settled()
-                sock.close()
+            self._connected(sock)
+
+    def _connected(self, sock: socket.socket) -> None:
+        """Leave no trace of a connection that came to nothing. Idempotent."""
+        if self._transport is None:
+            self._settled()
+            sock.close()
 
     def _tls_failed(self, code: Code, text: str) -> None:
         self._stage = "tls"
         self._report(code, text)
 
+    @property
+    def silent(self) -> bool:
+        """Whether nothing but TLS has come of it."""
+        return not self._heard
+
     def give_way(self) -> None:
-        """Leave the place that it has taken, wherever it is on its way to a tunnel."""
-        self._report(Code.BUSY, "too many connections that have not authenticated, most of them from there")
+        """Leave the place that it has taken, wherever it is on its way to a tunnel. Who has said something is told."""
+        text = "too many connections that have not authenticated, most of them from there"
+        self._report(Code.BUSY, text)
         self._settled()
-        if self._transport is not None:
+        if self._transport is None:
+            if self._connecting is not None:
+                self._connecting.cancel()
+        elif self.silent:
             self.abort("it gives way")
-        elif self.connecting is not None:
-            self.connecting.cancel()
+        else:
+            if self._request is None:
+                self._say_busy(text)
+            elif self._stage != "answered":
+                self._answer(busy(text))
+            self.close("it gives way")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -235,11 +255,11 @@ class ServerLink(Link):
             self._answer(HttpResponse(408, f"{text}\n".encode(), "text/plain"))
         self._refuse(Code.TIMEOUT, text)
 
-    def _settled(self) -> None:
+    def _settled(self, *, proven: bool = False) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._listener.leave(self)
+        self._listener.leave(self, proven=proven)
 
     def _refuse(self, code: Code, text: str) -> None:
         self._report(code, text)
@@ -255,6 +275,9 @@ class ServerLink(Link):
 
     def _say_too_late(self) -> None:
         """Tell a peer whose handshake has taken too long."""
+
+    def _say_busy(self, text: str) -> None:
+        """Tell a peer in its handshake that it has to come back later."""
 
     # ---- HTTP ---------------------------------------------------------------------------------------------------
 
@@ -337,32 +360,9 @@ class ServerLink(Link):
         self._settled()
 
 
-def _gone(sock: socket.socket) -> bool:
-    """Whether the peer has given up while it waited to be accepted: its handshake would be nobody's."""
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in OVER
-    except OSError:  # not TCP: who inherits a listener may have any
-        return False
-
-
-async def _bound(host: str | None, port: int) -> list[socket.socket]:
-    """A socket for each address of `host`; OSError when one cannot be had."""
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    bound: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(infos):
-            sock = socket.socket(family, kind, protocol)
-            bound.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-    except OSError:
-        for sock in bound:
-            sock.close()
-        raise
-    return bound
+def busy(text: str) -> HttpResponse:
+    """The answer to whoever may come back later."""
+    return HttpResponse(503, f"{text}\n".encode(), "text/plain", [("Retry-After", f"{COME_BACK:g}")])
 
 
 def network_of(remote: str) -> str:

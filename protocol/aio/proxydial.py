@@ -24,6 +24,8 @@ from protocol import defaults
 from protocol.aio.hops import DialError, Hop, OnHop, reason, unnoted
 from protocol.aio.proxyenv import BadProxy, Proxy, bracketed, parse_proxy, proxy_from_environment
 from protocol.aio.tcpdial import connect_tcp
+from protocol.aio.tlsfailure import BUSY_REASON
+from protocol.constants import Code
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -116,6 +118,9 @@ async def open_connection(
         ends_at = await _chain_end(target, proxy)
         raise DialError("tls", _untrusted(error, target, ends_at), peer_ca=ends_at) from error
     except (OSError, TimeoutError) as error:
+        if isinstance(error, ssl.SSLError) and error.reason == BUSY_REASON:
+            text = f"{target.authority} has no room for another TLS handshake now (alert internal_error)"
+            raise DialError("tls", text, code=Code.BUSY, retry_after=defaults.COME_BACK) from error
         raise DialError("tls", _tls_failure(error, target.authority, target.tls_deadline)) from error
     except BaseException:
         transport.abort()

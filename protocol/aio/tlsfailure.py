@@ -10,6 +10,10 @@ PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
     b"Client sent an HTTP request to an HTTPS server.\n"
 )
+BUSY_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, 80))
+"""`internal_error` (RFC 8446, 6.2: a failure unrelated to the peer), sent in place of a handshake that there is no room
+for: whoever is turned away hears so without costing a key exchange."""
+BUSY_REASON: Final = "TLSV1_ALERT_INTERNAL_ERROR"  # what OpenSSL calls it at the peer
 _HTTP_STARTS: Final = (b"GET ", b"HEAD", b"POST", b"PUT ", b"PATC", b"DELE", b"OPTI", b"CONN", b"PRI ")
 _WITHOUT_ISSUER: Final = frozenset({2, 18, 19, 20, 21, 24})  # codes of X509_verify_cert
 _NOTHING_IN_COMMON: Final = frozenset(

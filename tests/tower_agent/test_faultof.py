@@ -24,6 +24,7 @@ def test_each_hop_is_named_and_has_a_mend(hop: HopName) -> None:
 def test_a_foreign_chain_and_a_refused_agent_are_told_apart() -> None:
     assert dial_fault(DialError("tls", "no", peer_ca="Corp")).code == "TWR214"
     assert dial_fault(DialError("tls", "no")).code == "TWR213"
+    assert dial_fault(DialError("tls", "no", code=int(Code.BUSY))).code == "TWR221"
     assert dial_fault(DialError("handshake", "no", code=int(Code.REVOKED))).code == "TWR209"
     assert dial_fault(DialError("handshake", "no", code=int(Code.BUSY))).code == "TWR221"
     assert certs_fault(FingerprintMismatch("a is not b", "look again")).mend == "look again"

@@ -98,6 +98,9 @@ class LegacyLink(ServerLink):
         what = "config" if self._stage == "config" else "SSH authentication"
         self._bye(f"no {what} within {self._listener.deadline:g} s")
 
+    def _say_busy(self, text: str) -> None:
+        self._bye(text)
+
     # ---- SSH ----------------------------------------------------------------------------------------------------
 
     def ssh_ready(self) -> None:
@@ -139,7 +142,7 @@ class LegacyLink(ServerLink):
         wire, ssh = self._wire, self._ssh
         if self.closing or wire is None or ssh is None or wire.owner is not self:
             return
-        self._settled()
+        self._settled(proven=True)
         answer(True, b"")
         self._stage = "tunnel"
         try:

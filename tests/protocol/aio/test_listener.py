@@ -17,6 +17,7 @@ import pytest_asyncio
 from protocol.aio.listener import Admission, TunnelListener
 from protocol.aio.port import ServerLink
 from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
+from protocol.aio.tlsfailure import BUSY_ALERT
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES
@@ -191,7 +192,7 @@ async def test_connections_are_bounded_before_their_tls(contexts: Any) -> None:
     async with tower(*contexts, max_unauthenticated=2) as made:
         silent = [await asyncio.open_connection(*made.address) for _ in range(2)]
         reader, writer = await asyncio.open_connection(*made.address)
-        assert await reader.read(-1) == b""
+        assert await reader.read(-1) == BUSY_ALERT
         assert (await made.refusal()).code is Code.BUSY
         for _, one in (*silent, (reader, writer)):
             one.transport.abort()
@@ -439,7 +440,7 @@ async def test_connections_that_have_proven_nothing_are_bounded() -> None:
             for raw in (one, two, three):
                 await raw.upgrade()
             async with connected(made) as fourth:
-                assert await fourth.rest() == b""
+                assert (await fourth.rest()).startswith(b"HTTP/1.1 503 ")
                 refusal = await made.refusal()
                 assert refusal.code is Code.BUSY
                 assert "too many connections" in refusal.text

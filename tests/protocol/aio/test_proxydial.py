@@ -21,6 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from protocol.aio import proxydial
 from protocol.aio.hops import DialError, Hop
 from protocol.aio.proxydial import DialTarget, certificate_chain, open_connection, parse_url
+from protocol.aio.tlsfailure import BUSY_ALERT
+from protocol.constants import Code
+from protocol.defaults import COME_BACK
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]
 
@@ -255,6 +258,11 @@ def test_a_wrong_name_and_a_plain_server_break_at_tls(run: Callable[..., object]
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
+    async def full(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(BUSY_ALERT)
+        await writer.drain()
+
     async def scenario() -> None:
         async with serving(echo, tower.server) as port:
             target = DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client(), server_hostname="other.test")
@@ -269,6 +277,10 @@ def test_a_wrong_name_and_a_plain_server_break_at_tls(run: Callable[..., object]
             error = await refused(DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client(), tls_deadline=0.3))
             assert error.hop == "tls"
             assert "within 0.3 s" in error.text
+        async with serving(full) as port:
+            error = await refused(DialTarget(host="127.0.0.1", port=port, ssl_context=tower.client()))
+            assert (error.hop, error.code, error.retry_after) == ("tls", Code.BUSY, COME_BACK)
+            assert error.text.startswith(f"127.0.0.1:{port} has no room for another TLS handshake now")
 
     run(scenario())
 
