@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
@@ -59,6 +60,30 @@ def download(port: int, streams: int, size: int, *, host: str = "127.0.0.1") -> 
         share * streams,
         code="206",
     )
+
+
+def grown(port: int, after: int, size: int, *, host: str = "127.0.0.1") -> float:
+    """MB/s at which one download of `size` bytes goes on once `after` of them have come."""
+    command = [*_CURL, "-o", "/dev/null", "-r", f"0-{size - 1}", f"https://{host}:{port}/bulk"]
+    began: tuple[float, int] | None = None
+    ended = (0.0, 0)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as curl:
+        deadline = time.monotonic() + DEADLINE
+        while curl.poll() is None:
+            if time.monotonic() > deadline:
+                curl.kill()
+            with contextlib.suppress(OSError):  # it is just ending
+                written = re.search(r"^wchar: (\d+)", Path(f"/proc/{curl.pid}/io").read_text(), re.MULTILINE)
+                now, done = time.monotonic(), int(written[1]) if written else 0
+                if began is None and done >= after:
+                    began = now, done
+                if done > ended[1]:
+                    ended = now, done
+            time.sleep(0.01)
+        out, err = curl.communicate()
+    if curl.returncode or out.strip() != "206" or began is None or ended[0] <= began[0]:
+        raise LoadError(f"{' '.join(command)}: exit {curl.returncode}, status {out.strip()}, {err.strip()}")
+    return (ended[1] - began[1]) / (ended[0] - began[0]) / MEGA
 
 
 def upload(port: int, file: Path, streams: int = 1) -> float:

@@ -2,7 +2,10 @@
 // of the other. Each direction moves so many bytes a second (0: as many as come), queues so many and drops what does not
 // fit, and delivers what has passed after a delay, in order.
 //
-//	way NAME NAME BYTES_PER_SECOND QUEUE_BYTES DELAY
+//	way NAME NAME BYTES_PER_SECOND QUEUE_BYTES DELAY [offload]
+//
+// With offload the kernel hands over what it would hand to a network card: segments of up to 64 KiB, uncut and without
+// checksum. They are passed on, queued and dropped whole, which takes a fraction of the processor's time.
 //
 // Both devices are made here and are gone when it ends. "ready" on its output says that they are there.
 package main
@@ -21,7 +24,11 @@ const (
 	tunSetIff = 0x400454ca // linux/if_tun.h
 	iffTun    = 0x0001
 	iffNoPi   = 0x1000
-	largest   = 65536
+	iffHeader = 0x4000      // a virtio_net_hdr before each packet, which says what is left to do on it
+	tunSetOff = 0x400454d0  // TUNSETOFFLOAD
+	offloads  = 0x01 | 0x02 // TUN_F_CSUM, TUN_F_TSO4
+	header    = 10
+	largest   = header + 65536
 	most      = 1 << 16 // packets on their way
 )
 
@@ -30,16 +37,25 @@ type packet struct {
 	data []byte
 }
 
-func device(name string) *os.File {
+func device(name string, offload bool) *os.File {
 	descriptor, err := syscall.Open("/dev/net/tun", syscall.O_RDWR|syscall.O_CLOEXEC|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		log.Fatalf("/dev/net/tun: %v", err)
 	}
 	var request [40]byte // struct ifreq
 	copy(request[:15], name)
-	*(*uint16)(unsafe.Pointer(&request[16])) = iffTun | iffNoPi
+	flags := uint16(iffTun | iffNoPi)
+	if offload {
+		flags |= iffHeader
+	}
+	*(*uint16)(unsafe.Pointer(&request[16])) = flags
 	if _, _, no := syscall.Syscall(syscall.SYS_IOCTL, uintptr(descriptor), tunSetIff, uintptr(unsafe.Pointer(&request[0]))); no != 0 {
 		log.Fatalf("device %s: %v", name, no)
+	}
+	if offload {
+		if _, _, no := syscall.Syscall(syscall.SYS_IOCTL, uintptr(descriptor), tunSetOff, offloads); no != 0 {
+			log.Fatalf("device %s: offloads: %v", name, no)
+		}
 	}
 	return os.NewFile(uintptr(descriptor), name)
 }
@@ -80,8 +96,9 @@ func give(to *os.File, way <-chan packet) {
 }
 
 func main() {
-	if len(os.Args) != 6 {
-		log.Fatal("usage: way NAME NAME BYTES_PER_SECOND QUEUE_BYTES DELAY")
+	offload := len(os.Args) == 7 && os.Args[6] == "offload"
+	if len(os.Args) != 6 && !offload {
+		log.Fatal("usage: way NAME NAME BYTES_PER_SECOND QUEUE_BYTES DELAY [offload]")
 	}
 	rate, err := strconv.ParseFloat(os.Args[3], 64)
 	if err != nil {
@@ -95,7 +112,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	near, far := device(os.Args[1]), device(os.Args[2])
+	near, far := device(os.Args[1], offload), device(os.Args[2], offload)
 	there, back := make(chan packet, most), make(chan packet, most)
 	go take(near, there, rate, queue, delay)
 	go take(far, back, rate, queue, delay)
