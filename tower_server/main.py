@@ -79,7 +79,11 @@ def _load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfi
 @_file(envvar=CONFIG_VARIABLE)
 @click.pass_context
 def cli(context: click.Context, config_file: Path | None) -> None:
-    """The host side of Tower: holds the tunnels of member clusters and the ports that reach them."""
+    """The host side of Tower: holds the tunnels of member clusters and the ports that reach them.
+
+    Start with `tower-server run --public-url wss://HOST:8443`, the address that members dial; then, in another
+    terminal, `towerctl add cluster NAME`.
+    """
     context.obj = config_file
 
 

@@ -102,7 +102,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
-            raise click.NoSuchCommand(args[0], possibilities=list(self.table), ctx=ctx)
+            message = f"No such command {args[0]!r}; there are: {', '.join(self.table)}."
+            raise click.NoSuchCommand(args[0], message, possibilities=list(self.table), ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -7,6 +7,7 @@ wakes ten times a second.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import stat
@@ -56,6 +57,7 @@ class AdminSocket:
     async def start(self, sock: socket.socket | None = None) -> None:
         """Listens on `sock` (inherited) or makes the file. TowerError TWR103 when that cannot be."""
         self._config.load()
+        logging.getLogger("uvicorn.error").addFilter(_true)
         self._own = sock is None
         sock = sock or bind_private(self._path)
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
@@ -144,3 +146,8 @@ def _clear(path: Path) -> None:
         f"a server listens on the admin socket {path} already",
         mend="stop it, or give this one another admin_socket and state_dir",
     )
+
+
+def _true(line: logging.LogRecord) -> bool:
+    """uvicorn says so of each WebSocket that was refused by an answer, as a forward to a member that is away is."""
+    return not str(line.msg).startswith("ASGI callable returned without completing handshake")

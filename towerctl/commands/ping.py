@@ -14,6 +14,7 @@ from towerctl.errors import AdminRefused, ServerUnreachable
 from towerctl.lazy import Command
 from towerctl.output import Object, output_option, print_document
 from towerctl.types import Cluster, Duration
+from towerctl.words import PROGRAM
 
 
 @click.command(cls=Command)
@@ -42,9 +43,21 @@ def ping(ctl: Ctl, cluster: str, count: int, interval: float, output: str) -> in
     lost = [result for result in results if result.get("status") != 200]
     if output == "table":
         click.echo(_summary(results, len(lost)))
+        if lost:
+            _next_step(lost[-1], cluster)
     else:
         print_document({"apiVersion": "tower/v1", "kind": "PingList", "items": results}, output)
     return 1 if lost else 0
+
+
+def _next_step(last: Object, cluster: str) -> None:
+    """For people, beside what a script reads."""
+    from towerctl.output import say
+
+    if last.get("kind") == "Error":
+        say(f"  next: {last['mend']} (`{PROGRAM} explain {last['code']}`)")
+    else:
+        say(f"  next: the apiserver answered {last.get('status')} to /readyz: `{PROGRAM} check {cluster}` says why")
 
 
 def _once(client: AdminClient, cluster: str) -> Object:

@@ -71,7 +71,7 @@ async def test_a_lost_tunnel_ends_the_forward(tmp_path):
         ("/v1/clusters/edge-1", 404, "TWR612"),
     ],
 )
-async def test_a_refusal_comes_before_the_upgrade(tmp_path, path, status, code):
+async def test_a_refusal_comes_before_the_upgrade(tmp_path, caplog, path, status, code):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         agent.raw = lambda incoming: incoming.refuse(Code.UNKNOWN_SERVICE, f"no service {incoming.service}")
         with pytest.raises(InvalidStatus) as caught:
@@ -79,6 +79,7 @@ async def test_a_refusal_comes_before_the_upgrade(tmp_path, path, status, code):
                 pass
         assert caught.value.response.status_code == status
         assert json.loads(caught.value.response.body)["code"] == code
+        assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == [], "nothing is broken"
 
 
 async def test_a_web_page_may_not_forward(tmp_path):

@@ -12,6 +12,8 @@ def test_a_cluster_without_tunnel_loses_every_ping_and_says_why(live: Shell, clu
     assert first.startswith("seq=1 lost: TWR200")
     assert second.startswith("seq=2 lost: TWR200")
     assert summary == "2 sent, 2 lost"
+    assert "next: run the join command in the member" in ran.err
+    assert "explain TWR200" in ran.err
 
 
 def test_json_has_an_item_a_ping_and_the_same_exit_code(live: Shell, cluster: str) -> None:
@@ -32,6 +34,15 @@ def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: 
 def test_no_pings_are_a_usage_error(live: Shell, cluster: str) -> None:
     live("ping", cluster, "-c", "0").refused("--count", code=2)
     live("ping", cluster, "-i", "often").refused("--interval", code=2)
+
+
+def test_an_apiserver_that_is_not_ready_has_a_next_step(shell: Shell) -> None:
+    answer = {"kind": "Ping", "tunnel": "t", "mux": 0.1, "stream": 0.1, "readyz": 0.2, "status": 500}
+    with peer(shell.socket, http("200 OK", json.dumps(answer))):
+        ran = shell("ping", "edge-1", "-c", "1")
+    assert ran.code == 1
+    assert "answered 500 to /readyz" in ran.err
+    assert "check edge-1" in ran.err
 
 
 def test_a_slow_link_is_not_blamed_on_the_member(shell: Shell) -> None:
