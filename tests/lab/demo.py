@@ -41,11 +41,18 @@ def main() -> int:
             stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up
             return demo(stack, Path(own).expanduser() if own else None, once=once)
     except (LabError, assets.AssetError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{too_busy(os.getloadavg()[0], os.cpu_count() or 1)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; nothing is left behind", file=sys.stderr)
         return 0 if not once else 130
+
+
+def too_busy(load: float, processors: int) -> str:
+    """A next step for what came up too late on a machine that had other things to do."""
+    if load < 2 * processors:
+        return ""
+    return f"\n  this machine is busy (load {load:.0f} on {processors} processors): see `uptime`, then run it again"
 
 
 def demo(stack: contextlib.ExitStack, own: Path | None, *, once: bool) -> int:

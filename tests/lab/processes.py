@@ -126,7 +126,7 @@ class Child:
             if (code := self.returncode) is not None:
                 raise LabError(f"{self.name} ended with {code} before {what}; log {self.log}:\n{self.tail()}")
             if time.monotonic() > end:
-                raise LabError(f"no {what} within {deadline:.0f} s; the end of {self.log}:\n{self.tail()}")
+                raise LabError(f"waited {deadline:.0f} s in vain: {what}; the end of {self.log}:\n{self.tail()}")
             time.sleep(POLL)
 
 
@@ -134,7 +134,7 @@ def wait_until(ready: Callable[[], bool], what: str, deadline: float) -> None:
     end = time.monotonic() + deadline
     while not ready():
         if time.monotonic() > end:
-            raise LabError(f"no {what} within {deadline:.0f} s")
+            raise LabError(f"waited {deadline:.0f} s in vain: {what}")
         time.sleep(POLL)
 
 
