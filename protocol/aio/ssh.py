@@ -184,6 +184,8 @@ class _Wire(SSHConnection):
         self.room: Callable[[], bool] = lambda: True
         self.refused_opens = 0
         self._aead = False
+        self._late = bytearray()  # the beginning of a packet that is `_whole` bytes long
+        self._whole = 0
         self._waiting: deque[asyncio.Future[tuple[bool, bytes]]] = deque()
 
     # ---- version lines ------------------------------------------------------------------------------------------
@@ -218,6 +220,11 @@ class _Wire(SSHConnection):
 
     def feed(self, data: bytes) -> None:
         """Bytes off the wire."""
+        if self._late:
+            self._late += data
+            if len(self._late) < self._whole:
+                return
+            data, self._late = bytes(self._late), bytearray()
         if not self._auth_complete and len(self._inpbuf) + len(data) > MAX_UNAUTHENTICATED_BYTES:
             self._force_close(ProtocolError(f"more than {MAX_UNAUTHENTICATED_BYTES} bytes before authentication"))
             return
@@ -265,7 +272,9 @@ class _Wire(SSHConnection):
             if not BLOCK <= length <= MAX_WIRE_PACKET:
                 raise ProtocolError(f"a packet of {length} bytes")
             if stop > end:
-                break
+                self._late += view[at:]  # not asyncssh's buffer: it would be copied for each piece that comes
+                self._whole = stop - at
+                return
             try:
                 opened = opener.open(view[at:body], view[body:stop])
             except InvalidTag:
@@ -459,6 +468,11 @@ class _Wire(SSHConnection):
         """Both ends have closed it."""
         if channel.number in self._channels:
             self.remove_channel(channel.number)
+
+    @property
+    def known(self) -> bool:
+        """Whether authentication is behind it."""
+        return bool(self._auth_complete)
 
     @property
     def channel_count(self) -> int:

@@ -1,8 +1,8 @@
 """SSH over a WebSocket link: what asyncssh takes for its transport, and the link's owner.
 
-Message borders mean nothing. What asyncssh writes in one turn leaves as one message; what arrives is given to it in the
-turn in which it was read, as the link hands it on: 1 KiB fragments joined. A full link stops the channels, not
-asyncssh: see `Wire.room`.
+Message borders mean nothing. What asyncssh writes in one turn leaves as one message; what arrives is given to it as the
+link hands it on, 1 KiB fragments joined, and of a peer that is known in the turn in which it was read. A full link
+stops the channels, not asyncssh: see `Wire.room`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class SshLink(asyncio.Transport):
         self._out: list[bytes] = []
         self._size = 0
         self._due = False
+        self._in: list[bytes] = []
         self.heard_at = self._loop.time()
         self.bytes_in = 0
         self.bytes_out = 0
@@ -45,9 +46,23 @@ class SshLink(asyncio.Transport):
     # ---- the link's owner ---------------------------------------------------------------------------------------
 
     def link_received(self, data: memoryview) -> None:
+        if self._wire.known and not self._in:
+            self._feed(bytes(data))
+            return
+        # In the next turn: who is refused in the midst of its words would see a reset, and not what it is told.
+        if not self._in:
+            self._loop.call_soon(self._feed_held)
+        self._in.append(bytes(data))
+
+    def _feed_held(self) -> None:
+        pieces, self._in = self._in, []
+        if pieces:
+            self._feed(b"".join(pieces))
+
+    def _feed(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
         self.bytes_in += len(data)
-        self._wire.feed(bytes(data))
+        self._wire.feed(data)
 
     def link_writable(self) -> None:
         self._unsent = 0
@@ -55,6 +70,7 @@ class SshLink(asyncio.Transport):
         self._wire.pump()
 
     def link_lost(self, reason: str) -> None:
+        self._feed_held()
         self._wire.connection_lost(ConnectionError(reason))
 
     @property

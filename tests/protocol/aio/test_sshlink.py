@@ -49,23 +49,44 @@ async def test_what_is_written_in_one_turn_is_one_message() -> None:
     await asyncio.sleep(0)
 
 
-async def test_what_was_read_reaches_ssh_in_the_same_turn_fragments_joined() -> None:
-    _, ssh_link, wire = await made()
+async def test_what_a_stranger_sends_in_one_turn_reaches_ssh_at_once() -> None:
+    link, ssh_link, wire = await made()
     fed: list[bytes] = []
     wire.feed = fed.append  # type: ignore[method-assign]
-    read = Link(client=False, private=False, owner=ssh_link)
-    line = bytes(200) + b"SSH-2.0-Go\r\n"
-    fragments = [bytes((op, 0xFE)) + (200 if op == 2 else 12).to_bytes(2, "big") + b"KEYS" for op in (0x02, 0x80)]
-    read.received(memoryview(fragments[0] + apply_mask(line[:200], b"KEYS")))  # whole, the message is not
-    assert fed == [line[:200]]
-    read.received(memoryview(fragments[1] + apply_mask(line[200:], b"KEYS")))
-    assert b"".join(fed) == line
-    joined = fragments[0] + apply_mask(line[:200], b"KEYS") + fragments[1] + apply_mask(line[200:], b"KEYS")
-    read.received(memoryview(joined))
-    assert fed[2:] == [line]
-    assert ssh_link.bytes_in == 2 * len(line)
+    for byte in b"SSH-2.0-Go\r\n":
+        ssh_link.link_received(memoryview(bytes((byte,))))
+    assert not fed  # so that all it has sent is read before it is refused
+    await asyncio.sleep(0)
+    assert fed == [b"SSH-2.0-Go\r\n"]
+    ssh_link.link_received(memoryview(b"last words"))
+    ssh_link.link_lost("gone")
+    assert fed[1:] == [b"last words"]
+    assert link.messages
     wire.end("done")
     await asyncio.sleep(0)
+
+
+async def test_what_a_known_peer_sends_reaches_ssh_in_the_same_turn_fragments_joined() -> None:
+    async with connected() as pair:
+        ssh_link, fed = pair.server_link.owner, bytearray()
+        counts: list[int] = []
+
+        def feed(data: bytes) -> None:
+            counts.append(len(data))
+            fed.extend(data)
+
+        pair.server.feed = feed  # type: ignore[method-assign]
+        read = Link(client=False, private=False, owner=ssh_link)
+        words = bytes(i % 251 for i in range(212))
+        raw = b"".join(
+            bytes((first, 0xFE)) + len(piece).to_bytes(2, "big") + b"KEYS" + apply_mask(piece, b"KEYS")
+            for first, piece in ((0x02, words[:200]), (0x80, words[200:]))
+        )
+        read.received(memoryview(raw))
+        read.received(memoryview(raw[:210]))
+        read.received(memoryview(raw[210:]))
+        assert counts[0] == len(words)
+        assert fed == 2 * words
 
 
 async def test_answers_to_a_peer_that_reads_nothing_are_bounded() -> None:
