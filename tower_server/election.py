@@ -6,7 +6,8 @@ Invariants, whatever fails or is delayed:
   the clock goes on while a machine sleeps.
 - A lease is written with the version that was read, so of two that take it one wins. Each holder has a term of its own.
 - A write whose fate is unknown counts as not done; the next read tells.
-- An end that is orderly gives the lease back, and a follower takes it at its next look.
+- An end that is orderly gives the lease back, also one that comes while a write is on its way, and a follower takes it
+  at its next look.
 - Who knows otherwise that the holder is gone (`grace`) need not wait for the whole duration. Should that be wrong, two
   lead for a moment: versions and terms refuse what the first writes from then on, as when a machine was asleep.
 Nothing but the controller needs a leader: tunnels and callers are served without.
@@ -98,6 +99,7 @@ class Elector:
         self._seen_at = 0.0
         self._ours: Held | None = None
         self._until = 0.0
+        self._unsure = False  # whether the last write has come to no known end, as when the end of all came meanwhile
         self._grace = grace
         self._woken = asyncio.Event()
 
@@ -125,13 +127,24 @@ class Elector:
     async def release(self) -> None:
         """Gives the lease back, if it is ours. Never raises: whoever ends has nothing more to do about it."""
         ours, self._ours = self._ours, None
-        if ours is None:
+        if ours is None and not self._unsure:
             return
         try:
             async with asyncio.timeout(STOP_DEADLINE):
-                await self._lease.write(Held("", ours.term, 1.0, ours.version))
-        except (TowerError, LeaseConflict, TimeoutError) as error:
+                if self._unsure:
+                    ours = await self._lease.read()
+                while ours is not None and ours.holder == self.identity and not await self._given_back(ours):
+                    ours = await self._lease.read()
+        except (TowerError, TimeoutError) as error:
             log.warning("lease-not-released", text=str(error), next_leader_within=self._timing.duration)
+
+    async def _given_back(self, ours: Held) -> bool:
+        """False where another write was first: one of ours that was still on its way, or of who has it now."""
+        try:
+            await self._lease.write(Held("", ours.term, 1.0, ours.version))
+        except LeaseConflict:
+            return False
+        return True
 
     async def run(self, lead: Callable[[int], Awaitable[None]]) -> None:
         """Competes until cancelled; `lead(term)` runs while this candidate leads and is cancelled when it does not.
@@ -194,11 +207,13 @@ class Elector:
             return self.term
 
     async def _write(self, lease: Held, started: float) -> int | None:
+        self._unsure = True
         try:
             written = await self._lease.write(lease)
         except LeaseConflict:
-            self._ours = None
+            self._unsure, self._ours = False, None
             return None
+        self._unsure = False
         self._observe(written)
         self._ours, self._until = written, started + self._timing.renew_deadline
         return self.term

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.processes import PORTS, Child, LabError, free_ports
+from tests.lab.processes import PORTS, Child, LabError, free_ports, whole_lines
 
 pytestmark = pytest.mark.slow  # many processes
 
@@ -66,3 +66,10 @@ def test_free_ports_are_free_distinct_and_out_of_the_ephemeral_range() -> None:
     ports = free_ports(5)
     assert len(set(ports)) == 5
     assert all(port in PORTS for port in ports)
+
+
+def test_a_line_that_is_still_being_written_is_none_yet(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for text, lines in (("", []), ("half", []), ("one\nhal", ["one"]), ("one\ntwo\n", ["one", "two"])):
+        log.write_text(text)
+        assert whole_lines(log) == lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
@@ -330,6 +331,57 @@ async def test_stopping_gives_the_lease_to_the_next_at_once():
         assert await led.get() == "b"
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
+
+
+class Slow(Stored):
+    """One write of whose end nothing is heard: it is done at once, or a little `late`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next, self.late = False, False
+        self.under_way = asyncio.Event()
+
+    async def write(self, lease: Held) -> Held:
+        if not self.next:
+            return await super().write(lease)
+        self.next = False
+        task = asyncio.create_task(self._done(lease))
+        if not self.late:
+            await task
+        self.under_way.set()
+        return await asyncio.get_running_loop().create_future()
+
+    async def _done(self, lease: Held) -> None:
+        await asyncio.sleep(0.02 if self.late else 0)
+        with contextlib.suppress(LeaseConflict):
+            await super().write(lease)
+
+    async def read(self) -> Held | None:
+        await asyncio.sleep(0.01)
+        return await super().read()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("which", ["the first", "a renewal", "a late renewal"])
+async def test_an_end_that_comes_while_a_write_is_on_its_way_gives_the_lease_back_too(which: str):
+    stored, leads = Slow(), asyncio.Event()
+
+    async def lead(_: int) -> None:
+        leads.set()
+        await asyncio.Event().wait()
+
+    stored.next = which == "the first"
+    task = asyncio.create_task(quick(stored, "a").run(lead))
+    async with asyncio.timeout(20):
+        if which != "the first":
+            await leads.wait()
+            stored.next, stored.late = True, which == "a late renewal"
+        await stored.under_way.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+    assert stored.lease is not None
+    assert stored.lease.holder == ""
 
 
 def test_times_that_would_let_two_lead_are_refused():
