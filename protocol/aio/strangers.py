@@ -4,7 +4,7 @@ While many agents come at once and prove themselves, a port that accepted all of
 handshakes, of which none ends in time. So `room` waits while enough of them are under way: whoever is not accepted yet
 waits in the kernel, and wordlessly turned away is nobody. That must give nobody a way to keep others out by saying
 nothing. So it waits only for connections that are young, from networks that have not shown that they waste places, and
-only while somebody proves themselves often enough. A port that meets nothing but silence never waits.
+only while agents prove themselves, or may yet: of nothing but silence the first second alone is waited for.
 
 When all places are taken, the network with most of them gives one up: its oldest that has long said nothing, or for
 a network with fewer its oldest. So who sits and says nothing keeps out nobody, not even a neighbour.
@@ -16,11 +16,13 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final, Protocol
 
 UNDER_WAY: Final = 64  # handshakes at a time, while they end well: those of half a second where a core does a hundred
 YOUNG: Final = 2.0  # seconds; who takes longer is not waited for, and who has said nothing by then goes first
 PROVEN: Final = 8  # in the last `YOUNG` seconds: agents come, and what is held up is taken up
+BEGINNING: Final = 1.0  # seconds, in which the first of many may prove themselves
 GOOD_NAME: Final = 16  # at most so many good or bad ends of a network's connections weigh
 MAX_NETWORKS: Final = 1024  # whose names are remembered
 
@@ -55,6 +57,8 @@ class Strangers:
     _held: Counter[str] = field(default_factory=Counter)
     _names: dict[str, int] = field(default_factory=dict)  # good ends less bad ones; the one that changed last is last
     _proofs: deque[float] = field(default_factory=lambda: deque(maxlen=PROVEN))
+    _full_since: float = -inf
+    _last_full: float = -inf
     _left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __len__(self) -> int:
@@ -114,16 +118,22 @@ class Strangers:
     def _full_for(self) -> float:
         """Seconds after which there is room in any case; 0 when there is now."""
         now = self.clock()
-        if len(self._places) < UNDER_WAY or len(self._proofs) < PROVEN or now - self._proofs[0] >= YOUNG:
-            return 0.0
         under_way = 0
         for place in reversed(self._places.values()):
             if now - place.since >= YOUNG:
                 break
             under_way += self._names.get(place.network, 0) >= 0
             if under_way >= UNDER_WAY:
-                return min(place.since, self._proofs[0]) + YOUNG - now
+                return max(0.0, min(place.since + YOUNG, self._waits_until(now)) - now)
         return 0.0
+
+    def _waits_until(self, now: float) -> float:
+        """Until when many that are under way are waited for."""
+        if now - self._last_full > YOUNG:
+            self._full_since = now
+        self._last_full = now
+        proven = self._proofs[0] + YOUNG if len(self._proofs) == PROVEN else -inf
+        return max(proven, self._full_since + BEGINNING)
 
     def _goes(self, network: str) -> Stranger | None:
         """Who makes room for one from `network`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from protocol.aio.strangers import GOOD_NAME, MAX_NETWORKS, PROVEN, UNDER_WAY, YOUNG, Strangers
+from protocol.aio.strangers import BEGINNING, GOOD_NAME, MAX_NETWORKS, PROVEN, UNDER_WAY, YOUNG, Strangers
 
 HONEST, SITTER = "192.0.2.1", "198.51.100.1"
 
@@ -76,10 +76,16 @@ async def test_fewer_are_not_waited_for() -> None:
 
 
 @pytest.mark.asyncio
-async def test_silence_without_anybody_who_proves_themselves_holds_up_nobody() -> None:
+async def test_silence_without_anybody_who_proves_themselves_holds_up_nobody_for_long() -> None:
     room = Room()
     room.come(SITTER, times=UNDER_WAY)
+    assert await room.waits(), "the first of a storm have had no time yet"
+    room.now += BEGINNING
     assert not await room.waits()
+    for _ in range(10):
+        room.come(SITTER, times=UNDER_WAY)
+        assert not await room.waits(), "it goes on, and is no beginning"
+        room.now += YOUNG / 2
     room.prove(times=PROVEN - 1)
     assert not await room.waits()
     room.prove(times=1)
@@ -87,6 +93,9 @@ async def test_silence_without_anybody_who_proves_themselves_holds_up_nobody() -
     room.now += YOUNG
     room.come(SITTER, times=UNDER_WAY)
     assert not await room.waits(), "the proofs are of long ago"
+    room.now += 2 * YOUNG
+    room.come(SITTER, times=UNDER_WAY)
+    assert await room.waits(), "another beginning"
 
 
 @pytest.mark.asyncio
