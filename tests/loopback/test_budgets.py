@@ -22,7 +22,7 @@ from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, metrics
 from tests.loopback.member import BackendMember
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 NAME = "edge"
 STOPPED = 200
 BESIDE = (
