@@ -17,7 +17,7 @@ from typing import Final
 from protocol.defaults import KIB
 
 GAIN: Final = 1.25  # of what the path holds: enough to find out that it holds more
-STARTUP_GAIN: Final = 2.0  # until the rate grows no more
+STARTUP_GAIN: Final = 1.9  # until the rate grows no more: a queue that holds as much as the path does not overflow
 GROWS: Final = 1.25  # a round in which it grew less
 FULL_AFTER: Final = 3  # rounds without growth
 GRACE: Final = 0.01  # seconds of data beyond that: ends answer no faster than their event loops turn
@@ -28,6 +28,7 @@ MARK_EVERY: Final = 0.005  # seconds, at least
 RATE_FOR: Final = 1.0  # seconds for which a rate counts (or ten round trips, and up to twice as long)
 RTT_FOR: Final = 10.0
 NO_BOUND: Final = 1 << 62
+PACE_FROM: Final = 0.005  # seconds of a round trip: a nearer peer has queues for all that may be under way
 FIRST_TOKEN: Final = 1 << 63  # so that no PONG is taken for another's
 
 # Of a mark: its PING's token; bytes sent up to it, and when; of what had arrived by then how much, since when, and when
@@ -69,6 +70,12 @@ class Flight:
         return room if self._marks else max(room, LEAST)
 
     @property
+    def pace(self) -> float:
+        """Bytes a second at which a burst should leave, or all that was held up comes to a queue at once; 0: any."""
+        rtt = self.rtt or 0.0
+        return GAIN * self.bound / rtt if self._full and rtt >= PACE_FROM else 0.0
+
+    @property
     def asked_at(self) -> float | None:
         """When the oldest mark left that was not answered."""
         return self._marks[0][2] if self._marks else None
@@ -104,8 +111,8 @@ class Flight:
             self._note_rate((sent - arrived) / took, now, idle=idle)
         self._drain(now, idle=idle)
         if self.rate is not None and self.rtt is not None:
-            gain = GAIN if self._full else STARTUP_GAIN
-            most = self.rate * (gain * self.rtt + GRACE)
+            seconds = GAIN * self.rtt + GRACE
+            most = self.rate * (seconds if self._full else max(seconds, STARTUP_GAIN * self.rtt))
             self.bound = max(LEAST, int(most if self._drains_since is None else self.rate * self.rtt / 2))
         return True
 

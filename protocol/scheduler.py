@@ -51,6 +51,11 @@ class Scheduler:
         rate = self.rate
         return CHUNK if rate is None else max(LEAST_CHUNK, min(CHUNK, int(rate * CHUNK_SECONDS)))
 
+    @property
+    def early(self) -> bool:
+        """Whether the next stream has not had its share in this round: it waits for no more than one answer."""
+        return self._first > 0
+
     def schedule(self, stream: Stream) -> None:
         """Give `stream` a turn if it can send and has none yet."""
         if not stream.scheduled and stream.sendable:
@@ -71,7 +76,9 @@ class Scheduler:
                 self._first -= 1
             self.ready.remove(stream)
 
-    def fill(self, out: list[Buffer], limit: int, now: float, kept: deque[Kept] | None = None) -> list[Stream]:
+    def fill(
+        self, out: list[Buffer], limit: int, now: float, kept: deque[Kept] | None = None, *, early: bool = False
+    ) -> list[Stream]:
         """Append about `limit` bytes of frames to `out`; the streams that sent, one entry for each frame.
 
         The last frame may pass the limit by a header. `kept` gets each frame too, as long as it must be remembered.
@@ -79,7 +86,7 @@ class Scheduler:
         self._measure(now)
         touched: list[Stream] = []
         ready, room = self.ready, limit
-        while ready and room > 0:
+        while ready and room > 0 and (self._first or not early):
             stream = ready[0]
             if stream.deficit <= 0:
                 stream.deficit += QUANTUM

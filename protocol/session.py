@@ -15,7 +15,7 @@ from typing import Final
 
 from protocol import events
 from protocol.constants import FEATURE_ACK, FEATURE_RESUME, FIRST_UNNUMBERED, FLAG_OPTIONAL, Code, FrameType
-from protocol.defaults import MIB
+from protocol.defaults import KIB, MIB
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.events import Event
 from protocol.flight import Flight
@@ -30,6 +30,7 @@ ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
 DEAF: Final = 2  # times as long as a silent peer has one that talks and answers nothing: its way back may be full
+EARLY: Final = 16 * KIB  # beyond what may be under way: a small answer does not wait for the next PONG
 RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
 
@@ -99,9 +100,24 @@ class Session(Multiplex):
         if self._outbox.frames or self._outbox.grants:
             return True
         replay = self._replay
-        if replay is None or self.lost:
-            return bool(self._scheduler.ready) and self._flight.room > 0
-        return bool(replay.resending) or (bool(self._scheduler.ready) and replay.room > 0 and self._flight.room > 0)
+        if replay is not None and replay.resending and not self.lost:
+            return True
+        return bool(self._scheduler.ready) and self._room > 0
+
+    @property
+    def _room(self) -> int:
+        """Bytes of data that may leave now: as many as may be kept and be under way, and EARLY more for who has had
+        no turn yet."""
+        room = self._flight.room
+        if self._scheduler.early:
+            room += EARLY
+        replay = self._replay
+        return room if replay is None else min(room, replay.room)
+
+    @property
+    def pace(self) -> float:
+        """Bytes a second at which a burst should leave; 0 for any."""
+        return self._flight.pace
 
     @property
     def chunk(self) -> int:
@@ -275,15 +291,16 @@ class Session(Multiplex):
     def _fill(self, out: list[Buffer], limit: int, now: float) -> None:
         """Data, as far as it may be kept and be under way."""
         replay, scheduler, flight = self._replay, self._scheduler, self._flight
-        room = min(limit, flight.room) if replay is None else min(limit, flight.room, replay.room)
+        room = min(limit, self._room)
         if room <= 0:
             return
         before = scheduler.total
+        early = flight.room <= 0
         if replay is None:
-            touched = scheduler.fill(out, room, now)
+            touched = scheduler.fill(out, room, now, early=early)
             self.budget.give(self._settle(touched))
         else:
-            touched = scheduler.fill(out, room, now, replay.kept)
+            touched = scheduler.fill(out, room, now, replay.kept, early=early)
             replay.kept_data(len(touched), self._settle(touched))
         idle = not scheduler.ready
         if flight.sending(scheduler.total - before, now, idle=idle):

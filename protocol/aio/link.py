@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Final, Protocol, cast
 
@@ -25,6 +26,9 @@ WRITE_HIGH: Final = 64 * KIB  # of the transport's own buffer: what is beyond th
 WRITE_LOW: Final = 16 * KIB
 NOTSENT_LOWAT: Final = 64 * KIB
 _TCP_NOTSENT_LOWAT: Final = 25  # Linux; socket has no name for it
+_SO_MAX_PACING_RATE: Final = 47  # the same
+ANY_PACE: Final = 2**32 - 2  # bytes a second; all ones would say that there is none
+PACE_STEP: Final = 1 / 8  # a change that matters
 
 
 class LinkOwner(Protocol):
@@ -58,6 +62,7 @@ class Link(asyncio.BufferedProtocol):
         self._private = private
         self._transport: asyncio.Transport | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._pace = 0.0
         self.owner = owner
         self.writable = True
         self.closing = False
@@ -138,6 +143,12 @@ class Link(asyncio.BufferedProtocol):
             key = os.urandom(4)
             self._transport.write(header(Op.BINARY, length, key) + apply_mask(b"".join(buffers), key))
 
+    def pace(self, rate: float) -> None:
+        """Let the kernel send no more than `rate` bytes a second, about; 0 lets it send all there is."""
+        if abs(rate - self._pace) > PACE_STEP * self._pace and self._transport is not None:
+            self._pace = rate
+            set_option(self._transport, socket.SOL_SOCKET, _SO_MAX_PACING_RATE, min(int(rate), ANY_PACE) or ANY_PACE)
+
     def close(self, reason: str) -> None:
         """Flush and close, within LINK_FLUSH seconds; the owner hears `link_lost` with `reason`. Idempotent."""
         if self._transport is not None and not self.closing and self._late is None:
@@ -167,8 +178,13 @@ class Link(asyncio.BufferedProtocol):
 
 
 def tune(transport: asyncio.BaseTransport) -> None:
-    """Keep unsent bytes out of the kernel, where no scheduler sees them. Best effort: an odd socket may refuse."""
+    """Keep unsent bytes out of the kernel, where no scheduler sees them."""
+    set_option(transport, socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+
+
+def set_option(transport: asyncio.BaseTransport, level: int, option: int, value: int) -> None:
+    """Best effort: an odd socket may refuse."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         with contextlib.suppress(OSError, AttributeError):
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, NOTSENT_LOWAT)
+            sock.setsockopt(level, option, struct.pack("I", value))

@@ -528,6 +528,7 @@ class Tunnel:
             if not buffers:
                 break
             self.bytes_out += sum(map(len, buffers))
+            link.pace(session.pace)
             link.write(buffers)
         self._dispatch(session.take_events())
         if self._closing:

@@ -11,9 +11,9 @@ import pytest
 
 from protocol import events
 from protocol.defaults import KIB, MIB
-from protocol.flight import FIRST_TOKEN, GAIN, GRACE, LEAST, NO_BOUND, RTT_FOR, Flight
+from protocol.flight import FIRST_TOKEN, FULL_AFTER, GAIN, GRACE, LEAST, NO_BOUND, RTT_FOR, Flight
 from protocol.flow import Budget, Limits
-from protocol.session import Session
+from protocol.session import EARLY, Session
 from tests.protocol.playbook import Playbook, ok
 
 MBIT = 1e6 / 8
@@ -25,7 +25,7 @@ class Path:
 
     def __init__(self, rate: float, round_trip: float, *, jitter: float = 0.0, seed: int = 1) -> None:
         self.rate, self.delay, self.jitter = rate, round_trip / 2, jitter
-        self.now, self.free_at, self.delivered = 0.0, 0.0, 0
+        self.now, self.free_at, self.paced, self.delivered = 0.0, 0.0, 0.0, 0
         self.most_queued = 0.0  # seconds, since it was set to zero
         self._random, self._order = random.Random(seed), itertools.count()
         self._due: list[tuple[float, int, Session, bytes]] = []
@@ -61,8 +61,10 @@ class Path:
             while session.wants_to_send and (data := b"".join(session.data_to_send(self.now, session.chunk))):
                 leaves = self.now
                 if session is self.agent:
-                    self.free_at = max(self.free_at, self.now) + len(data) / self.rate
-                    self.most_queued = max(self.most_queued, self.free_at - self.now)
+                    begins = max(self.paced, self.now)
+                    self.paced = begins + (len(data) / session.pace if session.pace else 0.0)
+                    self.free_at = max(self.paced, max(self.free_at, begins) + len(data) / self.rate)
+                    self.most_queued = max(self.most_queued, self.free_at - self.paced)
                     leaves = self.free_at
                 # A loop that turns late hears late, and never before what came earlier.
                 arrives = leaves + self.delay + self._random.random() * self.jitter
@@ -117,10 +119,12 @@ def test_a_small_answer_beside_ten_downloads_waits_no_longer_than_the_path_is_lo
     alone = max(path.get(small) for _ in range(20))
     busy(path, 10)
     path.run(3.0)
-    path.delivered, began = 0, path.now
+    path.delivered, path.most_queued, began = 0, 0.0, path.now
     beside = sorted(path.get(small) for _ in range(300))
     assert beside[-4] <= 2 * alone + 0.005, "p99"
     assert path.delivered / (path.now - began) > 0.93 * path.rate
+    assert path.now - began > RTT_FOR, "the path ran half empty once, and was filled again"
+    assert path.most_queued < 0.9 * 0.04, "a queue that holds what the path holds would lose of it"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +196,59 @@ def test_a_rate_that_falls_is_followed_and_one_that_rises_too() -> None:
     path.delivered, began = 0, path.now
     path.run(3.0)
     assert path.delivered / (path.now - began) > 0.9 * path.rate
+
+
+def test_while_the_rate_grows_a_queue_as_long_as_the_path_does_not_overflow() -> None:
+    flight, now, most = Flight(), 0.0, 0.0
+    for _ in range(30):  # a round trip each, of which a path that moves 1 MB holds 500 kB
+        size = min(flight.bound, 100_000_000)
+        flight.sending(min(size, 20_000) if flight.rate is None else size, now, idle=False)
+        token = flight.mark(now, idle=False)
+        now += max(0.04, size / 12.5e6 if flight.rate else 0.04)
+        flight.answered(token, now)
+        most = max(most, flight.bound)
+    assert flight.rate == pytest.approx(12.5e6, rel=0.01)
+    assert 1.04 * most < 2 * 500_000, "TCP, TLS and frames come on top"
+
+
+def test_a_burst_leaves_faster_than_the_path_moves_it_and_slower_than_all_at_once() -> None:
+    flight = rounds(Flight(), 0.04)
+    assert not flight.pace, "the rate may grow still"
+    rounds(flight, 0.04, count=FULL_AFTER)
+    assert flight.rate == pytest.approx(12.5e6)
+    assert 1.5 * flight.rate < flight.pace < 2.5 * flight.rate
+    rounds(flight, 0.5, count=200, size=1000)  # as slow as it gets: the pace itself must not keep it there
+    assert flight.rate is not None
+    assert flight.rate < 10_000
+    assert flight.pace >= LEAST / 0.5
+    assert not rounds(Flight(), 0.001, count=1 + FULL_AFTER).pace, "so near that nothing overflows"
+
+
+def rounds(flight: Flight, seconds: float, *, count: int = 1, size: int = 500_000) -> Flight:
+    """So many round trips of that length, each with so many bytes under way."""
+    begins = max(0.0, flight._arrived_at)
+    for turn in range(count):
+        now = begins + turn * seconds
+        flight.sending(size, now, idle=False)
+        flight.answered(flight.mark(now, idle=False), now + seconds)
+    return flight
+
+
+def test_an_answer_does_not_wait_until_there_is_room_and_bulk_does() -> None:
+    book = Playbook(opens_odd=True)
+    bulk, small = (book.session.open("kubernetes", book.now) for _ in range(2))
+    book.hears(ok(bulk, 1 << 40) + ok(small, 1 << 40))
+    book.session.send(bulk, bytes(32 * MIB))
+    book.says(limit=64 * KIB)
+    book.session._flight.bound = 64 * KIB  # all of it is under way
+    book.says()
+    assert not book.session.wants_to_send
+    book.session.send(small, bytes(1500))
+    assert book.says() == [f"DATA {small} 1500"]
+    book.session.send(small, bytes(MIB))
+    early = [line.split() for line in book.says() + book.says()]
+    assert sum(int(line[2]) for line in early if line[0] == "DATA") <= EARLY, "however many answers there are"
+    assert not book.session.wants_to_send
 
 
 def test_nothing_is_bounded_before_it_is_measured_or_without_a_mark_under_way() -> None:

@@ -57,6 +57,20 @@ def test_two_streams_that_wait_never_differ_by_more_than_two_quanta_and_a_frame(
         assert max(moved.values()) - min(moved.values()) <= 2 * QUANTUM + MAX_FRAME_PAYLOAD
 
 
+def test_only_who_has_had_no_turn_goes_early() -> None:
+    scheduler, bulk, small = Scheduler(), stream(1, 4 * MIB), stream(2, 1500)
+    scheduler.schedule(bulk)
+    scheduler.fill([], 2 * QUANTUM, 0.0)
+    assert not scheduler.early
+    assert not scheduler.fill([], MIB, 0.0, early=True)
+    scheduler.schedule(small)
+    assert scheduler.early
+    out: list[Buffer] = []
+    scheduler.fill(out, MIB, 0.0, early=True)
+    assert [(number, len(data)) for _, number, data in sent(out)] == [(2, 1500)]
+    assert not scheduler.early
+
+
 def test_a_small_answer_does_not_wait_behind_bulk() -> None:
     scheduler = Scheduler()
     bulk, small = stream(1, 10 * MIB), stream(2, 100)

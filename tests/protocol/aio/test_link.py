@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 import protocol.aio.link as link_module
-from protocol.aio.link import NOTSENT_LOWAT, WRITE_HIGH, Link
+from protocol.aio.link import ANY_PACE, NOTSENT_LOWAT, WRITE_HIGH, Link
 from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, frame
 from protocol.defaults import KIB, MIB
 from tests.protocol.aio.tunnels import PATIENCE
@@ -198,3 +199,28 @@ async def test_a_sockets_unsent_bytes_are_kept_few() -> None:
     link.abort("the test ends")
     server.close()
     await server.wait_closed()
+
+
+async def test_a_burst_leaves_no_faster_than_the_pace_that_was_set() -> None:
+    async with linked(client=True) as (link, _owner, _far):
+        transport = link._transport
+        assert transport is not None
+        sock = transport.get_extra_info("socket")
+
+        def paced() -> int:
+            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 47, 8), sys.byteorder)
+
+        unset = paced()
+        link.pace(0.0)
+        assert paced() == unset, "a kernel that is never asked to pace does not"
+        link.pace(12_500_000.0)
+        assert paced() == 12_500_000
+        link.pace(12_600_000.0)
+        assert paced() == 12_500_000, "each change is a call of the kernel"
+        link.pace(25_000_000.0)
+        assert paced() == 25_000_000
+        link.pace(1e12)
+        assert paced() == ANY_PACE
+        link.pace(1_000_000.0)
+        link.pace(0.0)
+        assert paced() == ANY_PACE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import sys
 from typing import Any
 
 import pytest
@@ -281,6 +283,15 @@ async def test_a_tunnel_whose_peer_owes_an_answer_is_stalled_long_before_it_is_d
         assert server.buffered > 0
         agent._link.owner = heard
         agent.link_lost("the test ends")
+
+
+async def test_the_kernel_is_told_at_what_pace_bursts_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.flight.Flight.pace", 12_500_000.0)
+    async with tower() as made:
+        server, _agent = await made.pair(accepting(Echo()))
+        await server.open("kubernetes", Recorder())
+        sock = server._link._transport.get_extra_info("socket")
+        assert int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, 47, 8), sys.byteorder) == 12_500_000
 
 
 class Deaf:
