@@ -635,7 +635,7 @@ _TABLE: Final = (
         "A Go agent may not come back",
         "The cluster has native agents, so a token alone registers no Go agent beside them.",
         "A Go agent that still runs after the cluster has moved, or a move without an open window.",
-        "delete the Go agent, or open a window for the move: `towerctl create legacy-window`",
+        "delete the Go agent, or open a window for the move: `towerctl create legacy-window CLUSTER`",
         403,
         "LegacyWindowClosed",
     ),

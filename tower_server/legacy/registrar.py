@@ -68,7 +68,7 @@ class Registrar:
             raise TowerError(
                 "TWR241",
                 f"cluster {cluster.name} has native agents, and no window is open for a Go agent beside them",
-            )
+            ).about(cluster.name)
 
     @staticmethod
     def _read(claim: Claim) -> Registration:

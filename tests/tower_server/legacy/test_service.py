@@ -220,7 +220,7 @@ async def test_a_window_lets_a_go_agent_in_beside_native_ones(tmp_path: Path) ->
         agent = await tower.dialled()
         said = await agent.register(tower.config())
         assert "TWR241" in said
-        assert "legacy-window" in said
+        assert f"`towerctl create legacy-window {CLUSTER}`" in said
         wrong = await tower.dialled()
         assert "TWR240" in await wrong.register(tower.config(Token="cd" * 32))  # learns nothing of windows
         assert (await tower.admin("POST", "legacy-window", {"ttl": 60})).status == 201
