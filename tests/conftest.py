@@ -15,5 +15,5 @@ from tests.lab import examples as examples  # noqa: E402  (the profiles exist be
 # programs that rely on what a terminal gives them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LAB = ("heap", "hostplane", "leaks", "reports", "required", "spread")
+LAB = ("heap", "hostplane", "leaks", "reports", "required")
 pytest_plugins = [*(f"tests.lab.{name}" for name in LAB), "pytester"]

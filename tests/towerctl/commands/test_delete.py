@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -18,15 +19,26 @@ def on_a_terminal(live: Shell, answer: bytes, *arguments: str) -> tuple[int, str
     """Runs towerctl with a real terminal as standard input and error; types `answer`."""
     ours, theirs = pty.openpty()
     try:
-        with subprocess.Popen(
-            [TOWERCTL, *arguments, "--socket", str(live.socket)], stdin=theirs, stdout=subprocess.PIPE, stderr=theirs
-        ) as process:
+        try:
+            command = [TOWERCTL, *arguments, "--socket", str(live.socket)]
+            process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs)
+        finally:
+            os.close(theirs)
+        with process:
             os.write(ours, answer)
             process.communicate(timeout=20)
-            return process.returncode, os.read(ours, 65536).decode()
+            return process.returncode, said(ours)
     finally:
         os.close(ours)
-        os.close(theirs)
+
+
+def said(terminal: int) -> str:
+    """All that stands on it: the kernel hands over what was written a little later."""
+    read = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has its other side any more
+        while more := os.read(terminal, 65536):
+            read += more
+    return read.decode()
 
 
 def exists(live: Shell, cluster: str) -> bool:
