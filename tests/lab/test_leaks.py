@@ -10,14 +10,16 @@ pytestmark = pytest.mark.slow  # many processes
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD = """
-import asyncio, socket, subprocess, time
+import asyncio, os, socket, subprocess
 import pytest
 from tests.lab import leaks
 leaks.GRACE = 0.1
 kept = []
 
 def test_descriptor(): kept.append(open("/dev/null"))
-def test_child(): kept.append(subprocess.Popen(["sleep", "0.05"], stdin=subprocess.DEVNULL)); leaks.GRACE = 0.1
+def test_child():
+    kept.append(subprocess.Popen(["true"], stdin=subprocess.DEVNULL))
+    os.waitid(os.P_PID, kept[-1].pid, os.WEXITED | os.WNOWAIT)
 @pytest.mark.asyncio
 async def test_task(): kept.append(asyncio.create_task(asyncio.sleep(30), name="forgotten"))
 @pytest.mark.asyncio
