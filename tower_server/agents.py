@@ -233,9 +233,10 @@ class Agents:
 
     async def tidy(self) -> None:
         """Takes away what a deletion that was cut short has left: agents of clusters that are gone."""
+        agents = (await self._store.list(Kind.AGENT)).items  # first: one that is made from here on has its cluster
         clusters = {record.data["uid"] for record in (await self._store.list(Kind.CLUSTER)).items}
         self._admitted = {who: uid for who, uid in self._admitted.items() if uid in clusters}
-        for record in (await self._store.list(Kind.AGENT)).items:
+        for record in agents:
             if record.data["uid"] not in clusters:
                 try:
                     await self._store.delete(Kind.AGENT, record.name, expect=record.version)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from certs.ca import Authority
@@ -25,6 +25,13 @@ ATTEMPTS: Final = 16  # writers of one record that meet; each time somebody gets
 Change = Callable[[RevocationList], RevocationList]
 
 
+@dataclass(slots=True)
+class _Asked:
+    change: Change
+    at: float
+    done: bool = False
+
+
 class Revocations:
     """Make it with `await Revocations.load(...)`."""
 
@@ -35,6 +42,7 @@ class Revocations:
         self._authority = authority
         self._version = version
         self._writing = asyncio.Lock()
+        self._asked: list[_Asked] = []
         self._observers: list[Callable[[], None]] = []
         self.current = current
         self.signed = b""
@@ -79,19 +87,34 @@ class Revocations:
         await self._change(lambda held: replace(held, serials={**held.serials, serial: expires}), at)
 
     async def _change(self, change: Change, at: float) -> None:
-        async with self._writing:
-            for _ in range(ATTEMPTS):
-                changed = change(self.current.pruned(at))
-                changed = replace(changed, number=self.current.number + 1, issued_at=at)
-                self._check(changed)
-                try:
-                    await self._write(changed)
-                except Conflict:  # another server process wrote it
-                    await self._reload()
-                    continue
-                break
-            else:
-                raise TowerError("TWR108", "the revocation list is changed by others all the time")
+        """Written together with all that others ask for meanwhile; on the list when this returns."""
+        asked = _Asked(change, at)
+        self._asked.append(asked)
+        try:
+            async with self._writing:
+                if not asked.done:
+                    await self._write_all(tuple(self._asked))
+        finally:
+            self._asked.remove(asked)
+
+    async def _write_all(self, batch: tuple[_Asked, ...]) -> None:
+        at = max(asked.at for asked in batch)
+        for _ in range(ATTEMPTS):
+            changed = self.current.pruned(at)
+            for asked in batch:
+                changed = asked.change(changed)
+            changed = replace(changed, number=self.current.number + 1, issued_at=at)
+            self._check(changed)
+            try:
+                await self._write(changed)
+            except Conflict:  # another server process wrote it
+                await self._reload()
+                continue
+            break
+        else:
+            raise TowerError("TWR108", "the revocation list is changed by others all the time")
+        for asked in batch:
+            asked.done = True
         self._sign(at)
         self._tell()
 

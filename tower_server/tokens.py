@@ -128,8 +128,9 @@ class Tokens:
 
     async def tidy(self) -> None:
         """Takes away tokens that have been expired for a day, and those of clusters that are gone."""
+        tokens = (await self._store.list(Kind.TOKEN)).items  # first: one that is made from here on has its cluster
         clusters = {Cluster.read(record).uid for record in (await self._store.list(Kind.CLUSTER)).items}
-        for record in (await self._store.list(Kind.TOKEN)).items:
+        for record in tokens:
             token = Token.read(record)
             if token.uid not in clusters or time.time() > token.expires + KEPT_AFTER_EXPIRY:
                 try:

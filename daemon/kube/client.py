@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
@@ -81,15 +81,17 @@ class Client:
         labels: str = "",
         fields: str = "",
         page: int = PAGE,
+        keep: Callable[[Object], Object] = lambda body: body,
         deadline: float | None = None,
     ) -> Listing:
-        """Everything that the selectors match, page by page; begins anew when the pages' version runs out."""
+        """Everything that the selectors match, page by page; begins anew when the pages' version runs out. `keep` cuts
+        each object before the next page is asked for, so that what nobody reads is never held of all of them."""
         ask = Ask("list", resource, namespace)
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         ends = asyncio.get_running_loop().time() + (deadline or self._deadline)
         while True:
             try:
-                return await self._pages(ask, selectors, page, ends)
+                return await self._pages(ask, selectors, page, keep, ends)
             except Gone:
                 if asyncio.get_running_loop().time() > ends:
                     raise
@@ -254,13 +256,15 @@ class Client:
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
-    async def _pages(self, ask: Ask, selectors: dict[str, str], page: int, ends: float) -> Listing:
+    async def _pages(
+        self, ask: Ask, selectors: dict[str, str], page: int, keep: Callable[[Object], Object], ends: float
+    ) -> Listing:
         items: list[Object] = []
         query = {**selectors, "limit": str(page)}
         while True:
             left = max(0.0, ends - asyncio.get_running_loop().time())
             found = await self._object(ask, "GET", query=query, deadline=left)
-            items += found.get("items") or ()
+            items += map(keep, found.pop("items", None) or ())
             metadata = found.get("metadata") or {}
             query["continue"] = metadata.get("continue") or ""
             if not query["continue"]:

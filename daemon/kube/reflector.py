@@ -139,10 +139,11 @@ class Reflector:
             namespace=self._namespace,
             labels=self._labels,
             fields=self._fields,
+            keep=self._typed,
             deadline=LIST_DEADLINE,
         )
         self.lists += 1
-        found = {key_of(body): body for body in map(self._typed, listing.items)}
+        found = {key_of(body): body for body in listing.items}
         for key in [key for key in self._items if key not in found]:
             self._deleted(self._items[key])
         for body in found.values():

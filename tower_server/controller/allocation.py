@@ -13,6 +13,7 @@ decides, and before a range is said to be full it is listed anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
@@ -22,7 +23,7 @@ from tower_server.controller.latest import Latest
 from tower_server.controller.limits import ATTEMPTS
 from tower_server.ports import PortRange
 from tower_server.records import KUBESPHERE, Claim, Cluster, claim_record_name
-from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
+from tower_server.store.base import Conflict, Kind, NotFound, Record, Store, Version
 
 PREFIX: Final = "port-"
 
@@ -53,6 +54,8 @@ class Allocation:
         self.latest = Latest(store)
         self._standing: dict[int, Claim] = {}
         """Claims that were seen to stand: those of ports on record are not made again at every look."""
+        self._versions: dict[int, Version] = {}
+        """Of those that this process has made or listed: what it takes back needs not be read."""
         self._listed, self._listing = False, asyncio.Lock()
         self._trying: set[int] = set()  # by other reconciles of this process, each of which wants a port of its own
 
@@ -90,22 +93,25 @@ class Allocation:
             await self._claim(port, claim)
 
     async def tidy(self) -> list[str]:
-        """Takes back claims that nobody can use any more, and learns which stand. What was done, a sentence each."""
+        """Takes back claims that nobody can use any more, makes those again that are noted and do not stand, and learns
+        which stand. What was done, a sentence each."""
         done = []
         listed = await self._list()
         noted = {record.name: Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items}
+        for each in noted.values():
+            for service, port in each.ports.items():
+                if port in self._standing:
+                    continue
+                with contextlib.suppress(PortTaken):  # just now: its own reconcile says so
+                    await self.confirm(each, service)  # before somebody else asks for one
+                    done.append(f"the claim of port {port} by cluster {each.name} was made again: it was missing")
         for record in listed:
             claim, port = Claim.read(record), _port(record)
             cluster = noted.get(claim.cluster)
             if cluster is not None and cluster.uid == claim.uid and cluster.ports.get(claim.service) == port:
                 continue
-            why = await self._useless(claim, port)
+            why = await self._taken_back(record)
             if why:
-                self._standing.pop(port, None)
-                try:
-                    await self._store.delete(Kind.CLAIM, record.name, expect=record.version)
-                except (Conflict, NotFound):
-                    continue
                 done.append(f"the claim of port {port} by cluster {claim.cluster} was taken back: {why}")
         return done
 
@@ -119,14 +125,34 @@ class Allocation:
 
     async def _give_back(self, port: int, uid: str) -> None:
         """Takes a claim away, if it is that cluster's."""
-        name = claim_record_name(port)
-        try:
-            record = await self._store.get(Kind.CLAIM, name)
-            if Claim.read(record).uid == uid:
-                await self._store.delete(Kind.CLAIM, name, expect=record.version)
-        except (Conflict, NotFound):
-            pass  # another leader was first; what is left over is tidied up
-        self._standing.pop(port, None)
+        name, held = claim_record_name(port), self._standing.pop(port, None)
+        version = self._versions.pop(port, None) if held is not None and held.uid == uid else None
+        for _ in range(ATTEMPTS):
+            try:
+                if version is None:
+                    record = await self._store.get(Kind.CLAIM, name)
+                    if Claim.read(record).uid != uid:
+                        return
+                    version = record.version
+                await self._store.delete(Kind.CLAIM, name, expect=version)
+            except Conflict:
+                version = None
+                continue
+            except NotFound:
+                pass  # another leader was first
+            return
+
+    async def _taken_back(self, record: Record) -> str:
+        """Takes a claim away that nobody can use any more; why, or empty where it stays."""
+        claim, port = Claim.read(record), _port(record)
+        why = await self._useless(claim, port)
+        if why:
+            self._standing.pop(port, None)
+            try:
+                await self._store.delete(Kind.CLAIM, record.name, expect=record.version)
+            except (Conflict, NotFound):
+                return ""
+        return why
 
     async def _useless(self, claim: Claim, port: int) -> str:
         try:
@@ -200,6 +226,7 @@ class Allocation:
         """Which claims stand now. One that is being made meanwhile may be missing, and is met when it is made."""
         listed = (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items
         self._standing = {_port(record): Claim.read(record) for record in listed}
+        self._versions = {_port(record): record.version for record in listed}
         self._listed = True
         return listed
 
@@ -208,13 +235,16 @@ class Allocation:
         name = claim_record_name(port)
         for _ in range(ATTEMPTS):
             try:
-                await self._store.create(Kind.CLAIM, name, claim.data())
+                self._versions[port] = (await self._store.create(Kind.CLAIM, name, claim.data())).version
             except Conflict:
                 try:
-                    found = Claim.read(await self._store.get(Kind.CLAIM, name))
+                    record = await self._store.get(Kind.CLAIM, name)
                 except NotFound:
                     continue  # given back just now
+                found = Claim.read(record)
                 if found != claim:
+                    if await self._taken_back(record):
+                        continue  # of a deletion that was cut short
                     raise PortTaken(port, found) from None
             self._standing[port] = claim
             return

@@ -83,6 +83,8 @@ class _State:
     done_for: Errand | None = None
     due: float = 0.0
     busy: bool = False
+    work: asyncio.Task[tuple[Tidings, bool]] | None = None
+    """What is being done in the member."""
     backoff: Backoff = field(default_factory=lambda: Backoff(random=random.random, minimum=RETRY[0], maximum=RETRY[1]))
 
 
@@ -128,8 +130,12 @@ class Errands:
             self._wake.set()
         return state.tidings
 
-    def forget(self, cluster: str) -> None:
-        self._states.pop(cluster, None)
+    async def _forget(self, cluster: str) -> None:
+        """What is being done for a cluster that goes would otherwise come after what takes it away."""
+        state = self._states.pop(cluster, None)
+        if state is not None and state.work is not None:
+            state.work.cancel()
+            await asyncio.wait({state.work})
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -149,8 +155,15 @@ class Errands:
     async def _do(self, state: _State) -> None:
         errand, before, retry = state.errand, state.tidings, True
         try:
+            doing = self._errand(errand, before if before is not None else Tidings())
+            state.work = asyncio.create_task(doing, name=f"errand-{errand.cluster}")
             async with asyncio.timeout(DEADLINE):
-                state.tidings, retry = await self._errand(errand, before if before is not None else Tidings())
+                state.tidings, retry = await state.work
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if own is None or own.cancelling():
+                raise
+            return  # cut off by a farewell
         except Deposed:
             return
         except (TowerError, TimeoutError) as error:
@@ -252,7 +265,7 @@ class Errands:
         """Takes away what was made for a cluster, on the host and, while the member answers, in it. What stays behind
         and how to take it away by hand; empty for nothing. Deposed, and KubeError where the host's own apiserver
         does not answer: a deletion waits for that, and never for a member."""
-        self.forget(errand.cluster)
+        await self._forget(errand.cluster)
         joining, kept = self._joining(errand), ""
         if errand.joined:
             try:

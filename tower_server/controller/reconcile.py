@@ -1,6 +1,7 @@
 """One cluster made true: from what is asked for and what is there to what should be there. Level-triggered.
 
 Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
+What ends is looked at where it is stored, since the copies of the watches lag, each in its own way.
 The order is that of need: the port and the Service carry callers, so they come first; then what others read of it (our
 Member's status, the Cluster resource). Nothing waits for a write to the Cluster: a webhook may refuse it for as long as
 a member is down, and then a condition of our own says which one does. Nothing here waits for the member: what is to be
@@ -24,7 +25,7 @@ from certs.peers import rfc3339
 from certs.revocation import RevocationList
 from daemon.faults import TowerError, fault
 from daemon.kube.client import Client
-from daemon.kube.errors import Conflict, KubeError, NotFound, NotServed
+from daemon.kube.errors import Conflict, KubeError, NotFound
 from daemon.kube.resources import (
     CLUSTERS,
     ENDPOINT_SLICES,
@@ -58,6 +59,7 @@ from tower_server.controller.writer import Deposed, Writer
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 
 LOOK_AGAIN: Final = 6 * 3600.0  # a date is looked at anew, should the clock have been set meanwhile
+BRIEF: Final = 1.0  # seconds: what was read so lately need not be read again
 _WEBHOOK: Final = re.compile(r'webhook "([^"]+)"')
 
 log = get_logger(__name__)
@@ -109,27 +111,30 @@ class Reconciler:
 
     async def reconcile(self, name: str) -> Again:
         """Raises Deposed when this server no longer leads, TowerError for what is tried again."""
-        resource = self.view.get(CLUSTERS, name)
-        wanted = read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
-        record = await self.registry.get(name)
-        if wanted is not None and self._leaves(wanted):
-            if record is None or record.resource:  # one that was added by hand, or is kept, outlives this resource
-                if record is not None and await self._kind_leaves():
-                    await self._keep(record)
-                else:
-                    await self._dismantle(name, record, about=resource)
-            return await self._let_go(resource, wanted)
-        if wanted is not None and wanted.proxied and wanted.usable:
-            record = await self.registry.follow(name, resource=wanted.uid)
-        elif record is not None and record.resource and await self._is_gone(record, wanted):
-            await self._dismantle(name, record)
-            record = None
-        if record is None:
-            await self._take_away(name)
-            if wanted is not None and wanted.proxied:
+        await self.registry.finish(name)
+        resource, record = self.view.get(CLUSTERS, name), await self.registry.get(name)
+        if self._ends(resource, record) or (record is None and self._stands(name)):
+            return await self._settle(name)
+        return await self._follow(name, resource, record)
+
+    async def _follow(self, name: str, resource: Object | None, record: Cluster | None) -> Again:
+        """What is asked for is there, or nothing is."""
+        wanted = self._read(resource)
+        if wanted is None or not (wanted.proxied and wanted.usable):
+            again = Again()
+            if record is not None:  # added by hand, or kept: a resource that asks for something else is none of ours
+                again = await self._serve(name, None, None, record)
+            elif wanted is not None and wanted.proxied:
                 return await self._tell(resource, Outcome(problems=wanted.problems), None)
-            return Again()
+            await self._let_go(resource, wanted)
+            return again
+        record = await self.registry.follow(name, resource=wanted.uid)
+        if record.resource != wanted.uid:
+            return await self._settle(name)
         return await self._serve(name, resource, wanted, record)
+
+    def _read(self, resource: Object | None) -> Wanted | None:
+        return read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
 
     async def failed(self, name: str, error: Exception) -> None:
         """The cluster's work fails again and again: said where people look for it, once for each kind of failure. What
@@ -155,18 +160,69 @@ class Reconciler:
             await self.writer.replace(MEMBERS, body, subresource="status")
         await self.events.tell(about, worth)
 
-    async def _is_gone(self, record: Cluster, wanted: Wanted | None) -> bool:
-        """Whether the resource of a record is gone for good, or of another type now. Asked of the apiserver itself,
-        since a copy that could not be read yet, or a CRD that is missing for a moment, must not cost a cluster."""
-        if wanted is not None:
+    # ---- whether it ends ----------------------------------------------------------------------------------------
+
+    def _ends(self, resource: Object | None, record: Cluster | None) -> bool:
+        """Whether its resource goes, or a record has outlived what it was made for."""
+        wanted = self._read(resource)
+        if wanted is not None and self._leaves(wanted):
             return True
-        try:
-            await self.client.get(CLUSTERS, record.name)
-        except NotServed:
+        if record is None or not record.resource:
             return False
+        return wanted is None or not (wanted.proxied and wanted.usable and wanted.uid == record.resource)
+
+    def _stands(self, name: str) -> bool:
+        """Whether a Service or a slice of that cluster is there."""
+        return any(
+            _is_ours(each, name)
+            for service in (service_name(name), external_name(name))
+            for each in (self.view.get(SERVICES, service), *self.view.of_service(ENDPOINT_SLICES, service))
+            if each is not None
+        )
+
+    async def _settle(self, name: str) -> Again:
+        """By the copies it is over, or has become another's. They lag, each in its own way: nothing is taken away or
+        over on their word alone, so the apiserver is asked, and again after the farewell, which may have taken long."""
+        resource, record = await self._truth(name)
+        if record is not None and self.membership is not None and await self._is_over(resource, record):
+            began = time.monotonic()
+            await self._farewell(self.membership, record, resource)
+            if time.monotonic() - began > BRIEF:
+                resource, record = await self._truth(name)
+        wanted = self._read(resource)
+        leaves = wanted is not None and self._leaves(wanted)
+        if record is not None and record.resource and self._ends(resource, record):
+            if await self._is_over(resource, record):
+                self.writer.fence()
+                await self.registry.delete(record)
+                record = None
+            else:
+                record = await self._keep(record)
+        proxied = wanted is not None and not leaves and wanted.proxied and wanted.usable
+        if wanted is not None and proxied and record is not None and not record.resource:
+            record = await self.registry.adopt(record, resource=wanted.uid)
+        if proxied or (record is not None and not leaves):
+            return await self._follow(name, resource, record)
+        if record is None:
+            await self._take_away(name)  # one that was added by hand, or is kept, outlives this resource
+        return await self._let_go(resource, wanted)
+
+    async def _truth(self, name: str) -> tuple[Object | None, Cluster | None]:
+        """Resource and record as they are stored. What is not served is not there, and says nothing of its end."""
+        try:
+            resource: Object | None = await self.client.get(CLUSTERS, name)
         except NotFound:
-            return True
-        return False
+            resource = None
+        return resource, await self.registry.read(name)
+
+    async def _is_over(self, resource: Object | None, record: Cluster) -> bool:
+        """Whether its end was asked for: not where its resource goes, or has gone, with the kind of all of them."""
+        if not record.resource or not self._ends(resource, record):
+            return False
+        wanted = self._read(resource)
+        if wanted is not None and not wanted.deleting:
+            return True  # of another type by now
+        return not await self._kind_leaves()
 
     async def _kind_leaves(self) -> bool:
         """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
@@ -176,11 +232,11 @@ class Reconciler:
         served = json.loads(body).get("resources", ()) if status == 200 else ()
         return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
 
-    async def _keep(self, record: Cluster) -> None:
+    async def _keep(self, record: Cluster) -> Cluster:
         """A cluster whose resource goes with its kind: nobody has asked for its end. It stands as one that was added by
         hand, and a resource of its name takes it over again."""
         self.writer.fence()
-        await self.registry.release(record)
+        kept = await self.registry.release(record)
         text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
         mend = "install the CRD and make its Cluster again, or `towerctl delete cluster` it"
         log.warning("cluster-kept", cluster=record.name, text=text)
@@ -189,6 +245,7 @@ class Reconciler:
             await self.events.tell(
                 member, [Condition("ResourceWritable", "False", "ClusterKindDeleted", f"{text}; {mend}")]
             )
+        return kept
 
     @staticmethod
     def _leaves(wanted: Wanted) -> bool:
@@ -259,13 +316,17 @@ class Reconciler:
 
     async def _external(self, name: str, outcome: Outcome, wanted: Wanted | None) -> Outcome:
         held = self.view.get(SERVICES, external_name(name))
+        published = held is not None and _is_ours(held, name)
+        if wanted is None and published and held is not None:  # nobody says anything of it now: it stays as it was
+            await self._slices(external_name(name), name, _of_apiserver(outcome))
+            return replace(outcome, external=True, external_address=_published(held))
         if wanted is None or not wanted.external:
-            if held is not None and _is_ours(held, name):
-                await self._take_service(held)
+            if published:
+                await self._take_service(name, external_name(name))
             return outcome
         only = desired.external_service(name, outcome.ports, namespace=self.namespace, annotations=wanted.annotations)
         found = await self._ensure(SERVICES, only)
-        await self._slices(external_name(name), name, replace(outcome, ports={KUBERNETES: outcome.ports[KUBERNETES]}))
+        await self._slices(external_name(name), name, _of_apiserver(outcome))
         return replace(outcome, external=True, external_address=_published(found))
 
     async def _slices(self, service: str, name: str, outcome: Outcome) -> None:
@@ -371,15 +432,6 @@ class Reconciler:
 
     # ---- a cluster that goes ------------------------------------------------------------------------------------
 
-    async def _dismantle(self, name: str, record: Cluster | None, *, about: Object | None = None) -> None:
-        """What was made for it, its record and its claims; in the member too, if that answers in time."""
-        if record is not None and self.membership is not None:
-            await self._farewell(self.membership, record, about)
-        await self._take_away(name)
-        if record is not None:
-            self.writer.fence()
-            await self.registry.delete(record)
-
     async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
         status = (self.view.get(MEMBERS, record.name) or {}).get("status") or {}
         marked = (find(status.get("conditions"), "Accepted") or {}).get("status") == "True"
@@ -391,20 +443,24 @@ class Reconciler:
                 await self.events.tell(about, [Condition("Removed", "False", "LeftInMember", left)])
 
     async def _take_away(self, name: str) -> None:
+        """What was made for it. What no watch has told of yet comes back here once it is told of."""
         self.twins.note(name, "")
         for service in (service_name(name), external_name(name)):
-            held = self.view.get(SERVICES, service)
-            if held is not None and _is_ours(held, name):
-                await self._take_service(held)
+            await self._take_service(name, service)
 
-    async def _take_service(self, held: Object) -> None:
-        for each in self.view.of_service(ENDPOINT_SLICES, held["metadata"]["name"]):
-            await self.writer.delete(ENDPOINT_SLICES, each)
-        await self.writer.delete(SERVICES, held)
+    async def _take_service(self, name: str, service: str) -> None:
+        """One of its Services with all its slices; without a Service of ours, the slices that are ours."""
+        held = self.view.get(SERVICES, service)
+        ours = held is not None and _is_ours(held, name)
+        for each in self.view.of_service(ENDPOINT_SLICES, service):
+            if ours or _is_ours(each, name):
+                await self.writer.delete(ENDPOINT_SLICES, each)
+        if held is not None and ours:
+            await self.writer.delete(SERVICES, held)
 
-    async def _let_go(self, resource: Object | None, wanted: Wanted) -> Again:
+    async def _let_go(self, resource: Object | None, wanted: Wanted | None) -> Again:
         """Our finalizer, last of all: from here on nothing of the cluster is left."""
-        if resource is None or FINALIZER not in wanted.finalizers:
+        if resource is None or wanted is None or FINALIZER not in wanted.finalizers:
             return Again()
         left = [each for each in wanted.finalizers if each != FINALIZER]
         body = {**resource, "metadata": {**resource["metadata"], "finalizers": left}}
@@ -438,8 +494,13 @@ def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[s
             continue
 
 
-def _is_ours(service: Object, cluster: str) -> bool:
-    return (service["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == cluster
+def _is_ours(held: Object, cluster: str) -> bool:
+    return (held["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == cluster
+
+
+def _of_apiserver(outcome: Outcome) -> Outcome:
+    """Without the second service, which nobody may publish."""
+    return replace(outcome, ports={KUBERNETES: outcome.ports[KUBERNETES]})
 
 
 def _published(service: Object) -> str:

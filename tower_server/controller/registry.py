@@ -6,8 +6,8 @@ before its resource appeared is adopted, agents and all; one whose resource was 
 
 from __future__ import annotations
 
-import contextlib
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,9 +15,10 @@ from typing import Any
 
 from daemon.faults import TowerError
 from tower_server.controller.allocation import Allocation
+from tower_server.controller.joint import Joint
 from tower_server.controller.limits import ATTEMPTS
 from tower_server.records import Cluster
-from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Store
+from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Record, Store
 
 
 class Registry:
@@ -31,6 +32,8 @@ class Registry:
         self._store = store
         self._revoke = revoke
         self._listed = False
+        self._ended: dict[str, list[Cluster]] = {}
+        self._papers = Joint(self._all_papers)
 
     async def get(self, name: str) -> Cluster | None:
         """The record as it was heard of; it is asked for only until all of them have been listed."""
@@ -41,15 +44,24 @@ class Registry:
                 return None
         return self.known.get(name)
 
+    async def read(self, name: str) -> Cluster | None:
+        """The record as it is stored."""
+        try:
+            self.known[name] = Cluster.read(await self._latest.read(name, anew=True))
+        except NotFound:
+            self.known.pop(name, None)
+        return self.known.get(name)
+
     async def run(self, changed: Callable[[str], None]) -> None:
         """Follows the records until cancelled; `changed(name)` for each that is another than what was known."""
-        self._listed = False  # another term may have passed since
+        self._listed = False  # another term may have passed since, in which others wrote
+        self.known.clear()
         while True:
             listing = await self._store.list(Kind.CLUSTER)
             found = {record.name: Cluster.read(record) for record in listing.items}
             for record in listing.items:
                 self._latest.heard(record)
-            for name in self.known.keys() | found.keys():
+            for name in sorted(self.known.keys() | found.keys()):
                 if self.known.get(name) != found.get(name):
                     changed(name)
             self.known, self._listed = found, True
@@ -72,37 +84,28 @@ class Registry:
             changed(name)
 
     async def follow(self, name: str, *, resource: str) -> Cluster:
-        """The record that belongs to the resource of that uid: found, adopted or made."""
-        known = self.known.get(name)
-        if known is not None and known.resource == resource:
-            return known
-        made = Cluster(name=name, uid=resource, created=time.time(), resource=resource)
+        """The record of the resource of that uid, made where there is none; or the one that stands in its way: of
+        another resource, or added by hand. A cluster that is made has a uid of its own, so that what hangs on one which
+        the same resource had before is never taken for its own."""
+        if name in self.known:
+            return self.known[name]
+        made = Cluster(name=name, uid=str(uuid.uuid4()), created=time.time(), resource=resource)
         for _ in range(ATTEMPTS):
-            if known is None:
-                with contextlib.suppress(Conflict):
-                    return await self._latest.create(made)
             try:
-                record = await self._latest.read(name, anew=True)  # of another resource it will be deleted
-            except NotFound:
-                known = None
-                continue
-            held = Cluster.read(record)
-            if held.resource == resource:
-                return held
-            if held.resource:
-                await self.delete(held)
-                continue
-            adopted = replace(held, resource=resource)
-            try:
-                return await self._latest.write(adopted, record)
-            except (Conflict, NotFound):
-                continue
+                self.known[name] = await self._latest.create(made)
+            except Conflict:
+                if await self.read(name) is None:
+                    continue
+            return self.known[name]
         raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
 
+    async def adopt(self, cluster: Cluster, *, resource: str) -> Cluster:
+        """One that was added by hand belongs to a resource from now on; one that another has taken over stays so."""
+        return await self._note(cluster, lambda held: bool(held.resource), resource=resource)
+
     async def release(self, cluster: Cluster) -> Cluster:
-        """Its resource goes, and it stays: as one that was added by hand, from the next look on."""
-        self.known[cluster.name] = released = await self._note(cluster, resource="")
-        return released
+        """Its resource goes, and it stays: as one that was added by hand."""
+        return await self._note(cluster, resource="")
 
     async def name_services(self, cluster: Cluster, names: tuple[str, ...]) -> Cluster:
         """Notes under which names and addresses the cluster's Services reach it; its certificate carries them."""
@@ -113,39 +116,80 @@ class Registry:
         made or taken away by hand since stands until the next."""
         if hashed == cluster.resource_token:
             return cluster
-        return await self._note(cluster, legacy_token=hashed, resource_token=hashed)
+
+        def followed(held: Cluster) -> bool:
+            return held.resource_token == hashed  # the copy was late, and somebody may have changed the other since
+
+        return await self._note(cluster, followed, legacy_token=hashed, resource_token=hashed)
 
     async def note_federated(self, cluster: Cluster, federated: bool) -> Cluster:
         """Notes that something may be made in the federation, or that nothing of it is left."""
         return await self._note(cluster, federated=federated)
 
-    async def _note(self, cluster: Cluster, **fields: Any) -> Cluster:
+    async def _note(self, cluster: Cluster, done: Callable[[Cluster], bool] | None = None, **fields: Any) -> Cluster:
+        """The record with those fields; as it is stored where that is `done` already."""
         for attempt in range(ATTEMPTS):
             if replace(cluster, **fields) == cluster:
                 return cluster
-            record = await self._latest.read(cluster.name, anew=attempt > 0)
+            record = await self._latest.read(cluster.name, anew=attempt > 0 or done is not None)
             held = Cluster.read(record)
             if held.uid != cluster.uid:
                 if attempt:
                     raise TowerError("TWR603", f"the cluster {cluster.name} was deleted meanwhile")
                 continue
+            if done is not None and done(held):
+                self.known[cluster.name] = held
+                return held
             try:
-                return await self._latest.write(replace(held, **fields), record)
+                written = await self._latest.write(replace(held, **fields), record)
             except (Conflict, NotFound):
                 cluster = held
+                continue
+            self.known[cluster.name] = written
+            return written
         raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
 
     async def delete(self, cluster: Cluster) -> None:
-        """The record first, from which on it is gone; then what hung on it. Cut short, it is done again."""
-        await self._gone(Kind.CLUSTER, cluster.name)
+        """The record first, if it still is that one: from then on the cluster is gone. Then what hung on it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                record = await self._latest.read(cluster.name, anew=attempt > 0)
+                held = Cluster.read(record)
+                if (held.uid, held.resource) != (cluster.uid, cluster.resource):
+                    if not attempt:
+                        continue
+                    raise TowerError("TWR108", f"the record of cluster {cluster.name} was changed meanwhile")
+                await self._store.delete(Kind.CLUSTER, cluster.name, expect=record.version)
+            except Conflict:
+                continue
+            except NotFound:
+                if not attempt:
+                    continue  # what is remembered may be of an earlier one
+            break
+        else:
+            raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
         self.known.pop(cluster.name, None)
         self._latest.forget(cluster.name)
-        await self._revoke(cluster.name)
-        for kind, prefix in ((Kind.AGENT, f"{cluster.name}."), (Kind.TOKEN, "")):
-            for record in (await self._store.list(kind, prefix=prefix)).items:
-                if record.data.get("uid") == cluster.uid:
-                    await self._gone(kind, record.name)
-        await self.allocation.release(cluster)
+        self._ended.setdefault(cluster.name, []).append(cluster)
+        await self.finish(cluster.name)
+
+    async def finish(self, name: str) -> None:
+        """Takes away what hung on clusters whose records are gone, once more where that was cut short. Of a server that
+        dies in between, others tidy up: without its record no agent is let in."""
+        for cluster in self._ended.get(name, ()):
+            await self._revoke(name)
+            for record in (await self._papers.ask()).get(cluster.uid, ()):
+                await self._gone(record.kind, record.name)
+            await self.allocation.release(cluster)
+        self._ended.pop(name, None)
+
+    async def _all_papers(self) -> dict[str, list[Record]]:
+        """The agents and tokens that there are now, by the uid of their cluster."""
+        found: dict[str, list[Record]] = {}
+        for kind in (Kind.TOKEN, Kind.AGENT):  # a token that is still there could let in one more agent
+            for record in (await self._store.list(kind)).items:
+                found.setdefault(str(record.data.get("uid")), []).append(record)
+        return found
 
     async def _gone(self, kind: Kind, name: str) -> None:
         try:

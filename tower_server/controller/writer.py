@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from daemon.faults import TowerError
 from daemon.kube.client import Client
-from daemon.kube.errors import NotFound
+from daemon.kube.errors import AlreadyExists, NotFound
 from daemon.kube.resources import Object, Resource, name_of, namespace_of, version_of
 from tower_server.controller.desired import drifted, written, written_term
 from tower_server.controller.limits import WRITE_DEADLINE
@@ -44,13 +44,23 @@ class Writer:
         return term
 
     async def ensure(self, resource: Resource, wanted: Object, found: Object | None) -> Object:
-        """The object as wanted; nothing is written when it is so already."""
-        if found is not None and not drifted(wanted, found):
+        """The object as wanted; nothing is written when it is so already. One that is there although no watch has told
+        of it yet is read: what this server has just made is no failure."""
+        if found is None:
+            body = written(wanted, None, term=self.fence())
+            self.writes += 1
+            try:
+                return await self._client.create(resource, body, field_manager=MANAGER)
+            except AlreadyExists:
+                only = f"metadata.name={name_of(wanted)}"  # by a list, which the watch needs the right to anyway
+                listed = (await self._client.list(resource, namespace=namespace_of(wanted), fields=only)).items
+                if not listed:
+                    raise
+                found = listed[0]
+        if not drifted(wanted, found):
             return found
         body = written(wanted, found, term=self.fence(found))
         self.writes += 1
-        if found is None:
-            return await self._client.create(resource, body, field_manager=MANAGER)
         return await self._client.replace(resource, body, field_manager=MANAGER)
 
     async def delete(self, resource: Resource, found: Object) -> None:

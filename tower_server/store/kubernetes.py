@@ -71,7 +71,9 @@ class KubernetesStore(Store):
         place = PLACES[kind]
         self._check_open()
         try:
-            found = await self.client.list(place.resource, namespace=self._namespace(place), labels=place.selector)
+            found = await self.client.list(
+                place.resource, namespace=self._namespace(place), labels=place.selector, keep=_record_alone
+            )
         except kube.KubeError as error:
             raise self._explained(error) from error
         records = [record for body in found.items if (record := self._readable(kind, body)) is not None]
@@ -145,17 +147,15 @@ class KubernetesStore(Store):
 
     async def delete(self, kind: Kind, name: str, *, expect: Version | None = None) -> None:
         place = PLACES[kind]
-        body = await self._read(kind, name)
-        self._record(kind, body)  # refuses what is not ours
-        if expect is not None and version_of(body) != expect:
-            raise Conflict(kind, name, f"has version {version_of(body)} by now, not {expect}")
+        self._check_open()
+        uid = None
+        if expect is None:  # who names a version has read a record of ours
+            body = await self._read(kind, name)
+            self._record(kind, body)  # refuses what is not ours
+            uid = body["metadata"]["uid"]
         try:
             await self.client.delete(
-                place.resource,
-                place.name(kind, name),
-                namespace=self._namespace(place),
-                uid=body["metadata"]["uid"],
-                version=expect,
+                place.resource, place.name(kind, name), namespace=self._namespace(place), uid=uid, version=expect
             )
         except kube.NotFound as error:
             raise self._missing(error, kind, name) from error
@@ -259,3 +259,10 @@ class KubernetesStore(Store):
                 await self._closed.wait()
         except TimeoutError:
             return
+
+
+def _record_alone(body: Object) -> Object:
+    """Without what others say of an object, which may be more than the record itself."""
+    body.pop("status", None)
+    body["metadata"].pop("managedFields", None)
+    return body

@@ -26,7 +26,7 @@ from daemon.kube.errors import (
     Throttled,
     Unreachable,
 )
-from daemon.kube.resources import CONFIG_MAPS, MEMBERS, NAMESPACES, SECRETS, Resource, name_of, version_of
+from daemon.kube.resources import CONFIG_MAPS, MEMBERS, NAMESPACES, SECRETS, Object, Resource, name_of, version_of
 from tests.daemon.kube.fakeapi import PATIENCE, Answer, FakeApi, Request, status, thing
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
@@ -188,6 +188,26 @@ async def test_a_list_whose_pages_ran_out_begins_anew() -> None:
         assert [name_of(item) for item in found.items] == ["a", "b"]
         assert [request.query.get("continue") for request in api.requests] == [None, "x", None, "y"]
         assert {request.query["labelSelector"] for request in api.requests} == {"a=b"}
+        client.close()
+
+
+async def test_each_page_of_a_list_is_cut_before_the_next_is_asked_for() -> None:
+    """A thousand objects with all that their writers said of them would be held at once."""
+    asked: list[int] = []
+
+    def page(*items: object, more: str = "") -> Answer:
+        return Answer(body={"metadata": {"resourceVersion": "9", "continue": more}, "items": list(items)})
+
+    async with answers(page(thing("a", 1), more="x"), page(thing("b", 2))).serving() as api:
+        client = Client(api, user_agent="x")
+
+        def keep(body: Object) -> Object:
+            asked.append(len(api.requests))
+            return {"metadata": {"name": name_of(body)}}
+
+        found = await client.list(SECRETS, namespace="n", keep=keep)
+        assert found.items == [{"metadata": {"name": "a"}}, {"metadata": {"name": "b"}}]
+        assert asked == [1, 2]
         client.close()
 
 

@@ -177,8 +177,11 @@ async def test_who_waits_for_the_first_list_hears_what_is_in_its_way() -> None:
         client = Client(api, user_agent="test")
         reflector = Reflector(client, SECRETS, namespace="tower-system")
         task = asyncio.create_task(reflector.run())
+        async with asyncio.timeout(PATIENCE):
+            while reflector.fault is None:
+                await asyncio.sleep(0.005)
         with pytest.raises(TowerError) as caught:
-            await reflector.wait_synced(0.5)
+            await reflector.wait_synced(0.1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         client.close()

@@ -44,8 +44,8 @@ from tower_server.store.base import Kind, Store
 from tower_server.store.kubernetes import KubernetesStore
 
 NAMESPACE = "kubesphere-system"
-PATIENCE = 30.0
-QUICK = Timing(duration=3.0, renew_deadline=2.0, retry=0.2)
+PATIENCE = 60.0
+QUICK = Timing(duration=6.0, renew_deadline=4.0, retry=0.2)
 PATIENT = Timing(duration=60.0, renew_deadline=40.0, retry=0.2)
 """Whose lead does not end because the machine was busy for two seconds."""
 UP = Sight(Verdict("Connected", "True"), 1, {"uid": "kube-system-1", "version": "v1.35.4", "nodes": 3})

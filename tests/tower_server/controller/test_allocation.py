@@ -139,6 +139,24 @@ async def test_an_exhausted_range_says_who_holds_what():
     assert caught.value.code == "TWR109"
 
 
+async def test_a_port_whose_cluster_ended_halfway_is_given_to_the_next_that_asks_for_it():
+    """The record is gone and its claim is not: a deletion that was cut short, and its resource made anew."""
+    store = Shuffled()
+    await store.create(Kind.CLAIM, "port-6003", Claim("a", "the one before", "kubernetes").data())
+    await add(store, "a")
+    assert await allocation(store).hold("a", "kubernetes", asked=6003) == 6003
+    assert Claim.read(await store.get(Kind.CLAIM, "port-6003")).uid == "uid-a"
+
+
+async def test_tidying_makes_the_claims_of_noted_ports_again_before_anybody_is_given_them():
+    store = Shuffled()
+    await add(store, "a", ports={"kubernetes": 6000})
+    ports = allocation(store)
+    assert await ports.tidy() == ["the claim of port 6000 by cluster a was made again: it was missing"]
+    assert Claim.read(await store.get(Kind.CLAIM, "port-6000")).cluster == "a"
+    assert await ports.tidy() == []
+
+
 async def test_a_claim_that_somebody_deleted_is_made_again():
     store = Shuffled()
     await add(store, "a")

@@ -255,3 +255,18 @@ async def test_a_farewell_takes_the_mark_along_and_never_waits_for_long(lab, mon
     lab.fenced = True
     with pytest.raises(Deposed):
         await lab.errands.farewell(EDGE)
+
+
+async def test_what_is_being_done_in_a_member_does_not_come_after_its_farewell(lab):
+    """The account that is being made when the cluster is deleted would stay for ever."""
+    lab.reach.slow = {"edge"}
+    assert lab.errands.ask(EDGE) is None
+    async with asyncio.timeout(PATIENCE):
+        while not lab.reach.calls:
+            await asyncio.sleep(0.02)
+    doing = next(task for task in asyncio.all_tasks() if task.get_name() == "errand-edge")
+    await lab.errands.farewell(replace(EDGE, healthy=False))
+    assert doing.cancelled()
+    lab.reach.slow = set()
+    await lab.accepted(replace(EDGE, cluster="other"), "True")
+    assert lab.news == ["other"], "the others' work goes on, and nothing is said of the one that is gone"

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from daemon.faults import TowerError
 from tests.tower_server.controller.test_allocation import Shuffled, add, allocation
 from tower_server.controller.registry import Registry
 from tower_server.records import Cluster
 from tower_server.store.base import Kind
 
 pytestmark = pytest.mark.asyncio
+
+
+class Watched(Shuffled):
+    async def watch(self, kind, *, since):
+        await asyncio.Event().wait()
+        yield
 
 
 class Revoked(list):
@@ -27,29 +36,116 @@ async def test_a_record_is_made_once_for_its_resource():
     registry, _ = made(store)
     first = await registry.follow("a", resource="u1")
     assert await registry.follow("a", resource="u1") == first
-    assert (first.uid, first.resource) == ("u1", "u1")
+    assert first.resource == "u1"
+
+
+async def test_a_cluster_that_its_resource_asks_for_again_is_another_one():
+    """Of type direct meanwhile: what hung on the first, and is still being taken away, must not be the second's."""
+    store = Shuffled()
+    registry, _ = made(store)
+    first = await registry.follow("a", resource="u1")
+    await registry.delete(first)
+    assert (await registry.follow("a", resource="u1")).uid != first.uid
 
 
 async def test_one_added_by_hand_is_adopted_with_its_ports():
     store = Shuffled()
     await add(store, "a", ports={"kubernetes": 6003})
     registry, revoked = made(store)
-    followed = await registry.follow("a", resource="u1")
-    assert (followed.uid, followed.resource, followed.ports) == ("uid-a", "u1", {"kubernetes": 6003})
+    by_hand = await registry.follow("a", resource="u1")
+    assert (by_hand.uid, by_hand.resource) == ("uid-a", "")
+    adopted = await registry.adopt(by_hand, resource="u1")
+    assert (adopted.uid, adopted.resource, adopted.ports) == ("uid-a", "u1", {"kubernetes": 6003})
+    assert await registry.follow("a", resource="u1") == adopted
     assert not revoked
 
 
-async def test_a_resource_made_anew_is_another_cluster_and_the_old_ones_papers_are_gone():
+async def test_one_that_another_resource_has_adopted_meanwhile_stays_with_that():
+    store = Shuffled()
+    await add(store, "a")
+    registry, _ = made(store)
+    late = await registry.follow("a", resource="u1")
+    await Registry(store, allocation(store), revoke=Revoked()).adopt(late, resource="u2")
+    assert (await registry.adopt(late, resource="u1")).resource == "u2"
+
+
+async def test_what_hung_on_a_deleted_cluster_is_gone_and_nothing_of_others():
     store = Shuffled()
     registry, revoked = made(store)
-    await registry.follow("a", resource="u1")
-    await store.create(Kind.AGENT, "a.one", {"uid": "u1"})
-    await store.create(Kind.TOKEN, "t1", {"uid": "u1"})
+    cluster = await registry.follow("a", resource="u1")
+    await store.create(Kind.AGENT, "a.one", {"uid": cluster.uid})
+    await store.create(Kind.TOKEN, "t1", {"uid": cluster.uid})
     await store.create(Kind.TOKEN, "t2", {"uid": "another"})
-    registry.known.clear()
-    assert (await registry.follow("a", resource="u2")).uid == "u2"
+    await registry.delete(cluster)
     assert revoked == ["a"]
-    assert [name for kind, name in store.records if kind in (Kind.AGENT, Kind.TOKEN)] == ["t2"]
+    assert [name for _, name in store.records] == ["t2"]
+
+
+async def test_a_record_that_took_the_place_of_the_one_that_was_to_go_stays():
+    """As a leader does that has lost the lead and not noticed: its copy is of the cluster before."""
+    store = Shuffled()
+    registry, _ = made(store)
+    old = await registry.follow("a", resource="u1")
+    other, revoked = made(store)
+    await other.delete(Cluster.read(await store.get(Kind.CLUSTER, "a")))
+    new = await other.follow("a", resource="u2")
+    revoked.clear()
+    with pytest.raises(TowerError, match="was changed meanwhile"):
+        await registry.delete(old)
+    assert Cluster.read(await store.get(Kind.CLUSTER, "a")) == new
+
+
+async def test_one_that_was_released_meanwhile_is_not_deleted():
+    store = Shuffled()
+    registry, revoked = made(store)
+    old = await registry.follow("a", resource="u1")
+    other, _ = made(store)
+    await other.release(Cluster.read(await store.get(Kind.CLUSTER, "a")))
+    with pytest.raises(TowerError, match="was changed meanwhile"):
+        await registry.delete(old)
+    assert Cluster.read(await store.get(Kind.CLUSTER, "a")).uid == old.uid
+    assert not revoked
+
+
+async def test_a_deletion_that_was_cut_short_is_finished_at_the_next_look():
+    store = Shuffled()
+    broken = [True]
+
+    async def revoke(name: str) -> None:
+        if broken.pop():
+            raise TowerError("TWR114", "the apiserver is away")
+
+    registry = Registry(store, allocation(store), revoke=revoke)
+    cluster = await registry.follow("a", resource="u1")
+    await registry.allocation.hold("a", "kubernetes")
+    await store.create(Kind.AGENT, "a.one", {"uid": cluster.uid})
+    with pytest.raises(TowerError, match="is away"):
+        await registry.delete(cluster)
+    broken.append(False)
+    await registry.finish("a")
+    assert not store.records
+    await registry.finish("a")
+
+
+async def test_what_is_known_of_an_earlier_term_counts_for_nothing():
+    store = Watched()
+    registry, _ = made(store)
+    await registry.follow("a", resource="u1")
+    await store.delete(Kind.CLUSTER, "a")
+    following = asyncio.create_task(registry.run(lambda _name: None))
+    await asyncio.sleep(0)
+    assert await registry.get("a") is None
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_token_that_was_followed_is_not_followed_again_by_a_copy_that_is_late():
+    store = Shuffled()
+    registry, _ = made(store)
+    late = await registry.follow("a", resource="u1")
+    taken = await registry.take_token(late, "first")
+    await registry._note(taken, legacy_token="by hand")
+    assert (await registry.take_token(late, "first")).legacy_token == "by hand"
 
 
 async def test_the_names_of_its_services_are_noted_once():

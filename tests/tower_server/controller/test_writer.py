@@ -1,7 +1,11 @@
 """A leader that leads no more writes nothing."""
 
+import random
+
 import pytest
 
+from daemon.kube.resources import SERVICES
+from tests.tower_server.controller.apiserver import Apiserver, Caller
 from tower_server.controller.desired import service, written
 from tower_server.controller.writer import Deposed, Writer
 
@@ -25,3 +29,15 @@ async def test_what_is_as_wanted_is_not_asked_for():
     writer = Writer(None, term=lambda: None)
     assert await writer.ensure(None, wanted, found) is found
     assert writer.writes == 0
+
+
+@pytest.mark.asyncio
+async def test_what_it_made_itself_and_has_not_heard_of_yet_is_no_failure():
+    """The watch is late; a failure would be waited for, and told of on the cluster."""
+    writer = Writer(Caller(Apiserver(random.Random(1)), "tower"), term=lambda: 3)
+    made = await writer.ensure(SERVICES, service("a", {"kubernetes": 6000}, namespace="ks"), None)
+    again = await writer.ensure(SERVICES, service("a", {"kubernetes": 6000}, namespace="ks"), None)
+    assert again["metadata"]["resourceVersion"] == made["metadata"]["resourceVersion"]
+    other = await writer.ensure(SERVICES, service("a", {"kubernetes": 6001}, namespace="ks"), None)
+    assert other["spec"]["ports"][0]["targetPort"] == 6001
+    assert other["metadata"]["uid"] == made["metadata"]["uid"]
