@@ -8,6 +8,8 @@ The pump is the protocol of the raw transport below and the transport of the app
   `resume_reading` (that would overwrite a view in use), always from a fresh callback.
 - Ciphertext passes OpenSSL's memory buffers in small pieces: they keep the size that they once had for as long as their
   connection lives.
+- Reads are short while those who have shown no need have used up their part of the memory: each may be the last before
+  a reader stops. Where much has come already they stay long, which costs less, until memory is pressed.
 - Each write is encrypted at once, straight from where it lies, and handed to the raw transport, which gathers the
   writes of a loop turn. So whoever writes small pieces joins them first.
 - `_read` and `_write` are the methods below `ssl.SSLObject`'s, which only pass them on: two calls a record.
@@ -28,6 +30,7 @@ from weakref import WeakKeyDictionary
 from protocol import defaults
 from protocol.aio.buffers import SHORT_READ, budget_of, shared_buffer
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
+from protocol.flow import PROVEN
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
 PIECE_BYTES: Final = 64 * defaults.KIB  # that pass through OpenSSL's memory at a time
@@ -64,6 +67,7 @@ class TlsPump(asyncio.Transport):
         "__weakref__",
         "_app",
         "_budget",
+        "_came",
         "_cipher",
         "_closing",
         "_deadline",
@@ -103,6 +107,7 @@ class TlsPump(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._cipher = shared_buffer(self._loop)
         self._budget = budget_of(self._loop)
+        self._came = 0  # bytes that were read
         self._plain = _plain_buffer(self._loop)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -138,9 +143,12 @@ class TlsPump(asyncio.Transport):
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         budget = self._budget
-        return self._cipher if budget is None or budget.spare else self._cipher[:SHORT_READ]
+        if budget is None or budget.spare or (self._came >= PROVEN and not budget.pressed):
+            return self._cipher
+        return self._cipher[:SHORT_READ]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._came += nbytes
         if self._established and not self._closing:
             if self._reading and nbytes > PIECE_BYTES:
                 self._pump(self._cipher[:nbytes])

@@ -10,6 +10,8 @@ from typing import Self
 
 import pytest
 
+from protocol.aio import tlspump
+from protocol.aio.buffers import SHORT_READ, read_by
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure
 from protocol.aio.tlspump import (
     PIECE_BYTES,
@@ -18,6 +20,8 @@ from protocol.aio.tlspump import (
     TlsServerPump,
     TlsServerSocketPump,
 )
+from protocol.defaults import MIB, READ_BUFFER_BYTES
+from protocol.flow import PRESSURE, Budget
 from tests.lab.pki import ClusterCA
 
 pytestmark = pytest.mark.asyncio
@@ -434,5 +438,26 @@ async def test_a_connection_that_carried_much_keeps_little_memory(pki: Pki) -> N
         assert server.data == b"w" * (8 * size)
         for bio in (sent, got):
             assert PIECE_BYTES <= bio.most <= PIECE_BYTES + 1024
+        client.transport.abort()
+        await client.lost
+
+
+async def test_who_has_brought_much_is_read_in_large_pieces_until_memory_is_pressed(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tlspump, "PROVEN", MIB)
+    budget = Budget(64 * MIB)
+    read_by(asyncio.get_running_loop(), budget)
+    async with Ends(pki.server) as ends:
+        client = await ends.dial(pki.client())
+        pump = ends.apps[0].transport
+        assert len(pump.get_buffer(-1)) == READ_BUFFER_BYTES
+        budget.charge(budget.limit // 4)
+        assert len(pump.get_buffer(-1)) == SHORT_READ, "nobody knows yet that it goes on"
+        client.transport.write(bytes(MIB))
+        await ends.apps[0].until(lambda: len(ends.apps[0].data) == MIB)
+        assert len(pump.get_buffer(-1)) == READ_BUFFER_BYTES
+        budget.charge(int(PRESSURE * budget.limit) - budget.used + 1)
+        assert len(pump.get_buffer(-1)) == SHORT_READ
         client.transport.abort()
         await client.lost
