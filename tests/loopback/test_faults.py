@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 NAME = "edge"
 WINDOW = 4.0
 CONSTANTS = {"RESUME_WINDOW": WINDOW, "BACKOFF_MAX": 1.0}
-WATCHERS = 12
+WATCHERS = 200
 BACK = 60.0
 AT_ONCE = 1.0  # between one end's finding and the last caller's end
 
@@ -111,6 +111,7 @@ class Watchers:
         assert len(self.ends) == WATCHERS, "callers that never got an end"
 
 
+@pytest.mark.timeout(300)  # two hundred callers come one after the other, each with its TLS
 def test_after_a_killed_agent_every_caller_gets_its_end_and_a_reason_at_once(world: TowerWorld) -> None:
     caller, why = Caller(world.kubeconfig(NAME)), f"no new link within {WINDOW:g} s"
     watchers = Watchers(caller)
@@ -120,7 +121,9 @@ def test_after_a_killed_agent_every_caller_gets_its_end_and_a_reason_at_once(wor
     wait_until(lambda: bool(lines(world.server.log, "tunnel-closed", why)), "the reason in the log", BACK)
     (closed,) = lines(world.server.log, "tunnel-closed", why)
     assert closed["time"] - killed < WINDOW + 2.0, "a reset link is noticed at once, and waits its window"
-    assert max(watchers.ends) - closed["time"] < AT_ONCE
+    took = max(watchers.ends) - closed["time"]
+    print(f"{WATCHERS} callers had their ends {took:.2f} s after the server knew")
+    assert took < AT_ONCE
     wait_until(lambda: len(lines(world.server.log, "connection", why)) >= WATCHERS, "an audit line each", BACK)
     assert all(entry["outcome"].startswith("cut: ") for entry in lines(world.server.log, "connection", why))
     answer = caller.ask("/later")
@@ -128,13 +131,16 @@ def test_after_a_killed_agent_every_caller_gets_its_end_and_a_reason_at_once(wor
     world.restart_agent(NAME)
 
 
+@pytest.mark.timeout(300)
 def test_after_a_killed_server_callers_end_at_once_and_so_do_their_requests_at_the_member(world: TowerWorld) -> None:
     agent, caller = world.members[NAME].agent, Caller(world.kubeconfig(NAME))
     watchers = Watchers(caller)
     killed = time.time()
     world.server.send(signal.SIGKILL)
     watchers.join()
-    assert max(watchers.ends) - killed < AT_ONCE
+    took = max(watchers.ends) - killed
+    print(f"{WATCHERS} callers had their ends {took:.2f} s after the server's end")
+    assert took < AT_ONCE
     world.stop_server()
     world.start()
     told: list[dict[str, Any]] = []
@@ -152,7 +158,9 @@ def test_after_a_killed_server_callers_end_at_once_and_so_do_their_requests_at_t
         return len(ended) == WATCHERS
 
     wait_until(all_ended, "no request left at the member", BACK)
-    assert max(entry["time"] for entry in ended) - told[0]["time"] < AT_ONCE
+    took = max(entry["time"] for entry in ended) - told[0]["time"]
+    print(f"{WATCHERS} requests had left the member {took:.2f} s after the agent knew")
+    assert took < AT_ONCE
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------
