@@ -50,6 +50,8 @@ class Liveness:
         sent = self._asked.pop(token, None)
         if sent is None:
             return None
+        while (first := next(iter(self._asked), token)) < token:  # a peer that passed one over owes it no more
+            del self._asked[first]
         self.answered_at = now
         seconds = max(0.0, now - sent)
         self._samples.append(seconds)

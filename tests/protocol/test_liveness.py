@@ -39,6 +39,17 @@ def test_the_oldest_question_is_what_is_owed_and_few_are_kept() -> None:
     assert [token for token in asked if liveness.answered(token, 99.0) is not None] == asked[:RTT_SAMPLES]
 
 
+def test_a_question_that_was_passed_over_is_owed_no_more_once_a_later_one_is_answered() -> None:
+    """Or its peer would be deaf at the age at which a measure is taken anew, while the answer to that is on its way."""
+    liveness = Liveness(0.0)
+    passed_over, answered, last = (liveness.ask(float(at), linked=True) for at in (0, 1, 2))
+    assert liveness.answered(answered, 3.0) == 2.0
+    assert liveness.asked_since(4.0) == 2.0
+    assert liveness.answered(passed_over, 5.0) is None
+    liveness.answered(last, 5.0)
+    assert liveness.asked_since(6.0) == 6.0, "nothing is owed"
+
+
 def test_asking_is_due_after_silence_and_when_the_measure_is_stale() -> None:
     liveness = Liveness(0.0)
     assert liveness.due(5.0) == 5.0

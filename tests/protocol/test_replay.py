@@ -12,6 +12,7 @@ from protocol.flow import Budget
 from protocol.frames import encode
 from protocol.replay import FLOOR, RESERVE, Replay
 from protocol.scheduler import FRAME_COST
+from protocol.session import DEAF
 from tests.protocol.playbook import Playbook, credit, data, fin, number, ok, opens, rst, spoken
 
 
@@ -90,6 +91,30 @@ def test_a_full_buffer_is_no_dead_peer() -> None:
         assert events.LinkLost not in map(type, book.after(4.0))
     assert book.session.detached_at is None
     assert book.session.lost is None
+
+
+def test_a_peer_whose_answers_take_almost_that_long_is_neither_deaf_nor_dead_however_long_it_goes_on() -> None:
+    """What counts is the oldest word without an answer, whatever the age at which a measure is taken anew."""
+    book = resumable()
+    stream = asking(book)
+    for _ in range(20):
+        book.session.send(stream, b"x")
+        asked = {line.split()[1] for line in book.says() if line.startswith("PING")}
+        for _ in range(4):
+            assert events.LinkLost not in map(type, book.after(DEAF * book.session.limits.dead_after / 4 - 0.1))
+            asked |= {line.split()[1] for line in book.says() if line.startswith("PING")}
+            book.hears(encode(FrameType.PING, 0, bytes(8)))
+        book.hears(
+            number(FrameType.ACK, book.session.frames_sent), *(number(FrameType.PONG, int(each)) for each in asked)
+        )
+    assert (book.session.detached_at, book.session.overdue(book.now)) == (None, 0.0)
+    book.session.send(stream, b"x")
+    book.says()
+    for _ in range(4):
+        assert book.session.detached_at is None
+        book.hears(encode(FrameType.PING, 0, bytes(8)))
+        book.after(DEAF * book.session.limits.dead_after / 4)
+    assert book.session.detached_at is not None, "and one that answers nothing is"
 
 
 def test_without_budget_a_tunnel_keeps_no_more_than_the_floor() -> None:
