@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import socket
 import ssl
 import statistics
@@ -98,9 +99,13 @@ def readers(folder: Path, _congestion: str) -> list[Verdict]:
     try:
         tower = Tower(folder / "tower", backend, mode="l7", outer="wss")
         try:
-            alone = statistics.median(grown(tower.port) for _ in range(ROUNDS))
+            grown(tower.port)  # both processes have grown to their size then
+            before = [grown(tower.port) for _ in range(ROUNDS)]
             with stopped(tower.port, READERS):
-                beside = statistics.median(grown(tower.port) for _ in range(ROUNDS))
+                beside = statistics.median(grown(tower.port) for _ in range(2 * ROUNDS))
+            wait_until(lambda: streams(tower) < READERS // 10, "the end of those that do not read", 60.0)
+            # Before and after: what else the machine does changes too.
+            alone = statistics.median(before + [grown(tower.port) for _ in range(ROUNDS)])
         finally:
             tower.stop()
     finally:
@@ -186,6 +191,11 @@ def stopped(port: int, count: int) -> Iterator[None]:
 
         wait_until(still, "the end of all movement", 60.0)
         yield
+
+
+def streams(tower: Tower) -> int:
+    """Of all tunnels."""
+    return sum(int(each["streams"]) for each in json.loads(tower.ctl("get", "tunnels", "-o", "json"))["items"])
 
 
 def queued(caller: socket.socket) -> int:
