@@ -5,6 +5,10 @@ every few milliseconds of data have a PING behind them, a *mark*. Its PONG says 
 after how long; rate x least round trip is what the path holds. Nothing is bounded before both are measured, and never
 for good: without a mark under way there is some room, so a PONG always comes that opens more.
 
+An end that gets its processor late, or a radio, answers much at once and then nothing for a while. What came at once
+beyond what the rate explains may be under way too: else less would arrive, be taken for what the path holds, and so on
+down. (BBR's second version knows the same as the aggregation of ACKs.)
+
 The least round trip is looked for anew every RTT_FOR seconds, by letting the path run half empty for two of them: what
 this end itself keeps in a queue would be taken for distance otherwise.
 """
@@ -26,6 +30,8 @@ MARK_BYTES: Final = 16 * KIB  # between two marks, at least
 IDLE_MARK_BYTES: Final = 64 * KIB  # while nothing waits
 MARK_EVERY: Final = 0.005  # seconds, at least
 RATE_FOR: Final = 1.0  # seconds for which a rate counts (or ten round trips, and up to twice as long)
+BURST_FOR: Final = 1.0  # seconds for which a burst counts, as with the rate
+MOST_BURST: Final = 0.2  # seconds of data: an end that is later than this slows its own data
 RTT_FOR: Final = 10.0
 NO_BOUND: Final = 1 << 62
 PACE_FROM: Final = 0.005  # seconds of a round trip: a nearer peer has queues for all that may be under way
@@ -40,9 +46,10 @@ class Flight:
     """Of one link; `reset` when another takes its place. Bytes are those of DATA payloads."""
 
     __slots__ = (
-        "_arrived", "_arrived_at", "_arrived_sent_at", "_best", "_best_before", "_best_since", "_drain_least",
-        "_drains_since", "_full", "_full_rate", "_marked", "_marks", "_next_mark_at", "_round_until", "_rounds_flat",
-        "_rtt_at", "_sent", "_sent_at", "_token", "bound", "rate", "rtt",
+        "_arrived", "_arrived_at", "_arrived_sent_at", "_best", "_best_before", "_best_since", "_burst",
+        "_burst_before", "_burst_since", "_drain_least", "_drains_since", "_full", "_full_rate", "_marked", "_marks",
+        "_next_mark_at", "_paused_at", "_round_until", "_rounds_flat", "_rtt_at", "_sent", "_sent_at", "_since_pause",
+        "_token", "bound", "rate", "rtt",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -59,6 +66,9 @@ class Flight:
         self._marks: deque[_Mark] = deque()
         self._best = self._best_before = 0.0
         self._best_since = self._rtt_at = float("-inf")
+        self._burst = self._burst_before = 0.0  # bytes beyond what the rate explains
+        self._burst_since = self._paused_at = float("-inf")
+        self._since_pause = 0  # bytes that arrived after `_paused_at`, until which the rate explains all
         self._full, self._full_rate, self._rounds_flat, self._round_until = False, 0.0, 0, 0
         self._drains_since: float | None = None
         self._drain_least = float("inf")
@@ -104,6 +114,7 @@ class Flight:
         if not self._marks or self._marks[0][0] != token:
             return False
         _, sent, sent_at, arrived, arrived_at, arrived_sent_at, idle = self._marks.popleft()
+        self._note_burst(sent - self._arrived, now)
         self._arrived, self._arrived_at, self._arrived_sent_at = sent, now, sent_at
         self.measured(now - sent_at, now)
         took = max(now - arrived_at, sent_at - arrived_sent_at)
@@ -111,7 +122,7 @@ class Flight:
             self._note_rate((sent - arrived) / took, now, idle=idle)
         self._drain(now, idle=idle)
         if self.rate is not None and self.rtt is not None:
-            seconds = GAIN * self.rtt + GRACE
+            seconds = GAIN * self.rtt + max(GRACE, max(self._burst, self._burst_before) / self.rate)
             most = self.rate * (seconds if self._full else max(seconds, STARTUP_GAIN * self.rtt))
             self.bound = max(LEAST, int(most if self._drains_since is None else self.rate * self.rtt / 2))
         return True
@@ -139,6 +150,19 @@ class Flight:
             else:
                 self._rounds_flat += 1
                 self._full = self._rounds_flat >= FULL_AFTER
+
+    def _note_burst(self, size: int, now: float) -> None:
+        """So many more bytes have arrived. What passes a rate that still grows is no burst."""
+        if not self._full or self.rate is None:
+            return
+        extra = self._since_pause + size - self.rate * (now - self._paused_at)
+        if extra > 0:
+            self._since_pause += size
+        else:
+            self._paused_at, self._since_pause = now, 0
+        if now - self._burst_since > max(BURST_FOR, 10 * (self.rtt or 0.0)):
+            self._burst_before, self._burst, self._burst_since = self._burst, 0.0, now
+        self._burst = max(self._burst, min(extra, MOST_BURST * self.rate))
 
     def _drain(self, now: float, *, idle: bool) -> None:
         """Begin to look for the least round trip, or end it."""

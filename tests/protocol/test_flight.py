@@ -25,6 +25,7 @@ class Path:
 
     def __init__(self, rate: float, round_trip: float, *, jitter: float = 0.0, seed: int = 1) -> None:
         self.rate, self.delay, self.jitter = rate, round_trip / 2, jitter
+        self.turns = 0.0  # seconds for which either end has the only processor
         self.now, self.free_at, self.paced, self.delivered = 0.0, 0.0, 0.0, 0
         self.most_queued = 0.0  # seconds, since it was set to zero
         self._random, self._order = random.Random(seed), itertools.count()
@@ -68,6 +69,8 @@ class Path:
                     leaves = self.free_at
                 # A loop that turns late hears late, and never before what came earlier.
                 arrives = leaves + self.delay + self._random.random() * self.jitter
+                if self.turns and int(arrives / self.turns) % 2 == (session is self.agent):
+                    arrives += self.turns - arrives % self.turns  # the other end has the processor
                 arrives = max(arrives, self._last_arrival.get(id(session), 0.0))
                 self._last_arrival[id(session)] = arrives
                 heapq.heappush(self._due, (arrives, next(self._order), session, data))
@@ -168,6 +171,23 @@ def test_a_link_that_was_slow_at_first_is_written_to_in_large_pieces_when_nothin
         path.pump()
         path.run(0.005)
     assert path.agent.chunk > 200 * KIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [0.02, 0.05, 0.1])
+def test_ends_that_get_their_processor_late_do_not_take_their_pauses_for_a_path_that_holds_less(turns: float) -> None:
+    path = Path(200 * MBIT, 0.1)
+    path.turns = turns
+    busy(path, 1)
+    path.run(8.0)
+    path.delivered, began = 0, path.now
+    path.run(4.0)
+    assert path.delivered / (path.now - began) > 0.85 * path.rate
+    path.turns = 0.0
+    path.run(5.0)
+    path.most_queued = 0.0
+    path.run(RTT_FOR)
+    assert path.most_queued < 0.1 * GAIN + 3 * GRACE, "what was allowed for pauses ends with them"
 
 
 def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() -> None:
