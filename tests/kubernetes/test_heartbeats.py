@@ -58,7 +58,7 @@ class Beating:
 @pytest.fixture
 def _scaled(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
-        "tower_server.server.HOUSEKEEPING",
+        "tower_server.housekeeping.EVERY",
         "tower_server.controller.hosting.LOOK_EVERY",
         "tower_server.probing.LOOK_EVERY",
     ):

@@ -13,7 +13,7 @@ from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running, until
-from tower_server import server as server_module
+from tower_server import housekeeping
 from tower_server.records import Agent as AgentRecord
 from tower_server.store.base import Kind
 
@@ -218,7 +218,7 @@ async def test_agents_of_clusters_that_are_gone_are_tidied_away(tmp_path):
 
 @pytest.mark.slow
 async def test_a_tunnel_whose_identity_expires_while_it_is_open_is_closed_and_may_renew(tmp_path, monkeypatch):
-    monkeypatch.setattr(server_module, "HOUSEKEEPING", 0.05)
+    monkeypatch.setattr(housekeeping, "EVERY", 0.05)
     async with running(tmp_path) as server:
         identity = await enrol(server, await server.add("edge-1"))
         short = server.services.authority.issue_agent(

@@ -155,7 +155,7 @@ async def test_a_tunnel_without_its_control_stream_is_closed(tmp_path):
 
 
 async def test_the_same_list_is_sent_again_freshly_signed(tmp_path, monkeypatch):
-    monkeypatch.setattr("tower_server.server.HOUSEKEEPING", 0.05)
+    monkeypatch.setattr("tower_server.housekeeping.EVERY", 0.05)
     monkeypatch.setattr("protocol.defaults.REVOCATIONS_EVERY", 0.2)
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await admin(server, "POST", "/v1/callers/alice/revoke")

@@ -142,13 +142,6 @@ async def test_info_names_host_and_fingerprint(tmp_path):
 
 
 async def test_in_a_pod_callers_are_told_the_service_of_their_cluster(tmp_path):
-    from tower_server.config import ServerConfig, StoreSection
-    from tower_server.server import _callers_address
-
-    inside = ServerConfig(store=StoreSection(kind="kubernetes"), public_url="wss://tower.example.com:8443")
-    assert _callers_address(inside) == ""
-    assert _callers_address(ServerConfig(public_url="wss://tower.example.com:8443")) == "tower.example.com"
-    assert _callers_address(ServerConfig()) == "127.0.0.1"
     async with running(tmp_path) as server:
         await server.add("edge")
         server.services.callers_address, server.services.namespace = "", "tower-system"
