@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ import yaml
 
 from tests.kubernetes.rawhttp import Answer, Connection
 from tests.kubernetes.views import View
-from tests.lab.processes import wait_until
+from tests.lab.processes import wait_until, whole_lines
 from tests.lab.world import TowerWorld
 
 PATIENCE = 30.0
@@ -176,3 +177,11 @@ def logs(log: Path, *patterns: str, without: tuple[str, ...] = ()) -> Iterator[N
 def tunnels(world: TowerWorld, cluster: str) -> list[str]:
     """The ids of a cluster's tunnels."""
     return [item["id"] for item in world.call("GET", f"/v1/tunnels?cluster={cluster}")[1]["items"]]
+
+
+def lines(log: Path, event: str, *words: str) -> list[dict[str, Any]]:
+    """What a process has said of an event; `time` as seconds."""
+    found = [json.loads(line) for line in whole_lines(log) if f'"{event}"' in line]
+    for entry in found:
+        entry["time"] = datetime.fromisoformat(entry["time"]).timestamp()
+    return [entry for entry in found if entry["event"] == event and all(word in json.dumps(entry) for word in words)]

@@ -25,9 +25,9 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.rawhttp import Answer, Connection
-from tests.lab.processes import Child, free_ports, wait_until, whole_lines
+from tests.lab.processes import Child, free_ports, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, logs, ticks_until_end, tunnels, watching
+from tests.loopback.callers import Caller, lines, logs, tunnels, watching
 from tests.loopback.member import BackendMember
 from tests.loopback.relay import Network, network
 
@@ -75,22 +75,16 @@ def world(tower: TowerWorld) -> TowerWorld:
     return tower
 
 
-def lines(log: Path, event: str, *words: str) -> list[dict[str, Any]]:
-    """What a process has said of an event; `time` as seconds."""
-    found = [json.loads(line) for line in whole_lines(log) if f'"{event}"' in line]
-    for entry in found:
-        entry["time"] = datetime.fromisoformat(entry["time"]).timestamp()
-    return [entry for entry in found if entry["event"] == event and all(word in json.dumps(entry) for word in words)]
-
-
 # ---- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
 class Watchers:
-    """Many callers that watch, each in a thread; `ends` is when each got its end, on the wall clock."""
+    """Many callers that watch, each in a thread; `ends` is when each got its end, on the wall clock, and `whole` how
+    many of them took it for the end of the answer. (Other kinds of callers: tests/kubernetes/test_kills.py.)"""
 
     def __init__(self, caller: Caller) -> None:
         self.ends: list[float] = []
+        self.whole = 0
         self._connections = [caller.connect() for _ in range(WATCHERS)]
         for connection in self._connections:
             connection.send(connection.request("GET", "/watch"))
@@ -100,7 +94,12 @@ class Watchers:
             thread.start()
 
     def _watch(self, connection: Connection) -> None:
-        ticks_until_end(connection)
+        try:
+            while connection.line():
+                pass
+            self.whole += 1
+        except OSError:  # no farewell of TLS's: it was cut
+            pass
         self.ends.append(time.time())
 
     def join(self) -> None:
@@ -109,6 +108,7 @@ class Watchers:
         for connection in self._connections:
             connection.__exit__()
         assert len(self.ends) == WATCHERS, "callers that never got an end"
+        assert self.whole == 0, "what was cut must not look complete"
 
 
 @pytest.mark.timeout(300)  # two hundred callers come one after the other, each with its TLS
