@@ -17,7 +17,7 @@ from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from asyncssh.misc import ProtocolError as SshProtocolError
+from asyncssh import ProtocolError as SshProtocolError
 
 from protocol import defaults
 from protocol.constants import Code
@@ -25,7 +25,7 @@ from protocol.errors import ProtocolError, StreamRefused, StreamReset, TunnelLos
 from protocol.flow import Budget, Limits, ReceiveCredit
 
 if TYPE_CHECKING:
-    from protocol.aio.ssh import _Wire
+    from protocol.aio.ssh import Wire
 
 SEND_HIGH: Final = 256 * defaults.KIB
 SEND_LOW: Final = 64 * defaults.KIB
@@ -93,7 +93,7 @@ class Channel(asyncio.Transport):
         "window",
     )
 
-    def __init__(self, wire: _Wire, protocol: asyncio.BaseProtocol | None, limits: ChannelLimits) -> None:
+    def __init__(self, wire: Wire, protocol: asyncio.BaseProtocol | None, limits: ChannelLimits) -> None:
         super().__init__()
         self._wire = wire
         self._protocol = cast("asyncio.Protocol | None", protocol)

@@ -15,9 +15,10 @@ from typing import Final, cast
 from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
 from protocol.aio.link import Link
 from protocol.aio.proxydial import DialTarget, open_connection
-from protocol.aio.ssh import AgentConnection, agent_options
+from protocol.aio.ssh import AgentConnection
 from protocol.aio.sshchannel import Channel, ChannelLimits
 from protocol.aio.sshlink import SshLink
+from protocol.aio.sshoptions import agent_options
 from protocol.aio.upgrade import ClientUpgrade
 from protocol.defaults import DEAD_AFTER, HANDSHAKE_DEADLINE
 from protocol.frames import printable

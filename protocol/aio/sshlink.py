@@ -15,7 +15,7 @@ from protocol.aio.link import Link
 from protocol.defaults import KIB
 
 if TYPE_CHECKING:
-    from protocol.aio.ssh import _Wire
+    from protocol.aio.ssh import Wire
 
 WRITE_AT: Final = 64 * KIB  # so much leaves before the turn is over
 MOST_UNSENT: Final = 4 * 1024 * KIB  # answers to a peer that reads nothing: channel data waits outside
@@ -24,7 +24,7 @@ MOST_UNSENT: Final = 4 * 1024 * KIB  # answers to a peer that reads nothing: cha
 class SshLink(asyncio.Transport):
     """Joins a connection to a link whose opening handshake is done."""
 
-    def __init__(self, link: Link, wire: _Wire, *, remote: str) -> None:
+    def __init__(self, link: Link, wire: Wire, *, remote: str) -> None:
         host, _, port = remote.rpartition(":")
         super().__init__({"peername": (host, int(port) if port.isdigit() else 0)})
         self._loop = asyncio.get_running_loop()

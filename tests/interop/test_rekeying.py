@@ -12,8 +12,8 @@ from daemon.metrics import AgentMetrics
 from daemon.supervisor import Supervisor
 from protocol.aio import sshdial
 from protocol.aio.proxydial import DialTarget
-from protocol.aio.ssh import agent_options
 from protocol.aio.sshdial import dial_host
+from protocol.aio.sshoptions import agent_options
 from tests.interop.peers import GoProxy, Vintage
 from tests.interop.test_go_peers import caller_of
 from tests.loopback.member import BackendMember

@@ -21,9 +21,10 @@ from daemon.log import get_logger
 from daemon.units import split_address
 from protocol import defaults
 from protocol.aio.port import Refused
-from protocol.aio.ssh import ServerConnection, server_options
+from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshchannel import ChannelLimits
 from protocol.aio.sshlink import SshLink
+from protocol.aio.sshoptions import server_options
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.flow import Budget, Limits

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 
 from protocol.aio.link import Link
 from protocol.aio.proxydial import DialTarget
-from protocol.aio.ssh import ServerConnection, server_options
+from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshlink import SshLink
+from protocol.aio.sshoptions import server_options
 from tests.protocol.aio.sshpeers import Owner, channel_limits
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.aio.link import Link
-from protocol.aio.ssh import AgentConnection, ServerConnection, agent_options, server_options
+from protocol.aio.ssh import AgentConnection, ServerConnection
 from protocol.aio.sshchannel import Channel, ChannelLimits
 from protocol.aio.sshlink import SshLink
+from protocol.aio.sshoptions import agent_options, server_options
 from protocol.flow import Budget, Limits
 
 MIB = 1024 * 1024
@@ -158,3 +159,19 @@ async def connected(
         two.end("the test is over")
         await asyncio.sleep(0.02)
         await listening.wait_closed()
+
+
+async def ended(owner: Owner) -> str:
+    async with asyncio.timeout(30):
+        await owner.lost.wait()
+    return owner.reason
+
+
+async def echoed(pair: Pair, data: bytes) -> bytes:
+    """What comes back of it through a channel of its own."""
+    end = Collect()
+    pair.server.open("echo", end).write(data)
+    async with asyncio.timeout(20):
+        while len(end.data) < len(data):
+            await asyncio.sleep(0.005)
+    return bytes(end.data)

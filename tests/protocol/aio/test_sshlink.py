@@ -6,8 +6,9 @@ import pytest
 from websockets.speedups import apply_mask
 
 from protocol.aio.link import Link
-from protocol.aio.ssh import ServerConnection, server_options
+from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshlink import MOST_UNSENT, WRITE_AT, SshLink
+from protocol.aio.sshoptions import server_options
 from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Owner, channel_limits, connected
 
 pytestmark = pytest.mark.asyncio

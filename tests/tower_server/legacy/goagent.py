@@ -17,9 +17,10 @@ from typing import Any, Self
 
 from protocol.aio.link import Link
 from protocol.aio.splice import Splice
-from protocol.aio.ssh import AgentConnection, agent_options
+from protocol.aio.ssh import AgentConnection
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshlink import SshLink
+from protocol.aio.sshoptions import agent_options
 from tests.lab.pki import ClusterCA
 from tests.protocol.aio.sshpeers import Owner, channel_limits
 

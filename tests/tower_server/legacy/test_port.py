@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 from websockets.speedups import apply_mask
 
-from protocol.aio.ssh import MAX_REQUEST_BYTES, AgentConnection, agent_options
+from protocol.aio.ssh import MAX_REQUEST_BYTES, AgentConnection
+from protocol.aio.sshoptions import agent_options
 from tests.protocol.aio.sshpeers import Collect, channel_limits
 from tests.tower_server.kit import until
 from tests.tower_server.legacy.goagent import TOKEN, UPGRADE, GoAgent, Refused
