@@ -7,6 +7,7 @@ one of the same name.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from tower_server.tunnels import TunnelRegistry
 
 ATTEMPTS: Final = 8
 RECORDS_RETRY: Final = 5.0  # seconds after which an agent asks again whose record could not be read
+KNOWN_PATIENCE: Final = 1.0
+"""Seconds for the record of an agent that was admitted before: less than callers of a lost link are held for."""
 
 log = get_logger(__name__)
 
@@ -78,17 +81,21 @@ class Agents:
         who = identity.cluster, identity.agent
         renew_only = time.time() > identity.not_after
         try:
-            record = await self._store.get(Kind.AGENT, agent_record_name(*who))
+            async with asyncio.timeout(KNOWN_PATIENCE if who in self._admitted else None):
+                record = await self._store.get(Kind.AGENT, agent_record_name(*who))
         except NotFound:
             self._admitted.pop(who, None)
             raise _refusal(identity, "is not one that this tower has enrolled") from None
-        except TowerError as error:
+        except (TowerError, TimeoutError) as error:
             # Its tunnel would have outlived the outage; that it has to dial anew is no reason to be stricter. Nobody
             # can write a revocation now either, and the list as last read has been asked already.
+            why = f"no answer within {KNOWN_PATIENCE:g} s"
+            if isinstance(error, TowerError):
+                why = f"{error.code}: {error.message}"
             if self._admitted.get(who) != member.uid:
-                text = f"this tower cannot read its records now ({error.code}: {error.message})"
+                text = f"this tower cannot read its records now ({why})"
                 raise HandshakeRejected(Code.INTERNAL, text[:400], RECORDS_RETRY) from error
-            log.warning("admitted-from-memory", cluster=who[0], agent=who[1], code=error.code, text=error.message)
+            log.warning("admitted-from-memory", cluster=who[0], agent=who[1], text=why)
             return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
         agent = Agent.read(record)
         self._admitted.pop(who, None)
