@@ -26,6 +26,7 @@ from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import Hello
 from tower_server.authority import root_id
+from tower_server.papers import Upto, end
 from tower_server.records import Agent, Cluster, agent_record_name
 from tower_server.revocations import Revocations
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
@@ -194,6 +195,10 @@ class Agents:
                     raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked") from None
                 if (held.uid, held.token) == (agent.uid, agent.token):
                     return
+                if held.uid != agent.uid:
+                    if agent.created <= held.created:
+                        raise TowerError("TWR208", f"the cluster {agent.cluster} that it joins was deleted") from None
+                    await self._revoke({(held.cluster, held.name): held.issued})
                 try:
                     await self._store.update(Kind.AGENT, agent.record_name, agent.data(), expect=record.version)
                 except Conflict:
@@ -238,17 +243,15 @@ class Agents:
         except NotFound:
             raise TowerError("TWR603", f"cluster {cluster} has no agent {agent!r}") from None
 
+    async def _revoke(self, upto: Upto) -> None:
+        await self._revocations.revoke_agents(upto, at=time.time())
+
     async def tidy(self) -> None:
-        """Takes away what a deletion that was cut short has left: agents of clusters that are gone."""
+        """Finishes a deletion that was cut short: agents of clusters that are gone are revoked and taken away."""
         agents = (await self._store.list(Kind.AGENT)).items  # first: one that is made from here on has its cluster
         clusters = {record.data["uid"] for record in (await self._store.list(Kind.CLUSTER)).items}
         self._admitted = {who: uid for who, uid in self._admitted.items() if uid in clusters}
-        for record in agents:
-            if record.data["uid"] not in clusters:
-                try:
-                    await self._store.delete(Kind.AGENT, record.name, expect=record.version)
-                except (Conflict, NotFound):
-                    continue
+        await end(self._store, [each for each in agents if each.data["uid"] not in clusters], revoke=self._revoke)
 
     async def list(self, cluster: str | None = None) -> list[Agent]:
         prefix = f"{cluster}." if cluster is not None else ""

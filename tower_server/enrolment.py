@@ -127,11 +127,14 @@ class Enrolment:
     ) -> tuple[Token, Enrolled]:
         clusters: dict[str, Cluster] = {}
 
-        def issue(token: Token) -> Enrolled:
+        def standing(token: Token) -> Cluster:
             cluster = clusters.get(token.cluster)
             if cluster is None or cluster.uid != token.uid:
                 raise TowerError("TWR208", f"the cluster {token.cluster} that the token {token.id} is for was deleted")
-            papers = self._agents.issue(cluster, name, key=key, serving_key=serving_key)
+            return cluster
+
+        def issue(token: Token) -> Enrolled:
+            papers = self._agents.issue(standing(token), name, key=key, serving_key=serving_key)
             return Enrolled(
                 agent=name,
                 at=time.time(),
@@ -148,6 +151,7 @@ class Enrolment:
         except NotFound:
             pass  # redeeming says which of the two it is
         token, answer = await self._tokens.redeem(received.token_id, asked.secret, key_fingerprint(key), issue=issue)
+        standing(token)  # also for an answer that is given again
         if answer.serving_key != key_fingerprint(serving_key):
             raise TowerError("TWR206", f"the token {token.id} let this key in with another serving key")
         return token, answer

@@ -156,6 +156,11 @@ class Agent(_Stored):
     def record_name(self) -> str:
         return agent_record_name(self.cluster, self.name)
 
+    @property
+    def issued(self) -> float:
+        """When the newest of its certificates was made."""
+        return max(self.created, self.renewed or 0.0)
+
 
 def agent_record_name(cluster: str, agent: str) -> str:
     """Both are DNS labels, so the dot keeps them apart."""

@@ -18,6 +18,7 @@ from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, RevocationList
 from daemon.faults import TowerError
 from protocol import defaults
+from tower_server.papers import Upto
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
 
 RECORD: Final = "list"
@@ -74,11 +75,16 @@ class Revocations:
         self._tell()
 
     async def revoke_agent(self, cluster: str, agent: str, *, at: float) -> None:
-        await self._change(lambda held: replace(held, agents={**held.agents, (cluster, agent): at}), at)
+        await self.revoke_agents({(cluster, agent): at}, at=at)
 
     async def revoke_cluster(self, cluster: str, *, at: float) -> None:
         """All agents that the cluster has had until now."""
         await self.revoke_agent(cluster, ALL_AGENTS, at=at)
+
+    async def revoke_agents(self, upto: Upto, *, at: float) -> None:
+        """What those agents were issued until a time each. Nothing is written where the list says as much already."""
+        if _uncovered(self.current, upto):
+            await self._change(lambda held: replace(held, agents={**held.agents, **_uncovered(held, upto)}), at)
 
     async def revoke_user(self, user: str, *, at: float) -> None:
         await self._change(lambda held: replace(held, users={**held.users, user: at}), at)
@@ -171,6 +177,17 @@ class Revocations:
                 for s, end in sorted(held.serials.items())
             ),
         ]
+
+
+def _uncovered(held: RevocationList, upto: Upto) -> Upto:
+    """What the list does not say yet; an entry for all agents of a cluster says it for each of them."""
+
+    def said(cluster: str, agent: str) -> float:
+        whole = cluster, ALL_AGENTS
+        mine = -1.0 if agent == ALL_AGENTS else upto.get(whole, -1.0)
+        return max(mine, held.agents.get((cluster, agent), -1.0), held.agents.get(whole, -1.0))
+
+    return {who: at for who, at in upto.items() if at > said(*who)}
 
 
 def _written(held: RevocationList) -> dict[str, Any]:

@@ -99,6 +99,16 @@ async def test_a_token_dies_with_its_cluster_also_when_one_of_that_name_comes_ba
         assert (await refusal(server, token)).code == "TWR204"
 
 
+async def test_a_token_gives_no_answer_again_once_its_cluster_is_gone(tmp_path):
+    """Also where whoever deleted the cluster died before its tokens were gone."""
+    async with running(tmp_path) as server:
+        token, keys = await server.add("edge-1"), {"key": generate_key(), "serving_key": generate_key()}
+        await enrol(server, token, **keys)
+        await server.services.store.delete(Kind.CLUSTER, "edge-1")
+        gone = await refusal(server, token, **keys)
+        assert (gone.answer.status, gone.code) == (401, "TWR208")
+
+
 async def test_a_revoked_agent_does_not_come_back_by_its_old_token(tmp_path):
     async with running(tmp_path) as server:
         token, key, serving_key = await server.add("edge-1"), generate_key(), generate_key()

@@ -108,7 +108,7 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 for resource, reflector in watches.reflectors.items():
                     tasks.create_task(reflector.run(), name=f"watch-{resource}")
-                tidied = tasks.create_task(self._put_claims_right(), name="controller-claims")
+                tidied = tasks.create_task(self._put_right(), name="controller-leftovers")
                 await self._synced(watches)
                 await tidied
                 later = max((written_term(body) for body in watches.reflectors[SERVICES].items.values()), default=0)
@@ -149,11 +149,11 @@ class Controller:
     async def _tidy(self) -> None:
         while True:
             await asyncio.sleep(TIDY_EVERY)
-            await self._put_claims_right()
+            await self._put_right()
 
-    async def _put_claims_right(self) -> None:
-        for done in await self._registry.allocation.tidy():
-            log.warning("claim-put-right", text=done)
+    async def _put_right(self) -> None:
+        for done in await self._registry.tidy():
+            log.warning("put-right", text=done)
 
     # ---- work ---------------------------------------------------------------------------------------------------
 

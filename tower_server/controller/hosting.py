@@ -136,7 +136,7 @@ class HostController:
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
         )
         self._records = Registry(
-            store, allocation, revoke=lambda cluster: revocations.revoke_cluster(cluster, at=time.time())
+            store, allocation, revoke=lambda upto: revocations.revoke_agents(upto, at=time.time())
         )
         self._errands = Errands(
             host=authority.host,

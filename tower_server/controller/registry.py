@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -17,14 +17,15 @@ from daemon.faults import TowerError
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.joint import Joint
 from tower_server.controller.limits import ATTEMPTS
+from tower_server.papers import Revoke, end, papers
 from tower_server.records import Cluster
-from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Record, Store
+from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Store
 
 
 class Registry:
-    """`revoke(name)` is told of a deletion: whatever agents or callers of the cluster hold is good for nothing then."""
+    """`revoke` puts agents on the revocation list: those of a cluster that ends."""
 
-    def __init__(self, store: Store, allocation: Allocation, *, revoke: Callable[[str], Awaitable[object]]) -> None:
+    def __init__(self, store: Store, allocation: Allocation, *, revoke: Revoke) -> None:
         self.allocation = allocation
         self._latest = allocation.latest
         self.known: dict[str, Cluster] = {}
@@ -32,8 +33,9 @@ class Registry:
         self._store = store
         self._revoke = revoke
         self._listed = False
-        self._ended: dict[str, list[Cluster]] = {}
-        self._papers = Joint(self._all_papers)
+        self._ended: dict[str, list[tuple[Cluster, float]]] = {}
+        """Clusters whose records are gone, and since when: who joins one of that name later is not revoked for it."""
+        self._papers = Joint(lambda: papers(store))
 
     async def get(self, name: str) -> Cluster | None:
         """The record as it was heard of; it is asked for only until all of them have been listed."""
@@ -170,29 +172,24 @@ class Registry:
             raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
         self.known.pop(cluster.name, None)
         self._latest.forget(cluster.name)
-        self._ended.setdefault(cluster.name, []).append(cluster)
+        self._ended.setdefault(cluster.name, []).append((cluster, time.time()))
         await self.finish(cluster.name)
 
     async def finish(self, name: str) -> None:
         """Takes away what hung on clusters whose records are gone, once more where that was cut short. Of a server that
-        dies in between, others tidy up: without its record no agent is let in."""
-        for cluster in self._ended.get(name, ()):
-            await self._revoke(name)
-            for record in (await self._papers.ask()).get(cluster.uid, ()):
-                await self._gone(record.kind, record.name)
+        dies in between, the next leader and others tidy up: without its cluster's record no agent is let in."""
+        for cluster, at in self._ended.get(name, ()):
+            found = (await self._papers.ask()).get(cluster.uid, ())
+            await end(self._store, found, revoke=self._revoke, cluster=name, at=at)
             await self.allocation.release(cluster)
         self._ended.pop(name, None)
 
-    async def _all_papers(self) -> dict[str, list[Record]]:
-        """The agents and tokens that there are now, by the uid of their cluster."""
-        found: dict[str, list[Record]] = {}
-        for kind in (Kind.TOKEN, Kind.AGENT):  # a token that is still there could let in one more agent
-            for record in (await self._store.list(kind)).items:
-                found.setdefault(str(record.data.get("uid")), []).append(record)
-        return found
-
-    async def _gone(self, kind: Kind, name: str) -> None:
-        try:
-            await self._store.delete(kind, name)
-        except NotFound:
-            return  # a deletion that was cut short, or another leader, took it already
+    async def tidy(self) -> list[str]:
+        """Finishes what a leader before has not: what was done, a sentence each."""
+        done = await self.allocation.tidy()
+        found = await papers(self._store)  # first: one that is made from here on has its cluster
+        clusters = {record.data.get("uid") for record in (await self._store.list(Kind.CLUSTER)).items}
+        left = [record for uid, records in found.items() if uid not in clusters for record in records]
+        await end(self._store, left, revoke=self._revoke)
+        names = sorted({str(record.data.get("cluster")) for record in left})
+        return done + [f"agents and tokens of {each}, which was deleted, were revoked and taken away" for each in names]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from certs.ca import Authority
+from certs.revocation import ALL_AGENTS
 from daemon.faults import TowerError
 from daemon.kube.resources import (
     CLUSTERS,
@@ -40,6 +41,7 @@ from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
 from tower_server.controller.twins import Twins
 from tower_server.election import Elector, Timing
+from tower_server.papers import Upto
 from tower_server.ports import PortRange
 from tower_server.records import Agent, Cluster
 from tower_server.store.base import Kind, StoreError
@@ -195,9 +197,12 @@ class Checker:
         resource = self.server.find(CLUSTERS, name)
         return resource is None
 
-    def revoked(self, name: str) -> None:
-        self.note(f"revokes {name}")
-        if self.held(name):
+    def revoked(self, name: str, agent: str) -> None:
+        """All agents of a cluster, or one: that may be of a cluster which had the name before."""
+        self.note(f"revokes {name} {agent}")
+        found = self.server.find(SECRETS, f"tower-agent-{name}.{agent}", NAMESPACE)
+        of = found["metadata"]["annotations"]["of"] if found is not None else ""
+        if self.held(name) and (agent == ALL_AGENTS or of == self.held(name)):
             raise self._wrong(f"{name} is revoked, which is wanted")
 
     def _wrong(self, text: str) -> Wrong:
@@ -252,10 +257,11 @@ class Disorder:
         )
         allocation = Allocation(store, RANGES, kubesphere_offset=10000, usable=lambda _: True)
 
-        async def revoke(cluster: str) -> None:
+        async def revoke(upto: Upto) -> None:
             await asyncio.sleep(0.01)
             try:
-                self.checker.revoked(cluster)
+                for who in upto:
+                    self.checker.revoked(*who)
             except Wrong as error:
                 self.wrong.append(error)
 
@@ -452,7 +458,7 @@ class Disorder:
             others.cancel()
             if not self.rivals:
                 for registry in self.registries.values():
-                    await registry.allocation.tidy()
+                    await registry.tidy()
             self.check()
         finally:
             weather.cancel()

@@ -38,6 +38,7 @@ from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
 from tower_server.controller.twins import Twins
 from tower_server.election import Elector, Timing
+from tower_server.papers import Upto
 from tower_server.ports import PortRange
 from tower_server.state import Verdict
 from tower_server.store.base import Kind, Store
@@ -119,8 +120,8 @@ class Host:
         elector = Elector(lease, identity=name, timing=timing, random=random.random)
         allocation = Allocation(self.store, self.ranges, kubesphere_offset=10000, usable=lambda _: True)
 
-        async def revoke(cluster: str) -> None:
-            self.revoked.append(cluster)
+        async def revoke(upto: Upto) -> None:
+            self.revoked.extend(cluster for cluster, _ in upto)
 
         registry = Registry(self.store, allocation, revoke=revoke)
 

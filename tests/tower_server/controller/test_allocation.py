@@ -198,7 +198,7 @@ async def test_two_leaders_at_once_never_give_one_port_to_two_clusters(seed):
                     assert held.setdefault(port, name) == name, f"port {port} stands on {held[port]} and {name}"
                     shown[port] = name
 
-    async def never(_: str) -> None:
+    async def never(_: object) -> None:
         pass
 
     async def leader() -> None:

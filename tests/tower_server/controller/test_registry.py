@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from certs.revocation import ALL_AGENTS
 from daemon.faults import TowerError
 from tests.tower_server.controller.test_allocation import Shuffled, add, allocation
 from tower_server.controller.registry import Registry
-from tower_server.records import Cluster
+from tower_server.records import Agent, Cluster
 from tower_server.store.base import Kind
 
 pytestmark = pytest.mark.asyncio
@@ -22,8 +23,12 @@ class Watched(Shuffled):
 
 
 class Revoked(list):
-    async def __call__(self, name: str) -> None:
-        self.append(name)
+    async def __call__(self, upto) -> None:
+        self.extend(cluster for cluster, agent in upto if agent == ALL_AGENTS)
+
+
+def agent(cluster, uid):
+    return Agent("one", cluster, uid, "key", 1.0, "t1", 2e9, 2e9).data()
 
 
 def made(store):
@@ -73,7 +78,7 @@ async def test_what_hung_on_a_deleted_cluster_is_gone_and_nothing_of_others():
     store = Shuffled()
     registry, revoked = made(store)
     cluster = await registry.follow("a", resource="u1")
-    await store.create(Kind.AGENT, "a.one", {"uid": cluster.uid})
+    await store.create(Kind.AGENT, "a.one", agent("a", cluster.uid))
     await store.create(Kind.TOKEN, "t1", {"uid": cluster.uid})
     await store.create(Kind.TOKEN, "t2", {"uid": "another"})
     await registry.delete(cluster)
@@ -111,14 +116,14 @@ async def test_a_deletion_that_was_cut_short_is_finished_at_the_next_look():
     store = Shuffled()
     broken = [True]
 
-    async def revoke(name: str) -> None:
+    async def revoke(_upto) -> None:
         if broken.pop():
             raise TowerError("TWR114", "the apiserver is away")
 
     registry = Registry(store, allocation(store), revoke=revoke)
     cluster = await registry.follow("a", resource="u1")
     await registry.allocation.hold("a", "kubernetes")
-    await store.create(Kind.AGENT, "a.one", {"uid": cluster.uid})
+    await store.create(Kind.AGENT, "a.one", agent("a", cluster.uid))
     with pytest.raises(TowerError, match="is away"):
         await registry.delete(cluster)
     broken.append(False)

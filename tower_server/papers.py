@@ -1,0 +1,61 @@
+"""What hangs on a cluster beside its record, agents and tokens, and how it ends with it.
+
+An identity that was handed out stands on record since before it was, and its record goes only when the revocation list
+covers it. So whoever dies in between leaves a record of a cluster that is gone, from which anybody (`tidy`, the next
+leader) knows what is still to be revoked, and up to when: what is issued later, to an agent of that name in a cluster
+of that name, is another's and stays good. Until then the cluster's uid on the record keeps it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final
+
+from certs.revocation import ALL_AGENTS
+from daemon.faults import TowerError
+from tower_server.records import Agent
+from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
+
+ATTEMPTS: Final = 8  # at records that others change meanwhile
+Upto = Mapping[tuple[str, str], float]
+"""By (cluster, agent): until when what it was issued is revoked."""
+Revoke = Callable[[Upto], Awaitable[object]]
+
+
+async def papers(store: Store) -> dict[str, list[Record]]:
+    """The tokens and agents that there are now, by the uid of their cluster."""
+    found: dict[str, list[Record]] = {}
+    for kind in (Kind.TOKEN, Kind.AGENT):  # a token that is still there could let in one more agent
+        for record in (await store.list(kind)).items:
+            found.setdefault(str(record.data.get("uid")), []).append(record)
+    return found
+
+
+async def end(store: Store, records: Iterable[Record], *, revoke: Revoke, cluster: str = "", at: float = 0.0) -> None:
+    """Revokes what the agents in `records` were issued, then takes the records away. With `cluster`: and all that its
+    agents were issued until `at`, whether on record or not."""
+    left, whole = list(records), {(cluster, ALL_AGENTS): at} if cluster else {}
+    for _ in range(ATTEMPTS):
+        agents = [Agent.read(each) for each in left if each.kind is Kind.AGENT]
+        upto = {**whole, **{(each.cluster, each.name): each.issued for each in agents}}
+        if upto:
+            await revoke(upto)
+        left = [again for each in left if (again := await _take_away(store, each)) is not None]
+        if not left:
+            return
+    raise TowerError("TWR108", f"the record of {left[0].kind} {left[0].name} keeps changing")
+
+
+async def _take_away(store: Store, record: Record) -> Record | None:
+    """None once it is gone, or is of another cluster; else the record as somebody has changed it meanwhile."""
+    try:
+        await store.delete(record.kind, record.name, expect=record.version)
+    except NotFound:
+        return None  # a deletion that was cut short, or another server, took it already
+    except Conflict:
+        try:
+            found = await store.get(record.kind, record.name)
+        except NotFound:
+            return None
+        return found if found.data.get("uid") == record.data.get("uid") else None
+    return None
