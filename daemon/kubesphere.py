@@ -17,7 +17,7 @@ SPACE: Final = "kubesphere-system"
 CONFIG: Final = "kubesphere-config"
 KEY: Final = "kubesphere.yaml"
 NONCE_BYTES: Final = 32
-MAX_CONFIG: Final = 1024 * 1024
+MAX_CONFIG: Final = 128 * 1024  # what is larger takes seconds to read, and real ones are a few KiB
 _CONTEXT: Final = b"tower kubesphere secret v1\x00"
 
 
@@ -25,11 +25,13 @@ def jwt_secret(config_map: Mapping[str, Any]) -> str:
     """The secret in KubeSphere's ConfigMap, of 3.x or 4.x. ValueError saying what is missing."""
     import yaml
 
+    from daemon.yamlfile import plain
+
     text = (config_map.get("data") or {}).get(KEY)
     if not isinstance(text, str) or len(text) > MAX_CONFIG:
         raise ValueError(f"it has no {KEY}")
     try:
-        document = yaml.safe_load(text)
+        document = plain(text)
     except yaml.YAMLError as error:
         raise ValueError(f"its {KEY} is not YAML") from error
     section = document.get("authentication") if isinstance(document, dict) else None

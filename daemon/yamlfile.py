@@ -1,4 +1,5 @@
-"""Reads one YAML mapping and remembers on which line each key stands, so that an error can point at it.
+"""Reads one YAML mapping and remembers on which line each key stands, so that an error can point at it; `plain` reads
+what others wrote, and remembers nothing.
 
 Keys that come twice are refused (YAML's own loaders let the last one win in silence), aliases too (a small file could
 unfold into a huge one), and so is a file larger or deeper than a configuration can be.
@@ -52,6 +53,34 @@ def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], dict[Key, int]]:
     if not isinstance(value, dict):
         raise TowerError("TWR102", f"{source} holds a {type(value).__name__}, but `key: value` lines are expected")
     return value, lines
+
+
+def plain(data: str | bytes) -> Any:
+    """One document that somebody else may have written. YAMLError for what is none, has aliases, or is too deep.
+
+    YAML's own loader merges aliases (`<<: [*a, *a]`) by copying: a few hundred bytes keep it busy for hours.
+    """
+    loader = _Plain(data)
+    try:
+        return loader.get_single_data()
+    except (UnicodeDecodeError, ValueError) as exc:  # such as a date that is none
+        raise yaml.YAMLError(str(exc)) from exc
+    finally:
+        loader.dispose()
+
+
+class _Plain(yaml.SafeLoader):
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent) or self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"aliases, or deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 def _refuse_depth(data: bytes, source: str) -> None:

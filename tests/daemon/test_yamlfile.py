@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from daemon import yamlfile
 from daemon.faults import TowerError
@@ -52,3 +53,24 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     large.write_bytes(b"#" * (yamlfile.MAX_FILE_BYTES + 1))
     with pytest.raises(TowerError, match=r"TWR102: .*larger than"):
         yamlfile.read(large)
+
+
+def bomb(levels: int) -> str:
+    """Each level merges the one before eight times: YAML's own loader takes 8^levels steps."""
+    lines = ["a0: &a0 {k: v}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 8)}]}}" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [bomb(30), "[" * 5000, "{a: " * 5000, "a: &x [*x]", "- 2026-99-99", b"\xff", "a: !!python/name:os.system ''"],
+)
+def test_what_others_wrote_is_read_or_refused_soon(text: str | bytes) -> None:
+    with pytest.raises(yaml.YAMLError):
+        yamlfile.plain(text)
+
+
+def test_what_others_wrote_is_read_as_yaml_says() -> None:
+    assert yamlfile.plain("a: {b: [1, x], c: 'd'}\ne: null\n1: 2") == {"a": {"b": [1, "x"], "c": "d"}, "e": None, 1: 2}
+    assert yamlfile.plain(b"") is None

@@ -20,10 +20,12 @@ from certs.kubeconfig import Connection, embedded, to_yaml
 from certs.peers import rfc3339
 from certs.revocation import RevocationList
 from certs.verify import TrustBundle, load_chain
+from daemon.yamlfile import plain
 from protocol import defaults
 
 LIFETIME: Final = defaults.CLUSTER_KUBECONFIG_DAYS * 86400.0
 MAX_BYTES: Final = 64 * 1024  # one cluster, one user: more is not ours
+MAX_PARTS: Final = 200  # lines and commas: what has more is not ours either, and takes seconds to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,10 @@ def _flaw(
     if not isinstance(held, str) or len(held) > MAX_BYTES:
         return "it is not one that this tower wrote", None
     try:
-        config = yaml.safe_load(base64.b64decode(held, validate=True))
+        text = base64.b64decode(held, validate=True)
+        if text.count(b"\n") + text.count(b",") > MAX_PARTS:
+            return "it is not one that this tower wrote", None
+        config = plain(text)
         cluster: dict[str, Any] = config["clusters"][0]["cluster"]
         user: dict[str, Any] = config["users"][0]["user"]
         ca = base64.b64decode(cluster["certificate-authority-data"], validate=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 
 import pytest
 import yaml
@@ -79,3 +80,20 @@ def test_a_revoked_one_is_replaced(authority, connection):
     held = issue(authority, connection, cluster="edge-1", now=NOW)
     revoked = RevocationList(number=1, host="lab", issued_at=NOW + 1, users={"tower:lab:admin": NOW + 1})
     assert ask(authority, connection, held, now=NOW + 2, revocations=revoked).action == "write"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 {k: v}\n" + "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 8)}]}}" for n in range(1, 20)),
+        "[" * 40_000,
+        "- x\n" * 12_000,
+        f"[{'a,' * 23_000}]",
+    ],
+    ids=["merges", "depth", "lines", "commas"],
+)
+def test_who_may_write_the_resource_does_not_keep_the_server_busy_by_what_stands_there(authority, connection, text):
+    began = time.process_time()
+    decision = ask(authority, connection, base64.b64encode(text.encode()).decode())
+    assert time.process_time() - began < 1
+    assert decision.action == "write"
