@@ -62,6 +62,27 @@ def _redacted(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mu
     return {key: redact(value, name=key) for key, value in event.items()}
 
 
+# A terminal obeys these (C1 too), or shows what follows where it does not stand. Of them JSON escapes C0 alone.
+_STEERING: Final = {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
+_EXCEPTION: Final = _STEERING.copy()
+del _EXCEPTION[ord("\n")], _EXCEPTION[ord("\t")]
+
+
+def _harmless(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For people: what a text carries stays in its line and steers no terminal. Containers are shown by `repr`."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.translate(_EXCEPTION if key == "exception" else _STEERING)
+    return event
+
+
+def _escaped(_logger: Any, _method: str, line: str) -> str:
+    return line if line.isascii() else line.translate(_STEERING)
+
+
 def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO | None = None) -> None:
     """Sets up logging for the whole process; standard error is the default, so that stdout stays for data."""
     out = stream if stream is not None else sys.stderr
@@ -77,10 +98,11 @@ def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO |
         render: structlog.types.Processor = structlog.dev.ConsoleRenderer(
             colors=out.isatty() and not os.environ.get("NO_COLOR"), timestamp_key="time"
         )
+        ends: list[structlog.types.Processor] = [_harmless, render]
     else:
-        render = structlog.processors.JSONRenderer(ensure_ascii=False)
+        ends = [structlog.processors.JSONRenderer(ensure_ascii=False), _escaped]  # type: ignore[list-item]
     structlog.configure(
-        processors=[*shared, render],
+        processors=[*shared, *ends],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_names: lines,
         cache_logger_on_first_use=False,

@@ -126,3 +126,28 @@ def test_a_library_whose_format_does_not_fit_is_still_heard(out: io.StringIO) ->
     log.configure(stream=out)
     logging.getLogger("library").error("%d of %d", "x")
     assert lines(out)[0]["text"] == "%d of %d"
+
+
+STEERING = "\x1b]0;owned\x07\x9b2J\u202e\u2028\x7f"
+
+
+def test_nothing_that_a_peer_says_steers_a_terminal_or_begins_a_line(out: io.StringIO) -> None:
+    for style in ("console", "json"):
+        log.configure(style=style, stream=out)  # type: ignore[arg-type]
+        log.get_logger("x").warning("link-failed", text=f"a\r\nforged {STEERING}", bare=STEERING, many=[STEERING])
+        logging.getLogger("library").warning("said %s", STEERING)
+        try:
+            raise ValueError(STEERING)
+        except ValueError:
+            log.get_logger("x").exception("broken")
+    shown = out.getvalue()
+    assert [char for char in shown if not char.isprintable() and char not in "\n\x7f"] == []
+    assert not [line for line in shown.splitlines() if line.startswith("forged")]
+    assert "\\u001b]0;owned" in shown
+
+
+def test_what_is_escaped_for_terminals_is_the_same_text_to_who_reads_the_json(out: io.StringIO) -> None:
+    log.configure(stream=out)
+    log.get_logger("x").info("said", text=f"{STEERING} für 東京")
+    assert lines(out)[0]["text"] == f"{STEERING} für 東京"
+    assert "für 東京" in out.getvalue()
