@@ -1,9 +1,11 @@
-"""Writing a private file: a reader sees the old content or the new, after a crash too, and nobody else sees any."""
+"""Private files: a reader sees the old content or the new, after a crash too, and nobody else sees any; kept where
+nobody else can put a file of theirs in their place."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +32,28 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def intruder(directory: Path, *, sticky: bool = False) -> str:
+    """Who else could put files into `directory` or put another in its place, for a sentence; empty for nobody.
+
+    What lies in a directory that all may write (/tmp) is trusted where root or this user made it. With `sticky` the
+    directory itself may be such a one, if it lets nobody touch the files of others. A group of this process may write.
+    """
+    trusted, groups = (0, os.geteuid()), (0, os.getegid(), *os.getgroups())
+    shared = False
+    for place in [*reversed(directory.absolute().parents), directory.absolute()]:
+        found = place.stat()
+        last = place == directory.absolute()
+        if found.st_uid not in trusted and (shared or last):
+            return f"{place} belongs to uid {found.st_uid}, who may put other files there"
+        shared = bool(found.st_mode & stat.S_IWOTH)
+        if last and not (sticky and found.st_mode & stat.S_ISVTX):
+            if shared:
+                return f"{place} may be written by everybody (mode {stat.S_IMODE(found.st_mode):04o})"
+            if found.st_mode & stat.S_IWGRP and found.st_gid not in groups:
+                return f"{place} may be written by group {found.st_gid} (mode {stat.S_IMODE(found.st_mode):04o})"
+    return ""
 
 
 def sync_directory(path: Path) -> None:

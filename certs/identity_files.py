@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from certs.errors import IdentityError
-from certs.files import locked, remove_leftovers, replace_file, sync_directory
+from certs.files import intruder, locked, remove_leftovers, replace_file, sync_directory
 from certs.identity import ENTRIES, MAX_ENTRY_BYTES, Entries, IdentityStore
 from certs.names import is_label
 
@@ -39,6 +39,7 @@ class DirectoryIdentityStore(IdentityStore):
         try:
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_mode(self._base, forbidden=0o022)
+            _refuse_intruder(self._base)
             with locked(self._base / _LOCK):
                 before = self._read()
                 after = dict(before)
@@ -61,6 +62,7 @@ class DirectoryIdentityStore(IdentityStore):
             if not is_label(folder.name) or not folder.is_dir():
                 continue
             _check_mode(folder, forbidden=0o077)
+            _refuse_intruder(folder)
             for name in ENTRIES:
                 content = _read_private(folder / name)
                 if content is not None:
@@ -95,6 +97,15 @@ def _read_private(path: Path) -> bytes | None:
     if len(content) > MAX_ENTRY_BYTES:
         raise IdentityError(f"{path} has more than {MAX_ENTRY_BYTES} bytes: it is not one of Tower's", "move it away")
     return content
+
+
+def _refuse_intruder(path: Path) -> None:
+    who = intruder(path)
+    if who:
+        raise IdentityError(
+            f"another user could put an identity of theirs in the place of this agent's: {who}",
+            f"`chown {os.geteuid()} {path}`, or name another directory",
+        )
 
 
 def _check_mode(path: Path, *, forbidden: int) -> None:

@@ -310,7 +310,7 @@ def user_places(environ: dict[str, str], uid: int) -> dict[str, str]:
     """Where a server that is not root keeps its state and socket, as flags for the keys that nobody set."""
     if uid == 0:
         return {}
-    home = environ.get("HOME") or f"/tmp/tower-{uid}"  # noqa: S108 - the store's directory is 0700 and checked to be ours
+    home = environ.get("HOME") or f"/tmp/tower-{uid}"  # noqa: S108 - whose it is, is checked
     state = Path(environ.get("XDG_STATE_HOME") or f"{home}/.local/state") / "tower"
     runtime = Path(environ["XDG_RUNTIME_DIR"]) / "tower" if environ.get("XDG_RUNTIME_DIR") else state
     return {"state_dir": str(state), "admin_socket": str(runtime / "admin.sock")}

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from certs.files import locked, remove_leftovers, replace_file
+from certs.files import intruder, locked, remove_leftovers, replace_file
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
@@ -48,3 +49,49 @@ def test_a_lock_that_another_holds_ends_by_its_deadline(tmp_path: Path) -> None:
         pytest.fail("two hold the lock")
     with locked(tmp_path / "lock", deadline=0.05):
         pass
+
+
+@pytest.mark.parametrize(("mode", "says"), [(0o777, "everybody"), (0o1777, "everybody"), (0o770, "group 4711")])
+def test_a_directory_where_others_may_write_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, says: str
+) -> None:
+    monkeypatch.setattr(Path, "stat", _with_group(Path.stat, tmp_path, 4711))
+    tmp_path.chmod(mode)
+    assert says in intruder(tmp_path)
+    assert (intruder(tmp_path, sticky=True) == "") is (mode == 0o1777)
+    tmp_path.chmod(0o755)
+    assert intruder(tmp_path) == ""
+
+
+def test_a_group_of_this_process_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o2770)  # as Kubernetes makes a volume for the group of a pod
+    monkeypatch.setattr(os, "getgroups", lambda: [tmp_path.stat().st_gid])
+    assert intruder(tmp_path) == ""
+
+
+def test_somebody_elses_directory_is_named_and_so_is_one_below_it_where_all_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = tmp_path / "planted"
+    inner = planted / "state"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(Path, "stat", _with_owner(Path.stat, planted, 4711))
+    assert "uid 4711" in intruder(planted)
+    assert intruder(inner) == "", "root gave them that place, if nobody else could make it"
+    tmp_path.chmod(0o1777)
+    assert f"{planted} belongs to uid 4711" in intruder(inner)
+
+
+def _with_group(stat: Any, whose: Path, group: int) -> Any:
+    return lambda path, **more: _changed(stat(path, **more), gid=group) if path == whose else stat(path, **more)
+
+
+def _with_owner(stat: Any, whose: Path, owner: int) -> Any:
+    return lambda path, **more: _changed(stat(path, **more), uid=owner) if path == whose else stat(path, **more)
+
+
+def _changed(found: os.stat_result, *, uid: int | None = None, gid: int | None = None) -> os.stat_result:
+    fields = list(found)
+    fields[4] = uid if uid is not None else fields[4]
+    fields[5] = gid if gid is not None else fields[5]
+    return os.stat_result(fields)

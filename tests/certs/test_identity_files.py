@@ -49,6 +49,22 @@ async def test_what_others_may_touch_is_refused_with_its_mend(base: Path, place:
     assert caught.value.fault == "TWR104"
 
 
+@pytest.mark.parametrize("place", [".", "hq"])
+async def test_a_directory_of_somebody_elses_is_refused(
+    base: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.stat
+
+    def of_somebody(path: Path, **more: bool) -> os.stat_result:
+        fields = list(real(path, **more))
+        fields[4] = 4711 if path == base / place else fields[4]
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", of_somebody)
+    with pytest.raises(IdentityError, match=r"in the place of this agent's: .* belongs to uid 4711.*chown"):
+        await DirectoryIdentityStore(base).load("hq")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from certs.files import intruder
 from daemon.faults import TowerError
 from daemon.log import get_logger
 
@@ -57,7 +58,7 @@ class AdminSocket:
     async def start(self, sock: socket.socket | None = None) -> None:
         """Listens on `sock` (inherited) or makes the file. TowerError TWR103 when that cannot be."""
         self._config.load()
-        logging.getLogger("uvicorn.error").addFilter(_true)
+        logging.getLogger("uvicorn.error").addFilter(_worth_a_line)
         self._own = sock is None
         sock = sock or bind_private(self._path)
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
@@ -106,6 +107,13 @@ def bind_private(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        who = intruder(path.parent, sticky=True)
+        if who:
+            raise TowerError(
+                "TWR103",
+                f"another user could answer at the admin socket {path} in this server's place: {who}",
+                mend="set admin_socket to a path in a directory that only root or this user may write",
+            )
         _clear(path)
         before = os.umask(0o177)
         try:
@@ -148,6 +156,9 @@ def _clear(path: Path) -> None:
     )
 
 
-def _true(line: logging.LogRecord) -> bool:
-    """uvicorn says so of each WebSocket that was refused by an answer, as a forward to a member that is away is."""
+def _worth_a_line(line: logging.LogRecord) -> bool:
+    """Not what uvicorn says of a WebSocket that was refused by an answer, as a forward to a member that is away is, nor
+    its traceback for each watch that `stop` ends."""
+    if line.exc_info and isinstance(line.exc_info[1], asyncio.CancelledError):
+        return False
     return not str(line.msg).startswith("ASGI callable returned without completing handshake")

@@ -1,7 +1,8 @@
 """Opens the one SQLite file: refuses what is not ours or newer than we are, and brings what is older up to date.
 
 The file holds the tower's private keys: it is made 0600 before SQLite sees it, and set back to that when widened. What
-somebody else has put in its place (a link, a file of theirs) is refused before a key is written to it.
+somebody else has put in its place (a link, a file of theirs) is refused before a key is written to it, and so is a
+directory where they could: SQLite writes its log into whatever file is there under the log's name.
 Exclusive locking is the fence against a second server on the same state directory, and keeps the write-ahead log out of
 shared memory: only one connection ever writes or checkpoints.
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from certs.files import intruder
 from daemon.faults import TowerError
 
 APPLICATION_ID: Final = 0x54575231  # "TWR1"
@@ -55,6 +57,7 @@ def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS, migrate
 def _make_private(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_intruders(path)
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             owner = os.fstat(descriptor).st_uid
@@ -79,6 +82,17 @@ def _make_private(path: Path) -> None:
             "TWR105",
             f"the store {path} belongs to uid {owner}, and this server runs as uid {os.geteuid()}",
             mend=f"run the server as its owner, or `chown` {path.parent} and what is in it to the server's user",
+        )
+
+
+def _refuse_intruders(path: Path) -> None:
+    who = intruder(path.parent)
+    if who:
+        raise TowerError(
+            "TWR105",
+            f"the store {path} would lie open to another user: {who}",
+            mend=f"`chown {os.geteuid()} {path.parent}` and `chmod go-w {path.parent}`, or set another state_dir; "
+            "if a store was there before, its CA may be known: rotate it",
         )
 
 

@@ -26,6 +26,16 @@ async def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path):
         assert (await admin(server, "GET", "/v1/info")).status == 200
 
 
+async def test_it_is_not_made_where_another_user_could_answer_in_its_place(tmp_path):
+    tmp_path.chmod(0o777)
+    with pytest.raises(TowerError, match="may be written by everybody") as caught:
+        bind_private(tmp_path / "admin.sock")
+    assert (caught.value.code, list(tmp_path.iterdir())) == ("TWR103", [])
+    assert "admin_socket" in caught.value.mend
+    tmp_path.chmod(0o1777)  # as /tmp: nobody takes away what is another's
+    bind_private(tmp_path / "admin.sock").close()
+
+
 async def test_a_living_server_keeps_its_socket(tmp_path):
     async with running(tmp_path) as server:
         with pytest.raises(TowerError) as caught:

@@ -74,6 +74,20 @@ async def test_a_link_or_a_file_of_somebody_else_gets_no_key(tmp_path, monkeypat
     assert (path.stat().st_size, stat.S_IMODE(path.stat().st_mode)) == (0, 0o644)
 
 
+async def test_a_directory_where_others_may_put_files_gets_no_key(tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    (shared / "tower.db-wal").write_bytes(bytes(100))  # what SQLite would write its log into
+    with pytest.raises(TowerError, match="may be written by everybody") as caught:
+        await SqliteStore.open(shared / "tower.db")
+    assert caught.value.code == "TWR105"
+    assert f"chmod go-w {shared}" in caught.value.mend
+    assert [path.name for path in shared.iterdir()] == ["tower.db-wal"]
+    shared.chmod(0o755)
+    await (await SqliteStore.open(shared / "tower.db")).close()
+
+
 async def test_a_second_server_on_the_same_file_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite_file, "LOCK_WAIT", 0.05)
     with pytest.raises(TowerError) as caught:
