@@ -16,11 +16,9 @@ from daemon.kube.errors import Invalid, NotFound
 from daemon.kube.resources import CLUSTERS, EVENTS, MEMBERS, SERVICES
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import CRDS, crds
-from tests.tower_server.controller.illness import SILENT, Asked, IllApiserver, ill_apiserver, well
+from tests.tower_server.controller.illness import Asked, IllApiserver, ill_apiserver, silence, well
 from tests.tower_server.controller.kit import QUICK, Host, host, records, running, said, up
 from tower_server.store.base import Kind
-
-SILENCE = 60.0  # as long as an apiserver may be away while its etcd finds a leader or its machine is changed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio, pytest.mark.timeout(180)]
 
@@ -172,21 +170,18 @@ async def test_an_apiserver_that_answers_every_third_request_wrongly_loses_nothi
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-async def test_an_apiserver_that_says_nothing_for_a_minute_is_waited_out_and_what_happened_meanwhile_is_done(
+async def test_an_apiserver_that_says_nothing_is_waited_out_and_what_happened_meanwhile_is_done(
     lab: Host, ill: IllApiserver
 ) -> None:
+    """For a real minute, and under a whole server with its callers: test_silent_host.py."""
     controller = lab.controller(client=lab.new_client("ill", ill.kubeconfig), timing=QUICK)
     async with running(controller):
         await lab.create("edge-1")
         before = await lab.initialised("edge-1")
-        ill.rule = lambda _asked: SILENT
-        ends = asyncio.get_running_loop().time() + SILENCE
+        ill.rule = silence
         await lab.until("it leads no more", lambda: asyncio.sleep(0, controller.writer is None), deadline=60.0)
         await lab.create("edge-2")
         await lab.client.delete(SERVICES, "mc-edge-1", namespace="kubesphere-system")
-        await asyncio.sleep(max(0.0, ends - asyncio.get_running_loop().time()))
-        assert ill.told[SILENT] > 1, "it is asked again and again"
         ill.rule = well
         await lab.cluster("edge-2", lambda found: said(found, "Initialized") == "True", "initialised")
         service = await lab.service("mc-edge-1")

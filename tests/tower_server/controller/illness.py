@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import queue
 import ssl
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,11 @@ Rule = Callable[[Asked], int]
 
 def well(_asked: Asked) -> int:
     return 0
+
+
+def silence(_asked: Asked) -> int:
+    """To everybody, and watches that are open say nothing either."""
+    return SILENT
 
 
 class IllApiserver:
@@ -97,6 +104,8 @@ class IllApiserver:
         try:
             away.write(request)
             while data := await upstream.read(65536):
+                while self.rule is silence:
+                    await asyncio.sleep(0.05)
                 size = PIECE if asked.watch and len(data) < 20_000 else len(data)
                 for start in range(0, len(data), size):
                     self.pieces += asked.watch
@@ -132,3 +141,24 @@ async def ill_apiserver(plane: ControlPlane, folder: Path) -> AsyncIterator[IllA
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 await server.wait_closed()
+
+
+@contextlib.contextmanager
+def ill_apiserver_beside(plane: ControlPlane, folder: Path) -> Iterator[IllApiserver]:
+    """The same for tests of processes, on a loop in a thread of its own."""
+    made: queue.Queue[tuple[IllApiserver, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+
+    async def run() -> None:
+        async with ill_apiserver(plane, folder) as ill:
+            over = asyncio.Event()
+            made.put((ill, asyncio.get_running_loop(), over))
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), name="ill apiserver")
+    thread.start()
+    ill, loop, over = made.get(timeout=30)
+    try:
+        yield ill
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
