@@ -175,7 +175,12 @@ class Wire(Core):
                 waiter.exception()  # whoever stopped waiting has its own reason
         owner, self.owner = self.owner, None
         if owner is not None:
-            owner.ssh_lost(reason_of(error))
+            try:
+                owner.ssh_lost(reason_of(error))
+            except Exception as failure:  # the boundary to asyncssh, which would not say a word of it
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "the end of an SSH connection was not dealt with", "exception": failure}
+                )
 
     def authenticated(self) -> None:
         if self.owner is not None:

@@ -157,7 +157,10 @@ class Channel(asyncio.Transport):
             return
         self._closing = True
         self._drop_held()
-        self._want_turn()
+        if self._sent_close:  # the peer has closed it already: nothing more can be sent, nor will anything come
+            self._lose(None)
+        else:
+            self._want_turn()
 
     def abort(self) -> None:
         self.reset(Code.CANCELLED, "aborted")
@@ -230,7 +233,7 @@ class Channel(asyncio.Transport):
             return
         handler = getattr(self._protocol, "stream_accepted", None)
         if handler is not None:
-            handler()
+            self._guard(handler)
         self._want_turn()
 
     def turned_away(self, text: str) -> None:
@@ -258,9 +261,7 @@ class Channel(asyncio.Transport):
         if self._queue and self.window:
             self._wire.channel_packet(_DATA, self, *self._next_piece())
             if self._full and self._queued <= SEND_LOW:
-                self._full = False
-                if self._protocol is not None and not self._closing:
-                    self._protocol.resume_writing()
+                self._let_write()
         elif not self._queue:
             if self._eof_due and not self._eof_sent:
                 self._eof_sent = True
@@ -270,6 +271,11 @@ class Channel(asyncio.Transport):
                 self._lose(None)
         self._turn = self._has_something()
         return self._turn
+
+    def _let_write(self) -> None:
+        self._full = False
+        if self._protocol is not None and not self._closing:
+            self._guard(self._protocol.resume_writing)
 
     def _next_piece(self) -> tuple[bytes, ...]:
         """Length and bytes of the next packet: small writes are joined, large ones cut."""
@@ -389,8 +395,12 @@ class Channel(asyncio.Transport):
         if not self._sent_close:
             self._sent_close = True
             self._wire.channel_packet(_CLOSE, self)
-        if not self._held and not self._paused:
+        if self._closing:
+            self._lose(None)  # a protocol that has closed it resumes nothing any more
+        elif not self._held and not self._paused:
             self._tell_end()
+        elif self._full:
+            self._let_write()  # into nothing: who waits for room would not look at its other end meanwhile
         self._settle()
 
     def _tell_end(self) -> None:

@@ -34,6 +34,7 @@ from protocol.defaults import KIB
 MAX_VERSION_LINE: Final = 255  # without its end, as Go reads it
 MAX_WIRE_PACKET: Final = 256 * KIB  # of any packet, as asyncssh has it
 MAX_UNAUTHENTICATED_BYTES: Final = 128 * KIB  # of packets that wait for the key exchange
+KEY_EXCHANGE: Final = 60.0  # seconds: whatever the peer had under way stands in front of its answer
 FEED: Final = 64 * KIB  # asyncssh cuts packets off the front of its buffer: larger pieces are copied again and again
 
 GLOBAL_REQUEST: Final = 80
@@ -122,15 +123,12 @@ class Core(SSHConnection):
 
     def __init__(self, options: Any) -> None:
         super().__init__(asyncio.get_running_loop(), options)  # type: ignore[call-arg]  # the role's own constructor
-        self._packet_handlers = {
-            **type(self)._packet_handlers,
-            _DISCONNECT: Core._on_disconnect,
-            **self.HANDLERS,
-        }
+        self._packet_handlers = {**type(self)._packet_handlers, _DISCONNECT: Core._on_disconnect, **self.HANDLERS}
         self.room: Callable[[], bool] = lambda: True
         self._aead = False
         self._late = bytearray()  # the beginning of a packet that is `_whole` bytes long
         self._whole = 0
+        self._exchange_due: asyncio.TimerHandle | None = None
 
     # ---- version lines ------------------------------------------------------------------------------------------
 
@@ -292,12 +290,28 @@ class Core(SSHConnection):
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         super().send_newkeys(k, h)
+        self._exchange_over()
         self._aead = (self._enc_alg_cs if self.is_client() else self._enc_alg_sc) in _AEAD
         if type(self._send_encryption) is GCMEncryption:
             self._send_encryption = cast("Any", Sealer(*_key_of(self._send_encryption)))
         if type(self._next_recv_encryption) is GCMEncryption:
             self._next_recv_encryption = cast("Any", Opener(*_key_of(self._next_recv_encryption)))
         self.pump()  # channels do not send while keys are exchanged: nothing piles up inside asyncssh
+
+    def _send_kexinit(self) -> None:
+        super()._send_kexinit()
+        if self._auth_complete and self._exchange_due is None:  # before that, whoever waits for it has a deadline
+            self._exchange_due = asyncio.get_running_loop().call_later(KEY_EXCHANGE, self._exchange_late)
+
+    def _exchange_late(self) -> None:
+        """Channels would stand still for as long as the peer likes, and its own packets would show it to be alive."""
+        self._exchange_due = None
+        self._force_close(ConnectionError(f"the peer did not exchange keys anew within {KEY_EXCHANGE:g} s"))
+
+    def _exchange_over(self) -> None:
+        if self._exchange_due is not None:
+            self._exchange_due.cancel()
+            self._exchange_due = None
 
     def log_sent_packet(self, *_args: Any, **_more: Any) -> None:
         """Not logged: it would format a line for every packet."""
@@ -353,6 +367,10 @@ class Core(SSHConnection):
 
     def send_server_host_keys(self) -> None:
         """Go's mux answers requests in their order, and the first one has to be the agent's `config`."""
+
+    def _force_close(self, exc: Exception | None) -> None:
+        self._exchange_over()
+        super()._force_close(exc)
 
     def drop(self, reason: str) -> None:
         """End the connection; channels and owner hear of it from the loop. Idempotent."""

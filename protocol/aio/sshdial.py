@@ -157,7 +157,12 @@ async def dial_host(
     note = on_hop or unnoted
     loop = asyncio.get_running_loop()
     session = HostSession(target.authority, on_channel)
-    options = await agent_options()
+    try:
+        async with asyncio.timeout(deadline):
+            options = await agent_options()  # made in a thread, which others may keep busy
+    except TimeoutError as error:
+        text = f"SSH could not be set up within {deadline:g} s: every thread of this process is busy"
+        raise DialError("handshake", text) from error
 
     def take_over(link: Link) -> None:
         wire = AgentConnection(session, options, limits)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,26 @@ async def test_requests_without_an_answer_are_bounded() -> None:
         pair.agent.end("gone")
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(each) for each in results} == {ConnectionError}
+
+
+async def test_an_owner_that_fails_at_the_end_is_heard_of_and_nobody_waits_on() -> None:
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+
+    def fail(_reason: str) -> None:
+        raise ValueError("no")
+
+    async with connected() as pair:
+        pair.agent_owner.ssh_request = lambda *_: None  # type: ignore[method-assign]
+        pair.server_owner.ssh_lost = fail  # type: ignore[method-assign]
+        answer = pair.server.ask("ping")
+        pair.agent.end("gone")
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectionError):
+                await answer
+            while not failures:
+                await asyncio.sleep(0.005)
+    assert [str(each) for each in failures] == ["no"]
 
 
 # ---- channels -------------------------------------------------------------------------------------------------------

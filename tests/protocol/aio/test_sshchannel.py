@@ -291,3 +291,106 @@ async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_d
         assert await pair.server.request("ping") == (True, b"")
         assert not pair.agent_owner.lost.is_set()
         await settled(pair)
+
+
+# ---- ends that must be told -----------------------------------------------------------------------------------------
+
+
+def held_by(held: list[Channel]) -> Any:
+    def take(channel: Channel, target: bytes) -> None:
+        held.append(channel)
+        channel.accept(Collect())
+
+    return take
+
+
+async def closed_by_the_peer(pair: Pair) -> None:
+    async with asyncio.timeout(30):
+        while pair.agent.channel_count:
+            await asyncio.sleep(0.005)
+
+
+async def test_who_closes_a_channel_without_reading_the_peers_last_words_hears_its_end_at_once() -> None:
+    """As a relay does whose other side has gone in order: it paused reading, closes, and never resumes."""
+    held: list[Channel] = []
+    limits = channel_limits()
+    async with connected(take=held_by(held), limits=limits) as pair:
+        channel, end = await opened(pair)
+        channel.pause_reading()
+        held[0].write(b"the last words" * 1000)
+        held[0].close()
+        await closed_by_the_peer(pair)
+        channel.close()
+        async with asyncio.timeout(10):
+            assert await end.lost is None
+        await settled(pair)
+        assert limits.budget.used == 0
+
+
+async def test_a_close_that_waits_for_the_peers_window_ends_when_the_peer_closes() -> None:
+    held: list[Channel] = []
+    limits = channel_limits()
+    async with connected(take=held_by(held), limits=limits) as pair:
+        channel, end = await opened(pair)
+        held[0].pause_reading()
+        channel.pause_reading()
+        while channel.window or not channel.get_write_buffer_size():
+            channel.write(b"more than it reads" * 4000)
+            await asyncio.sleep(0)
+        channel.close()
+        await asyncio.sleep(0)
+        assert not end.lost.done(), "what is queued may still be taken"
+        held[0].abort()
+        async with asyncio.timeout(10):
+            assert await end.lost is None
+        await settled(pair)
+        assert limits.budget.used == 0
+
+
+async def test_who_waits_for_room_is_let_go_on_when_the_peer_has_closed() -> None:
+    """Its reader is paused for somebody who reads slowly: it would not look at that one's own end meanwhile."""
+    held: list[Channel] = []
+    async with connected(take=held_by(held)) as pair:
+        channel, end = await opened(pair)
+        held[0].pause_reading()
+        channel.pause_reading()
+        held[0].write(b"an answer")
+        while end.writable.is_set():
+            channel.write(b"a long question" * 4000)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            while not channel._held_size:
+                await asyncio.sleep(0.005)
+        held[0].abort()
+        async with asyncio.timeout(10):
+            await end.writable.wait()
+        assert not end.lost.done()
+        channel.resume_reading()
+        async with asyncio.timeout(10):
+            assert await end.lost is None
+        assert bytes(end.data) == b"an answer"
+
+
+@pytest.mark.parametrize("call", ["resume_writing", "stream_accepted"])
+async def test_a_protocol_that_fails_at_any_callback_stops_no_other_channel(call: str) -> None:
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+
+    class Fails(Collect):
+        def fail(self) -> None:
+            raise ValueError(call)
+
+    setattr(Fails, call, Fails.fail)
+    async with connected(take=lambda channel, _: channel.accept(Echo())) as pair:
+        well, other = await opened(pair)
+        end = Fails()
+        broken = pair.server.open("echo:1", end)
+        broken.write(b"x" * (SEND_HIGH + 3 * MIB))
+        async with asyncio.timeout(30):
+            assert isinstance(await end.lost, StreamReset)
+        well.write(b"still here")
+        async with asyncio.timeout(30):
+            while bytes(other.data) != b"still here":
+                await asyncio.sleep(0.01)
+        assert not pair.server_owner.lost.is_set()
+    assert [str(each) for each in failures] == [call]

@@ -196,6 +196,37 @@ async def test_rekeying_under_load_loses_and_alters_nothing() -> None:
         assert [bytes(end.data) for end in ends] == sent
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_peer_that_does_not_exchange_keys_anew_is_left(monkeypatch: pytest.MonkeyPatch, goes_on: bool) -> None:
+    """It may go on speaking, and so be alive for whoever only listens, while no channel can send."""
+    monkeypatch.setattr(sshcore, "KEY_EXCHANGE", 0.2)
+    async with connected(
+        take=lambda channel, _: channel.accept(Echo()), server={"rekey_bytes": 20_000}, agent={"rekey_bytes": 1 << 40}
+    ) as pair:
+        if not goes_on:
+            pair.agent._packet_handlers = {**pair.agent._packet_handlers, 20: lambda *_: None}  # KEXINIT, unheard
+        end = Collect()
+        channel = pair.server.open("echo", end)
+        for _ in range(50):
+            channel.write(b"bulk" * 1000)
+        if goes_on:
+            async with asyncio.timeout(20):
+                while len(end.data) < 200_000:
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.25)  # the time that it has had
+            assert await pair.server.request("ping") == (True, b"")
+        else:
+            async with asyncio.timeout(20):
+                while pair.server.can_send:
+                    await asyncio.sleep(0)
+            ping = pair.agent.ask("ping")
+            assert "did not exchange keys anew" in await ended(pair.server_owner)
+            assert pair.server_owner.requests == [("ping", b"")], "it was alive"
+            assert isinstance(await end.lost, TunnelLost)
+            with pytest.raises(ConnectionError):
+                await ping
+
+
 # ---- packets of an authenticated peer -------------------------------------------------------------------------------
 
 

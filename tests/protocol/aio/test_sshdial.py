@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,3 +161,16 @@ async def test_what_is_no_host_is_named(said: bytes, hop: str, text: str) -> Non
         server.close()
         await server.wait_closed()
     assert caught.value.hop == hop
+
+
+async def test_a_process_whose_threads_are_all_busy_gives_the_dial_up_in_time() -> None:
+    let_go, busy = threading.Event(), ThreadPoolExecutor(1)
+    async with ssh_host() as host:
+        asyncio.get_running_loop().set_default_executor(busy)
+        taken = busy.submit(let_go.wait, 30)
+        try:
+            with pytest.raises(DialError, match="every thread of this process is busy"):
+                await dialled(host, deadline=0.1)
+        finally:
+            let_go.set()
+        assert taken.result(), "the dial waited for the thread"
