@@ -14,6 +14,7 @@ from typing import Final
 
 from certs.token import EnrolmentToken, hash_secret, secret_matches
 from daemon.faults import TowerError
+from daemon.units import format_duration
 from tower_server.records import Cluster, Enrolled, Token
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
 
@@ -50,7 +51,8 @@ class Tokens:
         ttl = self._lifetime if ttl is None else ttl
         uses = self._uses if uses is None else uses
         if not MIN_LIFETIME <= ttl <= MAX_LIFETIME:
-            raise TowerError("TWR605", f"a token's ttl is {MIN_LIFETIME:g} s to 30 days, not {ttl:g} s")
+            bounds = f"{format_duration(MIN_LIFETIME)} to {format_duration(MAX_LIFETIME)}"
+            raise TowerError("TWR605", f"a token's ttl is {bounds}, not {format_duration(ttl)}")
         if not 1 <= uses <= MAX_USES:
             raise TowerError("TWR605", f"a token has 1 to {MAX_USES} uses, not {uses}")
         made = EnrolmentToken.create(url=self._url(), cluster=cluster.name, ca=self._fingerprint())

@@ -34,6 +34,7 @@ class Ctl:
 
     socket: str = field(default_factory=_socket)
     timeout: float = defaults.ADMIN_DEADLINE
+    timeout_given: bool = False
     context: str = ""
     """Of the kubeconfig: the tower of that cluster is asked, and the socket does not count."""
     tower_namespace: str = defaults.STORE_NAMESPACE

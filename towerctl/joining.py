@@ -14,6 +14,7 @@ def print_join(join: Object, *, output: str, document: Object) -> None:
         print_document(document, output)
     elif output == "name":
         click.echo(f"token/{join.get('id')}")
+        say("The token itself was not shown, and is not kept: `-o json` or none shows it once.")
     else:
         uses = join.get("uses") or 1
         often = "once" if uses == 1 else f"{uses} times"

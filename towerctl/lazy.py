@@ -24,7 +24,9 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value is not None:
-        setattr(ctx.ensure_object(Ctl), str(param.name), value)
+        ctl = ctx.ensure_object(Ctl)
+        setattr(ctl, str(param.name), value)
+        ctl.timeout_given = ctl.timeout_given or param.name == "timeout"
 
 
 def global_options(*, namespace: bool = True) -> list[click.Parameter]:
@@ -102,9 +104,13 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in self.table and not args[0].startswith("-") and not ctx.resilient_parsing:
-            message = f"No such command {args[0]!r}; there are: {', '.join(self.table)}."
+            message = f"No such command {args[0]!r}; there are: {', '.join(self.table)}.{self.hint(ctx, args[0])}"
             raise click.NoSuchCommand(args[0], message, possibilities=list(self.table), ctx=ctx)
         return super().resolve_command(ctx, args)
+
+    def hint(self, ctx: click.Context, word: str) -> str:
+        """What may have been meant by `word`."""
+        return ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -115,3 +121,20 @@ class LazyGroup(click.Group):
             CompletionItem(name, help=line) for name, (_, line) in self.table.items() if name.startswith(incomplete)
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
+
+
+class KindGroup(LazyGroup):
+    """A verb whose words are kinds: one or many of them is the same, and KIND/NAME, as `-o name` prints it, is two."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word, slash, name = args[0].partition("/")
+        for kind in (word, f"{word}s", word.removesuffix("s")):
+            if kind in self.table:
+                return super().resolve_command(ctx, [kind, *([name] if slash else []), *args[1:]])
+        return super().resolve_command(ctx, args)
+
+    def hint(self, ctx: click.Context, word: str) -> str:
+        kinds = list(self.table)
+        return f" Did you mean `{ctx.command_path} {kinds[0]} {word}`?" if len(kinds) == 1 else ""

@@ -60,11 +60,29 @@ class Name(click.ParamType[str]):
         return text
 
 
-class Cluster(Name):
-    """The name of a cluster that exists; completed from the server, which gets a fraction of a second to answer."""
+class Listed(click.ParamType[str]):
+    """The name of something that the server lists; completed from it, which gets a fraction of a second to answer."""
+
+    def __init__(self, plural: str) -> None:
+        self.name = self.plural = plural
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in names_of(ctx, "clusters") if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names_of(ctx, self.plural) if name.startswith(incomplete)]
+
+
+class Existing(Name, Listed):
+    """A name that is held to the rules of names, and completed."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.plural = f"{what}s"
+
+
+class Cluster(Existing):
+    """The name of a cluster that exists."""
+
+    def __init__(self) -> None:
+        super().__init__("cluster")
 
 
 class User(click.ParamType[str]):
@@ -136,6 +154,21 @@ def names_of(ctx: click.Context, kind: str) -> list[str]:
     except TowerError:
         return []
     return [str(item.get("name", "")) for item in items if isinstance(item, dict)]
+
+
+def services_of(ctx: click.Context, cluster: str) -> list[str]:
+    """What the owner of `cluster` declared beside its apiserver, for completion only, as `names_of`."""
+    from daemon.faults import TowerError
+    from towerctl.client import path_of
+
+    ctl = ctx.find_object(Ctl) or Ctl()
+    try:
+        item = ctl.client(timeout=defaults.COMPLETION_DEADLINE).get(path_of("clusters", cluster))
+    except TowerError:
+        return []
+    member = item.get("member")
+    declared = member.get("services") if isinstance(member, dict) else None
+    return sorted(name for name in declared or () if name != "kubernetes")
 
 
 def _a(noun: str) -> str:

@@ -24,3 +24,22 @@ def test_verbs_are_completed_without_importing_them(shell: Shell, monkeypatch: p
         monkeypatch.delitem(sys.modules, name)
     assert shell().out.split() == ["plain,describe", "plain,delete"]
     assert "towerctl.commands.describe" not in sys.modules
+
+
+def test_one_or_many_of_a_kind_and_what_o_name_prints_are_understood(live: Shell, cluster: str) -> None:
+    alone = live.ok("describe", "cluster", cluster, "-o", "name")
+    assert alone == f"cluster/{cluster}\n"
+    for words in (("clusters", cluster), (alone.strip(),), (f"clusters/{cluster}",)):
+        assert live.ok("describe", *words, "-o", "name") == alone
+        assert live.ok("get", *words, "-o", "name") == alone
+    live.ok("delete", alone.strip(), "--yes")
+    live("get", alone.strip()).refused(f"there is no cluster {cluster!r}")
+
+
+def test_a_kind_that_was_left_out_is_named(shell: Shell) -> None:
+    shell("add", "edge-1").refused("Did you mean `towerctl add cluster edge-1`?", code=2)
+    shell("describe", "edge-1").refused("there are: cluster, agent, authority", code=2)
+
+
+def test_verbs_have_no_plural(shell: Shell) -> None:
+    shell("gets", "clusters").refused("No such command 'gets'", code=2)

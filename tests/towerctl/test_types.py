@@ -42,3 +42,23 @@ def test_completion_without_a_server_is_silent_and_fast(shell: Shell, monkeypatc
     monkeypatch.setenv("COMP_CWORD", "3")
     ran = shell()
     assert (ran.code, ran.out.strip(), ran.err) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "body", "expected"),
+    [
+        ("describe agent ab", '{"items": [{"name": "abc"}, {"name": "xyz"}]}', ["abc"]),
+        ("revoke agent ''", '{"items": [{"name": "abc"}, {"name": "xyz"}]}', ["abc", "xyz"]),
+        ("revoke token 4", '{"items": [{"name": "4f"}, {"name": "5f"}]}', ["4f"]),
+        ("forward edge-1 ''", '{"member": {"services": {"kubernetes": {}, "grafana": {}}}}', ["grafana"]),
+        ("forward edge-1 ''", '{"member": {}}', []),
+    ],
+)
+def test_what_a_command_names_is_completed(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, words: str, body: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("_TOWERCTL_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", f"towerctl {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    with peer(shell.socket, http("200 OK", body)):
+        assert shell().out.split() == [f"plain,{name}" for name in expected]

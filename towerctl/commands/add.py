@@ -8,7 +8,7 @@ import click
 
 from protocol import defaults
 from towerctl.context import Ctl, pass_ctl
-from towerctl.lazy import Command, LazyGroup
+from towerctl.lazy import Command, KindGroup
 from towerctl.output import output_option, print_document, say
 from towerctl.types import Duration, Name
 from towerctl.words import PROGRAM
@@ -33,7 +33,7 @@ from towerctl.words import PROGRAM
     metavar="NAME",
     help="A further name or address for this cluster's serving certificate (repeatable).",
 )
-@click.option("--no-join", is_flag=True, help="Only add the record: no token, no command.")
+@click.option("--no-join", is_flag=True, help="Only add the record: no token, no command; so does `-o name`.")
 @click.option("--wait", type=Duration(), metavar="DURATION", help="Then wait until the cluster is Ready, such as 2m.")
 @output_option("table", "json", "yaml", "name")
 @pass_ctl
@@ -51,8 +51,9 @@ def cluster(
     from towerctl.joining import print_join
     from towerctl.waiting import until_ready
 
+    no_join = no_join or output == "name"  # a token that is shown nowhere would lie about until it expires
     if no_join and (ttl is not None or uses is not None):
-        raise click.UsageError("--no-join makes no token: leave --ttl and --uses out")
+        raise click.UsageError("--no-join and `-o name` make no token: leave --ttl and --uses out")
     body: dict[str, Any] = {"name": name}
     body |= {key: value for key, value in (("ttl", ttl), ("uses", uses)) if value is not None}
     body |= {"serving_names": list(serving_names)} if serving_names else {}
@@ -61,6 +62,8 @@ def cluster(
     added = client.post("/v1/clusters", body)
     ports = ", ".join(f"{port} ({service})" for service, port in sorted((added.get("ports") or {}).items()))
     say(f"Cluster {name} added; callers will reach it at port {ports or '-'}.")
+    if no_join:
+        say(f"When an agent is to join: `{PROGRAM} create token {name}`")
     if output == "name":
         click.echo(f"cluster/{name}")
     elif join := added.get("join"):
@@ -72,7 +75,7 @@ def cluster(
         until_ready(client, name, limit=wait)
 
 
-add = LazyGroup(
+add = KindGroup(
     "add",
     table={"cluster": (f"{__name__}:cluster", "Add a cluster and print the one command that joins it.")},
     help="Add a cluster and print the one command that joins it.",

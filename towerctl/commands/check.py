@@ -48,7 +48,7 @@ def check(
     from daemon.checks import Report
 
     verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on_warning, ignore=ignore)
-    client = ctl.client(timeout=max(ctl.timeout, DEADLINE))
+    client = ctl.client(timeout=ctl.timeout if ctl.timeout_given else DEADLINE)
     try:
         document = _measure(client, cluster)
         report = Report.of(document)

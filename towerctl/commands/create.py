@@ -9,7 +9,7 @@ import click
 from protocol import defaults
 from towerctl.client import path_of
 from towerctl.context import Ctl, pass_ctl
-from towerctl.lazy import Command, LazyGroup
+from towerctl.lazy import Command, KindGroup
 from towerctl.output import output_option
 from towerctl.types import Cluster, Duration
 
@@ -84,7 +84,7 @@ def legacy_window(ctl: Ctl, cluster: str, ttl: float | None, output: str) -> Non
         click.echo(f"Go agents may register for {cluster} until {made.get('until')}")
 
 
-create = LazyGroup(
+create = KindGroup(
     "create",
     table={
         "token": (f"{__name__}:token", "Create an enrolment token for a cluster."),

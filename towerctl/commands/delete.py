@@ -9,7 +9,7 @@ import click
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import usage
-from towerctl.lazy import Command, LazyGroup
+from towerctl.lazy import Command, KindGroup
 from towerctl.output import Object, output_option, print_document
 from towerctl.types import Cluster
 
@@ -82,7 +82,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-delete = LazyGroup(
+delete = KindGroup(
     "delete",
     table={
         "cluster": (f"{__name__}:cluster", "Delete a cluster and all that belongs to it."),

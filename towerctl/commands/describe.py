@@ -9,9 +9,9 @@ import click
 
 from towerctl import table
 from towerctl.context import Ctl, pass_ctl
-from towerctl.lazy import Command, LazyGroup
+from towerctl.lazy import Command, KindGroup
 from towerctl.output import Object, Resource, output_option, print_document, print_names
-from towerctl.types import Cluster, Name
+from towerctl.types import Cluster, Existing
 
 KEY_WIDTH = 14
 
@@ -41,7 +41,7 @@ def cluster(ctl: Ctl, name: str, output: str) -> None:
 
 
 @click.command("agent", cls=Command)
-@click.argument("name", type=Name("agent"))
+@click.argument("name", type=Existing("agent"))
 @click.option("--cluster", "owner", type=Cluster(), help="Its cluster, where two have an agent of that name.")
 @output_option("table", "json", "yaml", "name")
 @pass_ctl
@@ -180,7 +180,7 @@ def _history(history: Sequence[Object]) -> None:
     _rows("History", rows)
 
 
-describe = LazyGroup(
+describe = KindGroup(
     "describe",
     table={
         "cluster": (f"{__name__}:cluster", "State, cause, conditions, tunnels, agents, history."),

@@ -6,11 +6,12 @@ import re
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command
 from towerctl.output import say
-from towerctl.types import Cluster, Name
+from towerctl.types import Cluster, Name, services_of
 
 
 class _Local(click.ParamType[tuple[str, int]]):
@@ -25,9 +26,17 @@ class _Local(click.ParamType[tuple[str, int]]):
         return (found[1] or "127.0.0.1").strip("[]"), int(found[2])
 
 
+class _Service(Name):
+    """Completed from what the cluster, named before it, declares."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        names = services_of(ctx, str(ctx.params.get("cluster")))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 @click.command(cls=Command, epilog="Example: towerctl forward edge-1 grafana 3000")
 @click.argument("cluster", type=Cluster())
-@click.argument("service", type=Name("service"))
+@click.argument("service", type=_Service("service"))
 @click.argument("local", type=_Local(), default="0", metavar="[LOCAL]")
 @pass_ctl
 def forward(ctl: Ctl, cluster: str, service: str, local: tuple[str, int]) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from towerctl.context import Ctl, pass_ctl
-from towerctl.lazy import CONTEXT_SETTINGS, Command, LazyGroup
+from towerctl.lazy import CONTEXT_SETTINGS, Command, KindGroup
 from towerctl.output import FORMATS, Resource, output_option, print_list, print_one
-from towerctl.types import Cluster, names_of
+from towerctl.types import Cluster, Listed
 
 _LISTS: Final = {
     "clusters": "Clusters with their state and its reason.",
@@ -22,19 +21,9 @@ _LISTS: Final = {
 }
 
 
-class _Name(click.ParamType[str]):
-    """The name of one object of the kind that the command lists."""
-
-    def __init__(self, plural: str) -> None:
-        self.name = plural
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in names_of(ctx, self.name) if name.startswith(incomplete)]
-
-
 def _command(plural: str) -> click.Command:
     @click.command(plural, cls=Command, help=_LISTS[plural])
-    @click.argument("name", required=False, type=_Name(plural))
+    @click.argument("name", required=False, type=Listed(plural))
     @output_option(*FORMATS)
     @click.option("-w", "--watch", is_flag=True, help="Go on and print what changes, until Ctrl-C.")
     @click.option("--no-headers", is_flag=True, help="Leave the line of column names out.")
@@ -85,19 +74,11 @@ def _resource(plural: str) -> Resource:
     return found
 
 
-class _GetGroup(LazyGroup):
-    """One command a kind; the singular is understood too, as kubectl does."""
+class _GetGroup(KindGroup):
+    """One command a kind, made when it is used."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        plural = cmd_name if cmd_name in _LISTS else f"{cmd_name}s"
-        return _command(plural) if plural in _LISTS else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if f"{args[0]}s" in self.table:
-            args = [f"{args[0]}s", *args[1:]]
-        return super().resolve_command(ctx, args)
+        return _command(cmd_name) if cmd_name in _LISTS else None
 
 
 get = _GetGroup(

@@ -9,9 +9,9 @@ import click
 
 from towerctl.client import path_of
 from towerctl.context import Ctl, pass_ctl
-from towerctl.lazy import Command, LazyGroup
+from towerctl.lazy import Command, KindGroup
 from towerctl.output import Object, output_option, print_document, say
-from towerctl.types import Cluster, Name, User
+from towerctl.types import Cluster, Existing, Listed, User
 
 _OUTPUT: Final = output_option("table", "json", "yaml", "name")
 
@@ -34,7 +34,7 @@ class _Serial(click.ParamType[str]):
 
 
 @click.command("token", cls=Command)
-@click.argument("token_id", metavar="ID")
+@click.argument("token_id", metavar="ID", type=Listed("tokens"))
 @_OUTPUT
 @pass_ctl
 def token(ctl: Ctl, token_id: str, output: str) -> None:
@@ -49,7 +49,7 @@ def token(ctl: Ctl, token_id: str, output: str) -> None:
 
 
 @click.command("agent", cls=Command)
-@click.argument("name", type=Name("agent"))
+@click.argument("name", type=Existing("agent"))
 @click.option("--cluster", type=Cluster(), help="Its cluster, where two clusters have an agent of that name.")
 @_OUTPUT
 @pass_ctl
@@ -95,7 +95,7 @@ def _print(answer: Object, output: str, name: str, sentence: str) -> None:
         click.echo(name if output == "name" else sentence)
 
 
-revoke = LazyGroup(
+revoke = KindGroup(
     "revoke",
     table={
         "token": (f"{__name__}:token", "Nobody can join with this token any more."),

@@ -55,6 +55,13 @@ def test_the_record_alone_needs_no_token(live: Shell, name: str) -> None:
     assert json.loads(live.ok("get", "tokens", "--cluster", name, "-o", "json"))["items"] == []
 
 
+def test_names_alone_leave_no_token_behind_that_nobody_has_seen(live: Shell, name: str) -> None:
+    ran = live("add", "cluster", name, "-o", "name")
+    assert (ran.code, ran.out) == (0, f"cluster/{name}\n")
+    assert f"towerctl create token {name}" in ran.err
+    assert live.ok("get", "tokens", "--cluster", name) == ""
+
+
 def test_no_token_cannot_have_a_lifetime(live: Shell, name: str) -> None:
     live("add", "cluster", name, "--no-join", "--ttl", "1h").refused("--no-join", code=2)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.towerctl.kit import Shell
+from tests.towerctl.kit import Shell, peer
 
 
 def test_a_cluster_without_tunnel_fails_by_its_root_cause_alone(live: Shell, cluster: str) -> None:
@@ -55,3 +55,8 @@ def test_ignoring_another_fault_changes_nothing(live: Shell, cluster: str) -> No
 
 def test_a_code_that_is_none_cannot_be_ignored(shell: Shell) -> None:
     shell("check", "--ignore", "TWR9xx").refused("'TWR9XX' is no fault", "towerctl explain", code=2)
+
+
+def test_a_server_that_is_silent_is_given_up_after_the_time_asked_for(shell: Shell) -> None:
+    with peer(shell.socket, lambda connection: connection.recv(65536) and connection.recv(1)):
+        shell("check", "--timeout", "200ms").refused("did not answer within 0.2s", "TWR602", code=3)

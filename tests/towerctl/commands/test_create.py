@@ -26,7 +26,7 @@ def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: 
 
 
 def test_a_lifetime_beyond_the_servers_bound_is_refused(live: Shell, cluster: str) -> None:
-    live("create", "token", cluster, "--ttl", "400d").refused("30 days", "TWR605")
+    live("create", "token", cluster, "--ttl", "400d").refused("1s to 30d, not 400d", "TWR605")
 
 
 def test_a_token_for_go_agents_is_made_and_shown_once(live: Shell, cluster: str) -> None:
@@ -52,3 +52,9 @@ def test_a_window_says_until_when_it_is_open(live: Shell, cluster: str) -> None:
     assert f"register for {cluster} until 20" in live.ok("create", "legacy-window", cluster, "--ttl", "10m")
     live("create", "legacy-window", cluster, "--ttl", "40d").refused("ttl", "TWR605")
     live("create", "legacy-window", cluster + "x").refused(f"did you mean {cluster}", "TWR603")
+
+
+def test_a_token_whose_secret_is_shown_nowhere_says_so(live: Shell, cluster: str) -> None:
+    ran = live("create", "token", cluster, "-o", "name")
+    assert ran.out.startswith("token/")
+    assert "was not shown" in ran.err
