@@ -15,6 +15,7 @@ import click
 
 from towerctl import table
 from towerctl.client import AdminClient
+from towerctl.errors import ServerUnreachable
 from towerctl.output import Object, Resource, dump
 
 INTERVAL: Final = 1.0
@@ -27,7 +28,10 @@ def changes(client: AdminClient, resource: Resource, query: dict[str, str]) -> I
         for event in client.watch("/v1/clusters", {**query, "watch": "1"}):
             if event.get("type") != "SYNCED":
                 yield event.get("type") == "DELETED", event.get("object") or {}
-        return
+        raise ServerUnreachable(
+            f"the tower server at {client.label} ended the watch: it stops, or was stopped",
+            mend="watch again once it is back: what changes until then is not shown",
+        )
     known: dict[str, Object] = {}
     while True:
         now = {resource.name(item): item for item in client.get(f"/v1/{resource.plural}", query).get("items", [])}
@@ -48,7 +52,7 @@ def follow(
     output: str,
     headers: bool,
 ) -> None:
-    """Prints changes until the server ends the watch or the person does."""
+    """Prints changes until the person ends it; ServerUnreachable when the server does, since more may have changed."""
     printer = _Printer(resource, output=output, headers=headers)
     for deleted, item in changes(client, resource, query):
         if name is None or resource.name(item) == name:

@@ -36,20 +36,28 @@ def test_a_row_is_printed_again_only_when_something_happened(shell: Shell) -> No
         event("DELETED", "edge-1", "Degraded"),
     )
     with peer(shell.socket, stream(*events)):
-        lines = shell.ok("get", "clusters", "--watch").splitlines()
+        lines = shell("get", "clusters", "--watch").out.splitlines()
     assert [line.split()[2] for line in lines] == ["REASON", "Connected", "Degraded", "Deleted"]
 
 
 def test_json_has_one_change_a_line(shell: Shell) -> None:
     with peer(shell.socket, stream(event("ADDED", "a", "Connected"), event("DELETED", "a", "Connected"))):
-        lines = shell.ok("get", "clusters", "-w", "-o", "json").splitlines()
+        lines = shell("get", "clusters", "-w", "-o", "json").out.splitlines()
     assert [json.loads(line)["type"] for line in lines] == ["CURRENT", "DELETED"]
 
 
 def test_names_and_no_headers(shell: Shell) -> None:
     with peer(shell.socket, stream(event("ADDED", "a", "Connected"))):
-        assert shell.ok("get", "clusters", "-w", "-o", "name") == "cluster/a\n"
-        assert shell.ok("get", "clusters", "-w", "--no-headers").startswith("a ")
+        assert shell("get", "clusters", "-w", "-o", "name").out == "cluster/a\n"
+        assert shell("get", "clusters", "-w", "--no-headers").out.startswith("a ")
+
+
+def test_a_watch_that_the_server_ends_says_so_and_fails(shell: Shell) -> None:
+    with peer(shell.socket, stream(event("ADDED", "a", "Connected"))):
+        ran = shell("get", "clusters", "-w")
+    assert ran.code == 1
+    assert "ended the watch" in ran.err
+    assert "watch again once it is back" in ran.err
 
 
 def test_the_real_server_tells_of_a_cluster_that_comes_and_goes(live: Shell) -> None:

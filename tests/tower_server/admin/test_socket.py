@@ -1,5 +1,6 @@
 """The admin socket as a file: private, replaced when dead, never taken from a living server."""
 
+import asyncio
 import os
 import socket
 import stat
@@ -58,3 +59,13 @@ async def test_the_umask_is_as_it_was(tmp_path):
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
+
+
+async def test_a_watch_that_a_stop_ends_leaves_no_traceback_in_the_log(tmp_path, caplog):
+    async with running(tmp_path) as server:
+        reader, writer = await asyncio.open_unix_connection(str(server.config.admin_socket))
+        writer.write(b"GET /v1/clusters?watch=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"SYNCED")
+    await reader.read()
+    writer.close()
+    assert [line.getMessage() for line in caplog.records if line.name == "uvicorn.error"] == []
