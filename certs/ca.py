@@ -104,6 +104,9 @@ class Phase(enum.StrEnum):
     SWITCHED = "switched"  # the new root signs, the old one is trusted
 
 
+_NEXT_STEP: Final = {Phase.STEADY: "start", Phase.ANNOUNCED: "switch", Phase.SWITCHED: "finish"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Signing:
     certificate: x509.Certificate
@@ -211,7 +214,8 @@ class Authority:
         if self.phase is not phase:
             raise IssueRefused(
                 f"the rotation of the tower CA is at {self.phase}, and this step begins at {phase}",
-                "look at it with `towerctl describe authority`",
+                f"the next step is `towerctl rotate authority {_NEXT_STEP[self.phase]}`; "
+                "`towerctl describe authority` shows how far it is",
             )
 
     def root_signers(self) -> tuple[Signer, ...]:

@@ -61,15 +61,16 @@ def test_each_state_is_kept_whole(first: Authority) -> None:
 
 def test_steps_come_in_their_order(first: Authority) -> None:
     both = first.with_next(at=NOW)
-    for step in (
-        first.switched,
-        first.finished,
-        both.finished,
-        lambda: both.with_next(at=NOW),
-        both.switched().switched,
+    for step, following in (
+        (first.switched, "start"),
+        (first.finished, "start"),
+        (both.finished, "switch"),
+        (lambda: both.with_next(at=NOW), "switch"),
+        (both.switched().switched, "finish"),
     ):
-        with pytest.raises(IssueRefused, match="the rotation of the tower CA is at"):
+        with pytest.raises(IssueRefused, match="the rotation of the tower CA is at") as caught:
             step()
+        assert f"the next step is `towerctl rotate authority {following}`" in caught.value.mend
 
 
 def test_the_holders_of_an_authority_see_its_next_state(first: Authority) -> None:

@@ -33,12 +33,7 @@ async def create_token(services: Services, cluster: str, document: dict[str, Any
     """Makes or takes over the token of a cluster; Go agents that used another one are closed."""
     asked = checked(LegacyTokenBody, document)
     services.clusters.get(cluster)
-    if not services.legacy_address:
-        raise TowerError(
-            "TWR605",
-            "this server does not speak the dialect kubesphere-v1, so that no Go agent could use a token",
-            mend="set `kubesphere_v1.enabled: true` in the server's configuration and restart it",
-        )
+    _spoken(services)
     token = secrets.token_hex(TOKEN_BYTES) if asked.token is None else asked.token
     if not LEGACY_TOKEN.fullmatch(token):
         raise TowerError("TWR605", "the token is not one of 32 to 512 printable characters without spaces")
@@ -60,6 +55,8 @@ async def delete_token(services: Services, cluster: str) -> Object:
 async def create_window(services: Services, cluster: str, document: dict[str, Any]) -> Object:
     """Lets a Go agent register beside native ones, for a while."""
     until = time.time() + checked(LegacyWindowBody, document).ttl
+    services.clusters.get(cluster)
+    _spoken(services)
     await services.clusters.set_legacy(cluster, legacy_until=until)
     return object_of("LegacyWindow", {"cluster": cluster, "until": moment(until)})
 
@@ -68,3 +65,12 @@ async def delete_window(services: Services, cluster: str) -> Object:
     """Closes it again; Go agents that are there stay until their link ends."""
     await services.clusters.set_legacy(cluster, legacy_until=None)
     return object_of("LegacyWindow", {"cluster": cluster, "until": None})
+
+
+def _spoken(services: Services) -> None:
+    if not services.legacy_address:
+        raise TowerError(
+            "TWR605",
+            "this server does not speak the dialect kubesphere-v1, so that no Go agent could register",
+            mend="set `kubesphere_v1.enabled: true` in the server's configuration and restart it",
+        )

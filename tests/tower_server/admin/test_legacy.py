@@ -46,3 +46,13 @@ async def test_what_is_no_token_or_window_is_refused(tmp_path, path, body):
         await server.add("edge-1")
         assert (await admin(server, "POST", f"/v1/clusters/edge-1/{path}", body)).status == 400
         assert (await admin(server, "POST", f"/v1/clusters/nowhere/{path}", {})).status == 404
+
+
+@pytest.mark.parametrize("path", ["legacy-token", "legacy-window"])
+async def test_a_server_without_the_dialect_promises_nothing(tmp_path, path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        refused = await admin(server, "POST", f"/v1/clusters/edge-1/{path}", {})
+        assert (refused.status, refused.json()["code"]) == (400, "TWR605")
+        assert "no Go agent could register" in refused.json()["message"]
+        assert "kubesphere_v1.enabled" in refused.json()["mend"]
