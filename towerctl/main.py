@@ -5,10 +5,11 @@ Every failure is one sentence with its code and its mend on standard error; a tr
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 from click.shell_completion import ShellComplete
@@ -16,6 +17,8 @@ from click.shell_completion import ShellComplete
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
 from towerctl.root import COMPLETE_VARIABLE, cli
 from towerctl.words import PROGRAM
+
+_OUTPUT_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main() -> NoReturn:
@@ -37,6 +40,12 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAULTS:
+            raise
+        why = f"the output could not be written: {error.strerror}"
+        click.echo(f"error: {why}\n  mend: make room where it goes", err=True)
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
 

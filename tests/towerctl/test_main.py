@@ -109,3 +109,11 @@ def test_help_is_there_before_anybody_notices() -> None:
         process("towerctl", "--help")
         took.append(spent() - before)
     assert min(took) < 0.15
+
+
+def test_output_that_finds_no_room_is_a_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([str(BIN / "towerctl"), "explain"], stdout=full, stderr=subprocess.PIPE, timeout=30)
+    assert done.returncode == 1
+    assert b"the output could not be written: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr

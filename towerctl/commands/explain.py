@@ -19,9 +19,12 @@ from towerctl.types import FaultCode
 @click.argument("code", required=False, type=FaultCode())
 @output_option("table", "json", "yaml")
 def explain(code: str | None, output: str) -> None:
-    """Say what CODE means, what causes it and how to mend it; without CODE list all of them. Needs no server."""
-    if code is None:
-        _list(output)
+    """Say what CODE means, what causes it and how to mend it. Needs no server.
+
+    Without CODE all of them are listed, with TWR2xx a family.
+    """
+    if code is None or re.fullmatch("(TWR)?[1-9]XX", code.strip()):
+        _list(output, family=(code or "").strip().rstrip("X").removeprefix("TWR"))
         return
     entry = _find(code)
     if output != "table":
@@ -33,11 +36,14 @@ def explain(code: str | None, output: str) -> None:
     click.echo(f"HTTP:     {entry.http_status}   Reason: {entry.reason}")
 
 
-def _list(output: str) -> None:
+def _list(output: str, *, family: str) -> None:
+    entries = [entry for entry in FAULTS.values() if entry.code.startswith(f"TWR{family}")]
+    if not entries:
+        raise TowerError("TWR609", f"there is no fault of the family TWR{family}xx")
     if output != "table":
-        print_document([asdict(entry) for entry in FAULTS.values()], output)
+        print_document([asdict(entry) for entry in entries], output)
         return
-    rows = [["CODE", "REASON", "TITLE"], *([entry.code, entry.reason, entry.title] for entry in FAULTS.values())]
+    rows = [["CODE", "REASON", "TITLE"], *([entry.code, entry.reason, entry.title] for entry in entries)]
     widths = widths_of(rows)
     for row in rows:
         click.echo(format_row(row, widths))

@@ -34,3 +34,12 @@ def test_codes_are_completed_with_their_titles(shell: Shell, monkeypatch: pytest
     told = shell().out
     assert "TWR601" in told
     assert FAULTS["TWR601"].title in told
+
+
+def test_a_family_is_listed_as_check_takes_it(shell: Shell) -> None:
+    listed = shell.ok("explain", "twr2xx").splitlines()[1:]
+    assert [line[:6] for line in listed] == [code for code in FAULTS if code.startswith("TWR2")]
+
+
+def test_a_family_that_is_none_is_refused(shell: Shell) -> None:
+    shell("explain", "9xx").refused("TWR9xx", "TWR609", "towerctl explain")
