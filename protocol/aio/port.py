@@ -103,18 +103,11 @@ class PortListener:
                     log.error("the tunnel port cannot accept: %s; trying again in %g s", error, ACCEPT_AGAIN)
                     await asyncio.sleep(ACCEPT_AGAIN)
                 continue
-            waited = waited_for(sock)
-            if waited is None:  # it has given up meanwhile: its handshake would be nobody's
+            try:
+                self._take(sock, address, context, word)
+            except Exception:  # the boundary: one connection, or the report of one, must not end the port for all
+                log.exception("a connection to the tunnel port could not be taken")
                 sock.close()
-                continue
-            remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
-            link = self.link(private=context is not None, remote=remote)
-            if self._waiting.busy and waited > LATE * self.deadline:
-                self._not_taken(sock, remote, word, f"it has waited {waited:.1f} s, too long for a handshake in time")
-            elif self._waiting.enter(link, network_of(remote)):
-                link.take(sock, context)
-            else:
-                self._not_taken(sock, remote, word, "too many connections that have not authenticated")
             # One a turn of the loop, and fewer while its turns are long: who waits to be accepted costs nothing, while
             # a backlog taken at once is in its TLS handshakes all at once, of which none ends before its deadline, and
             # whoever is served already waits for them. Who connects and says nothing makes no turn longer.
@@ -122,6 +115,21 @@ class PortListener:
             await asyncio.sleep(0)
             if loop.time() - began > LONG_TURN:
                 await asyncio.sleep(PAUSE)
+
+    def _take(self, sock: socket.socket, address: Any, context: ssl.SSLContext | None, word: bytes) -> None:
+        """Give it a place or, by `word`, none."""
+        waited = waited_for(sock)
+        if waited is None:  # it has given up meanwhile: its handshake would be nobody's
+            sock.close()
+            return
+        remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
+        link = self.link(private=context is not None, remote=remote)
+        if self._waiting.busy and waited > LATE * self.deadline:
+            self._not_taken(sock, remote, word, f"it has waited {waited:.1f} s, too long for a handshake in time")
+        elif self._waiting.enter(link, network_of(remote)):
+            link.take(sock, context)
+        else:
+            self._not_taken(sock, remote, word, "too many connections that have not authenticated")
 
     async def stop(self) -> None:
         """Accept no more and drop what is not a tunnel yet; tunnels are their owner's. Idempotent."""

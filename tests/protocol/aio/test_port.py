@@ -221,6 +221,29 @@ async def test_what_is_no_body_is_bounded_too(endless: bytes) -> None:
         assert (await raw.head()).startswith("HTTP/1.1 413 ")
 
 
+@pytest.mark.asyncio
+async def test_a_defect_at_one_connection_does_not_end_the_port(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tower() as made:
+        link, defects = made.listener.link, [ValueError("a defect")]
+
+        def broken(_listener: Any, **more: Any) -> Any:
+            if defects:
+                raise defects.pop()
+            return link(**more)
+
+        monkeypatch.setattr(type(made.listener), "link", broken)
+        reader, writer = await asyncio.open_connection(*made.address)
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.read() == b""
+        writer.close()
+        async with connected(made) as raw:
+            raw.write(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await raw.head()).startswith("HTTP/1.1 ")
+    assert "could not be taken" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("remote", "network"),
     [
