@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from certs.ca import Authority
+from certs.errors import CertsError
 from certs.keys import PublicKey, key_fingerprint, public_key_from_csr
-from certs.peers import AgentIdentity, rfc3339
+from certs.peers import RENEWAL_GRACE, AgentIdentity, rfc3339
 from certs.renewal import check_renewal
 from daemon.faults import TowerError
 from daemon.log import get_logger
@@ -106,6 +107,19 @@ class Agents:
             raise _refusal(identity, "was revoked")
         self._admitted[who] = member.uid
         return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
+
+    def still_admitted(self, identity: AgentIdentity) -> None:
+        """HandshakeRejected for an agent that was revoked, or whose cluster was deleted, since `authenticate`: whoever
+        did that found no tunnel to close yet. Called in one go with the tunnel's entry."""
+        member = self._registry.members.get(identity.cluster)
+        if member is None:
+            raise HandshakeRejected(Code.DELETED, f"the cluster {identity.cluster} was deleted")
+        try:
+            identity.check(time.time(), self._revocations.current, allow_expired_for=RENEWAL_GRACE)
+        except CertsError:
+            raise _refusal(identity, "was revoked") from None
+        if self._admitted.get((identity.cluster, identity.agent)) != member.uid:
+            raise _refusal(identity, "was revoked, or belongs to a deleted cluster of the same name")
 
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
         """A handshake has failed. Notes it for the cluster that was named, which is all that is known of the peer."""

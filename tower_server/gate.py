@@ -54,11 +54,13 @@ class Gate:
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
     def admit_new(self, hello: Hello, identity: AgentIdentity, since: float) -> None:
-        """A server that stops takes its own tunnels back, and no new ones; no agent may have them without number."""
+        """A server that stops takes its own tunnels back, and no new ones; an agent must be good still, and may not have
+        them without number."""
         goes_at = self._goes_at()
         if goes_at is not None:
             left = max(0.0, goes_at - self._loop.time())
             raise HandshakeRejected(Code.SHUTDOWN, "this server is stopping", retry_after=left)
+        self._agents.still_admitted(identity)
         self._registry.check_order(identity, hello.instance, since)
         self._registry.check_room(identity, hello.instance)
 

@@ -13,7 +13,7 @@ from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running, until
-from tower_server import agents, housekeeping
+from tower_server import agents
 from tower_server.records import Agent as AgentRecord
 from tower_server.store.base import Kind
 
@@ -50,6 +50,29 @@ async def test_revoking_an_agent_closes_its_tunnel_at_once_and_keeps_it_out(tmp_
         assert (verdict.state, verdict.code) == ("AuthFailed", "TWR209")
         assert (await call(server, "edge-2")).status == 200
         assert other.closed == []
+
+
+@pytest.mark.parametrize("what", ["revoked", "deleted", "made anew"])
+async def test_what_ends_an_agent_between_its_admission_and_its_turn_keeps_it_out(tmp_path, what):
+    """The records were asked already, and its tunnel is not there yet to be closed: many others have their turn first."""
+    async with running(tmp_path) as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")))
+        listener, ask = server.server._parts.listener, server.services.agents.authenticate
+
+        async def late(*arguments):
+            admission = await ask(*arguments)
+            if what == "revoked":
+                await server.services.agents.revoke("edge-1", agent.identity.reply.agent)
+            else:
+                await admin(server, "DELETE", "/v1/clusters/edge-1")
+            if what == "made anew":
+                await server.add("edge-1")
+            return admission
+
+        listener.authenticate = late
+        error = await refused(agent)
+        assert error.code == (Code.DELETED if what == "deleted" else Code.REVOKED)
+        assert [tunnel for _, tunnel in server.services.registry] == []
 
 
 async def test_who_leaves_again_and_again_makes_no_list_for_everybody(tmp_path):
@@ -214,25 +237,6 @@ async def test_agents_of_clusters_that_are_gone_are_tidied_away(tmp_path):
         await server.services.agents.enrol(dataclasses.replace(kept[0], cluster="edge-0", uid="gone"))
         await server.services.agents.tidy()
         assert await server.services.agents.list() == kept
-
-
-@pytest.mark.slow
-async def test_a_tunnel_whose_identity_expires_while_it_is_open_is_closed_and_may_renew(tmp_path, monkeypatch):
-    monkeypatch.setattr(housekeeping, "EVERY", 0.05)
-    async with running(tmp_path) as server:
-        identity = await enrol(server, await server.add("edge-1"))
-        short = server.services.authority.issue_agent(
-            "edge-1", identity.reply.agent, public_key=identity.key.public_key(), at=time.time() - 56, ttl=60.0
-        )
-        await server.services.agents.update(
-            "edge-1", identity.reply.agent, lambda held: dataclasses.replace(held, identity_expires=short.not_after)
-        )
-        agent = Agent(server, replaced(identity, chain=short.chain_pem))
-        assert not (await agent.connect()).renew_only
-        await until(lambda: agent.closed)
-        assert agent.closed[0].code is Code.EXPIRED
-        assert (await agent.connect()).renew_only
-        await agent.close()
 
 
 async def test_a_tunnel_is_not_closed_for_an_identity_that_was_renewed_but_for_one_that_was_not(tmp_path):
