@@ -84,6 +84,7 @@ class HostAgent:
         self._channels: dict[ControlChannel, Tunnel] = {}
         self._reachable = asyncio.Event()
         self._renewal_due = asyncio.Event()
+        self._only_renews = asyncio.Event()  # a tunnel has come that serves nobody until the identity is renewed
         self._trusting = asyncio.Lock()
         self._renewal_fault: TowerError | None = None
         self._stale: str | None = None
@@ -230,6 +231,8 @@ class HostAgent:
         def ready(channel: ControlChannel) -> None:
             self._channels[channel] = tunnel
             self._reachable.set()
+            if tunnel.renew_only:
+                self._only_renews.set()
             channel.status(self._status())
 
         incoming.accept(
@@ -337,6 +340,7 @@ class HostAgent:
                         await self._reachable.wait()
                 await self._adopt_sibling()
                 continue
+            self._only_renews.clear()
             try:
                 await self._renew()
             except TowerError as fault:
@@ -345,7 +349,9 @@ class HostAgent:
                 self._around.metrics.certificate_renewals.labels("identity", "failed").inc()
                 log.error("renewal-failed", host=self.trust.host, code=fault.code, text=fault.message, next_in=delay)
                 self.report()
-                await asyncio.sleep(delay)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._only_renews.wait()
             else:
                 backoff.reset()
 

@@ -264,6 +264,34 @@ async def test_renewal_at_two_thirds_swaps_the_serving_certificate_and_keeps_the
             caller.close()
 
 
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_tunnel_that_may_only_renew_ends_the_wait_after_a_renewal_that_failed(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The member is served by nobody until then. One attempt for each such tunnel, and no more."""
+    monkeypatch.setattr(host_module, "RENEWAL_RETRY", (600.0, 600.0))
+    tower = new_tower(identity_ttl=61.0, backdate=60.0, refuse_renewal="not today")
+    async with make_member() as member, serving_tower(tower):
+        await member.agent(tower)
+        first = await tower.tunnel()
+        async with asyncio.timeout(10):
+            while (await control_of(first).next("status"))["renewal"] is None:
+                pass
+        await asyncio.sleep(max(0.0, first.peer.not_after + 0.1 - time.time()))
+        first.close(Code.EXPIRED, "the identity expired")
+        renewing = await tower.tunnel()
+        assert renewing.renew_only
+        async with asyncio.timeout(10):
+            while len(tower.renewals) < 2:
+                await asyncio.sleep(0.01)
+        tower.refuse_renewal, tower.backdate = None, 0.0
+        renewing.close(Code.INTERNAL, "the server is started anew")
+        assert (await tower.tunnel()).renew_only
+        assert not (await tower.tunnel()).renew_only
+        assert len(tower.renewals) == 3
+
+
 @pytest.mark.asyncio
 async def test_an_identity_renewed_by_a_sibling_is_adopted(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
