@@ -1,5 +1,5 @@
-"""What a server does every few seconds: renews and reloads certificates, heeds what other servers revoked, closes
-tunnels whose identity ran out, saves, tidies and counts."""
+"""What a server does every few seconds: renews and reloads certificates, heeds what other servers revoked, saves,
+tidies and counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class Housekeeping:
         if parts.legacy is not None:
             parts.legacy.housekeeping()
         services.revocations.repeat(at=now)
-        await services.agents.close_expired(at=now)
         await services.clusters.save()
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now

@@ -24,6 +24,7 @@ from protocol.constants import Code
 from tower_server.admin.services import Services
 from tower_server.assembly import Assembly, Parts
 from tower_server.config import ServerConfig
+from tower_server.expiry import Expiry
 from tower_server.hosted import make_controller, open_operators, open_replicas
 from tower_server.housekeeping import Housekeeping
 from tower_server.publicaddress import LOOK_EVERY
@@ -118,6 +119,8 @@ class Server:
         self._start(sample_loop_lag(self._metrics.event_loop_lag), "loop-lag")
         housekeeping = Housekeeping(parts, metrics=self._metrics, budget=self._budget)
         self._process.tasks.restart(housekeeping.turn, name="housekeeping")
+        expiry = Expiry(parts.services.agents, parts.services.registry)
+        self._process.tasks.restart(expiry.turn, name="expiry")
         if parts.replicas is not None and parts.services.host is not None:
             await self._open_hosted(parts, parts.replicas, parts.services.host)
 
