@@ -87,10 +87,18 @@ class Revocations:
             await self._change(lambda held: replace(held, agents={**held.agents, **_uncovered(held, upto)}), at)
 
     async def revoke_user(self, user: str, *, at: float) -> None:
-        await self._change(lambda held: replace(held, users={**held.users, user: at}), at)
+        """What they were issued until then; a clock that was set back gives nothing back that was taken before."""
+
+        def change(held: RevocationList) -> RevocationList:
+            return replace(held, users={**held.users, user: max(at, held.users.get(user, at))})
+
+        await self._change(change, at)
 
     async def revoke_serial(self, serial: int, *, expires: float, at: float) -> None:
-        await self._change(lambda held: replace(held, serials={**held.serials, serial: expires}), at)
+        def change(held: RevocationList) -> RevocationList:
+            return replace(held, serials={**held.serials, serial: max(expires, held.serials.get(serial, expires))})
+
+        await self._change(change, at)
 
     async def _change(self, change: Change, at: float) -> None:
         """Written together with all that others ask for meanwhile; on the list when this returns."""

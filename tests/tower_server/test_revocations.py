@@ -41,6 +41,17 @@ async def test_changes_are_kept_and_numbered(store):
     assert not again.current.revokes_agent(serial=1, cluster="edge-1", agent="a1", issued_at=NOW + 2)
 
 
+async def test_a_clock_that_was_set_back_gives_nothing_back_that_was_taken(store):
+    held = await load(store)
+    for at in (NOW, NOW - 3600):
+        await held.revoke_user("alice", at=at)
+        await held.revoke_agent("edge-1", "a1", at=at)
+        await held.revoke_serial(0x1F, expires=at + 60, at=at)
+    assert held.current.users == {"alice": NOW}
+    assert held.current.agents == {("edge-1", "a1"): NOW}
+    assert held.current.serials == {0x1F: NOW + 60}
+
+
 async def test_what_agents_get_is_signed_and_names_no_agents(store):
     held = await load(store)
     await held.revoke_agent("edge-1", "a1", at=NOW)
