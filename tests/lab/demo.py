@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from tests.lab import assets, debian, network
 from tests.lab.controlplane import PLANE, PODS, ControlPlane
-from tests.lab.ownmember import OwnMember
+from tests.lab.ownmember import MemberRefused, OwnMember
 from tests.lab.processes import LabError
 from tests.lab.proof import Proof
 from tests.lab.world import BIN, Cluster, TowerWorld
@@ -41,7 +41,8 @@ def main() -> int:
             stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up
             return demo(stack, Path(own).expanduser() if own else None, once=once)
     except (LabError, assets.AssetError) as error:
-        print(f"error: {error}{too_busy(os.getloadavg()[0], os.cpu_count() or 1)}", file=sys.stderr)
+        busy = "" if isinstance(error, MemberRefused) else too_busy(os.getloadavg()[0], os.cpu_count() or 1)
+        print(f"error: {error}{busy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped; nothing is left behind", file=sys.stderr)
@@ -56,7 +57,8 @@ def too_busy(load: float, processors: int) -> str:
 
 
 def demo(stack: contextlib.ExitStack, own: Path | None, *, once: bool) -> int:
-    assets.ensure(["kubectl"] if own else [*PLANE, *PODS])
+    if own is None:
+        assets.ensure([*PLANE, *PODS])
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tower-demo-")))
     host = f"demo-{secrets.token_hex(2)}"
     member = own_member(stack, own, folder) if own else stand_in_member(stack, folder)

@@ -26,22 +26,31 @@ POD_DEADLINE = 90
 DELETE_DEADLINE = 60.0
 
 
+class MemberRefused(LabError):
+    """What the reader gave or answered does not do: nothing that a less busy machine would change."""
+
+
 class OwnMember:
     """The cluster of a kubeconfig's current context; leaving the context manager deletes what `install` made."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         if not kubeconfig.is_file():
-            raise LabError(f"MEMBER_KUBECONFIG={kubeconfig}: no such file; name the kubeconfig of the member to use")
+            raise MemberRefused(
+                f"MEMBER_KUBECONFIG={kubeconfig}: no such file; name the kubeconfig of the member to use"
+            )
         self.programs: Mapping[str, Path] = assets.ensure(["kubectl"])
         self.network = None
         self._kubeconfig, self._folder = kubeconfig, folder
         self._made: list[tuple[str, str, str]] = []  # kind, namespace, name
-        view = self.kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json").stdout
+        read = self.kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json", check=False)
+        if read.code != 0:
+            why = read.stderr.decode(errors="replace").strip()
+            raise MemberRefused(f"MEMBER_KUBECONFIG={kubeconfig} is no kubeconfig that kubectl reads: {why}")
         try:
-            self._cluster: dict[str, Any] = json.loads(view)["clusters"][0]["cluster"]
+            self._cluster: dict[str, Any] = json.loads(read.stdout)["clusters"][0]["cluster"]
             self.server: str = self._cluster["server"]
         except (KeyError, IndexError, TypeError) as error:
-            raise LabError(f"MEMBER_KUBECONFIG={kubeconfig}: its current context names no cluster") from error
+            raise MemberRefused(f"MEMBER_KUBECONFIG={kubeconfig}: its current context names no cluster") from error
 
     def __enter__(self) -> Self:
         self.kubectl("version", "--request-timeout=10s")
@@ -88,7 +97,7 @@ class OwnMember:
         )
         print("Create these? [y/N] ", end="", flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise LabError("not confirmed; nothing was created")
+            raise MemberRefused("not confirmed; nothing was created")
         for document in objects:
             self._create(document)
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from tests.lab.demo import too_busy
 
 
@@ -9,3 +16,15 @@ def test_only_a_busy_machine_is_blamed_and_the_next_step_named() -> None:
     assert too_busy(1.5, 2) == ""
     assert "load 31 on 2 processors" in too_busy(31.2, 2)
     assert too_busy(31.2, 2).endswith("run it again")
+
+
+BUSY = "import os, sys; os.getloadavg = lambda: (99.0, 99.0, 99.0)\nfrom tests.lab import demo; sys.exit(demo.main())"
+
+
+@pytest.mark.slow
+def test_a_kubeconfig_that_is_not_there_is_no_fault_of_a_busy_machine(tmp_path: Path) -> None:
+    environment = os.environ | {"MEMBER_KUBECONFIG": str(tmp_path / "none")}
+    done = subprocess.run([sys.executable, "-c", BUSY], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no such file; name the kubeconfig of the member to use" in done.stderr
+    assert "busy" not in done.stderr
