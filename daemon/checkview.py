@@ -73,9 +73,21 @@ def _word(items: Sequence[Item]) -> str:
     return "ok" if statuses == {"ok"} else "?" if "unknown" in statuses else "-"
 
 
+def _said(items: Sequence[Item]) -> list[str]:
+    """Of several subjects what all of them say alike, else their names: one subject's own figures say nothing."""
+    subjects = list(dict.fromkeys(item.subject for item in items if item.subject))
+    if len(subjects) < 2:
+        return [item.message for item in items]
+    kinds: dict[str, set[str]] = {}
+    for item in items:
+        kinds.setdefault(item.name.partition("/")[0] if item.subject else item.name, set()).add(item.message)
+    alike = [message for messages in kinds.values() if len(messages) == 1 for message in messages]
+    return alike if any(alike) else subjects
+
+
 def _summary(items: Sequence[Item], room: int) -> str:
     text = ""
-    for message in dict.fromkeys(_clean(item.message) for item in items if item.message):
+    for message in dict.fromkeys(_clean(said) for said in _said(items) if said):
         longer = f"{text}, {message}" if text else message
         if len(longer) > room:
             return f"{text}, ..." if text else f"{message[: room - 3]}..."

@@ -75,7 +75,8 @@ def run(main: Main, *, name: str) -> int:
 
 def report(exc: TowerError, *, name: str) -> int:
     """Prints a TowerError for people and gives the exit code that belongs to it."""
-    print(redact_text(f"{name}: {exc.code}: {exc.message}\n  {exc.mend}"), file=sys.stderr)
+    text = f"{name}: {exc.code}: {exc.message}\n  {exc.mend}\n  more: `towerctl explain {exc.code}`"
+    print(redact_text(text), file=sys.stderr)
     return exc.exit_code
 
 

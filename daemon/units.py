@@ -124,6 +124,11 @@ def format_duration(seconds: float | None) -> str:
     return format_age(seconds)
 
 
+def format_count(number: int, what: str) -> str:
+    """`1 tunnel`, `2 tunnels`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def format_bytes(count: float | None) -> str:
     """A size: 0, 512, 1.1Ki, 48Mi, 2.0Gi; `-` where there is none."""
     if count is None:

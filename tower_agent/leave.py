@@ -41,7 +41,9 @@ async def leave_host(config: AgentConfig, host: str | None, *, forget: bool) -> 
         raise TowerError("TWR601", text, mend="name the one to leave: tower-agent leave HOST")
     if chosen is None or chosen not in places:
         named, place = f"for host {chosen!r} " if chosen else "", stores[0].place(chosen or "HOST", "identity.json")
-        raise TowerError("TWR225", f"there is no identity {named}in {place}")
+        there = f"this agent has joined {', '.join(sorted(places))}; " if places else ""
+        mend = f"{there}name the --state-dir (or --identity-secret) of the agent that is to leave, and its host"
+        raise TowerError("TWR225", f"there is no identity {named}in {place}", mend=mend)
     store = places[chosen]
     if forget:
         there = await _to_do_there(store, chosen)

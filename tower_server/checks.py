@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from daemon.checks import Check, Graph, Result, fail, ok, warn
-from daemon.units import format_age, format_duration
+from daemon.units import format_age, format_count, format_duration
 from protocol import defaults
 from tower_server.member import Member
 
@@ -88,7 +88,7 @@ async def _port(services: Services, name: str) -> Result:
 
 async def _tunnel(member: Member) -> Result:
     if member.serving:
-        return ok(f"{len(member.serving)} tunnels, round trip {format_duration(member.rtt)}")
+        return ok(f"{format_count(len(member.serving), 'tunnel')}, round trip {format_duration(member.rtt)}")
     evidence = [
         f"last {entry.event}: {entry.text or entry.code or entry.agent} ({entry.agent} from {entry.remote})"
         for entry in list(member.history)[:2]
@@ -106,7 +106,7 @@ async def _identity(services: Services, name: str) -> Result:
             return warn("TWR502", f"the certificates of agent {agent.name} expired {format_age(-left)} ago")
         if left < defaults.AGENT_IDENTITY_DAYS * 86400.0 / 10:
             return warn("TWR503", f"the certificates of agent {agent.name} expire in {format_age(left)}")
-    return ok(f"{len(living)} identities")
+    return ok(f"certificates of {format_count(len(living), 'agent')}")
 
 
 async def _readyz(services: Services, member: Member) -> Result:
@@ -124,4 +124,4 @@ async def _redundancy(member: Member) -> Result:
         return warn("TWR229", said)
     if verdict.state == "Degraded":
         return warn(verdict.code, verdict.cause)
-    return ok(f"{len(member.serving)} of {member.expected} tunnels")
+    return ok("as many tunnels as expected")

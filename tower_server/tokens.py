@@ -126,7 +126,8 @@ class Tokens:
 
     async def list(self, cluster: str | None = None) -> list[Token]:
         tokens = [Token.read(record) for record in (await self._store.list(Kind.TOKEN)).items]
-        return [token for token in tokens if cluster is None or token.cluster == cluster]
+        found = (token for token in tokens if cluster is None or token.cluster == cluster)
+        return sorted(found, key=lambda token: (token.cluster, token.created, token.id))
 
     async def tidy(self) -> None:
         """Takes away tokens that have been expired for a day, and those of clusters that are gone."""

@@ -86,3 +86,16 @@ def test_what_could_not_be_checked_is_said() -> None:
     text = checkview.by_category(Report((item("a", "unknown", "nobody to ask", code="TWR602", subject="lab"),)))
     assert " ? TWR602 lab: nobody to ask" in text
     assert "1 could not be checked" in text
+
+
+def test_of_several_what_all_say_alike_is_said_and_else_their_names() -> None:
+    ports = (item(f"port/{name}", "ok", "listening", category="ports", subject=name) for name in ("a", "b"))
+    tunnels = (item(f"tunnel/{name}", "ok", f"round trip {name}", subject=name) for name in ("a", "b"))
+    own = item("ca", "ok", "CA 9y left", category="pki")
+    agents = (item(f"identity/{name}", "ok", f"{name} agents", category="pki", subject=name) for name in ("a", "b"))
+    text = checkview.by_category(Report((*ports, *tunnels, own, *agents), 0.1))
+    assert text.splitlines()[:3] == [
+        "ok    ports     listening  2/2",
+        "ok    clusters  a, b  2/2",
+        "ok    pki       CA 9y left  3/3",
+    ]

@@ -98,6 +98,7 @@ def test_a_named_failure_is_one_clear_message() -> None:
     assert (code, out) == (1, "")
     assert err.splitlines()[0] == "tower-test: TWR103: cannot listen on 127.0.0.1:8443"
     assert "ss -ltnp" in err
+    assert err.splitlines()[-1] == "  more: `towerctl explain TWR103`"
     assert "Traceback" not in err
 
 

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from daemon.units import format_age, format_bytes, format_duration, parse_duration, parse_size, split_address
+from daemon.units import (
+    format_age,
+    format_bytes,
+    format_count,
+    format_duration,
+    parse_duration,
+    parse_size,
+    split_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +102,7 @@ def test_what_is_no_address_says_what_one_looks_like(text: object) -> None:
 def test_what_can_be_listened_on_cannot_always_be_dialled(text: str) -> None:
     with pytest.raises(ValueError, match="must be HOST:PORT such as"):
         split_address(text, listener=False)
+
+
+def test_one_is_not_many() -> None:
+    assert [format_count(number, "tunnel") for number in (0, 1, 2)] == ["0 tunnels", "1 tunnel", "2 tunnels"]

@@ -77,3 +77,9 @@ async def test_revoking_twice_is_fine_and_an_unknown_one_is_named(tokens):
     with pytest.raises(TowerError) as caught:
         await tokens.revoke("nothing")
     assert caught.value.code == "TWR603"
+
+
+async def test_they_are_listed_by_cluster_the_oldest_first(tokens):
+    made = [(await tokens.create(Cluster(name, name, 1.0))).token.id for name in ("b", "a", "b", "a")]
+    assert [token.id for token in await tokens.list()] == [made[1], made[3], made[0], made[2]]
+    assert [token.id for token in await tokens.list("b")] == [made[0], made[2]]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NewType
 
 from daemon.faults import TowerError
+from daemon.units import format_count
 
 Version = NewType("Version", str)
 Data = Mapping[str, Any]
@@ -129,7 +130,7 @@ class Store(ABC):
 
     async def check(self) -> str:
         """What works, in words; `TowerError` for what does not. Here: it can be read."""
-        return f"answers, {len((await self.list(Kind.CLUSTER)).items)} clusters"
+        return f"answers, {format_count(len((await self.list(Kind.CLUSTER)).items), 'cluster')}"
 
     async def snapshot(self) -> bytes:
         """The whole state of one moment as a file, `TowerError` where the store is kept by something else."""

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from daemon.units import format_count
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import usage
@@ -51,7 +52,9 @@ def legacy_token(ctl: Ctl, cluster: str) -> None:
     client = ctl.client()
     with suggesting(client, cluster):
         done = client.delete(path_of("clusters", cluster, "legacy-token"))
-    click.echo(f"cluster {cluster} takes no Go agents any more: {_count(done.get('closed') or 0, 'tunnel')} closed")
+    click.echo(
+        f"cluster {cluster} takes no Go agents any more: {format_count(done.get('closed') or 0, 'tunnel')} closed"
+    )
 
 
 @click.command("legacy-window", cls=Command)
@@ -73,13 +76,8 @@ def _ends(client: AdminClient, cluster: Object) -> str:
     streams = len(client.get("/v1/streams", {"cluster": name}).get("items", []))
     agents = len(cluster.get("agents") or [])
     ports = ", ".join(str(port) for port in sorted((cluster.get("ports") or {}).values()))
-    return f"ends {_count(tunnels, 'tunnel')} and {_count(streams, 'stream')}, revokes {_count(agents, 'agent')}" + (
-        f" and gives port {ports} back" if ports else ""
-    )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    ends = f"ends {format_count(tunnels, 'tunnel')} and {format_count(streams, 'stream')}"
+    return f"{ends}, revokes {format_count(agents, 'agent')}" + (f" and gives port {ports} back" if ports else "")
 
 
 delete = KindGroup(

@@ -92,7 +92,7 @@ def _document(resource: Resource, item: Object, output: str) -> None:
 
 
 def _say_cluster(item: Object) -> None:
-    from daemon.units import format_duration
+    from daemon.units import format_count, format_duration
     from towerctl import times
 
     _line("Name", item.get("name"))
@@ -108,7 +108,7 @@ def _say_cluster(item: Object) -> None:
     _line("Dialect", item.get("dialect"))
     member = item.get("member") or {}
     facts = [f"Kubernetes {member['version']}"] if member.get("version") else []
-    facts += [f"{member['nodes']} nodes"] if member.get("nodes") is not None else []
+    facts += [format_count(member["nodes"], "node")] if member.get("nodes") is not None else []
     facts += [f"kube-system {member['uid']}"] if member.get("uid") else []
     _line("Member", ", ".join(facts))
     services = member.get("services") or []

@@ -182,7 +182,7 @@ async def test_a_full_disk_is_named_and_heals_by_itself(store):
 async def test_a_check_writes_and_leaves_nothing(store, monkeypatch):
     await store.create(Kind.CLUSTER, "first", {})
     since = (await store.list(Kind.CLUSTER)).version
-    assert re.fullmatch(r"answers, 1 clusters, takes writes, [\d.]+\w* free", await store.check())
+    assert re.fullmatch(r"answers, 1 cluster, takes writes, [\d.]+\w* free", await store.check())
     assert (await store.list(Kind.CLUSTER)).version == since
     left = await store._run(lambda: store._connection.execute("SELECT name FROM records").fetchall())
     assert left == [("first",)]
