@@ -25,6 +25,7 @@ from tower_server.agents import Agents
 from tower_server.hold import Hold
 from tower_server.listeners import CallerPorts
 from tower_server.member import Member
+from tower_server.papers import end, papers
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
@@ -270,7 +271,7 @@ class Clusters:
             try:
                 cluster = await self._with_port(cluster, KUBERNETES)
             except TowerError:
-                await self._store.delete(Kind.CLUSTER, name)
+                await self._take_record(cluster)
                 raise
             await self._bring_up(cluster)
         log.info("cluster-added", cluster=name, ports=dict(cluster.ports))
@@ -291,19 +292,23 @@ class Clusters:
                     mend="a serving name belongs to one cluster only: leave it out here or there",
                 )
 
-    async def delete(self, name: str) -> Cluster:
-        """Takes a cluster away with all that is its own. TowerError TWR603 when there is none."""
+    async def delete(self, asked: Cluster) -> Cluster:
+        """Takes that cluster away with all that is its own. TowerError TWR603 when it is not there, TWR108 when another
+        has its name by now, or a resource has taken it over: nothing is taken away then."""
+        name = asked.name
         async with self._lock(name):
             cluster, member = self.get(name)
-            await self._gone(Kind.CLUSTER, name)  # from here on it is deleted; what is left over is tidied up later
+            taken = await self._take_record(asked)  # from here on it is deleted; what is left over is tidied up later
+            at = time.time()
             self._records.pop(name, None)
             self._end(name, member)
-            await self._revocations.revoke_cluster(name, at=time.time())
-            for agent in await self._agents.list(name):
-                await self._gone(Kind.AGENT, agent.record_name)
-            for record in (await self._store.list(Kind.TOKEN)).items:
-                if record.data.get("uid") == cluster.uid:
-                    await self._gone(Kind.TOKEN, record.name)
+            await end(
+                self._store,
+                (await papers(self._store)).get(cluster.uid, ()),
+                revoke=lambda upto: self._revocations.revoke_agents(upto, at=at),
+                cluster=name if taken else "",  # else somebody was first: there may be another one by now, with agents
+                at=at,
+            )
             await self._allocator.release(cluster.ports.values(), uid=cluster.uid)
         self._changing.pop(name, None)
         log.info("cluster-deleted", cluster=name)
@@ -318,11 +323,25 @@ class Clusters:
         self._tell("MODIFIED", name)
         return changed
 
-    async def _gone(self, kind: Kind, name: str) -> None:
-        try:
-            await self._store.delete(kind, name)
-        except NotFound:
-            pass  # a deletion that was cut short took it already
+    async def _take_record(self, cluster: Cluster) -> bool:
+        """Deletes its record as it is stored, if that is still of this cluster; False where it is gone already."""
+        for _ in range(ATTEMPTS):
+            try:
+                record = await self._store.get(Kind.CLUSTER, cluster.name)
+                held = Cluster.read(record)
+                if (held.uid, held.resource) != (cluster.uid, cluster.resource):
+                    raise TowerError(
+                        "TWR108",
+                        f"{held.name} was made anew, or taken over by a Cluster resource, meanwhile: it is left alone",
+                        mend="look at it again, and repeat the deletion if the one of now is to go too",
+                    )
+                await self._store.delete(Kind.CLUSTER, cluster.name, expect=record.version)
+            except Conflict:
+                continue
+            except NotFound:
+                return False
+            return True
+        raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
 
     async def declare(self, member: Member) -> None:
         """Follows what a member's agent declares: the port of the second service listens while it is declared."""

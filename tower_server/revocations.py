@@ -77,10 +77,6 @@ class Revocations:
     async def revoke_agent(self, cluster: str, agent: str, *, at: float) -> None:
         await self.revoke_agents({(cluster, agent): at}, at=at)
 
-    async def revoke_cluster(self, cluster: str, *, at: float) -> None:
-        """All agents that the cluster has had until now."""
-        await self.revoke_agent(cluster, ALL_AGENTS, at=at)
-
     async def revoke_agents(self, upto: Upto, *, at: float) -> None:
         """What those agents were issued until a time each. Nothing is written where the list says as much already."""
         if _uncovered(self.current, upto):

@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+import time
 
 import pytest
 
+from certs.keys import generate_key
 from daemon.faults import TowerError
+from protocol.aio.hops import DialError
 from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
 from tower_server.records import Cluster
@@ -125,6 +128,105 @@ async def test_a_deletion_that_the_store_cuts_short_is_a_deletion_or_none(tmp_pa
         monkeypatch.setattr(store, "delete", delete)
         assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
         assert server.services.clusters.names() == []
+
+
+@pytest.mark.parametrize("change", [{"uid": "of somebody else"}, {"resource": "of a resource"}], ids=str)
+async def test_a_cluster_that_somebody_has_made_another_meanwhile_is_not_taken(tmp_path, change):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        store = server.services.store
+        record = await store.get(Kind.CLUSTER, "edge-1")
+        await store.update(Kind.CLUSTER, "edge-1", {**record.data, **change}, expect=record.version)
+        answer = await admin(server, "DELETE", "/v1/clusters/edge-1")
+        assert (answer.status, answer.json()["code"]) == (409, "TWR108")
+        assert "made anew, or taken over" in answer.json()["message"]
+        assert "look at it again" in answer.json()["mend"]
+        assert (await store.get(Kind.CLUSTER, "edge-1")).data == {**record.data, **change}
+        assert len((await store.list(Kind.AGENT)).items) == 1
+        assert not server.services.revocations.current.agents
+        assert not agent.closed
+        assert (await call(server, "edge-1")).status == 200
+
+
+async def test_a_cluster_whose_name_was_given_to_another_since_it_was_looked_at_is_not_taken(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        clusters = server.services.clusters
+        seen, _ = clusters.get("edge-1")
+        await admin(server, "DELETE", "/v1/clusters/edge-1")
+        await server.add("edge-1")
+        with pytest.raises(TowerError, match="made anew") as caught:
+            await clusters.delete(seen)
+        assert caught.value.code == "TWR108"
+        assert clusters.names() == ["edge-1"]
+        assert len((await server.services.store.list(Kind.CLUSTER)).items) == 1
+
+
+async def test_a_write_of_somebody_else_between_a_look_and_the_deletion_does_not_keep_the_cluster(
+    tmp_path, monkeypatch
+):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        store = server.services.store
+        delete, wrote = store.delete, []
+
+        async def late(kind, name, *, expect=None):
+            if kind is Kind.CLUSTER and not wrote:
+                wrote.append(await store.update(kind, name, (await store.get(kind, name)).data, expect=expect))
+            await delete(kind, name, expect=expect)
+
+        monkeypatch.setattr(store, "delete", late)
+        assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
+        assert wrote
+        assert not (await store.list(Kind.CLUSTER)).items
+
+
+async def test_what_hangs_on_a_cluster_that_somebody_else_deletes_first_is_taken_and_nothing_of_the_next(tmp_path):
+    async with running(tmp_path) as server:
+        identity = await enrol(server, await server.add("edge-1"))
+        store = server.services.store
+        (old,) = (await store.list(Kind.AGENT)).items
+        await store.delete(Kind.CLUSTER, "edge-1")
+        await store.create(Kind.AGENT, "edge-1.new", {**old.data, "name": "new", "uid": "of the next"})
+        assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
+        assert set(server.services.revocations.current.agents) == {("edge-1", identity.reply.agent)}
+        assert [record.name for record in (await store.list(Kind.AGENT)).items] == ["edge-1.new"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", range(1, 5))
+async def test_a_server_that_dies_while_it_deletes_lets_nobody_of_that_cluster_into_the_next(tmp_path, writes):
+    async with running(tmp_path) as server:
+        keys = {"key": generate_key(), "serving_key": generate_key()}
+        identity = await enrol(server, await server.add("edge-1"), **keys)
+        store, done = server.services.store, []
+
+        def dying(write):
+            async def until_it_dies(*what, **more):
+                if len(done) == writes:
+                    raise TowerError("TWR105", "the machine is gone")
+                done.append(what)
+                return await write(*what, **more)
+
+            return until_it_dies
+
+        with pytest.MonkeyPatch.context() as patch:
+            for verb in ("create", "update", "delete"):
+                patch.setattr(store, verb, dying(getattr(store, verb)))
+            assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 503
+    async with running(tmp_path, ports={"range": server.config.ports.range, "bind": "127.0.0.1"}) as server:
+        listed = server.services.revocations
+        await until(lambda: listed.current.agents, what="the next server puts right what was left")
+        token = await server.add("edge-1")
+        with pytest.raises(DialError) as caught:
+            await Agent(server, identity).connect()
+        assert caught.value.code == Code.REVOKED
+        await until(lambda: time.time() > max(listed.current.agents.values()) + 1.0, what="a second's ties are over")
+        again = Agent(server, await enrol(server, token, **keys))
+        await again.connect()
+        with pytest.raises(DialError) as caught:
+            await Agent(server, identity).connect()
+        assert caught.value.code == Code.REVOKED
+        await again.close()
 
 
 async def test_records_that_others_write_are_followed(tmp_path):

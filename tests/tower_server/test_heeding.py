@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from certs.ca import Authority
+from certs.revocation import ALL_AGENTS
 from protocol.constants import Code
 from tower_server.heeding import heed
 from tower_server.revocations import Revocations
@@ -49,7 +50,7 @@ async def test_what_another_server_revoked_is_taken_over_told_and_ended_once(sto
     assert (registry.ended, told) == ([], [])
     await there.revoke_agent("edge", "a1", at=NOW)
     await there.revoke_serial(0x1F, expires=NOW + 60, at=NOW)
-    await there.revoke_cluster("gone", at=NOW)
+    await there.revoke_agent("gone", ALL_AGENTS, at=NOW)
     await heed(here, registry)  # type: ignore[arg-type]
     assert registry.ended == [("edge", "a1"), 0x1F]
     assert here.current == there.current

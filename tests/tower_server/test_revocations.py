@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from certs.ca import Authority
-from certs.revocation import verify_list
+from certs.revocation import ALL_AGENTS, verify_list
 from daemon.faults import TowerError
 from tower_server.revocations import Revocations
 from tower_server.store.sqlite import SqliteStore
@@ -69,7 +69,7 @@ async def test_many_changes_at_once_are_all_kept(store):
 async def test_what_is_asked_for_while_the_list_is_written_is_written_together(store):
     revocations = await load(store)
     clusters = [f"edge-{number}" for number in range(20)]
-    await asyncio.gather(*(revocations.revoke_cluster(name, at=NOW) for name in clusters))
+    await asyncio.gather(*(revocations.revoke_agent(name, ALL_AGENTS, at=NOW) for name in clusters))
     written = await load(store)
     assert sorted(cluster for cluster, _ in written.current.agents) == sorted(clusters)
     assert written.current.number == 2, "the first alone, then all that had come meanwhile"

@@ -94,21 +94,22 @@ async def create_cluster(services: Services, document: dict[str, Any]) -> Object
     try:
         join = await services.tokens.create(cluster, ttl=asked.ttl, uses=asked.uses) if asked.join else None
     except TowerError:
-        await services.clusters.delete(cluster.name)
+        await services.clusters.delete(cluster)
         raise
     view = await view_of(services, cluster.name)
     return view if join is None else {**view, "join": new_token_view(join)}
 
 
 async def delete_cluster(services: Services, name: str) -> Object:
+    cluster, _ = services.clusters.get(name)
     view = await view_of(services, name)
-    if services.clusters.get(name)[0].resource:
+    if cluster.resource:
         raise TowerError(
             "TWR605",
             f"the cluster {name} belongs to a Cluster resource of this host, from which it would be made again",
             mend=f"delete the resource: kubectl delete clusters.cluster.kubesphere.io {name}",
         )
-    await services.clusters.delete(name)
+    await services.clusters.delete(cluster)
     return view
 
 

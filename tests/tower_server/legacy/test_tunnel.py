@@ -148,7 +148,7 @@ async def test_a_draining_tunnel_takes_nothing_new(tower: Host) -> None:
 
 async def test_a_deleted_clusters_agents_are_closed_and_cannot_come_back(tower: Host) -> None:
     agent = await tower.registered()
-    await tower.running.services.clusters.delete(CLUSTER)
+    await tower.running.services.clusters.delete(tower.running.services.clusters.get(CLUSTER)[0])
     async with asyncio.timeout(30):
         await agent.lost.wait()
     again = await tower.dialled()
