@@ -111,15 +111,18 @@ class Wire(Core):
         kind, theirs = packet.get_string(), packet.get_uint32()
         window, largest = packet.get_uint32(), packet.get_uint32()
         why = "" if self.accepts and kind == CHANNEL_TYPE else "this end takes no channels of that kind"
+        if not why and not largest:
+            why = "a channel without packets"
+        if why:
+            self.refused_opens += 1
+            if self.refused_opens > self.limits.refused:
+                raise asyncssh.ProtocolError(f"{self.refused_opens} channels were asked for that are not taken")
         if not why and self.channel_count >= self.limits.most:
             why = f"{self.limits.most} channels are open already"
         if not why and not self.limits.room():
             why = "no memory is left for another channel"
-        if why or not largest or self.owner is None:
-            self.refused_opens += 1
-            if self.refused_opens > self.limits.refused:
-                raise asyncssh.ProtocolError(f"{self.refused_opens} channels were asked for that are not taken")
-            self.refuse(theirs, PROHIBITED, why or "a channel without packets")
+        if why or self.owner is None:
+            self.refuse(theirs, PROHIBITED, why or "this end is closing")
             return
         channel = Channel(self, None, self.limits)
         channel.theirs, channel.window, channel.largest = theirs, window, min(largest, MAX_PACKET)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SEND_HIGH: Final = 256 * defaults.KIB
 SEND_LOW: Final = 64 * defaults.KIB
 JOIN_BELOW: Final = 4 * defaults.KIB  # of what is held
-MAX_REFUSED_OPENS: Final = 64  # of a peer that may open none, or asks for too many
+MAX_REFUSED_OPENS: Final = 64  # of a peer that may open none, or asks for what is none
 
 _ADJUST: Final = 93
 _DATA: Final = 94

@@ -30,6 +30,7 @@ from cryptography.exceptions import InvalidTag
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshgcm import BLOCK, HEAD, LEAST_PADDING, TAG, U32, Opener, Sealer
 from protocol.defaults import KIB
+from protocol.frames import printable
 
 MAX_VERSION_LINE: Final = 255  # without its end, as Go reads it
 MAX_WIRE_PACKET: Final = 256 * KIB  # of any packet, as asyncssh has it
@@ -153,6 +154,7 @@ class Core(SSHConnection):
             self._client_version = line
         else:
             self._server_version = line
+        self.set_extra_info(peer_version=printable(line.decode("ascii", "replace")))
         self._send_kexinit()
         self._kexinit_sent = True
         self._recv_handler = self._recv_pkthdr

@@ -60,7 +60,7 @@ class HostSession:
     def version(self) -> str:
         """The host's version line."""
         assert self._wire is not None
-        return str(self._wire.get_extra_info("server_version", ""))
+        return str(self._wire.get_extra_info("peer_version", ""))
 
     @property
     def streams(self) -> int:

@@ -7,6 +7,7 @@ and bounded buffers; the places of one network make room for others. A refused a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -65,6 +66,7 @@ class LegacyLink(ServerLink):
         self._wire: ServerConnection | None = None
         self._ssh: SshLink | None = None
         self._refused = False
+        self._deciding: asyncio.Task[None] | None = None
 
     # ---- WebSocket ----------------------------------------------------------------------------------------------
 
@@ -95,8 +97,10 @@ class LegacyLink(ServerLink):
         """SSH has it by then."""
 
     def _say_too_late(self) -> None:
-        what = "config" if self._stage == "config" else "SSH authentication"
-        self._bye(f"no {what} within {self._listener.deadline:g} s")
+        what = {"config": "no config", "register": "no decision on the config"}.get(
+            self._stage, "no SSH authentication"
+        )
+        self._bye(f"{what} within {self._listener.deadline:g} s")
 
     def _say_busy(self, text: str) -> None:
         self._bye(text)
@@ -116,10 +120,15 @@ class LegacyLink(ServerLink):
             self._turn_out(Code.PROTOCOL, "config twice" if twice else f"the request {name[:40]!r} in place of config")
             return
         self._stage = "register"
-        self._listener.run(self._register(payload, answer), "legacy-register")
+        self._deciding = self._listener.run(self._register(payload, answer), "legacy-register")
 
     def ssh_opened(self, channel: Channel, target: bytes) -> None:
         channel.refuse(1, "this end takes no channels")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._deciding is not None:
+            self._deciding.cancel()  # nobody hears the decision any more
 
     def ssh_lost(self, reason: str) -> None:
         if self._timer is not None and not self._refused:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import Any, Final
 
 from cryptography import x509
@@ -116,11 +117,20 @@ def _text(document: Mapping[str, Any], key: str, most: int) -> str:
 def _target(text: str, key: str, *, default: int) -> Target:
     rest = text.removeprefix("http://").removeprefix("https://").removesuffix("/")
     host, colon, port = rest.rpartition(":")
-    if not colon or rest.endswith("]"):
+    if not colon or rest.endswith("]") or (not _is_ipv6(host) and _is_ipv6(rest)):
         host, port = rest, str(default)
+    if _is_ipv6(host):  # as a pod's agent joins it with its port; dialled so, the agent would not know where it ends
+        host = f"[{host}]"
     if not _HOST.fullmatch(host) or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
         raise RegistrationError(f"{key} is {text[:80]!r}, not HOST:PORT")
     return Target(host, int(port))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return "%" not in text and bool(IPv6Address(text))
+    except ValueError:
+        return False
 
 
 def _credential(document: Mapping[str, Any]) -> Credential:

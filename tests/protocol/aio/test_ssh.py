@@ -129,6 +129,31 @@ async def test_channels_above_what_an_agent_takes_are_refused_and_the_others_go_
     assert limits.budget.used == 0
 
 
+async def test_a_host_that_asks_for_more_than_an_agent_takes_again_and_again_keeps_its_session() -> None:
+    """A session lasts for months: what was too much at times must not add up to its end."""
+    limits = channel_limits(most=1, refused=5)
+    async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:
+        well, end = pair.server.open("echo", Collect()), Collect()
+        for _ in range(20):
+            end = Collect()
+            pair.server.open("echo", end)
+            async with asyncio.timeout(10):
+                assert "1 channels are open already" in str(await end.lost)
+        assert await pair.server.request("ping") == (True, b"")
+        assert not well.is_closing()
+
+
+async def test_channels_that_are_none_are_refused_and_many_end_the_connection() -> None:
+    limits = channel_limits(refused=5)
+    async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:
+        kinds = [(b"session", 1 << 15), (ssh.CHANNEL_TYPE, 0)] * 4
+        for number, (kind, largest) in enumerate(kinds):
+            head = b"".join(value.to_bytes(4, "big") for value in (900 + number, 1 << 20, largest))
+            pair.server.know(Channel(pair.server, Collect(), pair.server.limits))
+            pair.server.send_packet(90, len(kind).to_bytes(4, "big") + kind, head, b"echo")
+        assert "not taken" in await ended(pair.agent_owner)
+
+
 async def test_without_memory_a_channel_is_refused_before_anything_is_kept_for_it() -> None:
     limits = channel_limits(budget=4 * Limits().reserved_credit)
     async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:

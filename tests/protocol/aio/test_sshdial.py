@@ -35,6 +35,8 @@ async def test_the_first_request_is_the_registration_as_it_was_given_and_pings_f
         await session.register(b'{"Name": "edge"}')
         assert await session.ping() >= 0
         assert host.owners[0].requests == [("config", b'{"Name": "edge"}'), ("ping", b"")]
+        assert session.version == "SSH-kubesphere-v1-server"
+        assert host.sessions[0].get_extra_info("peer_version") == "SSH-kubesphere-v1-client"
         assert session.silent_for < 5
         session.close("enough")
         session.close("twice")

@@ -235,6 +235,28 @@ async def test_a_config_that_does_not_come_ends_at_its_deadline(tower: Host) -> 
     await until(lambda: places(tower) == 0)
 
 
+@pytest.mark.slow
+async def test_a_config_that_cannot_be_decided_upon_in_time_is_told_so(tower: Host) -> None:
+    """As with a store that does not answer: the agent must not hear that it sent nothing."""
+    port = tower.running.server._parts.legacy._port
+
+    async def slow(payload: bytes, remote: str) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    agent = GoAgent(tower.port)
+    tower.agents.append(agent)
+    upgraded = await agent.upgrade()
+    port.deadline, port.register = 1.0, slow
+    agent.upgrade = lambda **_: asyncio.sleep(0, upgraded)  # type: ignore[method-assign,assignment]
+    await agent.dial()
+    with pytest.raises(ConnectionError):
+        await agent.register(tower.config())
+    async with asyncio.timeout(30):
+        await agent.lost.wait()
+    assert "no decision on the config within 1 s" in agent.reason
+    await until(lambda: places(tower) == 0 and "legacy-register" not in [task.get_name() for task in port._tasks])
+
+
 async def test_ssh_that_does_not_begin_ends_at_its_deadline(tower: Host) -> None:
     tower.running.server._parts.legacy._port.deadline = 0.3
     silent = GoAgent(tower.port)

@@ -103,11 +103,18 @@ def test_nothing_secret_shows_in_what_may_be_logged(document: dict[str, Any], ca
         ("api.example.com:6443/", "api.example.com", 6443),
         ("[fd00::1]:443", "fd00::1", 443),
         ("[fd00::1]", "fd00::1", 443),
+        ("fd00::1:443", "fd00::1", 443),  # of a pod: KUBERNETES_SERVICE_HOST and _PORT, joined as they are
+        ("2001:db8::a:6443", "2001:db8::a", 6443),
+        ("2001:db8:1:2:3:4:5:6:443", "2001:db8:1:2:3:4:5:6", 443),
+        ("fd00::1", "fd00::1", 443),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2:3:4:5:6", 443),
     ],
 )
 def test_addresses(document: dict[str, Any], given: str, host: str, port: int) -> None:
     found = read({**document, "KubernetesSvcHost": given}).kubernetes
     assert (found.bare_host, found.port) == (host, port)
+    # What the agent dials by it, in a form that Go's `net.Dial` takes.
+    assert str(found) == (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def test_a_service_without_a_port_is_http_and_none_is_none(document: dict[str, Any]) -> None:
@@ -117,7 +124,20 @@ def test_a_service_without_a_port_is_http_and_none_is_none(document: dict[str, A
 
 @pytest.mark.parametrize(
     "given",
-    ["", ":443", "host:0", "host:65536", "host:x", "a b:443", "host:443:1", "host/path", "h\x00st:1", "..:1", "-:1"],
+    [
+        "",
+        ":443",
+        "host:0",
+        "host:65536",
+        "host:x",
+        "a b:443",
+        "host:443:1",
+        "host/path",
+        "h\x00st:1",
+        "..:1",
+        "-:1",
+        "fe80::1%eth0:443",
+    ],
 )
 def test_what_is_no_address_is_refused(document: dict[str, Any], given: str) -> None:
     with pytest.raises(RegistrationError, match="KubernetesSvcHost"):
