@@ -154,7 +154,8 @@ class ClientIdentity:
             raise Untrusted(
                 Reason.REVOKED,
                 f"the certificate of {self.user} was revoked",
-                "ask the operator of the host for a new one",
+                "`towerctl credential CLUSTER --refresh` where the kubeconfig names that plugin; else ask the host's "
+                "operator for a new one",
                 caller=True,
             )
         validity.check_time(at, noun=f"the certificate of {self.user}", caller=True)

@@ -561,7 +561,8 @@ _TABLE: Final = (
         "The agent has no identity",
         "The agent was started but was never enrolled with this host.",
         "`tower-agent join` was not run, or the state directory is another one.",
-        "run the join command that `towerctl add cluster` printed, with the same state directory",
+        "name the state directory (or Secret) that was joined; if none was, run the join command that `towerctl add "
+        "cluster` printed",
         401,
         "NotEnrolled",
     ),
@@ -772,7 +773,8 @@ _TABLE: Final = (
         "The caller's certificate was revoked",
         "The client certificate, or its user, is on this tower's revocation list.",
         "`towerctl revoke caller`, or the certificate was revoked by its number.",
-        "ask the operator of the host for a new one",
+        "`towerctl credential CLUSTER --refresh` where the kubeconfig names that plugin; else ask the host's operator "
+        "for a new one",
         401,
         "CallerRevoked",
     ),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+
 import click
 
 from certs.identity import StoredIdentity
@@ -15,8 +18,8 @@ from tower_agent.version import product_version
 from tower_agent.wayout import WayOut
 
 
-async def join_host(config: AgentConfig, token: str, *, wait: float) -> StoredIdentity:
-    """Enrol with the host of the token and keep the identity. Raises TowerError."""
+async def join_host(config: AgentConfig, token: str, *, wait: float, flags: Sequence[str] = ()) -> StoredIdentity:
+    """Enrol with the host of the token and keep the identity; `flags` are what `run` needs too. Raises TowerError."""
     api = None
     if needs_secret(config):
         api = MemberApi(Access.find(config.kubeconfig, config.context), version=product_version())
@@ -30,5 +33,7 @@ async def join_host(config: AgentConfig, token: str, *, wait: float) -> StoredId
         err=True,
     )
     click.echo(f"the identity is {store.place(joined.host, 'identity.json')}; it renews by itself", err=True)
-    click.echo("next: tower-agent run (where it runs already: restart it)", err=True)
+    again = shlex.join(["tower-agent", "run", *flags])
+    running = "where it runs: a new host is served within seconds, one that it had after a restart"
+    click.echo(f"next: {again} ({running})", err=True)
     return joined

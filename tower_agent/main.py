@@ -97,6 +97,19 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
     )
 
 
+def _again(file: Path | None, flags: dict[str, Any]) -> list[str]:
+    """The words of this command line that the next command needs too; a proxy's password is not among them."""
+    chosen = file or click.get_current_context().find_object(Path)
+    words = ["--config", str(chosen)] if chosen is not None else []
+    for name in _WAY:
+        option, value = f"--{name.replace('_', '-')}", flags.get(name)
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif value is not None:
+            words += [option, "URL" if "@" in str(value) and name == "proxy" else str(value)]
+    return words
+
+
 def _key(name: str) -> str:
     """The configuration's key for a parameter of a command."""
     for section in ("log", "kubesphere_v1"):
@@ -144,11 +157,12 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
     from tower_agent.token import read_token_file, read_token_input
 
     token = read_token_input() if config.token_file is None else read_token_file(config.token_file)
+    again = _again(file, flags)
 
     async def main(_process: Process) -> int:
         from tower_agent.join import join_host
 
-        await join_host(config, token, wait=seconds)
+        await join_host(config, token, wait=seconds, flags=again)
         return 0
 
     return run(main, name=PROGRAM)

@@ -20,4 +20,4 @@ def print_join(join: Object, *, output: str, document: Object) -> None:
         often = "once" if uses == 1 else f"{uses} times"
         say(f"Run this in the member within {times.until(join.get('expires'))} ({often}; it is not shown again):")
         click.echo(join.get("command"))
-        say("and then start the agent there: tower-agent run")
+        say("and then start the agent there, with the same flags if you add any: tower-agent run")

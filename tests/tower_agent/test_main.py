@@ -8,6 +8,7 @@ import json
 import signal
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -15,7 +16,7 @@ from tests.tower_agent.caller import Caller
 from tests.tower_agent.commands import command, running
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import new_tower, serving_tower
-from tower_agent.main import run_line
+from tower_agent.main import _again, run_line
 
 pytestmark = pytest.mark.slow  # many processes
 
@@ -36,7 +37,7 @@ async def test_join_then_run_then_stop(make_member: MakeMember, tmp_path: Path) 
         assert code == 0, err
         assert out == ""
         assert "joined host east as agent a1 of cluster edge" in err
-        assert "next: tower-agent run" in err
+        assert f"next: tower-agent run --config {config} " in err
         assert token.secret not in err
 
         async with running(tmp_path / "log", "run", "--config", config) as agent:
@@ -163,3 +164,10 @@ def test_policy_version_and_completion(capsys: pytest.CaptureFixture[str]) -> No
     assert json.loads(capsys.readouterr().out)["kind"] == "Version"
     assert run_line(["completion", "zsh"]) == 0
     assert "_TOWER_AGENT_COMPLETE" in capsys.readouterr().out
+
+
+def test_what_the_next_command_needs_is_said_without_a_proxys_password() -> None:
+    given = {"state_dir": Path("/s"), "kubeconfig": Path("/k"), "context": None, "insecure_transport": True}
+    with click.Context(click.Command("join")):
+        assert _again(None, given) == ["--state-dir", "/s", "--kubeconfig", "/k", "--insecure-transport"]
+        assert _again(Path("/c"), {"proxy": "http://u:hidden@p:1"}) == ["--config", "/c", "--proxy", "URL"]

@@ -92,12 +92,12 @@ def _config(
 
     client = ctl.client()
     if embed:
-        from daemon.units import format_age
+        from towerctl import times
         from towerctl.issue import issue
 
         issued = issue(client, cluster, user=user, groups=groups, ttl=ttl)
         connection = _connection(issued.answer)
-        left = format_age(issued.not_after - _now())
+        left = times.until(times.rfc3339(issued.not_after))
         say(f"The file is as secret as a password and good for {left}; `{PROGRAM} revoke caller` ends it earlier.")
         return files.embedded(connection, name=name, chain_pem=issued.chain_pem, key_pem=issued.key_pem)
     connection = _connection(_get_connection(client, cluster))
@@ -126,12 +126,6 @@ def _connection(answer: Object) -> Connection:
     if not (isinstance(server, str) and isinstance(name, str) and isinstance(authority, str)):
         raise not_understood("a connection without server, tls_server_name or ca")
     return Connection(server=server, tls_server_name=name, ca_pem=authority.encode())
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
 
 
 def plugin_command() -> str:

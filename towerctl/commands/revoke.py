@@ -12,6 +12,7 @@ from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command, KindGroup
 from towerctl.output import Object, output_option, print_document, say
 from towerctl.types import Cluster, Existing, Listed, User
+from towerctl.words import PROGRAM
 
 _OUTPUT: Final = output_option("table", "json", "yaml", "name")
 
@@ -74,6 +75,7 @@ def caller(ctl: Ctl, user: str, output: str) -> None:
     """Revoke every certificate that was issued to USER so far, in all clusters of this host."""
     answer = ctl.client().post(path_of("callers", user, "revoke"))
     _print(answer, output, f"caller/{user}", f"caller {user} revoked: certificates issued until now are refused")
+    say(f"Whoever may go on: `{PROGRAM} credential CLUSTER --refresh`, or a new `{PROGRAM} kubeconfig --embed`.")
 
 
 @click.command("certificate", cls=Command)

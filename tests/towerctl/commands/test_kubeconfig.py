@@ -62,7 +62,9 @@ def test_an_embedded_certificate_is_the_hosts_admin_for_a_day(live: Shell, clust
 
 
 def test_the_lifetime_of_an_embedded_certificate_can_be_chosen(live: Shell, cluster: str) -> None:
-    _, user = read(live.ok("kubeconfig", cluster, "--embed", "--ttl", "90m"))
+    ran = live("kubeconfig", cluster, "--embed", "--ttl", "90m")
+    assert "good for 90m" in ran.err
+    _, user = read(ran.out)
     left = certificate(user).not_valid_after_utc - datetime.now(UTC)
     assert timedelta(minutes=88) < left <= timedelta(minutes=91)
 
