@@ -17,7 +17,7 @@ from daemon.kube.client import Client
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
 from tower_server.clusters import Clusters
-from tower_server.config import ServerConfig
+from tower_server.config import ServerConfig, url_host
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.controller import Controller
 from tower_server.controller.desired import Replica
@@ -39,6 +39,7 @@ from tower_server.records import KUBERNETES, KUBESPHERE
 from tower_server.replicas.directory import Peer
 from tower_server.replicas.replicas import Replicas
 from tower_server.revocations import Revocations
+from tower_server.servercert import own_names
 from tower_server.store.base import Store
 from tower_server.tunnels import TunnelRegistry
 
@@ -120,6 +121,7 @@ class HostController:
         self._clusters = clusters
         self._client = client
         self._namespace = config.store.namespace
+        self._own_names = frozenset(own_names(url_host(config.public_url or "")))
         self._name = name
         self._metrics = metrics
         self._authority = authority
@@ -199,6 +201,7 @@ class HostController:
             namespace=self._namespace,
             twins=Twins(poke),
             membership=Membership(errands=self._errands, registry=self._records),
+            own_names=self._own_names,
         )
 
 

@@ -102,6 +102,8 @@ class Reconciler:
     twins: Twins
     membership: Membership | None = None
     """None: members are not looked into."""
+    own_names: frozenset[str] = frozenset()
+    """Of the tower's servers, which no cluster's certificate carries."""
 
     def begin(self, names: Iterable[str]) -> None:
         """Before the first reconcile of a term: who is whose twin has to be known of all at once."""
@@ -344,8 +346,18 @@ class Reconciler:
     async def _names(self, name: str, outcome: Outcome, record: Cluster) -> None:
         """What callers may reach the cluster by stands in its certificate from its next renewal on."""
         inside = f"{service_name(name)}.{self.namespace}"
-        names = [inside, f"{inside}.svc", outcome.address, outcome.external_address]
+        names = [inside, f"{inside}.svc", outcome.address]
+        if outcome.external_address and not self._of_others(outcome.external_address.lower(), name):
+            names.append(outcome.external_address)
         await self.registry.name_services(record, tuple(dict.fromkeys(_that_certificates_hold(names, cluster=name))))
+
+    def _of_others(self, published: str, name: str) -> bool:
+        """Whether that is the tower's own name or another cluster's, for which this one's agents could pass with it:
+        what a load balancer says of itself may be written by who may not add clusters."""
+        others = (other for other in self.registry.known.values() if other.name != name)
+        return published in self.own_names or any(
+            published == each.lower() for other in others for each in other.certificate_names
+        )
 
     def _alone(self, name: str, outcome: Outcome, sight: Sight | None) -> Outcome:
         others = self.twins.note(name, sight.uid if sight is not None else "")

@@ -137,6 +137,7 @@ class Host:
                 revocations=lambda: None,
                 namespace=NAMESPACE,
                 twins=Twins(poke),
+                own_names=frozenset({"tower.example.com"}),
             )
 
         self.counts = Counts()

@@ -326,6 +326,19 @@ async def test_external_access_publishes_the_apiserver_alone_and_follows_its_add
         assert found["spec"]["connection"]["externalKubernetesAPIEndpoint"] == "https://203.0.113.7:6443"
         await lab.settled(controller)
         assert "203.0.113.7" in (await records(lab.store))["edge-1"]["service_names"]
+        await lab.create("edge-2", external=True)  # whoever may write what a Service says of itself
+        for taken in ("203.0.113.7", "tower.example.com"):
+            name = "hostname" if taken.endswith("com") else "ip"
+            await lab.service("mc-edge-2-external")
+            status = {"status": {"loadBalancer": {"ingress": [{name: taken}]}}}
+            await lab.edit(SERVICES, "mc-edge-2-external", status, subresource="status")
+            await lab.cluster(
+                "edge-2",
+                lambda found, at=taken: at in str(found["spec"]["connection"].get("externalKubernetesAPIEndpoint")),
+                "published",
+            )
+            await lab.settled(controller)
+            assert taken not in (await records(lab.store))["edge-2"]["service_names"], "it is another's"
         await lab.edit(CLUSTERS, "edge-1", {"spec": {"externalKubeAPIEnabled": False}})
 
         async def gone() -> bool:
