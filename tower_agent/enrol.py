@@ -24,6 +24,7 @@ from daemon.faults import FAULTS, TowerError, of_cluster
 from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.hops import DialError
+from protocol.frames import printable
 from tower_agent.faultof import certs_fault, dial_fault
 from tower_agent.http import Answer, fetch
 from tower_agent.wayout import WayOut
@@ -177,8 +178,8 @@ def refusal_of(answer: Answer, what: str) -> TowerError:
         mend = document.get("mend")
         return TowerError(
             document["code"],
-            f"{what}: {str(document.get('message'))[:500]}",
-            mend=mend[:500] if isinstance(mend, str) and mend else None,
+            f"{what}: {printable(str(document.get('message'))[:500])}",
+            mend=printable(mend[:500]) if isinstance(mend, str) and mend else None,
             retry_after=retry_after,
         )
     return TowerError("TWR224", f"{what}: {answer.text()}", retry_after=retry_after)

@@ -17,6 +17,7 @@ from daemon.kube.connection import Connection, Cut
 from protocol import defaults
 from protocol.aio.hops import DialError, OnHop
 from protocol.aio.proxydial import DialTarget, certificate_chain, open_connection
+from protocol.frames import printable
 
 MAX_ANSWER_BYTES: Final = 4 * defaults.MIB
 Header = tuple[str, str]
@@ -37,7 +38,7 @@ class Answer:
 
     def text(self, limit: int = 200) -> str:
         """The body's beginning on one line, for messages."""
-        return " ".join(self.body[:limit].decode("utf-8", "replace").split())
+        return printable(" ".join(self.body[:limit].decode("utf-8", "replace").split()))
 
 
 async def fetch(

@@ -54,8 +54,8 @@ class Gate:
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
     def admit_new(self, hello: Hello, identity: AgentIdentity, since: float) -> None:
-        """A server that stops takes its own tunnels back, and no new ones; an agent must be good still, and may not have
-        them without number."""
+        """A server that stops takes its own tunnels back, and no new ones; an agent must be good still, and may not
+        have them without number."""
         goes_at = self._goes_at()
         if goes_at is not None:
             left = max(0.0, goes_at - self._loop.time())

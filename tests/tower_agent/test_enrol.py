@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from certs.identity_files import DirectoryIdentityStore
 from certs.revocation import list_age
 from daemon.faults import TowerError
 from tests.tower_agent.tower import Tower, new_tower, serving_tower, state_dir
-from tower_agent.enrol import Enrolment
+from tower_agent.enrol import Enrolment, refusal_of
+from tower_agent.http import Answer
 from tower_agent.wayout import WayOut
+
+STEERING = "\x1b]0;owned\x07\x9b2J\u202e"
 
 
 async def join(tower: Tower, folder: Path, token: str | None = None, *, wait: float = 5.0) -> Enrolment:
@@ -88,6 +92,14 @@ async def test_the_servers_own_words_reach_the_person(tmp_path: Path) -> None:
     assert "no such token" in error.message
     assert error.mend == f"ask for another: `towerctl create token {token.cluster}`"
     assert token.secret not in str(error)
+
+
+@pytest.mark.parametrize("body", [{"code": "TWR204", "message": STEERING, "mend": STEERING}, STEERING])
+def test_no_word_of_a_server_steers_the_terminal_of_who_joins(body: object) -> None:
+    raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    error = refusal_of(Answer(400, {}, raw), "the server answered 400")
+    assert f"{error.message}{error.mend}".isprintable()
+    assert "]0;owned" in error.message
 
 
 @pytest.mark.asyncio
