@@ -36,6 +36,7 @@ PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
 PIECE_BYTES: Final = 64 * defaults.KIB  # that pass through OpenSSL's memory at a time
 NOTHING: Final = memoryview(b"")
 RECORD_BYTES: Final = 16 * defaults.KIB  # of plaintext in one TLS record, at most
+SEALED_BYTES: Final = RECORD_BYTES + 256 + 5  # of a record as it is sent, at most (RFC 8446 §5.2)
 
 
 class AppProtocol(Protocol):
@@ -257,9 +258,10 @@ class TlsPump(asyncio.Transport):
                 # A read gives one record; there is always room for a whole one, so that nothing decrypted stays behind
                 # in the TLS object.
                 while filled <= PLAIN_BUFFER_BYTES - RECORD_BYTES:
-                    if rest and not incoming.pending:
-                        incoming.write(rest[:PIECE_BYTES])
-                        rest = rest[PIECE_BYTES:]
+                    # In time for the next record to be whole: reading half of one costs an exception.
+                    if rest and (left := incoming.pending) < SEALED_BYTES:
+                        incoming.write(rest[: PIECE_BYTES - left])
+                        rest = rest[PIECE_BYTES - left :]
                     try:
                         count = self._read(PLAIN_BUFFER_BYTES - filled, plain[filled:] if filled else plain)
                     except ssl.SSLWantReadError:
