@@ -34,11 +34,11 @@ def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     sync_directory(path.parent)
 
 
-def intruder(directory: Path, *, sticky: bool = False) -> str:
+def intruder(directory: Path, *, public: bool = False) -> str:
     """Who else could put files into `directory` or put another in its place, for a sentence; empty for nobody.
 
-    What lies in a directory that all may write (/tmp) is trusted where root or this user made it. With `sticky` the
-    directory itself may be such a one, if it lets nobody touch the files of others. A group of this process may write.
+    What lies in a directory that all may write (/tmp) is trusted where root or this user made it. With `public` the
+    directory itself may be such a one, as a pod's own volumes are. A group of this process may write.
     """
     trusted, groups = (0, os.geteuid()), (0, os.getegid(), *os.getgroups())
     shared = False
@@ -48,7 +48,7 @@ def intruder(directory: Path, *, sticky: bool = False) -> str:
         if found.st_uid not in trusted and (shared or last):
             return f"{place} belongs to uid {found.st_uid}, who may put other files there"
         shared = bool(found.st_mode & stat.S_IWOTH)
-        if last and not (sticky and found.st_mode & stat.S_ISVTX):
+        if last and not public:
             if shared:
                 return f"{place} may be written by everybody (mode {stat.S_IMODE(found.st_mode):04o})"
             if found.st_mode & stat.S_IWGRP and found.st_gid not in groups:

@@ -107,12 +107,12 @@ def bind_private(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        who = intruder(path.parent, sticky=True)
+        who = intruder(path.parent, public=True)
         if who:
             raise TowerError(
                 "TWR103",
                 f"another user could answer at the admin socket {path} in this server's place: {who}",
-                mend="set admin_socket to a path in a directory that only root or this user may write",
+                mend="set admin_socket to a path in a directory of root's or of this user",
             )
         _clear(path)
         before = os.umask(0o177)

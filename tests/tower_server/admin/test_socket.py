@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -27,14 +28,28 @@ async def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path):
         assert (await admin(server, "GET", "/v1/info")).status == 200
 
 
-async def test_it_is_not_made_where_another_user_could_answer_in_its_place(tmp_path):
-    tmp_path.chmod(0o777)
-    with pytest.raises(TowerError, match="may be written by everybody") as caught:
-        bind_private(tmp_path / "admin.sock")
-    assert (caught.value.code, list(tmp_path.iterdir())) == ("TWR103", [])
+async def test_it_is_not_made_where_another_user_could_answer_in_its_place(tmp_path, monkeypatch):
+    somebody = os.geteuid() + 4711
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    real = Path.stat
+
+    def of_somebody(path, **more):
+        fields = list(real(path, **more))
+        fields[4] = somebody if path == planted else fields[4]
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", of_somebody)
+    with pytest.raises(TowerError, match=f"in this server's place: {planted} belongs to uid {somebody}") as caught:
+        bind_private(planted / "admin.sock")
+    assert (caught.value.code, list(planted.iterdir())) == ("TWR103", [])
     assert "admin_socket" in caught.value.mend
-    tmp_path.chmod(0o1777)  # as /tmp: nobody takes away what is another's
+
+
+async def test_a_volume_of_a_pod_will_do(tmp_path):
+    tmp_path.chmod(0o2777)  # what a kubelet makes: everybody in the pod may write
     bind_private(tmp_path / "admin.sock").close()
+    assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600
 
 
 async def test_a_living_server_keeps_its_socket(tmp_path):
