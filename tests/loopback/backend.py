@@ -5,7 +5,8 @@ writes every request's head and the certificate of its connection into FOLDER/re
 what the path says: `/watch` a line every `TICK` seconds for ever, `/hang` nothing, `/bytes/N` N bytes, `/cut` half an
 answer, `/late` one after a second, `/echo` a protocol that says everything back (by an upgrade). `/api/v1/ticks` is a
 resource of which a version comes into being every `TICK` seconds; `?watch=true&resourceVersion=N` tells those after N.
-While FOLDER/unready exists, /readyz is 500.
+While FOLDER/unready exists, /readyz is 500. Tokens of the account are TOKEN and those that begin with it and a dot, but
+for what FOLDER/revoked names.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Backend:
         certificate: str | None,
     ) -> None:
         path = first[1].partition("?")[0]
-        if certificate is None and headers.get("authorization") != f"Bearer {TOKEN}":
+        if certificate is None and not self._is_account(headers.get("authorization", "")):
             document = {"kind": "Status", "status": "Failure", "reason": "Unauthorized", "code": 401}
             await self._say(writer, "401 Unauthorized", document)
         elif path == "/readyz":
@@ -115,6 +116,11 @@ class Backend:
             raise ConnectionResetError
         else:
             await self._say(writer, "200 OK", FACTS.get(path, {"kind": "Answer", "path": path}))
+
+    def _is_account(self, authorization: str) -> bool:
+        token, revoked = authorization.removeprefix("Bearer "), self._folder / "revoked"
+        known = token == TOKEN or token.startswith(f"{TOKEN}.")
+        return known and not (revoked.exists() and token in revoked.read_text().split())
 
     @staticmethod
     async def _ticks(writer: asyncio.StreamWriter, after: str) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback import forgery
-from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels, watching
+from tests.loopback.backend import TOKEN
+from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels
+from tests.loopback.load import loading
 from tests.loopback.member import BackendMember
 
 pytestmark = pytest.mark.slow
@@ -24,12 +27,26 @@ DAY = 86400.0
 
 
 @pytest.fixture(scope="module")
-def tower(member: BackendMember) -> Iterator[TowerWorld]:
-    """A tower whose agents' certificates live seconds; its agents are revoked and its server stopped at will."""
-    constants = {"AGENT_IDENTITY_DAYS": LIFE / DAY, "CERTIFICATE_BACKDATE": 0.0, "BACKOFF_MAX": 1.0}
-    constants |= {"certs.ca.MIN_TTL": 1.0}
+def token() -> Iterator[Path]:
+    """The file of the ServiceAccount's token, as a kubelet writes it."""
+    with tempfile.TemporaryDirectory(prefix="twr-") as folder:
+        made = Path(folder) / "token"
+        made.write_text(f"{TOKEN}.1")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tower(member: BackendMember, token: Path) -> Iterator[TowerWorld]:
+    """A tower whose certificates live seconds; its agents are revoked and its server stopped at will."""
+    constants = {"AGENT_IDENTITY_DAYS": LIFE / DAY, "SERVER_CERTIFICATE_DAYS": LIFE / DAY, "CERTIFICATE_BACKDATE": 0.0}
+    constants |= {"certs.ca.MIN_TTL": 1.0, "BACKOFF_MAX": 1.0, "daemon.kube.access.TOKEN_REREAD": 0.5}
+    constants |= {"tower_server.housekeeping.EVERY": 0.5}
+    config = yaml.safe_load(member.by_token.read_text())
+    config["users"][0]["user"] = {"tokenFile": str(token)}
+    credential = token.with_name("kubeconfig")
+    credential.write_text(yaml.safe_dump(config))
     with tempfile.TemporaryDirectory(prefix="twr-") as folder, TowerWorld(Path(folder), constants=constants) as world:
-        world.join(NAME, member, credential=member.by_token)
+        world.join(NAME, member, credential=credential)
         yield world
 
 
@@ -38,21 +55,38 @@ def caller(tower: TowerWorld) -> Caller:
     return Caller(tower.kubeconfig(NAME))
 
 
-def test_certificates_renew_through_the_tunnel_while_a_stream_runs(tower: TowerWorld, caller: Caller) -> None:
+def test_every_credential_changes_under_load_and_nobody_notices(
+    tower: TowerWorld, caller: Caller, member: BackendMember, token: Path
+) -> None:
+    """Identity, serving certificate, the server's certificate and the ServiceAccount's token, all at least once."""
     before, tunnel = forgery.identity_of(tower, NAME), tunnels(tower, NAME)
-    agent = tower.members[NAME].agent
+    agent, server = tower.members[NAME].agent, tower.server
     renewed = 'tower_certificate_renewals_total{kind="identity",result="ok"}'
-    with watching(caller) as goes_on, logs(agent.log, "identity-renewed"), logs(tower.server.log, "renewed", NAME):
+    with (
+        loading(caller, "ask_on", "watch") as load,
+        logs(agent.log, "identity-renewed"),
+        logs(server.log, "renewed", NAME),
+        logs(server.log, "server-certificate-renewed"),
+    ):
         start = metrics(tower, NAME).get(renewed, 0.0)
+        token.write_text(f"{TOKEN}.2")
+        wait_until(lambda: _shown(member) == f"Bearer {TOKEN}.2", "the agent shows its new token", BACK)
+        (member.folder / "revoked").write_text(f"{TOKEN}.1")
         wait_until(lambda: metrics(tower, NAME).get(renewed, 0.0) >= start + 2, "two renewals", 4 * LIFE)
-        goes_on()
         after = forgery.identity_of(tower, NAME)
         assert after.chain_pem != before.chain_pem
         assert after.serving_chain_pem != before.serving_chain_pem
         assert caller.ask("/renewed").status == 200  # under the new serving certificate
-        goes_on()
+        load.more()
+    load.check()
+    assert load.watches == 1
     assert tunnels(tower, NAME) == tunnel
     assert tower.cluster(NAME)["state"] == "Connected"
+
+
+def _shown(member: BackendMember) -> str:
+    """The credential of the newest request of the load."""
+    return member.seen("GET /on ")[-1].values("authorization")[0]
 
 
 def test_an_agent_whose_identity_has_expired_only_renews_and_is_then_back(tower: TowerWorld, caller: Caller) -> None:
