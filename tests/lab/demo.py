@@ -32,8 +32,8 @@ POD = "greeter"
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell starts what runs behind it without SIGINT
+        signal.signal(number, _interrupt)
     own = os.environ.get("MEMBER_KUBECONFIG", "")
     once = os.environ.get("ONCE", "") not in ("", "0")
     try:

@@ -28,3 +28,20 @@ def test_a_kubeconfig_that_is_not_there_is_no_fault_of_a_busy_machine(tmp_path: 
     assert done.returncode == 1
     assert "no such file; name the kubeconfig of the member to use" in done.stderr
     assert "busy" not in done.stderr
+
+
+BEHIND = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from tests.lab import demo
+demo.demo = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT) or 0
+sys.exit(demo.main())
+"""
+
+
+@pytest.mark.slow
+def test_it_is_ended_by_sigint_also_where_a_shell_started_it_behind_itself() -> None:
+    environment = os.environ | {"ONCE": "1", "MEMBER_KUBECONFIG": ""}
+    done = subprocess.run([sys.executable, "-c", BEHIND], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "nothing is left behind" in done.stderr
