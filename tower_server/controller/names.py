@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from daemon.kube.resources import Object
+
 MANAGER: Final = "tower-controller"
 SLICES_BY: Final = "tower-controller.tower.kubesphere.io"
 DOMAIN: Final = "tower.kubesphere.io"
@@ -43,3 +45,8 @@ def labels(cluster: str) -> dict[str, str]:
         "app.kubernetes.io/managed-by": MANAGER,
         CLUSTER_LABEL: cluster,
     }
+
+
+def is_of(held: Object, cluster: str) -> bool:
+    """Whether an object was made for that cluster."""
+    return (held["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == cluster

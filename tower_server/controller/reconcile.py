@@ -1,21 +1,19 @@
 """One cluster made true: from what is asked for and what is there to what should be there. Level-triggered.
 
 Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
-What ends is looked at where it is stored, since the copies of the watches lag, each in its own way.
+What ends is the business of `ending`.
 The order is that of need: the port and the Service carry callers, so they come first; then what others read of it (our
 Member's status, the Cluster resource). Nothing waits for a write to the Cluster: a webhook may refuse it for as long as
 a member is down, and then a condition of our own says which one does. Nothing here waits for the member: what is to be
-done there is an errand's, and a cluster that goes gives it a moment to say farewell.
+done there is an errand's.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from certs.ca import Authority
 from certs.errors import IssueRefused
@@ -24,7 +22,6 @@ from certs.names import check_serving_name, member_name
 from certs.peers import rfc3339
 from certs.revocation import RevocationList
 from daemon.faults import TowerError, fault
-from daemon.kube.client import Client
 from daemon.kube.errors import Conflict, KubeError, NotFound
 from daemon.kube.resources import (
     CLUSTERS,
@@ -35,14 +32,13 @@ from daemon.kube.resources import (
     Object,
     Resource,
 )
-from daemon.log import get_logger
 from tower_server.controller import desired, kubeconfig
-from tower_server.controller.conditions import Condition, find, merged
-from tower_server.controller.events import Events, transitions
-from tower_server.controller.facts import Facts, Sight
-from tower_server.controller.membership import Membership, withheld
-from tower_server.controller.names import CLUSTER_LABEL, FINALIZER, external_name, service_name
-from tower_server.controller.registry import Registry
+from tower_server.controller.conditions import Condition, merged
+from tower_server.controller.ending import Ending
+from tower_server.controller.events import transitions
+from tower_server.controller.facts import Sight
+from tower_server.controller.membership import withheld
+from tower_server.controller.names import FINALIZER, external_name, is_of, service_name
 from tower_server.controller.status import (
     Mirror,
     Outcome,
@@ -51,31 +47,14 @@ from tower_server.controller.status import (
     member_status,
     mirrored,
     problem_of,
+    refused,
     troubled,
 )
-from tower_server.controller.twins import Twins
-from tower_server.controller.wanted import Problem, Wanted, read_wanted
-from tower_server.controller.writer import Deposed, Writer
+from tower_server.controller.wanted import Problem, Wanted
+from tower_server.controller.writer import Deposed
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 
 LOOK_AGAIN: Final = 6 * 3600.0  # a date is looked at anew, should the clock have been set meanwhile
-BRIEF: Final = 1.0  # seconds: what was read so lately need not be read again
-_WEBHOOK: Final = re.compile(r'webhook "([^"]+)"')
-
-log = get_logger(__name__)
-
-
-class View(Protocol):
-    """What the watches have brought of the host's objects: read without asking, at most a moment old."""
-
-    def get(self, resource: Resource, name: str) -> Object | None: ...
-
-    def of_service(self, resource: Resource, service: str) -> list[Object]:
-        """The slices of a Service, whoever made them."""
-
-    @property
-    def hosted_as(self) -> str:
-        """The name of the host's own Cluster, where KubeSphere has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +66,12 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reconciler:
-    """Everything that one reconcile needs; it keeps nothing between two but the twins."""
+class Reconciler(Ending):
+    """Everything that one reconcile needs."""
 
-    client: Client
-    registry: Registry
-    view: View
-    writer: Writer
-    events: Events
-    facts: Facts
     authority: Authority
     revocations: Callable[[], RevocationList | None]
     namespace: str
-    twins: Twins
-    membership: Membership | None = None
-    """None: members are not looked into."""
     own_names: frozenset[str] = frozenset()
     """Of the tower's servers, which no cluster's certificate carries."""
 
@@ -115,28 +85,39 @@ class Reconciler:
         """Raises Deposed when this server no longer leads, TowerError for what is tried again."""
         await self.registry.finish(name)
         resource, record = self.view.get(CLUSTERS, name), await self.registry.get(name)
-        if self._ends(resource, record) or (record is None and self._stands(name)):
+        if self.ends(resource, record) or (record is None and self.stands(name)):
             return await self._settle(name)
         return await self._follow(name, resource, record)
 
     async def _follow(self, name: str, resource: Object | None, record: Cluster | None) -> Again:
         """What is asked for is there, or nothing is."""
-        wanted = self._read(resource)
+        wanted = self.read(resource)
         if wanted is None or not (wanted.proxied and wanted.usable):
             again = Again()
             if record is not None:  # added by hand, or kept: a resource that asks for something else is none of ours
                 again = await self._serve(name, None, None, record)
             elif wanted is not None and wanted.proxied:
                 return await self._tell(resource, Outcome(problems=wanted.problems), None)
-            await self._let_go(resource, wanted)
+            await self.let_go(resource, wanted)
             return again
         record = await self.registry.follow(name, resource=wanted.uid)
         if record.resource != wanted.uid:
             return await self._settle(name)
         return await self._serve(name, resource, wanted, record)
 
-    def _read(self, resource: Object | None) -> Wanted | None:
-        return read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
+    async def _settle(self, name: str) -> Again:
+        """What seems to be over: ended where it is, followed as what it has become where not."""
+        resource, record = await self.settle(name)
+        wanted = self.read(resource)
+        leaves = wanted is not None and self.leaves(wanted)
+        proxied = wanted is not None and not leaves and wanted.proxied and wanted.usable
+        if wanted is not None and proxied and record is not None and not record.resource:
+            record = await self.registry.adopt(record, resource=wanted.uid)
+        if proxied or (record is not None and not leaves):
+            return await self._follow(name, resource, record)
+        if record is None:
+            await self.take_away(name)  # one that was added by hand, or is kept, outlives this resource
+        return Again(failed=not await self.let_go(resource, wanted))
 
     async def failed(self, name: str, error: Exception) -> None:
         """The cluster's work fails again and again: said where people look for it, once for each kind of failure. What
@@ -161,98 +142,6 @@ class Reconciler:
             body = {**member, "status": {**(status or {}), "conditions": listed}}
             await self.writer.replace(MEMBERS, body, subresource="status")
         await self.events.tell(about, worth)
-
-    # ---- whether it ends ----------------------------------------------------------------------------------------
-
-    def _ends(self, resource: Object | None, record: Cluster | None) -> bool:
-        """Whether its resource goes, or a record has outlived what it was made for."""
-        wanted = self._read(resource)
-        if wanted is not None and self._leaves(wanted):
-            return True
-        if record is None or not record.resource:
-            return False
-        return wanted is None or not (wanted.proxied and wanted.usable and wanted.uid == record.resource)
-
-    def _stands(self, name: str) -> bool:
-        """Whether a Service or a slice of that cluster is there."""
-        return any(
-            _is_ours(each, name)
-            for service in (service_name(name), external_name(name))
-            for each in (self.view.get(SERVICES, service), *self.view.of_service(ENDPOINT_SLICES, service))
-            if each is not None
-        )
-
-    async def _settle(self, name: str) -> Again:
-        """By the copies it is over, or has become another's. They lag, each in its own way: nothing is taken away or
-        over on their word alone, so the apiserver is asked, and again after the farewell, which may have taken long."""
-        resource, record = await self._truth(name)
-        if record is not None and self.membership is not None and await self._is_over(resource, record):
-            began = time.monotonic()
-            await self._farewell(self.membership, record, resource)
-            if time.monotonic() - began > BRIEF:
-                resource, record = await self._truth(name)
-        wanted = self._read(resource)
-        leaves = wanted is not None and self._leaves(wanted)
-        if record is not None and record.resource and self._ends(resource, record):
-            if await self._is_over(resource, record):
-                self.writer.fence()
-                await self.registry.delete(record)
-                record = None
-            else:
-                record = await self._keep(record)
-        proxied = wanted is not None and not leaves and wanted.proxied and wanted.usable
-        if wanted is not None and proxied and record is not None and not record.resource:
-            record = await self.registry.adopt(record, resource=wanted.uid)
-        if proxied or (record is not None and not leaves):
-            return await self._follow(name, resource, record)
-        if record is None:
-            await self._take_away(name)  # one that was added by hand, or is kept, outlives this resource
-        return await self._let_go(resource, wanted)
-
-    async def _truth(self, name: str) -> tuple[Object | None, Cluster | None]:
-        """Resource and record as they are stored. What is not served is not there, and says nothing of its end."""
-        try:
-            resource: Object | None = await self.client.get(CLUSTERS, name)
-        except NotFound:
-            resource = None
-        return resource, await self.registry.read(name)
-
-    async def _is_over(self, resource: Object | None, record: Cluster) -> bool:
-        """Whether its end was asked for: not where its resource goes, or has gone, with the kind of all of them."""
-        if not record.resource or not self._ends(resource, record):
-            return False
-        wanted = self._read(resource)
-        if wanted is not None and not wanted.deleting:
-            return True  # of another type by now
-        return not await self._kind_leaves()
-
-    async def _kind_leaves(self) -> bool:
-        """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
-        status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
-        if status not in (200, 404):
-            raise TowerError("TWR114", f"the apiserver answered {status} to what kinds it serves")
-        served = json.loads(body).get("resources", ()) if status == 200 else ()
-        return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
-
-    async def _keep(self, record: Cluster) -> Cluster:
-        """A cluster whose resource goes with its kind: nobody has asked for its end. It stands as one that was added by
-        hand, and a resource of its name takes it over again."""
-        self.writer.fence()
-        kept = await self.registry.release(record)
-        text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
-        mend = "install the CRD and make its Cluster again, or `towerctl delete cluster` it"
-        log.warning("cluster-kept", cluster=record.name, text=text)
-        member = self.view.get(MEMBERS, record.name)
-        if member is not None:
-            await self.events.tell(
-                member, [Condition("ResourceWritable", "False", "ClusterKindDeleted", f"{text}; {mend}")]
-            )
-        return kept
-
-    @staticmethod
-    def _leaves(wanted: Wanted) -> bool:
-        """Deleted, and nobody else needs the way to the member any more: others' finalizers work through the tunnel."""
-        return wanted.deleting and not [each for each in wanted.finalizers if each != FINALIZER]
 
     # ---- a cluster that is wanted -------------------------------------------------------------------------------
 
@@ -318,13 +207,13 @@ class Reconciler:
 
     async def _external(self, name: str, outcome: Outcome, wanted: Wanted | None) -> Outcome:
         held = self.view.get(SERVICES, external_name(name))
-        published = held is not None and _is_ours(held, name)
+        published = held is not None and is_of(held, name)
         if wanted is None and published and held is not None:  # nobody says anything of it now: it stays as it was
             await self._slices(external_name(name), name, _of_apiserver(outcome))
             return replace(outcome, external=True, external_address=_published(held))
         if wanted is None or not wanted.external:
             if published:
-                await self._take_service(name, external_name(name))
+                await self.take_service(name, external_name(name))
             return outcome
         only = desired.external_service(name, outcome.ports, namespace=self.namespace, annotations=wanted.annotations)
         found = await self._ensure(SERVICES, only)
@@ -406,7 +295,7 @@ class Reconciler:
         except (Conflict, NotFound):
             raise
         except KubeError as error:
-            return outcome.with_problem(_refused(error)), Again(failed=True)
+            return outcome.with_problem(refused(error)), Again(failed=True)
         if not usable:
             await self.events.tell(stored, transitions(held, mirror.conditions))
         return outcome, again
@@ -442,60 +331,6 @@ class Reconciler:
         listed = (held or {}).get("conditions")
         await self.events.tell(about, transitions(listed, conditions(outcome, sight, held=listed)))
 
-    # ---- a cluster that goes ------------------------------------------------------------------------------------
-
-    async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
-        status = (self.view.get(MEMBERS, record.name) or {}).get("status") or {}
-        marked = (find(status.get("conditions"), "Accepted") or {}).get("status") == "True"
-        sight = self.facts.sight(record.name)
-        left = await membership.farewell(record, sight, hosted_as=self.view.hosted_as, marked=marked)
-        if left:
-            log.warning("left-in-member", cluster=record.name, text=left)
-            if about is not None:
-                await self.events.tell(about, [Condition("Removed", "False", "LeftInMember", left)])
-
-    async def _take_away(self, name: str) -> None:
-        """What was made for it. What no watch has told of yet comes back here once it is told of."""
-        self.twins.note(name, "")
-        for service in (service_name(name), external_name(name)):
-            await self._take_service(name, service)
-
-    async def _take_service(self, name: str, service: str) -> None:
-        """One of its Services with all its slices; without a Service of ours, the slices that are ours."""
-        held = self.view.get(SERVICES, service)
-        ours = held is not None and _is_ours(held, name)
-        for each in self.view.of_service(ENDPOINT_SLICES, service):
-            if ours or _is_ours(each, name):
-                await self.writer.delete(ENDPOINT_SLICES, each)
-        if held is not None and ours:
-            await self.writer.delete(SERVICES, held)
-
-    async def _let_go(self, resource: Object | None, wanted: Wanted | None) -> Again:
-        """Our finalizer, last of all: from here on nothing of the cluster is left."""
-        if resource is None or wanted is None or FINALIZER not in wanted.finalizers:
-            return Again()
-        left = [each for each in wanted.finalizers if each != FINALIZER]
-        body = {**resource, "metadata": {**resource["metadata"], "finalizers": left}}
-        try:
-            await self.writer.replace(CLUSTERS, body)
-        except NotFound:
-            return Again()
-        except Conflict:
-            raise
-        except KubeError as error:
-            await self.events.tell(resource, [troubled(_refused(error))])
-            return Again(failed=True)
-        return Again()
-
-
-def _refused(error: KubeError) -> Problem:
-    """A write to the Cluster resource that did not come through, by the name of the webhook where there is one."""
-    named = _WEBHOOK.search(error.message)
-    what = f"the admission webhook {named[1]!r} refuses it" if named else "the apiserver refuses it"
-    text = f"the Cluster resource could not be written: {what}: {error.message}"
-    reason = "WebhookRefused" if named else "WriteRefused"
-    return Problem("ResourceWritable", reason, "TWR122", text, fault("TWR122").mend)
-
 
 def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[str]:
     """A load balancer may be called anything; a name that no certificate of the cluster may carry is left out."""
@@ -504,10 +339,6 @@ def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[s
             yield str(check_serving_name(name, cluster=cluster))
         except IssueRefused:
             continue
-
-
-def _is_ours(held: Object, cluster: str) -> bool:
-    return (held["metadata"].get("labels") or {}).get(CLUSTER_LABEL) == cluster
 
 
 def _of_apiserver(outcome: Outcome) -> Outcome:

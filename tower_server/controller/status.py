@@ -8,11 +8,13 @@ do so, once, until it has been well for a while.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from daemon.faults import TowerError, fault
+from daemon.kube.errors import KubeError
 from daemon.kube.resources import Object
 from tower_server.controller.conditions import Condition, find, merged
 from tower_server.controller.facts import Sight
@@ -34,6 +36,7 @@ MIRRORED: Final = frozenset(
 )
 """The conditions that stand on the Cluster too; `Ready` there is KubeSphere's."""
 FLAPPING: Final = "Flapping"
+_WEBHOOK: Final = re.compile(r'webhook "([^"]+)"')
 _TUNNEL_STATES: Final = frozenset({"NeverConnected", "TunnelDown"})
 
 
@@ -57,6 +60,15 @@ class Outcome:
 
 def problem_of(condition: str, error: TowerError) -> Problem:
     return Problem(condition, error.reason, error.code, error.message, error.mend)
+
+
+def refused(error: KubeError) -> Problem:
+    """A write to the Cluster resource that did not come through, by the name of the webhook where there is one."""
+    named = _WEBHOOK.search(error.message)
+    what = f"the admission webhook {named[1]!r} refuses it" if named else "the apiserver refuses it"
+    text = f"the Cluster resource could not be written: {what}: {error.message}"
+    reason = "WebhookRefused" if named else "WriteRefused"
+    return Problem("ResourceWritable", reason, "TWR122", text, fault("TWR122").mend)
 
 
 def endpoint(scheme: str, address: str, port: int) -> str:

@@ -15,7 +15,7 @@ import yaml
 from daemon.kube.resources import CLUSTERS, ENDPOINTS, EVENTS, SERVICES
 from tests.tower_server.controller.kit import DOWN, NAMESPACE, UP, Host, host, records, running, said, up
 from tower_server.controller.desired import Replica
-from tower_server.controller.names import FINALIZER, LB_ANNOTATIONS
+from tower_server.controller.names import LB_ANNOTATIONS
 from tower_server.records import Cluster
 from tower_server.state import Verdict
 from tower_server.store.base import Kind
@@ -229,53 +229,6 @@ async def test_a_status_edited_by_hand_is_put_right(lab: Host):
         assert kept in found["status"]["conditions"]
 
 
-async def test_deletion_waits_for_those_who_need_the_way_and_then_leaves_nothing(lab: Host):
-    controller = lab.controller()
-    async with running(controller):
-        lab.world.sights["edge-1"] = DOWN  # the member is not needed for any of it
-        await lab.create("edge-1", finalizers=["finalizer.example.com/theirs"])
-        await lab.create("edge-2")
-        await lab.initialised("edge-1")
-        other = await lab.initialised("edge-2")
-        await lab.settled(controller)
-        await lab.client.delete(CLUSTERS, "edge-1")
-        await lab.settled(controller)
-        assert await lab.get(SERVICES, "mc-edge-1") is not None
-        assert "edge-1" in await records(lab.store)
-        left = (await lab.get(CLUSTERS, "edge-1"))["metadata"]["finalizers"]
-        await lab.edit(
-            CLUSTERS, "edge-1", {"metadata": {"finalizers": [each for each in left if "theirs" not in each]}}
-        )
-
-        async def gone() -> bool:
-            return await lab.get(CLUSTERS, "edge-1") is None
-
-        await lab.until("the Cluster is gone", gone)
-        assert await lab.get(SERVICES, "mc-edge-1") is None
-        assert await lab.slices("mc-edge-1") == []
-        assert sorted(await records(lab.store)) == ["edge-2"]
-        claims = (await lab.store.list(Kind.CLAIM)).items
-        assert [claim.data["cluster"] for claim in claims] == ["edge-2"]
-        assert lab.revoked == ["edge-1"]
-        assert await lab.get(CLUSTERS, "edge-2") == other
-
-
-async def test_a_cluster_made_anew_is_another_one(lab: Host):
-    async with running(lab.controller()):
-        await lab.create("edge-1")
-        await lab.initialised("edge-1")
-        first = (await records(lab.store))["edge-1"]["uid"]
-        await lab.client.delete(CLUSTERS, "edge-1")
-
-        async def gone() -> bool:
-            return await lab.get(CLUSTERS, "edge-1") is None
-
-        await lab.until("the Cluster is gone", gone)
-        await lab.create("edge-1")
-        await lab.initialised("edge-1")
-        assert (await records(lab.store))["edge-1"]["uid"] != first
-
-
 async def test_a_cluster_added_by_hand_is_served_too_and_adopted_by_its_resource(lab: Host):
     await lab.store.create(Kind.CLUSTER, "edge-1", Cluster("edge-1", "by-hand", 1.0).data())
     async with running(lab.controller()):
@@ -285,26 +238,6 @@ async def test_a_cluster_added_by_hand_is_served_too_and_adopted_by_its_resource
         record = (await records(lab.store))["edge-1"]
         assert record["uid"] == "by-hand"
         assert record["resource"]
-
-
-async def test_a_resource_that_goes_takes_nothing_of_a_cluster_that_was_added_by_hand(lab: Host):
-    """It was never the cluster's: its type is another."""
-    await lab.store.create(Kind.CLUSTER, "edge-1", Cluster("edge-1", "by-hand", 1.0).data())
-    controller = lab.controller()
-    async with running(controller):
-        service = await lab.service("mc-edge-1")
-        await lab.create("edge-1", type="direct", finalizers=[FINALIZER])
-        await lab.settled(controller)
-        await lab.client.delete(CLUSTERS, "edge-1")
-
-        async def gone() -> bool:
-            return await lab.get(CLUSTERS, "edge-1") is None
-
-        await lab.until("the resource is gone", gone)
-        await lab.settled(controller)
-        assert (await lab.service("mc-edge-1"))["metadata"]["uid"] == service["metadata"]["uid"]
-        assert (await records(lab.store))["edge-1"]["uid"] == "by-hand"
-        assert lab.revoked == []
 
 
 async def test_external_access_publishes_the_apiserver_alone_and_follows_its_address(lab: Host):

@@ -189,20 +189,3 @@ async def test_a_claim_deleted_by_hand_is_made_again_and_never_given_to_another(
         found = await lab.initialised("edge-2")
         assert found["spec"]["connection"]["kubernetesAPIServerPort"] != 6000
         assert (await lab.store.get(Kind.CLAIM, "port-6000")).data["cluster"] == "edge-1"
-
-
-async def test_a_record_whose_resource_is_gone_goes_too(lab: Host):
-    """Somebody took the finalizer away, or it was deleted while nobody looked."""
-    async with running(lab.controller()):
-        await lab.create("edge-1")
-        await lab.initialised("edge-1")
-        ghost = {"name": "ghost", "uid": "u", "created": 1.0, "resource": "one-that-is-gone"}
-        meta = {"name": "ghost", "labels": {"tower.kubesphere.io/record": "cluster"}}
-        body = {"apiVersion": MEMBERS.api_version, "kind": "Member", "metadata": meta, "spec": ghost}
-        await lab.client.create(MEMBERS, body)
-
-        async def gone() -> bool:
-            return await lab.get(MEMBERS, "ghost") is None
-
-        await lab.until("the record is gone", gone)
-        assert "edge-1" in await records(lab.store)

@@ -1,0 +1,189 @@
+"""How a cluster ends: whether it does, what is taken away, and in which order. Nothing ends on the word of a copy.
+
+The copies of the watches lag, each in its own way: by them a cluster may only seem to be over, so resource and record
+are read where they are stored, and again after the farewell, which may have taken long. A cluster whose resource goes
+with its whole kind has not been ended by anybody: it is kept, as one that was added by hand. The record goes first and
+our finalizer last, when nothing of the cluster is left.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from daemon.faults import TowerError
+from daemon.kube.client import Client
+from daemon.kube.errors import Conflict, KubeError, NotFound
+from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, MEMBERS, SERVICES, Object, Resource
+from daemon.log import get_logger
+from tower_server.controller.conditions import Condition, find
+from tower_server.controller.events import Events
+from tower_server.controller.facts import Facts
+from tower_server.controller.membership import Membership
+from tower_server.controller.names import FINALIZER, external_name, is_of, service_name
+from tower_server.controller.registry import Registry
+from tower_server.controller.status import refused, troubled
+from tower_server.controller.twins import Twins
+from tower_server.controller.wanted import Wanted, read_wanted
+from tower_server.controller.writer import Writer
+from tower_server.records import Cluster
+
+BRIEF: Final = 1.0  # seconds: what was read so lately need not be read again
+
+log = get_logger(__name__)
+
+
+class View(Protocol):
+    """What the watches have brought of the host's objects: read without asking, at most a moment old."""
+
+    def get(self, resource: Resource, name: str) -> Object | None: ...
+
+    def of_service(self, resource: Resource, service: str) -> list[Object]:
+        """The slices of a Service, whoever made them."""
+
+    @property
+    def hosted_as(self) -> str:
+        """The name of the host's own Cluster, where KubeSphere has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """The half of a `Reconciler` that ends clusters, and what both halves work with. It keeps nothing but the twins."""
+
+    client: Client
+    registry: Registry
+    view: View
+    writer: Writer
+    events: Events
+    facts: Facts
+    twins: Twins
+    membership: Membership | None = None
+    """None: members are not looked into."""
+
+    def read(self, resource: Object | None) -> Wanted | None:
+        return read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
+
+    def ends(self, resource: Object | None, record: Cluster | None) -> bool:
+        """Whether its resource goes, or a record has outlived what it was made for."""
+        wanted = self.read(resource)
+        if wanted is not None and self.leaves(wanted):
+            return True
+        if record is None or not record.resource:
+            return False
+        return wanted is None or not (wanted.proxied and wanted.usable and wanted.uid == record.resource)
+
+    def stands(self, name: str) -> bool:
+        """Whether a Service or a slice of that cluster is there."""
+        return any(
+            is_of(each, name)
+            for service in (service_name(name), external_name(name))
+            for each in (self.view.get(SERVICES, service), *self.view.of_service(ENDPOINT_SLICES, service))
+            if each is not None
+        )
+
+    async def settle(self, name: str) -> tuple[Object | None, Cluster | None]:
+        """By the copies it is over, or has become another's. Ends it if it is; resource and record as they are then."""
+        resource, record = await self._truth(name)
+        if record is not None and self.membership is not None and await self._is_over(resource, record):
+            began = time.monotonic()
+            await self._farewell(self.membership, record, resource)
+            if time.monotonic() - began > BRIEF:
+                resource, record = await self._truth(name)
+        if record is not None and record.resource and self.ends(resource, record):
+            if await self._is_over(resource, record):
+                self.writer.fence()
+                await self.registry.delete(record)
+                record = None
+            else:
+                record = await self._keep(record)
+        return resource, record
+
+    async def _truth(self, name: str) -> tuple[Object | None, Cluster | None]:
+        """Resource and record as they are stored. What is not served is not there, and says nothing of its end."""
+        try:
+            resource: Object | None = await self.client.get(CLUSTERS, name)
+        except NotFound:
+            resource = None
+        return resource, await self.registry.read(name)
+
+    async def _is_over(self, resource: Object | None, record: Cluster) -> bool:
+        """Whether its end was asked for: not where its resource goes, or has gone, with the kind of all of them."""
+        if not record.resource or not self.ends(resource, record):
+            return False
+        wanted = self.read(resource)
+        if wanted is not None and not wanted.deleting:
+            return True  # of another type by now
+        return not await self._kind_leaves()
+
+    async def _kind_leaves(self) -> bool:
+        """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
+        status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
+        if status not in (200, 404):
+            raise TowerError("TWR114", f"the apiserver answered {status} to what kinds it serves")
+        served = json.loads(body).get("resources", ()) if status == 200 else ()
+        return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
+
+    async def _keep(self, record: Cluster) -> Cluster:
+        """A cluster whose resource goes with its kind: nobody has asked for its end. It stands as one that was added by
+        hand, and a resource of its name takes it over again."""
+        self.writer.fence()
+        kept = await self.registry.release(record)
+        text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
+        mend = "install the CRD and make its Cluster again, or `towerctl delete cluster` it"
+        log.warning("cluster-kept", cluster=record.name, text=text)
+        member = self.view.get(MEMBERS, record.name)
+        if member is not None:
+            await self.events.tell(
+                member, [Condition("ResourceWritable", "False", "ClusterKindDeleted", f"{text}; {mend}")]
+            )
+        return kept
+
+    @staticmethod
+    def leaves(wanted: Wanted) -> bool:
+        """Deleted, and nobody else needs the way to the member any more: others' finalizers work through the tunnel."""
+        return wanted.deleting and not [each for each in wanted.finalizers if each != FINALIZER]
+
+    async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
+        status = (self.view.get(MEMBERS, record.name) or {}).get("status") or {}
+        marked = (find(status.get("conditions"), "Accepted") or {}).get("status") == "True"
+        sight = self.facts.sight(record.name)
+        left = await membership.farewell(record, sight, hosted_as=self.view.hosted_as, marked=marked)
+        if left:
+            log.warning("left-in-member", cluster=record.name, text=left)
+            if about is not None:
+                await self.events.tell(about, [Condition("Removed", "False", "LeftInMember", left)])
+
+    async def take_away(self, name: str) -> None:
+        """What was made for it. What no watch has told of yet comes back here once it is told of."""
+        self.twins.note(name, "")
+        for service in (service_name(name), external_name(name)):
+            await self.take_service(name, service)
+
+    async def take_service(self, name: str, service: str) -> None:
+        """One of its Services with all its slices; without a Service of ours, the slices that are ours."""
+        held = self.view.get(SERVICES, service)
+        ours = held is not None and is_of(held, name)
+        for each in self.view.of_service(ENDPOINT_SLICES, service):
+            if ours or is_of(each, name):
+                await self.writer.delete(ENDPOINT_SLICES, each)
+        if held is not None and ours:
+            await self.writer.delete(SERVICES, held)
+
+    async def let_go(self, resource: Object | None, wanted: Wanted | None) -> bool:
+        """Our finalizer, last of all: from here on nothing of the cluster is left. False where that is refused."""
+        if resource is None or wanted is None or FINALIZER not in wanted.finalizers:
+            return True
+        left = [each for each in wanted.finalizers if each != FINALIZER]
+        body = {**resource, "metadata": {**resource["metadata"], "finalizers": left}}
+        try:
+            await self.writer.replace(CLUSTERS, body)
+        except NotFound:
+            return True
+        except Conflict:
+            raise
+        except KubeError as error:
+            await self.events.tell(resource, [troubled(refused(error))])
+            return False
+        return True
