@@ -53,7 +53,7 @@ async def test_what_others_may_touch_is_refused_with_its_mend(base: Path, place:
 async def test_a_directory_of_somebody_elses_is_refused(
     base: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.stat
+    real, own = Path.stat, base.stat().st_uid or 4712
 
     def of_somebody(path: Path, **more: bool) -> os.stat_result:
         fields = list(real(path, **more))
@@ -63,7 +63,7 @@ async def test_a_directory_of_somebody_elses_is_refused(
     monkeypatch.setattr(Path, "stat", of_somebody)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert await DirectoryIdentityStore(base).load("hq") is not None, "root looks after whose it is"
-    monkeypatch.setattr(os, "geteuid", lambda: base.lstat().st_uid or 4712)
+    monkeypatch.setattr(os, "geteuid", lambda: own)
     with pytest.raises(IdentityError, match=r"in the place of this agent's: .* belongs to uid 4711.*chown"):
         await DirectoryIdentityStore(base).load("hq")
 
