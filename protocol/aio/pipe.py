@@ -128,7 +128,7 @@ class PipeEnd(asyncio.Transport):
         if self._paused or self._held:
             self._held.append(bytes(data))
         else:
-            self._protocol.data_received(data)
+            self._guard(self._protocol.data_received, data)
 
     def _receive_eof(self) -> None:
         self._eof = True
@@ -137,17 +137,26 @@ class PipeEnd(asyncio.Transport):
 
     def _steer(self, *, full: bool) -> None:
         if not self._lost and not self._closed:
-            if full:
-                self._protocol.pause_writing()
-            else:
-                self._protocol.resume_writing()
+            self._guard(self._protocol.pause_writing if full else self._protocol.resume_writing)
 
     # ---- ends ---------------------------------------------------------------------------------------------------
 
+    def _guard(self, call: Callable[..., Any], *args: Any) -> Any:
+        """A protocol that raises loses its own stream only, and both ends hear of it."""
+        try:
+            return call(*args)
+        except Exception as error:  # the boundary between one end's protocol and whoever serves the other
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a pipe's protocol failed", "exception": error, "protocol": self._protocol}
+            )
+            if not self._lost:
+                self.cut(StreamReset(Code.INTERNAL, "internal error; the log says more"))
+            return True
+
     def _deliver_held(self) -> None:
         while self._held and not self._paused and not self._lost:
-            self._protocol.data_received(self._held.popleft())
-        if self._held or self._paused or self._lost:
+            self._guard(self._protocol.data_received, self._held.popleft())
+        if self._held or self._paused or self._lost or self._end is not None:
             return
         self._other._steer(full=False)
         if self._eof:
@@ -158,7 +167,7 @@ class PipeEnd(asyncio.Transport):
     def _tell_eof(self) -> None:
         if not self._eof_told and not self._lost:
             self._eof_told = True
-            if not self._protocol.eof_received():
+            if not self._guard(self._protocol.eof_received):
                 self.close()
 
     def _finish(self, error: ProtocolError | None) -> None:

@@ -17,6 +17,7 @@ from tests.interop.peers import GoAgent, Vintage, make_account
 from tests.lab.loops import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 from tests.lab.pki import write_kubeconfig
 from tests.tower_server.kit import caller_context, until
+from tests.tower_server.kit import running as server_running
 from tests.tower_server.legacy.kit import CLUSTER, TOKEN, Host, host
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]  # many processes
@@ -173,3 +174,30 @@ async def test_a_slow_caller_that_still_speaks_gets_all_that_was_said_and_the_tu
         assert (await tower.ask("/after")).status == 200
     speaker.close()
     await speaker.wait_closed()
+
+
+async def test_a_go_agent_outlives_a_restart_of_its_server(tmp_path: Path, vintage: Vintage) -> None:
+    """It ends itself when a handshake breaks, or its `config`; a tunnel that ends it comes back from, by itself."""
+    async with host(tmp_path) as tower:
+        agent = GoAgent(
+            tmp_path / "go",
+            vintage,
+            f"http://127.0.0.1:{tower.port}",
+            credential=by_certificate(tower, tmp_path),
+            name=CLUSTER,
+            token=TOKEN,
+        )
+        dialect = {"enabled": True, "listen": f"127.0.0.1:{tower.port}"}
+        try:
+            await asyncio.to_thread(agent.start)
+            assert (await tower.ask("/before")).status == 200
+            ports = tower.running.config.ports.range
+            await tower.running.server.stop()
+            async with server_running(tmp_path, kubesphere_v1=dialect, ports={"range": ports}) as again:
+                tower.running = again
+                await until(lambda: CLUSTER in again.services.registry.members and tower.member.tunnels)
+                assert (await tower.ask("/after")).status == 200
+            assert agent.child.returncode is None, "it has seen two tunnels end"
+            assert agent.said.count(" connected") == 2
+        finally:
+            await asyncio.to_thread(agent.stop)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -106,3 +107,34 @@ async def test_an_end_that_has_heard_enough_closes():
     assert await second.lost is None
     assert await first.lost is None
     assert first.eof.is_set()
+
+
+@pytest.mark.parametrize("call", ["data_received", "eof_received", "resume_writing", "late_data", "late_eof"])
+async def test_a_protocol_that_fails_ends_its_stream_for_both_and_is_heard_of(call: str) -> None:
+    """As a caller's socket that is gone already: its end must still be told, or whoever counts it waits for good."""
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+    over: list[bool] = []
+    first, second, one, two = made(on_lost=lambda: over.append(True))
+
+    def fail(*_args: Any) -> None:
+        raise OSError("gone already")
+
+    setattr(first, call.replace("late_data", "data_received").replace("late_eof", "eof_received"), fail)
+    if call == "resume_writing":
+        two.pause_reading()
+        two.resume_reading()
+    elif call.startswith("late"):
+        one.pause_reading()
+        two.write(b"kept" if call == "late_data" else b"")
+        two.close()
+        one.resume_reading()
+    elif call == "data_received":
+        two.write(b"at once")
+    else:
+        two.close()
+    async with asyncio.timeout(10):
+        assert isinstance(await first.lost, StreamReset)
+        await second.lost
+    assert over == [True]
+    assert [str(each) for each in failures] == ["gone already"]
