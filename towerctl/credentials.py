@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Sequence
@@ -48,7 +49,11 @@ def credential(
     ca: str = "",
     refresh: bool = False,
 ) -> Object:
-    """The ExecCredential to print. `ca` is whatever names the CA that the kubeconfig trusts."""
+    """The ExecCredential to print. `ca` is whatever names the CA that the kubeconfig trusts.
+
+    `refresh` makes a new one, and forgets all others of the cluster: a person who types it after a revocation does not
+    give the `--ca` and `--socket` that a kubeconfig names.
+    """
     path = cache_file(client.place, cluster, user, ca, groups=groups)
     now = time.time()
     held = None if refresh else _read(path)
@@ -62,6 +67,8 @@ def credential(
             raise
         return _until_then(held, now, error)
     _write(path, made)
+    if refresh:
+        _forget_others(path, cluster)
     issued: Object = made["credential"]
     return issued
 
@@ -101,6 +108,15 @@ def _read(path: Path) -> Object | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return held if usable else None
+
+
+def _forget_others(path: Path, cluster: str) -> None:
+    for other in path.parent.glob(f"{cluster}-*.json"):
+        if other != path and re.fullmatch(r"-[0-9a-f]{24}\.json", other.name.removeprefix(cluster)):
+            try:
+                other.unlink(missing_ok=True)
+            except OSError as error:
+                say(f"warning: {other} could not be taken away ({error.strerror}): take it away by hand")
 
 
 def _write(path: Path, made: Object) -> None:

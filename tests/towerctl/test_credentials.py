@@ -165,3 +165,15 @@ def test_a_kept_certificate_needs_no_cryptography(live: Shell, cluster: str) -> 
     modules = told.stdout.splitlines()[-1]
     for heavy in ("'cryptography'", "'yaml'", "'pydantic'", "'asyncio'"):
         assert heavy not in modules
+
+
+def test_after_a_revocation_every_kubeconfig_of_the_cluster_gets_a_new_one(live: Shell, cluster: str) -> None:
+    named = ("credential", cluster, "--ca", "abc", "--socket", str(live.socket))
+    other = ("credential", cluster, "--as", "alice")
+    kept, alices = live.ok(*named), live.ok(*other)
+    longer = live.home / ".cache" / "tower" / "credentials" / f"{cluster}-2-{'0' * 24}.json"
+    longer.write_text("another cluster's")
+    live.ok("credential", cluster, "--refresh")
+    assert live.ok(*named) != kept
+    assert live.ok(*other) != alices
+    assert longer.read_text() == "another cluster's"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 
+import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
@@ -29,3 +31,17 @@ def test_groups_are_in_the_certificate_and_kept_apart_from_other_groups(live: Sh
         assert [name.value for name in certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)] == groups
     live("credential", cluster, "--group", "dev").refused("--group goes with --as", "add --as NAME", code=2)
     live("credential", cluster, "--as", "bob", "--group", "system:masters").refused("system:masters")
+
+
+def test_a_person_who_asks_for_a_new_one_does_not_see_its_key(
+    live: Shell, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = live.ok("credential", cluster)
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys.stdout, "isatty", lambda: True)
+        ran = live("credential", cluster, "--refresh")
+    assert (ran.code, ran.out) == (0, "")
+    assert f"A new certificate for {cluster} is kept" in ran.err
+    second = live.ok("credential", cluster)
+    assert second != first
+    assert live.ok("credential", cluster) == second
