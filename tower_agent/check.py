@@ -125,7 +125,9 @@ async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tup
         behind = order[order.index(title) + 1 :] if title in order else order
         shown = _shown(passed, upgraded=error.hop == "handshake")
         # What lies behind is skipped, since each needs the one before.
-        return [*shown, (title, failed(dial_fault(error))), *((each, ok()) for each in behind)]
+        result = failed(dial_fault(error))
+        result = replace(result, message=result.message.removeprefix(f"{title}: "))  # it is printed behind its title
+        return [*shown, (title, result), *((each, ok()) for each in behind)]
     return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(evidence(passed[-1])))]
 
 

@@ -91,6 +91,7 @@ async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_
         assert "proxy" not in statuses(report)
         report = await run_checks(config.model_copy(update={"proxy": "http://127.0.0.1:1"}), version="1")
         assert failed(report) == ("proxy", "TWR212")
+        assert "x TWR212 proxy: the proxy http://127.0.0.1:1 cannot be reached" in by_hop(report)
         assert statuses(report)["tls"] == "skipped"
         plain = AgentConfig(
             state_dir=state, kubeconfig=member.kubeconfig, hosts=[{"name": "east", "url": "ws://127.0.0.1:1"}]

@@ -18,7 +18,8 @@ from towerctl.output import Object, output_option, print_document
 @pass_ctl
 def version(ctl: Ctl, client_only: bool, output: str) -> None:
     """Print the versions of this command and of the server."""
-    versions: Object = {"client": importlib.metadata.version("tower-tunnel"), "server": None, "host": None}
+    versions: Object = {"apiVersion": "tower/v1", "kind": "Version"}
+    versions |= {"client": importlib.metadata.version("tower-tunnel"), "server": None, "host": None}
     failure: TowerError | None = None
     if not client_only:
         try:

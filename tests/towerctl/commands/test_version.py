@@ -19,5 +19,6 @@ def test_the_clients_own_needs_no_server(shell: Shell) -> None:
 def test_without_a_server_the_clients_is_printed_and_the_exit_code_is_one(shell: Shell) -> None:
     ran = shell("version", "-o", "json")
     assert ran.code == 1
-    assert json.loads(ran.out) == {"client": OURS, "server": None, "host": None}
+    kind = {"apiVersion": "tower/v1", "kind": "Version"}
+    assert json.loads(ran.out) == {**kind, "client": OURS, "server": None, "host": None}
     assert "no tower server runs here" in ran.err
