@@ -15,7 +15,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, cast
 
-from daemon.wirefault import wire_fault
+from daemon.wirefault import WIRE_FAULTS, wire_fault
 from protocol import defaults
 from protocol.aio.buffers import shared_buffer
 from protocol.aio.stream import StreamTransport
@@ -203,9 +203,14 @@ class CallerConnection(asyncio.BufferedProtocol):
         elif was_open:
             self._cut(error)
         else:
+            error = error or TunnelLost(Code.TUNNEL_LOST, "the stream ended before it was accepted")
+            tunnel = self.stream.get_extra_info("tunnel") if self.stream is not None else None
             self.stream = None
             self._stream_full = False
-            self._refused(error or TunnelLost(Code.TUNNEL_LOST, "the stream ended before it was accepted"))
+            if error.code == Code.DIAL_TIMEOUT and tunnel is not None and tunnel.stalled:
+                self._unanswered(error)
+            else:
+                self._refused(error)
 
     def _linger(self, transport: asyncio.Transport) -> None:
         """Say that this was all, and go when the caller goes. Whoever still sends, if only a ping, into a socket that
@@ -232,6 +237,12 @@ class CallerConnection(asyncio.BufferedProtocol):
         retry = 1.0 if result == "limit" else None
         name = self._port.member.name
         self._answer(Answer(code, f"cluster {name}: {error.text or code}", retry_after=retry, cluster=name))
+
+    def _unanswered(self, error: ProtocolError) -> None:
+        """The agent is silent, not what is behind it: it has been waited for, and nobody waits for another try."""
+        self._port.count(RESULTS[Code.DIAL_TIMEOUT])
+        name = self._port.member.name
+        self._answer(Answer(WIRE_FAULTS[Code.DEAD_PEER], f"cluster {name}: {error.text}", cluster=name))
 
     def _answer(self, answer: Answer) -> None:
         """Ends the connection in an answer, where this port gives any."""

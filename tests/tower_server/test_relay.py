@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 import struct
@@ -222,3 +223,21 @@ async def test_a_stream_refused_by_a_draining_tunnel_goes_to_another(tmp_path):
             answer = await call(server, "edge-1")
             assert (answer.status, answer.body) == (200, b"from the other")
         await other.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("silent", "status", "fault"), [(True, 503, "TWR222"), (False, 504, "TWR303")])
+async def test_an_open_that_is_not_answered_blames_the_agent_only_if_that_is_silent(
+    tmp_path, monkeypatch, silent, status, fault
+):
+    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.1)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        assert (await call(server, "edge-1")).status == 200
+        (tunnel,) = server.member("edge-1").tunnels
+        tunnel.session.limits = dataclasses.replace(tunnel.session.limits, open_deadline=1.0)
+        agent.respond = None
+        if silent:
+            agent.tunnel._link._transport.pause_reading()
+        answer = await call(server, "edge-1")
+        assert (answer.status, fault in answer.json()["message"]) == (status, True), answer.body
+        agent.tunnel._link.abort("the test is over")
