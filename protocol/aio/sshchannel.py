@@ -262,7 +262,7 @@ class Channel(asyncio.Transport):
             self._wire.channel_packet(_DATA, self, *self._next_piece())
             if self._full and self._queued <= SEND_LOW:
                 self._let_write()
-        elif not self._queue:
+        elif not self._queue and not self._sent_close:  # in line: an EOF behind CLOSE costs Go's ends the connection
             if self._eof_due and not self._eof_sent:
                 self._eof_sent = True
                 self._wire.channel_packet(_EOF, self)

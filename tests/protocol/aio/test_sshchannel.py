@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import random
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
@@ -394,3 +396,59 @@ async def test_a_protocol_that_fails_at_any_callback_stops_no_other_channel(call
                 await asyncio.sleep(0.01)
         assert not pair.server_owner.lost.is_set()
     assert [str(each) for each in failures] == [call]
+
+
+@pytest.mark.parametrize("by", ["the peer", "this end"])
+async def test_a_channel_that_is_closed_while_its_end_stands_in_line_sends_nothing_more(by: str) -> None:
+    """As under a key exchange, or a full link: a packet behind both CLOSEs costs a Go peer its connection."""
+    held: list[Channel] = []
+    async with connected(take=held_by(held)) as pair:
+        channel, end = await opened(pair)
+        room, pair.server.room = pair.server.room, lambda: False
+        channel.write_eof()
+        (held[0] if by == "the peer" else channel).abort()
+        await closed_by_the_peer(pair)
+        pair.server.room = room
+        pair.server.pump()
+        async with asyncio.timeout(10):
+            assert await end.lost is None
+        assert await pair.server.request("ping") == (True, b"")
+        assert not pair.agent_owner.lost.is_set()
+        await settled(pair)
+
+
+OPERATIONS: dict[str, Callable[[random.Random, Channel], None]] = {
+    "little": lambda chance, channel: channel.write(b"x" * chance.randrange(1, 5000)),
+    "much": lambda chance, channel: channel.write(b"x" * chance.randrange(1, 900_000)),
+    "pause": lambda _, channel: channel.pause_reading(),
+    "resume": lambda _, channel: channel.resume_reading(),
+    "end": lambda _, channel: channel.write_eof(),
+    "close": lambda _, channel: channel.close(),
+    "abort": lambda _, channel: channel.abort(),
+}
+WEIGHTS = (4, 1, 2, 2, 1, 0.2, 0.2)
+
+
+@pytest.mark.slow
+async def test_in_whatever_order_channels_are_used_each_end_is_told_and_nothing_is_left() -> None:
+    for seed in range(24):
+        chance, limits, theirs, far = random.Random(seed), channel_limits(), channel_limits(), list[Channel]()
+        rekey = {"rekey_bytes": chance.choice((50_000, 1 << 40))}
+        async with connected(take=held_by(far), limits=limits, agent_limits=theirs, server=rekey) as pair:
+            both = [await opened(pair) for _ in range(4)]
+            both += [(channel, cast("Collect", channel.get_protocol())) for channel in far]
+            for _ in range(60):
+                channel, _end = chance.choice(both)
+                (name,) = chance.choices(tuple(OPERATIONS), WEIGHTS)
+                OPERATIONS[name](chance, channel)
+                if chance.random() < 0.2:
+                    await asyncio.sleep(chance.choice((0, 0.001)))
+            for channel, _end in both:
+                channel.close()
+            async with asyncio.timeout(20):
+                for _channel, end in both:
+                    await end.lost
+                while pair.server.channel_count or pair.agent.channel_count or pair.server.ready or pair.agent.ready:
+                    await asyncio.sleep(0.001)
+            assert limits.budget.used == theirs.budget.used == 0, seed
+            assert [owner.reason for owner in (pair.server_owner, pair.agent_owner)] == ["", ""], seed
