@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from protocol.frames import printable
+
 HopName = Literal["dns", "tcp", "proxy", "tls", "http", "subprotocol", "handshake"]
 
 
@@ -28,6 +30,7 @@ class DialError(Exception):
         retry_after: float | None = None,
         peer_ca: str | None = None,
     ) -> None:
+        text = printable(text)  # the peer's words are in it, and a terminal shows it
         super().__init__(f"{hop}: {text}")
         self.hop: HopName = hop
         self.text = text

@@ -29,3 +29,8 @@ def test_the_hop_stands_first() -> None:
     error = DialError("proxy", "no way", code=403, retry_after=2.0)
     assert str(error) == "proxy: no way"
     assert (error.hop, error.code, error.retry_after, error.peer_ca) == ("proxy", 403, 2.0, None)
+
+
+def test_the_words_of_a_peer_steer_no_terminal() -> None:
+    error = DialError("http", "403 \x1b]0;owned\x07 \x9b2J\u202e")
+    assert (error.text, str(error)) == ("403 ?]0;owned? ?2J?", "http: 403 ?]0;owned? ?2J?")
