@@ -54,7 +54,7 @@ async def test_revoking_an_agent_closes_its_tunnel_at_once_and_keeps_it_out(tmp_
 
 @pytest.mark.parametrize("what", ["revoked", "deleted", "made anew"])
 async def test_what_ends_an_agent_between_its_admission_and_its_turn_keeps_it_out(tmp_path, what):
-    """The records were asked already, and its tunnel is not there yet to be closed: many others have their turn first."""
+    """The records were asked already, and its tunnel is not there yet to be closed: others have their turn first."""
     async with running(tmp_path) as server:
         agent = Agent(server, await enrol(server, await server.add("edge-1")))
         listener, ask = server.server._parts.listener, server.services.agents.authenticate
