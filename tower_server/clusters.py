@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from certs.errors import CertsError
 from certs.names import check_label, check_serving_name, parse_host
+from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
@@ -159,6 +161,7 @@ class Clusters:
 
     async def follow(self) -> None:
         """Follows what others write of records, until cancelled: for servers that share a store with a controller."""
+        backoff = Backoff(random=random.random)
         while True:
             listing = await self._store.list(Kind.CLUSTER)
             found = {record.name: Cluster.read(record) for record in listing.items}
@@ -169,12 +172,13 @@ class Clusters:
             try:
                 async with contextlib.aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
                     async for change in changes:
+                        backoff.reset()
                         if change.type is ChangeType.DELETED:
                             await self._forget(change.record.name)
                         else:
                             await self._take(Cluster.read(change.record))
             except Expired:
-                continue
+                await asyncio.sleep(backoff.next())
 
     async def _take(self, cluster: Cluster) -> None:
         """A record as it is now: a new cluster, another one of the same name, or a port more."""
@@ -292,7 +296,7 @@ class Clusters:
                     mend="a serving name belongs to one cluster only: leave it out here or there",
                 )
 
-    async def delete(self, asked: Cluster) -> Cluster:
+    async def delete(self, asked: Cluster) -> None:
         """Takes that cluster away with all that is its own. TowerError TWR603 when it is not there, TWR108 when another
         has its name by now, or a resource has taken it over: nothing is taken away then."""
         name = asked.name
@@ -313,7 +317,6 @@ class Clusters:
         self._changing.pop(name, None)
         log.info("cluster-deleted", cluster=name)
         self._tell("DELETED", name)
-        return cluster
 
     async def set_legacy(self, name: str, **changes: Any) -> Cluster:
         """Changes what Go agents may do here (`legacy_token`, `legacy_until`). TowerError TWR603."""
@@ -330,11 +333,8 @@ class Clusters:
                 record = await self._store.get(Kind.CLUSTER, cluster.name)
                 held = Cluster.read(record)
                 if (held.uid, held.resource) != (cluster.uid, cluster.resource):
-                    raise TowerError(
-                        "TWR108",
-                        f"{held.name} was made anew, or taken over by a Cluster resource, meanwhile: it is left alone",
-                        mend="look at it again, and repeat the deletion if the one of now is to go too",
-                    )
+                    text = f"{held.name} was made anew, or taken over by a resource, meanwhile: nothing was taken away"
+                    raise TowerError("TWR108", text, mend="look at it again; if that one is to go too, ask once more")
                 await self._store.delete(Kind.CLUSTER, cluster.name, expect=record.version)
             except Conflict:
                 continue

@@ -179,6 +179,7 @@ async def play(open_store: Open, after: int, *, done: bool, tidied_first: bool) 
         assert next_one.names(other)
         assert await next_one.admits(new)
         assert cluster.uid not in await papers(next_one.store)
+        await next_one.registry.allocation.tidy()
         claims = (await next_one.store.list(Kind.CLAIM)).items
         assert cluster.uid not in {record.data["uid"] for record in claims}
         number = next_one.revocations.current.number

@@ -108,7 +108,7 @@ class Controller:
             async with asyncio.TaskGroup() as tasks:
                 for resource, reflector in watches.reflectors.items():
                     tasks.create_task(reflector.run(), name=f"watch-{resource}")
-                tidied = tasks.create_task(self._put_right(), name="controller-leftovers")
+                tidied = tasks.create_task(self._put_claims_right(), name="controller-claims")
                 await self._synced(watches)
                 await tidied
                 later = max((written_term(body) for body in watches.reflectors[SERVICES].items.values()), default=0)
@@ -147,12 +147,22 @@ class Controller:
                 await reflector.wait_synced(0.0)
 
     async def _tidy(self) -> None:
+        """Now and then; what fails is tried again at the next round. No term ends for it: others lead no better."""
         while True:
-            await asyncio.sleep(TIDY_EVERY)
-            await self._put_right()
+            try:
+                for done in await self._registry.tidy():
+                    log.warning("put-right", text=done)
+                await asyncio.sleep(TIDY_EVERY)
+                await self._put_claims_right()
+            except (TowerError, StoreError) as error:
+                log.warning("not-tidied", text=str(error), again_in=TIDY_EVERY)
+                await asyncio.sleep(TIDY_EVERY)
+            except Exception as error:  # the boundary: one record that nobody can read is not every cluster's end
+                log.error("tidying-broke", exc_info=error)
+                await asyncio.sleep(TIDY_EVERY)
 
-    async def _put_right(self) -> None:
-        for done in await self._registry.tidy():
+    async def _put_claims_right(self) -> None:
+        for done in await self._registry.allocation.tidy():
             log.warning("put-right", text=done)
 
     # ---- work ---------------------------------------------------------------------------------------------------

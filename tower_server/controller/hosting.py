@@ -137,9 +137,7 @@ class HostController:
         allocation = Allocation(
             store, ranges, kubesphere_offset=offset, usable=lambda port: can_bind(config.ports.bind, port)
         )
-        self._records = Registry(
-            store, allocation, revoke=lambda upto: revocations.revoke_agents(upto, at=time.time())
-        )
+        self._records = Registry(store, allocation, revoke=lambda upto: revocations.revoke_agents(upto, at=time.time()))
         self._errands = Errands(
             host=authority.host,
             client=client,

@@ -6,6 +6,8 @@ before its resource appeared is adopted, agents and all; one whose resource was 
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.joint import Joint
@@ -58,6 +61,7 @@ class Registry:
         """Follows the records until cancelled; `changed(name)` for each that is another than what was known."""
         self._listed = False  # another term may have passed since, in which others wrote
         self.known.clear()
+        backoff = Backoff(random=random.random)
         while True:
             listing = await self._store.list(Kind.CLUSTER)
             found = {record.name: Cluster.read(record) for record in listing.items}
@@ -70,9 +74,10 @@ class Registry:
             try:
                 async with aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
                     async for change in changes:
+                        backoff.reset()
                         self._heard(change, changed)
             except Expired:
-                continue
+                await asyncio.sleep(backoff.next())  # also where each list is too old as soon as it is there
 
     def _heard(self, change: Change, changed: Callable[[str], None]) -> None:
         name = change.record.name
@@ -186,10 +191,9 @@ class Registry:
 
     async def tidy(self) -> list[str]:
         """Finishes what a leader before has not: what was done, a sentence each."""
-        done = await self.allocation.tidy()
         found = await papers(self._store)  # first: one that is made from here on has its cluster
         clusters = {record.data.get("uid") for record in (await self._store.list(Kind.CLUSTER)).items}
         left = [record for uid, records in found.items() if uid not in clusters for record in records]
         await end(self._store, left, revoke=self._revoke)
         names = sorted({str(record.data.get("cluster")) for record in left})
-        return done + [f"agents and tokens of {each}, which was deleted, were revoked and taken away" for each in names]
+        return [f"agents and tokens of {each}, which was deleted, were revoked and taken away" for each in names]

@@ -97,11 +97,6 @@ class WorkQueue(Generic[K]):
         """How often in a row the work has failed."""
         return self._backoff[key].failures if key in self._backoff else 0
 
-    def forget(self, key: K) -> None:
-        """The key is gone for good: nothing is kept for it."""
-        self._due.pop(key, None)
-        self._backoff.pop(key, None)
-
     def _end(self, key: K) -> None:
         self._working.discard(key)
         if key in self._dirty:

@@ -19,6 +19,7 @@ from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.kube import errors as kube
 from daemon.kube.client import Client
+from daemon.kube.reflector import SHORT_WATCH
 from daemon.kube.resources import Object, version_of
 from daemon.kube.watch import BOOKMARK, Event
 from daemon.log import get_logger
@@ -96,14 +97,18 @@ class KubernetesStore(Store):
             watch = self.client.watch(
                 place.resource, version=version, namespace=self._namespace(place), labels=place.selector
             )
+            began, heard = asyncio.get_running_loop().time(), False
             try:
                 async with aclosing(watch) as events:
                     async for event in events:
+                        heard = True
                         backoff.reset()
                         version = version_of(event.object) or version
                         change = self._change(kind, event)
                         if change is not None:
                             yield change
+                if not heard and asyncio.get_running_loop().time() - began < SHORT_WATCH:
+                    await self._pause(backoff.next())  # whatever ends them at once does so again
             except (kube.Gone, kube.NotServed) as error:
                 raise Expired(f"changes of {kind}s after version {version} are no longer held") from error
             except kube.KubeError as error:

@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from daemon.faults import TowerError
 from daemon.kube.resources import CLUSTERS, MEMBERS, SERVICES
 from tests.tower_server.controller import disorder
 from tests.tower_server.controller.disorder import NAMESPACE, Disorder
 from tower_server.controller import controller
+from tower_server.controller.limits import TIDY_EVERY
 
 MOMENT = 5.0  # of a time that costs nothing
 SEEDS = range(14)
@@ -86,6 +88,29 @@ def test_a_resource_of_type_direct_beside_a_cluster_that_was_added_by_hand_is_le
         assert found["spec"]["connection"] == connection
         assert "finalizers" not in found["metadata"]
         assert made.server.find(MEMBERS, "alpha") is not None
+
+    in_order(deeds)
+
+
+@pytest.mark.parametrize("error", [TowerError("TWR114", "429: too many requests"), KeyError("uid")], ids=repr)
+def test_what_cannot_be_tidied_ends_no_term_and_is_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def deeds(made: Disorder) -> None:
+        registry, (_, leading) = made.registries["one"], made.running["one"]
+        writer, calls = leading.writer, 0
+
+        async def fails() -> list[str]:
+            nonlocal calls
+            calls += 1
+            raise error
+
+        monkeypatch.setattr(registry, "tidy", fails)
+        monkeypatch.setattr(registry.allocation, "tidy", fails)
+        await asyncio.sleep(4 * TIDY_EVERY)
+        assert calls >= 3
+        assert writer is not None
+        assert leading.writer is writer, "the term goes on"
 
     in_order(deeds)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 import pytest
 
 from certs.revocation import ALL_AGENTS
 from daemon.faults import TowerError
+from protocol.defaults import BACKOFF_MIN
 from tests.tower_server.controller.test_allocation import Shuffled, add, allocation
 from tower_server.controller.registry import Registry
 from tower_server.records import Agent, Cluster
-from tower_server.store.base import Kind
+from tower_server.store.base import Expired, Kind
 
 pytestmark = pytest.mark.asyncio
 
@@ -142,6 +145,33 @@ async def test_what_is_known_of_an_earlier_term_counts_for_nothing():
     assert await registry.get("a") is None
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
+
+
+class TooOld(Shuffled):
+    """Whose every list is too old to be followed, as one behind an apiserver that lags."""
+
+    async def watch(self, kind, *, since):
+        raise Expired(f"changes after {since} are no longer held")
+        yield
+
+
+@pytest.mark.slow
+async def test_a_list_that_cannot_be_followed_is_not_asked_for_without_a_pause():
+    store, at = TooOld(), []
+    listed = store.list
+
+    async def noted(kind, *, prefix=""):
+        at.append(time.monotonic())
+        return await listed(kind, prefix=prefix)
+
+    store.list = noted
+    following = asyncio.create_task(made(store)[0].run(lambda _name: None))
+    async with asyncio.timeout(30.0):
+        while len(at) < 4:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert min(after - before for before, after in itertools.pairwise(at)) >= BACKOFF_MIN * 0.9
 
 
 async def test_a_token_that_was_followed_is_not_followed_again_by_a_copy_that_is_late():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,6 +15,8 @@ from daemon.faults import TowerError
 from daemon.kube.access import Access
 from daemon.kube.client import Client
 from daemon.kube.resources import LEASES, MEMBERS, SECRETS
+from daemon.kube.watch import Event
+from protocol.defaults import BACKOFF_MIN
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
 from tests.tower_server.store.conformance import PATIENCE, StoreConformance, take
@@ -198,6 +201,27 @@ async def test_a_watch_goes_on_where_its_connection_was_cut(store: KubernetesSto
         connection.abort()
     await store.create(Kind.TOKEN, "second", {})
     assert [change.record.name for change in await waiting] == ["first", "second"]
+
+
+async def test_watches_that_end_as_soon_as_they_begin_are_not_asked_for_without_a_pause(
+    store: KubernetesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at: list[float] = []
+
+    async def ends(*_args: object, **_more: object) -> AsyncIterator[Event]:
+        at.append(time.monotonic())
+        for nothing in ():
+            yield nothing
+
+    since = (await store.list(Kind.CLUSTER)).version
+    monkeypatch.setattr(store.client, "watch", ends)
+    following = asyncio.create_task(anext(aiter(store.watch(Kind.CLUSTER, since=since))))
+    async with asyncio.timeout(PATIENCE):
+        while len(at) < 4:
+            await asyncio.sleep(0.01)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert min(after - before for before, after in itertools.pairwise(at)) >= BACKOFF_MIN * 0.9
 
 
 async def test_a_missing_namespace_and_a_missing_crd_are_named_with_their_mend(plane: ControlPlane) -> None:
