@@ -156,10 +156,10 @@ class PipeEnd(asyncio.Transport):
     def _deliver_held(self) -> None:
         while self._held and not self._paused and not self._lost:
             self._guard(self._protocol.data_received, self._held.popleft())
-        if self._held or self._paused or self._lost or self._end is not None:
+        if self._held or self._paused or self._lost:
             return
         self._other._steer(full=False)
-        if self._eof:
+        if self._eof and self._end is None:
             self._tell_eof()
         if self._other._closed:
             self._lose()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from protocol.aio.pipe import pipe
+from protocol.aio.pipe import PipeEnd, pipe
 from protocol.constants import Code
 from protocol.errors import StreamReset, TunnelLost
 from tests.protocol.aio.sshpeers import Collect
@@ -138,3 +140,42 @@ async def test_a_protocol_that_fails_ends_its_stream_for_both_and_is_heard_of(ca
         await second.lost
     assert over == [True]
     assert [str(each) for each in failures] == ["gone already"]
+
+
+async def test_whoever_pauses_behind_a_reset_hears_of_it_when_it_reads_on():
+    first, second, one, two = made()
+    two.abort()
+    one.pause_reading()
+    await asyncio.sleep(0)
+    one.resume_reading()
+    async with asyncio.timeout(10):
+        assert isinstance(await first.lost, StreamReset)
+        await second.lost
+
+
+OPERATIONS: dict[str, Callable[[PipeEnd], None]] = {
+    "write": lambda end: end.write(b"something"),
+    "pause": lambda end: end.pause_reading(),
+    "resume": lambda end: end.resume_reading(),
+    "end": lambda end: end.write_eof(),
+    "close": lambda end: end.close(),
+    "abort": lambda end: end.abort(),
+}
+
+
+async def test_in_whatever_order_its_ends_are_used_both_are_told_of_their_end():
+    for seed in range(300):
+        chance, over = random.Random(seed), list[bool]()
+        first, second, one, two = made(on_lost=lambda over=over: over.append(True))
+        for _ in range(chance.randrange(2, 40)):
+            (name,) = chance.choices(tuple(OPERATIONS), (3, 2, 2, 0.4, 0.2, 0.1))
+            OPERATIONS[name](chance.choice((one, two)))
+            if chance.random() < 0.1:
+                await asyncio.sleep(0)
+        closes, reads = (one, two) if chance.random() < 0.5 else (two, one)
+        closes.close()
+        reads.resume_reading()
+        async with asyncio.timeout(10):
+            await first.lost
+            await second.lost
+        assert over == [True], seed
