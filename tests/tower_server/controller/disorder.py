@@ -458,7 +458,7 @@ class Disorder:
             others.cancel()
             if not self.rivals:
                 for registry in self.registries.values():
-                    await registry.tidy()
+                    await registry.allocation.tidy()
             self.check()
         finally:
             weather.cancel()
