@@ -36,7 +36,7 @@ def test_an_empty_file_is_an_empty_mapping() -> None:
         (b"a: 1\n---\nb: 2\n", "TWR102", "not YAML"),
         (b"a: !!python/object/apply:os.system [true]\n", "TWR102", "not YAML"),
         (b"\xff\xfe\x00", "TWR102", "not YAML"),
-        (b"a: " + b"[" * 5000, "TWR102", "nested deeper than 32 levels"),
+        (b"a: " + b"[" * 300, "TWR102", "nested deeper than 32 levels"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(data: bytes, code: str, text: str) -> None:
@@ -64,7 +64,7 @@ def bomb(levels: int) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    [bomb(30), "[" * 5000, "{a: " * 5000, "a: &x [*x]", "- 2026-99-99", b"\xff", "a: !!python/name:os.system ''"],
+    [bomb(30), "[" * 300, "{a: " * 300, "a: &x [*x]", "- 2026-99-99", b"\xff", "a: !!python/name:os.system ''"],
 )
 def test_what_others_wrote_is_read_or_refused_soon(text: str | bytes) -> None:
     with pytest.raises(yaml.YAMLError):

@@ -25,7 +25,7 @@ from protocol import defaults
 
 LIFETIME: Final = defaults.CLUSTER_KUBECONFIG_DAYS * 86400.0
 MAX_BYTES: Final = 64 * 1024  # one cluster, one user: more is not ours
-MAX_PARTS: Final = 200  # lines and commas: what has more is not ours either, and takes seconds to read
+MAX_PARTS: Final = 200  # lines, commas and brackets: what has more is not ours either, and takes seconds to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def _flaw(
         return "it is not one that this tower wrote", None
     try:
         text = base64.b64decode(held, validate=True)
-        if text.count(b"\n") + text.count(b",") > MAX_PARTS:
+        if sum(map(text.count, (b"\n", b",", b"[", b"{"))) > MAX_PARTS:
             return "it is not one that this tower wrote", None
         config = plain(text)
         cluster: dict[str, Any] = config["clusters"][0]["cluster"]

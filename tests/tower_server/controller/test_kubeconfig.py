@@ -89,8 +89,11 @@ def test_a_revoked_one_is_replaced(authority, connection):
         "[" * 40_000,
         "- x\n" * 12_000,
         f"[{'a,' * 23_000}]",
+        "- " * 20_000,
+        "? " * 20_000,
+        "a: " * 15_000,
     ],
-    ids=["merges", "depth", "lines", "commas"],
+    ids=["merges", "depth", "lines", "commas", "items", "keys", "values"],
 )
 def test_who_may_write_the_resource_does_not_keep_the_server_busy_by_what_stands_there(authority, connection, text):
     began = time.process_time()
