@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Final
 
 from daemon.faults import TowerError
+from daemon.log import get_logger
 from tower_server.controller.latest import Latest
 from tower_server.controller.limits import ATTEMPTS
 from tower_server.ports import PortRange
@@ -26,13 +27,20 @@ from tower_server.records import KUBESPHERE, Claim, Cluster, claim_record_name
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store, Version
 
 PREFIX: Final = "port-"
+UNREADABLE: Final = Claim(cluster="", uid="", service="")
+"""Stands for a claim that somebody damaged. Its port is given to nobody; a cluster that has it on record mends it."""
+
+log = get_logger(__name__)
 
 
 class PortTaken(TowerError):
     """The port that a cluster asks for belongs to another."""
 
     def __init__(self, port: int, claim: Claim) -> None:
-        super().__init__("TWR121", f"port {port} belongs to cluster {claim.cluster} ({claim.service})")
+        whose = f"belongs to cluster {claim.cluster} ({claim.service})"
+        if claim is UNREADABLE:
+            whose = f"is held by the claim {claim_record_name(port)}, which was damaged by hand: delete that Lease"
+        super().__init__("TWR121", f"port {port} {whose}")
         self.port, self.claim = port, claim
 
 
@@ -90,7 +98,7 @@ class Allocation:
         """Sees to it that a port on record is claimed: somebody may have deleted the claim. PortTaken."""
         port, claim = cluster.ports[service], Claim(cluster=cluster.name, uid=cluster.uid, service=service)
         if self._standing.get(port) != claim:
-            await self._claim(port, claim)
+            await self._claim(port, claim, noted=True)
 
     async def tidy(self) -> list[str]:
         """Takes back claims that nobody can use any more, makes those again that are noted and do not stand, and learns
@@ -100,17 +108,20 @@ class Allocation:
         noted = {record.name: Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items}
         for each in noted.values():
             for service, port in each.ports.items():
-                if port in self._standing:
+                if self._standing.get(port, UNREADABLE) is not UNREADABLE:
                     continue
+                why = "damaged" if port in self._standing else "missing"
                 with contextlib.suppress(PortTaken):  # just now: its own reconcile says so
                     await self.confirm(each, service)  # before somebody else asks for one
-                    done.append(f"the claim of port {port} by cluster {each.name} was made again: it was missing")
-        for record in listed:
-            claim, port = Claim.read(record), _port(record)
+                    done.append(f"the claim of port {port} by cluster {each.name} was made again: it was {why}")
+        for port, record in listed.items():
+            claim = _claim_of(record)
+            if claim is UNREADABLE:
+                continue
             cluster = noted.get(claim.cluster)
             if cluster is not None and cluster.uid == claim.uid and cluster.ports.get(claim.service) == port:
                 continue
-            why = await self._taken_back(record)
+            why = await self._taken_back(port, record)
             if why:
                 done.append(f"the claim of port {port} by cluster {claim.cluster} was taken back: {why}")
         return done
@@ -131,7 +142,7 @@ class Allocation:
             try:
                 if version is None:
                     record = await self._store.get(Kind.CLAIM, name)
-                    if Claim.read(record).uid != uid:
+                    if _claim_of(record).uid != uid:
                         return
                     version = record.version
                 await self._store.delete(Kind.CLAIM, name, expect=version)
@@ -142,10 +153,9 @@ class Allocation:
                 pass  # another leader was first
             return
 
-    async def _taken_back(self, record: Record) -> str:
+    async def _taken_back(self, port: int, record: Record) -> str:
         """Takes a claim away that nobody can use any more; why, or empty where it stays."""
-        claim, port = Claim.read(record), _port(record)
-        why = await self._useless(claim, port)
+        why = await self._useless(_claim_of(record), port)
         if why:
             self._standing.pop(port, None)
             try:
@@ -222,16 +232,23 @@ class Allocation:
             if not self._listed:
                 await self._list()
 
-    async def _list(self) -> tuple[Record, ...]:
-        """Which claims stand now. One that is being made meanwhile may be missing, and is met when it is made."""
-        listed = (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items
-        self._standing = {_port(record): Claim.read(record) for record in listed}
-        self._versions = {_port(record): record.version for record in listed}
+    async def _list(self) -> dict[int, Record]:
+        """The claims that stand now, by port. One that is being made may be missing, and is met when it is made."""
+        listed = {}
+        for record in (await self._store.list(Kind.CLAIM, prefix=PREFIX)).items:
+            number = record.name.removeprefix(PREFIX)
+            if number.isdecimal():
+                listed[int(number)] = record
+            if not number.isdecimal() or _claim_of(record) is UNREADABLE:
+                log.error("claim-unreadable", name=record.name, mend="delete that Lease: nobody else does")
+        self._standing = {port: _claim_of(record) for port, record in listed.items()}
+        self._versions = {port: record.version for port, record in listed.items()}
         self._listed = True
         return listed
 
-    async def _claim(self, port: int, claim: Claim) -> None:
-        """Makes the claim, or finds that it stands; PortTaken when it is another's."""
+    async def _claim(self, port: int, claim: Claim, *, noted: bool = False) -> None:
+        """Makes the claim, or finds that it stands; PortTaken when it is another's. One that was damaged is written
+        anew for a cluster on whose record the port is `noted`: no other can have it there."""
         name = claim_record_name(port)
         for _ in range(ATTEMPTS):
             try:
@@ -241,9 +258,19 @@ class Allocation:
                     record = await self._store.get(Kind.CLAIM, name)
                 except NotFound:
                     continue  # given back just now
-                found = Claim.read(record)
-                if found != claim:
-                    if await self._taken_back(record):
+                except TowerError as error:
+                    if error.code != "TWR105":
+                        raise
+                    raise PortTaken(port, UNREADABLE) from error  # no record of ours at all
+                found = _claim_of(record)
+                if found is UNREADABLE and noted:
+                    try:
+                        done = await self._store.update(Kind.CLAIM, name, claim.data(), expect=record.version)
+                    except (Conflict, NotFound):
+                        continue
+                    self._versions[port] = done.version
+                elif found != claim:
+                    if found is not UNREADABLE and await self._taken_back(port, record):
                         continue  # of a deletion that was cut short
                     raise PortTaken(port, found) from None
             self._standing[port] = claim
@@ -251,5 +278,8 @@ class Allocation:
         raise TowerError("TWR108", f"the claim of port {port} keeps changing")
 
 
-def _port(record: Record) -> int:
-    return int(record.name.removeprefix(PREFIX))
+def _claim_of(record: Record) -> Claim:
+    try:
+        return Claim.read(record)
+    except TypeError:  # a field is missing
+        return UNREADABLE

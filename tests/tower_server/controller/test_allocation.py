@@ -157,6 +157,44 @@ async def test_tidying_makes_the_claims_of_noted_ports_again_before_anybody_is_g
     assert await ports.tidy() == []
 
 
+async def test_claims_that_were_damaged_hold_up_nobody_else():
+    store = Shuffled()
+    await add(store, "a", ports={"kubernetes": 6000})
+    await add(store, "b")
+    damaged: Data = {"cluster": "a"}
+    for name in ("port-6000", "port-6001", "port-abc"):
+        await store.create(Kind.CLAIM, name, damaged)
+    ports = allocation(store)
+    assert await ports.tidy() == ["the claim of port 6000 by cluster a was made again: it was damaged"]
+    assert Claim.read(await store.get(Kind.CLAIM, "port-6000")) == Claim("a", "uid-a", "kubernetes")
+    assert await ports.hold("b", "kubernetes") == 6002, "nobody knows whose 6001 is"
+    assert (await store.get(Kind.CLAIM, "port-6001")).data == damaged
+    await add(store, "c")
+    with pytest.raises(PortTaken, match="port-6001, which was damaged by hand: delete that Lease") as caught:
+        await ports.hold("c", "kubernetes", asked=6001)
+    assert caught.value.code == "TWR121"
+
+
+class Foreign(Shuffled):
+    """Of two objects somebody else's labels say that they are claims, and their content does not."""
+
+    async def get(self, kind: Kind, name: str) -> Record:
+        if name in ("port-6000", "port-6001"):
+            raise TowerError("TWR105", f"the Lease {name} is not a claim record of this tower")
+        return await super().get(kind, name)
+
+    async def create(self, kind: Kind, name: str, data: Data) -> Record:
+        if name in ("port-6000", "port-6001"):
+            raise Conflict(kind, name, "exists already")
+        return await super().create(kind, name, data)
+
+
+async def test_a_lease_of_somebody_else_takes_its_port_and_no_other():
+    store = Foreign()
+    await add(store, "a")
+    assert await allocation(store).hold("a", "kubernetes") == 6002
+
+
 async def test_a_claim_that_somebody_deleted_is_made_again():
     store = Shuffled()
     await add(store, "a")
