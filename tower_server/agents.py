@@ -197,7 +197,8 @@ class Agents:
         raise TowerError("TWR108", f"the record of agent {identity.agent} of {identity.cluster} keeps changing")
 
     async def enrol(self, agent: Agent) -> None:
-        """Writes the record of an agent that a token has let in; once more for one that is there is fine."""
+        """Writes the record of an agent that a token has let in; once more for one that is there is fine. A record that
+        a cluster of before has left under that name is revoked first: nothing else would tell of it from then on."""
         for _ in range(ATTEMPTS):
             try:
                 await self._store.create(Kind.AGENT, agent.record_name, agent.data())
