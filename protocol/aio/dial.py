@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
-from typing import Final, cast
+from typing import Final, Generic, TypeVar, cast
 
 from protocol import events
 from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
@@ -28,6 +28,8 @@ from protocol.session import Session
 
 _OVER: Final = REFUSED_RESUME | {Code.REVOKED, Code.DELETED}  # what a server ends tunnels by may go with their link
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
+
+T = TypeVar("T")
 
 
 async def dial(
@@ -142,26 +144,22 @@ def _refused(resume: Tunnel, proposal: Resume | None, error: DialError) -> None:
 _STEP: Final = {"http": "WebSocket upgrade", "handshake": "handshake"}
 
 
-class _ClientLink(Link):
-    """A link that first asks for the upgrade and then runs the agent's handshake."""
+class UpgradingLink(Link, Generic[T]):
+    """A link that first asks for the upgrade. Attributes:
 
-    def __init__(
-        self, target: DialTarget, handshake: AgentHandshake, take_over: Callable[[Link, Welcome], Tunnel]
-    ) -> None:
+    hop: where it is now, for the error of a dial that takes too long.
+    opened: what the dial waits for; DialError.
+    """
+
+    def __init__(self, target: DialTarget, upgrade: ClientUpgrade) -> None:
         super().__init__(client=True, private=target.ssl_context is not None, owner=self)
-        headers = {RESUME_HEADER: handshake.resume.tunnel} if handshake.resume is not None else {}
-        self._upgrade: ClientUpgrade | None = ClientUpgrade(target, SUBPROTOCOL, headers=headers)
-        self._handshake = handshake
-        self._take_over = take_over
-        self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
-        self._challenged = False
+        self._upgrade: ClientUpgrade | None = upgrade
         self.hop: HopName = "http"
-        self.opened: asyncio.Future[Tunnel] = self._loop.create_future()
+        self.opened: asyncio.Future[T] = self._loop.create_future()
 
-    @property
-    def server_name(self) -> str:
-        """Who the server proved to be."""
-        return str(getattr(self._handshake.server, "name", "") or "proven")
+    def upgraded(self) -> None:
+        """It is a WebSocket now."""
+        raise NotImplementedError
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -175,22 +173,63 @@ class _ClientLink(Link):
         try:
             rest = self._upgrade.receive(data)
         except DialError as error:
-            self._fail(error)
+            self.fail(error)
             return
         if rest is not None:
             self._upgrade = None
             self.hop = "handshake"
-            self.write([self._handshake.hello()])
+            self.upgraded()
             if rest:
                 super().received(memoryview(rest))
 
     def eof_received(self) -> bool:
-        if self._upgrade is not None and not self.opened.done():
+        if self._upgrade is not None:
             try:
                 self._upgrade.ended()
             except DialError as error:
-                self._fail(error)
+                self.fail(error)
         return super().eof_received()
+
+    def fail(self, error: DialError) -> None:
+        """The dial has come to nothing, unless it is over already."""
+        if not self.opened.done():
+            self.opened.set_exception(error)
+            # The awaiting side may have timed out already; the error is then nobody's.
+            self.opened.exception()
+            self.close(error.text)
+
+    # ---- the owner's side until there is one --------------------------------------------------------------------
+
+    def link_received(self, data: memoryview) -> None:
+        """Nothing is binary yet."""
+
+    def link_writable(self) -> None:
+        """Nothing waits yet."""
+
+    def link_lost(self, reason: str) -> None:
+        self.fail(DialError(self.hop, reason))
+
+
+class _ClientLink(UpgradingLink[Tunnel]):
+    """It runs the agent's handshake."""
+
+    def __init__(
+        self, target: DialTarget, handshake: AgentHandshake, take_over: Callable[[Link, Welcome], Tunnel]
+    ) -> None:
+        headers = {RESUME_HEADER: handshake.resume.tunnel} if handshake.resume is not None else {}
+        super().__init__(target, ClientUpgrade(target, SUBPROTOCOL, headers=headers))
+        self._handshake = handshake
+        self._take_over = take_over
+        self._frames = FrameDecoder(MAX_HANDSHAKE_BYTES)
+        self._challenged = False
+
+    @property
+    def server_name(self) -> str:
+        """Who the server proved to be."""
+        return str(getattr(self._handshake.server, "name", "") or "proven")
+
+    def upgraded(self) -> None:
+        self.write([self._handshake.hello()])
 
     def give_up(self, reason: str, *, over: bool) -> None:
         """Nobody waits for the tunnel any more. Once the proof has left the server may hold it: where it is `over` it
@@ -202,8 +241,6 @@ class _ClientLink(Link):
             self.close(reason)
         else:
             self.abort(reason)
-
-    # ---- the owner's side while the handshake runs ---------------------------------------------------------------
 
     def link_received(self, data: memoryview) -> None:
         if self.opened.done():
@@ -221,11 +258,11 @@ class _ClientLink(Link):
                 self.write([reject(error.code, error.text)])
             who = "the server refused: " if error.by_peer else ""
             failure = DialError("handshake", who + error.text, code=int(error.code), retry_after=error.retry_after)
-            self._fail(failure)
+            self.fail(failure)
         except RemoteProtocolError as error:
-            self._fail(DialError("handshake", str(error), code=int(error.code)))
+            self.fail(DialError("handshake", str(error), code=int(error.code)))
         except DialError as error:  # the server has taken the link already: REJECT would be out of place
-            self._fail(error)
+            self.fail(error)
 
     def _step(self, kind: int, payload: bytes) -> None:
         if kind == FrameType.REJECT:
@@ -238,16 +275,3 @@ class _ClientLink(Link):
             return
         welcome = self._handshake.answered(kind, payload)
         self.opened.set_result(self._take_over(self, welcome))
-
-    def link_writable(self) -> None:
-        """Nothing waits during the handshake."""
-
-    def link_lost(self, reason: str) -> None:
-        self._fail(DialError(self.hop, reason))
-
-    def _fail(self, error: DialError) -> None:
-        if not self.opened.done():
-            self.opened.set_exception(error)
-            # The awaiting side may have timed out already; the error is then nobody's.
-            self.opened.exception()
-            self.close(error.text)

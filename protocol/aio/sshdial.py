@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, cast
+from typing import Final
 
-from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
+from protocol.aio.dial import UpgradingLink
+from protocol.aio.hops import DialError, Hop, OnHop, unnoted
 from protocol.aio.link import Link
 from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.aio.ssh import AgentConnection
@@ -172,7 +173,7 @@ async def dial_host(
     started = loop.time()
     try:
         async with asyncio.timeout(deadline):
-            await client.upgraded
+            await client.opened
             await session.authenticated()
     except TimeoutError as error:
         hop, step = client.hop, _STEP[client.hop]
@@ -190,62 +191,14 @@ async def dial_host(
 _STEP: Final = {"http": "WebSocket upgrade", "handshake": "SSH handshake"}
 
 
-class _Upgrading(Link):
-    """A link that asks for the upgrade first; what follows is the SSH connection's."""
+class _Upgrading(UpgradingLink[None]):
+    """What follows the upgrade is the SSH connection's."""
 
     def __init__(self, target: DialTarget, take_over: Callable[[Link], None]) -> None:
-        super().__init__(client=True, private=target.ssl_context is not None, owner=self)
-        self._upgrade: ClientUpgrade | None = ClientUpgrade(target, DIALECT, echoed=False)
+        super().__init__(target, ClientUpgrade(target, DIALECT, echoed=False))
         self._take_over = take_over
-        self.hop: HopName = "http"
-        self.upgraded: asyncio.Future[None] = self._loop.create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        assert self._upgrade is not None
-        cast("asyncio.Transport", transport).write(self._upgrade.request())
-
-    def received(self, data: memoryview) -> None:
-        if self._upgrade is None:
-            super().received(data)
-            return
-        try:
-            rest = self._upgrade.receive(data)
-        except DialError as error:
-            self._fail(error)
-            return
-        if rest is not None:
-            self._upgrade = None
-            self.hop = "handshake"
-            if not self.upgraded.done():
-                self.upgraded.set_result(None)
-            self._take_over(self)
-            if rest:
-                super().received(memoryview(rest))
-
-    def eof_received(self) -> bool:
-        if self._upgrade is not None:
-            try:
-                self._upgrade.ended()
-            except DialError as error:
-                self._fail(error)
-        return super().eof_received()
-
-    def _fail(self, error: DialError) -> None:
-        if not self.upgraded.done():
-            self.upgraded.set_exception(error)
-            self.upgraded.exception()  # the dial may have given up already
-        self.close(error.text)
-
-    # ---- the owner's side until the upgrade is done --------------------------------------------------------------
-
-    def link_received(self, data: memoryview) -> None:
-        """Nothing is binary yet."""
-
-    def link_writable(self) -> None:
-        """Nothing waits yet."""
-
-    def link_lost(self, reason: str) -> None:
-        if not self.upgraded.done():
-            self.upgraded.set_exception(DialError("http", reason))
-            self.upgraded.exception()
+    def upgraded(self) -> None:
+        if not self.opened.done():
+            self.opened.set_result(None)
+        self._take_over(self)
