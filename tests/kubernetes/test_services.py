@@ -41,8 +41,10 @@ QUICKLY = {"tower_server.replicas.balance.EVERY": 1.0}  # in place of half a min
 class Host:
     """Its servers, of which the first leads and holds the tunnel when a test begins anew."""
 
-    def __init__(self, worlds: Sequence[TowerWorld], plane: ControlPlane, network: ServiceNetwork) -> None:
-        self.worlds, self.plane, self.network = worlds, plane, network
+    def __init__(
+        self, worlds: Sequence[TowerWorld], plane: ControlPlane, network: ServiceNetwork, tunnel_port: int
+    ) -> None:
+        self.worlds, self.plane, self.network, self.tunnel_port = worlds, plane, network, tunnel_port
         self.address = self.service(f"mc-{MEMBER}")
 
     def service(self, name: str) -> str:
@@ -54,6 +56,10 @@ class Host:
         found = self.plane.kubectl("get", "endpointslices", "-n", NAMESPACE, "-l", selector, "-o", "json").stdout
         endpoints = [each for piece in json.loads(found)["items"] for each in piece["endpoints"] or ()]
         return {one for each in endpoints for one in each["addresses"]}
+
+    def ready(self, count: int) -> None:
+        """From now on agents come to the first `count` servers."""
+        self.plane.install(tunnel_service(self.network.servers[:count], self.tunnel_port))
 
     def leader(self) -> int:
         found = self.plane.kubectl("get", "lease", "tower-controller", "-n", NAMESPACE, "-o", "json").stdout
@@ -174,7 +180,7 @@ def host(member: ControlPlane) -> Iterator[Host]:
         plane.install(tunnel_service(network.servers, tunnel))
         for world in worlds:
             wait_until(lambda world=world: world.cluster(MEMBER)["ready"] == "True", "every server knows it", PATIENCE)
-        yield Host(worlds, plane, network)
+        yield Host(worlds, plane, network, tunnel)
 
 
 def test_callers_by_the_service_are_served_again_soon_after_the_owner_that_also_led_was_killed(host: Host) -> None:
@@ -211,6 +217,7 @@ def test_servers_that_are_replaced_one_by_one_leave_no_caller_waiting(host: Host
 def test_agents_of_the_one_server_left_spread_over_those_that_are_added_and_nobody_notices(host: Host) -> None:
     for index in (1, 2):
         assert host.worlds[index].stop_server() == 0
+    host.ready(1)
     wait_until(lambda: host.named() == {host.network.servers[0]}, "one is left", PATIENCE)
     config = host.worlds[0].members[MEMBER].config
     config.write_text(config.read_text() + f"links: {LINKS}\n")
@@ -220,6 +227,7 @@ def test_agents_of_the_one_server_left_spread_over_those_that_are_added_and_nobo
         began = time.monotonic()
         for index in (1, 2):
             host.again(index)
+        host.ready(SERVERS)
         wait_until(lambda: min(host.held()) > 0, "every server holds tunnels", PATIENCE)
         wait_until(lambda: host.named() == set(host.network.servers), "callers are sent to all of them", PATIENCE)
         pause = longest_pause(served, since=began)
