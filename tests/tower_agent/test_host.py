@@ -60,6 +60,7 @@ async def of_links(tower: Tower, count: int) -> list[Tunnel]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_several_links_are_tunnels_of_their_own_and_one_that_is_lost_leaves_the_others(
     make_member: MakeMember,
@@ -309,6 +310,7 @@ async def test_an_identity_renewed_by_a_sibling_is_adopted(
         assert not tower.renewals
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_tunnel_that_is_lost_as_a_renewal_begins_is_a_failed_renewal_and_no_defect(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
@@ -350,6 +352,7 @@ async def test_a_tunnel_that_is_lost_as_a_renewal_begins_is_a_failed_renewal_and
         assert lost
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_what_a_sibling_has_renewed_is_adopted_without_a_tunnel_too(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
@@ -370,6 +373,7 @@ async def test_what_a_sibling_has_renewed_is_adopted_without_a_tunnel_too(
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_trust_that_could_not_be_kept_is_taken_again_without_being_said_again(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch

@@ -220,6 +220,7 @@ async def test_the_record_follows_renewals_and_last_sight(tmp_path):
         assert record.version == "test"
 
 
+@pytest.mark.slow
 async def test_many_handshakes_at_once_are_all_let_in(tmp_path):
     async with running(tmp_path) as server:
         identity = await enrol(server, await server.add("edge-1"))
@@ -292,6 +293,7 @@ async def silent(_kind, _name):
     return await away(_kind, _name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", [away, silent])
 async def test_while_records_cannot_be_read_an_agent_may_come_back_and_a_new_one_waits(tmp_path, monkeypatch, store):
     """One that comes back is let in before those who call for it are told that it is gone, whoever says nothing."""

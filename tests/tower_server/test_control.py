@@ -48,6 +48,7 @@ async def test_what_an_agent_reports_is_shown(tmp_path):
         assert (view["member"]["version"], view["member"]["nodes"]) == ("v1.35.4", 3)
 
 
+@pytest.mark.slow
 async def test_a_declared_service_without_a_free_port_is_no_end_of_the_server(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         first, last = (port + server.config.ports.kubesphere_offset for port in server.config.ports.range)
@@ -154,6 +155,7 @@ async def test_a_tunnel_without_its_control_stream_is_closed(tmp_path):
         assert "control stream" in agent.closed[0].text
 
 
+@pytest.mark.slow
 async def test_the_same_list_is_sent_again_freshly_signed(tmp_path, monkeypatch):
     monkeypatch.setattr("tower_server.housekeeping.EVERY", 0.05)
     monkeypatch.setattr("protocol.defaults.REVOCATIONS_EVERY", 0.2)

@@ -45,6 +45,7 @@ async def test_bytes_pass_unchanged_both_ways_with_half_close(tmp_path):
         assert received == sent
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_stops_its_writer_and_nobody_else(tmp_path):
     class Flood(asyncio.Protocol):
         written = 0
@@ -165,6 +166,7 @@ async def test_a_caller_that_still_speaks_when_all_was_said_gets_all_of_it(tmp_p
         assert agent.closed == []
 
 
+@pytest.mark.slow
 async def test_a_caller_that_does_not_go_when_all_was_said_is_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr("tower_server.relay.LINGER", 0.2)
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:

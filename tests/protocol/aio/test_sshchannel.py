@@ -96,6 +96,7 @@ async def test_a_refusal_carries_its_reason() -> None:
         await settled(pair)
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_stops_its_own_channel_only() -> None:
     far: list[Collect] = []
 

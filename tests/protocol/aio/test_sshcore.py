@@ -196,6 +196,7 @@ async def test_rekeying_under_load_loses_and_alters_nothing() -> None:
         assert [bytes(end.data) for end in ends] == sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goes_on", [True, False])
 async def test_a_peer_that_does_not_exchange_keys_anew_is_left(monkeypatch: pytest.MonkeyPatch, goes_on: bool) -> None:
     """It may go on speaking, and so be alive for whoever only listens, while no channel can send."""

@@ -73,6 +73,7 @@ async def test_a_refusal_carries_the_hosts_words(reply: tuple[bool, bytes], said
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 async def test_a_host_that_never_answers_a_registration_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sshdial, "REGISTRATION_DEADLINE", 0.2)
     async with ssh_host() as host:
@@ -83,6 +84,7 @@ async def test_a_host_that_never_answers_a_registration_is_given_up(monkeypatch:
         session.close("enough")
 
 
+@pytest.mark.slow
 async def test_a_host_that_answers_no_ping_is_dead() -> None:
     async with ssh_host() as host:
         session = await dialled(host)
@@ -106,6 +108,7 @@ async def test_a_host_that_hangs_up_ends_whatever_waits() -> None:
             await session.ping()
 
 
+@pytest.mark.slow
 async def test_a_host_without_ssh_behind_its_websocket_is_given_up() -> None:
     async with ssh_host() as host:
         host.silent = True

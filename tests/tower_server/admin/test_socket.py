@@ -76,6 +76,7 @@ async def test_the_umask_is_as_it_was(tmp_path):
         os.umask(before)
 
 
+@pytest.mark.slow
 async def test_a_watch_that_a_stop_ends_leaves_no_traceback_in_the_log(tmp_path, caplog):
     async with running(tmp_path) as server:
         reader, writer = await asyncio.open_unix_connection(str(server.config.admin_socket))

@@ -92,6 +92,7 @@ def test_a_resource_of_type_direct_beside_a_cluster_that_was_added_by_hand_is_le
     in_order(deeds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [TowerError("TWR114", "429: too many requests"), KeyError("uid")], ids=repr)
 def test_what_cannot_be_tidied_ends_no_term_and_is_tried_again(
     error: Exception, monkeypatch: pytest.MonkeyPatch

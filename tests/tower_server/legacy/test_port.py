@@ -222,6 +222,7 @@ async def test_another_request_first_is_refused_as_go_does(tower: Host) -> None:
         await agent.lost.wait()
 
 
+@pytest.mark.slow
 async def test_a_config_that_does_not_come_ends_at_its_deadline(tower: Host) -> None:
     agent = GoAgent(tower.port)
     tower.agents.append(agent)
@@ -257,6 +258,7 @@ async def test_a_config_that_cannot_be_decided_upon_in_time_is_told_so(tower: Ho
     await until(lambda: places(tower) == 0 and "legacy-register" not in [task.get_name() for task in port._tasks])
 
 
+@pytest.mark.slow
 async def test_ssh_that_does_not_begin_ends_at_its_deadline(tower: Host) -> None:
     tower.running.server._parts.legacy._port.deadline = 0.3
     silent = GoAgent(tower.port)
