@@ -35,6 +35,7 @@ MOST_BURST: Final = 0.2  # seconds of data: an end that is later than this slows
 RTT_FOR: Final = 10.0
 NO_BOUND: Final = 1 << 62
 PACE_FROM: Final = 0.005  # seconds of a round trip: a nearer peer has queues for all that may be under way
+PACE_UP_TO: Final = 125_000_000  # bytes a second: beyond 1 Gbit/s the kernel's timers cost more than bursts do
 FIRST_TOKEN: Final = 1 << 63  # so that no PONG is taken for another's
 
 # Of a mark: its PING's token; bytes sent up to it, and when; of what had arrived by then how much, since when, and when
@@ -82,8 +83,8 @@ class Flight:
     @property
     def pace(self) -> float:
         """Bytes a second at which a burst should leave, or all that was held up comes to a queue at once; 0: any."""
-        rtt = self.rtt or 0.0
-        return GAIN * self.bound / rtt if self._full and rtt >= PACE_FROM else 0.0
+        rtt, rate = self.rtt or 0.0, self.rate or 0.0
+        return GAIN * self.bound / rtt if self._full and rtt >= PACE_FROM and rate <= PACE_UP_TO else 0.0
 
     @property
     def asked_at(self) -> float | None:

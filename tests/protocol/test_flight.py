@@ -11,7 +11,7 @@ import pytest
 
 from protocol import events
 from protocol.defaults import KIB, MIB
-from protocol.flight import FIRST_TOKEN, FULL_AFTER, GAIN, GRACE, LEAST, NO_BOUND, RTT_FOR, Flight
+from protocol.flight import FIRST_TOKEN, FULL_AFTER, GAIN, GRACE, LEAST, NO_BOUND, PACE_UP_TO, RTT_FOR, Flight
 from protocol.flow import Budget, Limits
 from protocol.session import EARLY, Session
 from tests.protocol.playbook import Playbook, ok
@@ -242,6 +242,9 @@ def test_a_burst_leaves_faster_than_the_path_moves_it_and_slower_than_all_at_onc
     assert flight.rate < 10_000
     assert flight.pace >= LEAST / 0.5
     assert not rounds(Flight(), 0.001, count=1 + FULL_AFTER).pace, "so near that nothing overflows"
+    at_most = rounds(Flight(), 0.04, count=1 + FULL_AFTER, size=PACE_UP_TO // 26)
+    faster = rounds(Flight(), 0.04, count=1 + FULL_AFTER, size=PACE_UP_TO // 20)
+    assert (at_most.pace > 0, faster.pace) == (True, 0), "faster than 1 Gbit/s the timers cost more than the bursts"
 
 
 def rounds(flight: Flight, seconds: float, *, count: int = 1, size: int = 500_000) -> Flight:
