@@ -27,13 +27,12 @@ from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import Hello
 from tower_server.authority import root_id
-from tower_server.papers import Upto, end
+from tower_server.papers import ATTEMPTS, Upto, end
 from tower_server.records import Agent, Cluster, agent_record_name
 from tower_server.revocations import Revocations
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
 from tower_server.tunnels import TunnelRegistry
 
-ATTEMPTS: Final = 8
 RECORDS_RETRY: Final = 5.0  # seconds after which an agent asks again whose record could not be read
 KNOWN_PATIENCE: Final = 1.0
 """Seconds for the record of an agent that was admitted before: less than callers of a lost link are held for."""

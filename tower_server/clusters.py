@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from certs.errors import CertsError
 from certs.names import check_label, check_serving_name, parse_host
@@ -27,14 +27,12 @@ from tower_server.agents import Agents
 from tower_server.hold import Hold
 from tower_server.listeners import CallerPorts
 from tower_server.member import Member
-from tower_server.papers import end, papers
+from tower_server.papers import ATTEMPTS, end, papers
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
 from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store
 from tower_server.tunnels import TunnelRegistry
-
-ATTEMPTS: Final = 8
 
 log = get_logger(__name__)
 

@@ -13,13 +13,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncssh import ProtocolError as SshProtocolError
 
 from protocol import defaults
+from protocol.aio.sshgcm import U32
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused, StreamReset, TunnelLost
 from protocol.flow import Budget, Limits, ReceiveCredit
@@ -33,13 +33,12 @@ JOIN_BELOW: Final = 4 * defaults.KIB  # of what is held
 MAX_REFUSED_OPENS: Final = 64  # of a peer that may open none, or asks for what is none
 
 _ADJUST: Final = 93
-_DATA: Final = 94
+DATA: Final = 94
 _EXTENDED: Final = 95
 _EOF: Final = 96
 _CLOSE: Final = 97
 _REQUEST: Final = 98
 _NO: Final = 100
-_U32: Final = Struct("!I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +131,7 @@ class Channel(asyncio.Transport):
         wire = self._wire
         if not self._queued and not wire.ready and size <= self.window and size <= self.largest and wire.can_send:
             self.window -= size  # nobody is in line, nor anything of this one: it need not stand there either
-            wire.channel_packet(_DATA, self, _U32.pack(size), data)
+            wire.channel_packet(DATA, self, U32.pack(size), data)
             return
         self._queue.append(data)
         self._queued += size
@@ -259,7 +258,7 @@ class Channel(asyncio.Transport):
     def send_some(self) -> bool:
         """One packet; whether there is more to send just now."""
         if self._queue and self.window:
-            self._wire.channel_packet(_DATA, self, *self._next_piece())
+            self._wire.channel_packet(DATA, self, *self._next_piece())
             if self._full and self._queued <= SEND_LOW:
                 self._let_write()
         elif not self._queue and not self._sent_close:  # in line: an EOF behind CLOSE costs Go's ends the connection
@@ -291,7 +290,7 @@ class Channel(asyncio.Transport):
             left -= len(first)
         self.window -= size
         self._queued -= size
-        return (_U32.pack(size), *pieces)
+        return (U32.pack(size), *pieces)
 
     def _send_close(self) -> None:
         if not self._sent_close and not self.opening:
@@ -320,7 +319,7 @@ class Channel(asyncio.Transport):
         """Any packet, read up to what follows the channel's number."""
         if self.opening or self._closed_by_peer:
             raise SshProtocolError("a packet for a channel that is not open")
-        if kind == _DATA:
+        if kind == DATA:
             self._on_data(packet.get_string())
         elif kind == _ADJUST:
             self.window = min(self.window + packet.get_uint32(), 0xFFFFFFFF)
@@ -371,7 +370,7 @@ class Channel(asyncio.Transport):
             return
         granted = self.credit.consume(size, monotonic(), self._limits.rtt())
         if granted is not None and not self._closed_by_peer and not self._sent_close:
-            self._wire.channel_packet(_ADJUST, self, _U32.pack(granted - before))
+            self._wire.channel_packet(_ADJUST, self, U32.pack(granted - before))
 
     def _deliver_held(self) -> None:
         while self._held and not self._paused and not self._lost:

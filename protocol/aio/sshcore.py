@@ -27,7 +27,7 @@ from asyncssh.misc import MACError, ProtocolError, ProtocolNotSupported
 from asyncssh.packet import PacketDecodeError, SSHPacket
 from cryptography.exceptions import InvalidTag
 
-from protocol.aio.sshchannel import Channel
+from protocol.aio.sshchannel import DATA, Channel
 from protocol.aio.sshgcm import BLOCK, HEAD, LEAST_PADDING, TAG, U32, Opener, Sealer
 from protocol.defaults import KIB
 from protocol.frames import printable
@@ -46,7 +46,6 @@ OPEN_OK: Final = 91
 OPEN_FAILED: Final = 92
 _DISCONNECT: Final = 1
 _IGNORE: Final = 2
-_DATA: Final = 94
 _CHANNELS: Final = range(93, 101)  # packets of a channel that is open
 _STRAIGHT: Final = frozenset({GLOBAL_REQUEST, SUCCESS, FAILURE, OPEN, OPEN_OK, OPEN_FAILED, *_CHANNELS})
 _DATA_AT: Final = 10  # in an opened packet: padding, type, channel, size
@@ -260,7 +259,7 @@ class Core(SSHConnection):
             channel = found.get(name)
             if channel is None:
                 raise ProtocolError(f"a packet for channel {name}, which is not open")
-            if kind == _DATA and end >= _DATA_AT:
+            if kind == DATA and end >= _DATA_AT:
                 (size,) = U32.unpack_from(opened, 6)
                 if _DATA_AT + size > end:
                     raise ProtocolError("an incomplete packet of data")

@@ -17,7 +17,6 @@ from websockets.uri import parse_uri
 from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from protocol.defaults import MAX_HEAD_BYTES
-from protocol.frames import printable
 
 EVIDENCE_BYTES: Final = 200  # of an unwanted answer's body, for the error
 _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3}) ?([^\r\n]{0,100})")
@@ -87,6 +86,6 @@ class ClientUpgrade:
             return
         wait = _RETRY_AFTER.search(head)
         said = body[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
-        text = f"the server answered {status[1]} {printable(status[2])} to the upgrade"
-        text += f": {printable(said)}" if said else ""
+        text = f"the server answered {status[1]} {status[2]} to the upgrade"
+        text += f": {said}" if said else ""
         raise DialError("http", text, code=int(status[1]), retry_after=float(wait[1]) if wait else None)
