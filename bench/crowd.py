@@ -170,6 +170,7 @@ class Crowd:
             budget=self._budget,
             limits=Limits(),
             changed=lambda: self._heard(link),
+            welcomed=lambda: None,
             leaving=lambda _tunnel: None,
         )
         link = LinkSupervisor(parts, metrics=self._metrics, tasks=self._tasks)

@@ -117,6 +117,7 @@ class HostAgent:
                 budget=around.budget,
                 limits=around.config.liveness.limits(around.config.memory),
                 changed=self._links_changed,
+                welcomed=self._welcomed,
                 leaving=self.gateway.drain,
             ),
             metrics=around.metrics,
@@ -127,6 +128,10 @@ class HostAgent:
         open_now = sum(link.state.connected for link in self.links)
         self._around.metrics.tunnels.labels(self.trust.host).set(open_now)
         self._around.metrics.connected.labels(self.trust.host).set(1 if open_now else 0)
+
+    def _welcomed(self) -> None:
+        for link in self.links:
+            link.host_reached()
 
     def _dial_target(self) -> DialTarget:
         """Kept from dial to dial, since it holds the system's authorities; read anew after TLS was what failed."""

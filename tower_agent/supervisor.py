@@ -1,10 +1,11 @@
 """Keeps one tunnel to a host up: dials, waits, dials again. A host has as many of these as `links` says.
 
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
-lasted: a server that welcomes and hangs up at once is not hammered. When the server drains (GOAWAY) the next tunnel is
-opened first where there is another server to open it to, and the old one goes on until its streams have ended or its
-deadline has passed. A tunnel that loses its link, a draining one too, is given another for as long as it waits; its
-streams notice a pause. Nothing that happens here reaches another host.
+lasted: a server that welcomes and hangs up at once is not hammered. A wait for a host that was not reached ends early
+when another link of the same agent reaches it: one dead address among several keeps nobody from the rest. When the
+server drains (GOAWAY) the next tunnel is opened first where there is another server to open it to, and the old one goes
+on until its streams have ended or its deadline has passed. A tunnel that loses its link, a draining one too, is given
+another for as long as it waits; its streams notice a pause. Nothing that happens here reaches another host.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class LinkParts:
     budget: Budget
     limits: Limits
     changed: Callable[[], None]
+    welcomed: Callable[[], None]  # by the host, just now
     leaving: Callable[[Tunnel], None]  # the time to end what runs on without end in a tunnel that drains
 
 
@@ -87,6 +89,7 @@ class LinkSupervisor:
         self._said = ("", 0.0)
         self._renewed = False
         self._stopping = False
+        self._reached = asyncio.Event()  # the host, by another link
         self.tunnel: Tunnel | None = None
         self.state = LinkState(False, time.time())
 
@@ -117,6 +120,10 @@ class LinkSupervisor:
         if self.tunnel is not None and self.tunnel.renew_only:
             self._renewed = True
             self.tunnel.close(Code.NONE, "the identity was renewed")
+
+    def host_reached(self) -> None:
+        """Another link has just been welcomed: if this one waits because it did not get that far, it may try again."""
+        self._reached.set()
 
     def leave(self, text: str, deadline: float) -> None:
         """Say that this agent goes: the server opens no more streams here."""
@@ -163,7 +170,7 @@ class LinkSupervisor:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
             if resume is not None and resume.closed is not None:
                 return None  # it ended by this: whoever holds it says so, and dials anew
-            await self._failed(dial_fault(error), resume)
+            await self._failed(dial_fault(error), resume, reached=error.hop == "handshake")
             return None
         except TowerError as error:
             await self._failed(error, resume)
@@ -172,6 +179,7 @@ class LinkSupervisor:
         self._metrics.dials.labels(parts.host, "none", "ok").inc()
         self._linked_at = time.monotonic()
         self._said = ("", 0.0)
+        self._parts.welcomed()
         if tunnel is not resume:
             self._set(LinkState(True, time.time(), tunnel.id))
             tunnel.on_detached = self._cut
@@ -294,7 +302,7 @@ class LinkSupervisor:
         else:
             await self._failed(fault)
 
-    async def _failed(self, fault: TowerError, waiting: Tunnel | None = None) -> None:
+    async def _failed(self, fault: TowerError, waiting: Tunnel | None = None, *, reached: bool = True) -> None:
         now = time.monotonic()
         if waiting is None or waiting is self.tunnel:  # one that drains has a successor, which the state is about
             self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
@@ -311,7 +319,14 @@ class LinkSupervisor:
                 attempts=self._backoff.failures,
                 next_in=round(delay, 2),
             )
-        await asyncio.sleep(delay)
+        if reached or fault.retry_after:
+            await asyncio.sleep(delay)
+            return
+        self._reached.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._reached.wait()
+                await asyncio.sleep(random.random() * BACKOFF_MIN)  # noqa: S311  # as above
 
     def _set(self, state: LinkState) -> None:
         self.state = state

@@ -2,8 +2,10 @@
 
 A connection goes through: waiting (held until a tunnel is there) -> opening -> relaying, or it ends in an answer of the
 server's own. Until the peer accepts the stream, what the caller sends is kept, at most `EARLY_BYTES` of it: another
-tunnel may need it, or the server's own TLS, should the open be refused. No task and no buffer per connection: the
-loop's one read buffer in, transports' own queues out, each side's back-pressure pausing the other.
+tunnel may need it, or the server's own TLS, should the open be refused. A tunnel that stalls before it has answered is
+left for one that does not: before the apiserver's end of TLS has spoken, a caller can have asked it for nothing yet.
+No task and no buffer per connection: the loop's one read buffer in, transports' own queues out, each side's
+back-pressure pausing the other.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from protocol.errors import ProtocolError, StreamRefused, TunnelLost
 from tower_server.answer import Answer
 
 if TYPE_CHECKING:
+    from protocol.aio.tunnel import Tunnel
     from tower_server.listeners import CallerPort
 
 EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
@@ -44,6 +47,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_attempts",
+        "_doubt",
         "_early",
         "_early_eof",
         "_late",
@@ -69,6 +73,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._early: bytearray | None = bytearray()
         self._early_eof = False
+        self._doubt: asyncio.TimerHandle | None = None  # while a tunnel owes the answer to an open
         self._late: asyncio.TimerHandle | None = None  # set once the stream has ended, and what it brought is under way
         self._stream_full = False
         self._attempts = 0
@@ -123,6 +128,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        self._answered()
         if self._late is not None:
             self._late.cancel()
         self._port.member.hold.leave(self)
@@ -151,11 +157,34 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self.stream.write(bytes(self._early))
             if self._early_eof:
                 self.stream.write_eof()
+            if self._port.has_other_ways(tunnel):
+                self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
             return
         if tunnel is None and self._port.wait(self, self._held):
             return
         self._port.count("no_tunnel")
         self._answer(self._port.no_tunnel())
+
+    def _look(self, tunnel: Tunnel) -> None:
+        """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one."""
+        assert self.stream is not None
+        other = self._port.member.pick()
+        if not tunnel.stalled or other is None or other is tunnel or other.stalled:
+            self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
+            return
+        self._doubt = None
+        left, self.stream = self.stream, None
+        left.set_protocol(asyncio.Protocol())  # its end is no news any more
+        left.reset(Code.CANCELLED, "the tunnel stalls; another one is asked")
+        self._stream_full = False
+        self._begin()
+        self._steer_reading()
+
+    def _answered(self) -> None:
+        """Nothing has to be looked for any more."""
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
 
     def _held(self, found: bool) -> None:
         """The hold is over."""
@@ -168,6 +197,7 @@ class CallerConnection(asyncio.BufferedProtocol):
     def accepted(self) -> None:
         """The peer has accepted the stream: from now on bytes only pass through."""
         self._early = None
+        self._answered()
         self._port.accepted(self)
         self._steer_reading()
 
@@ -192,6 +222,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def stream_lost(self, error: ProtocolError | None) -> None:
         """The stream has ended."""
+        self._answered()
         was_open = self._early is None
         if was_open:
             self._port.stream_ended(self)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon.backoff import Backoff
 from protocol import defaults
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
@@ -146,6 +147,25 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
         async with serving_tower(tower):
             await tower.tunnel()
             assert all(link.tunnel is None or link.tunnel.closed is None for link in agent.links)
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once(make_member: MakeMember) -> None:
+    async with make_member() as member:
+        tower = new_tower()
+        async with serving_tower(tower):
+            agent = await member.agent(tower, links=3)
+            async with asyncio.timeout(10):
+                while not all(link.state.connected for link in agent.links):
+                    await asyncio.sleep(0.01)
+        for link in agent.links[1:]:
+            link._backoff = Backoff(random=lambda: 0.0, minimum=3600.0)  # one that waits for an hour from now on
+        async with asyncio.timeout(10):
+            while not all(link._backoff.failures for link in agent.links[1:]):
+                await asyncio.sleep(0.01)
+        async with serving_tower(tower), asyncio.timeout(20):
+            while not all(link.state.connected for link in agent.links):
+                await asyncio.sleep(0.01)
 
 
 def cut(tunnel: Tunnel) -> None:

@@ -227,6 +227,26 @@ async def test_a_stream_refused_by_a_draining_tunnel_goes_to_another(tmp_path):
         await other.close()
 
 
+async def test_an_open_that_a_silent_tunnel_does_not_answer_goes_to_one_that_is_well(tmp_path, monkeypatch):
+    for place in ("protocol.aio.tunnel.STALL_AFTER", "protocol.defaults.STALL_AFTER"):
+        monkeypatch.setattr(place, 0.1)
+    async with running(tmp_path) as server, joined(server, "edge-1") as well:
+        well.respond = lambda _head: (200, b"from the other")
+        async with raw(server, "edge-1") as (_, writer):
+            mine = "{}:{}".format(*writer.get_extra_info("sockname"))
+            await until(lambda: any(each.caller == mine for each in well.incoming))
+            silent = Agent(server, well.identity)
+            await silent.connect()
+            (tunnel,) = (each for each in server.member("edge-1").tunnels if each.id == silent.tunnel.id)
+            assert server.member("edge-1").pick() is tunnel  # it has no stream yet
+            silent.tunnel._link._transport.pause_reading()
+            answer = await call(server, "edge-1")
+            assert (answer.status, answer.body) == (200, b"from the other")
+            assert not [each for each in tunnel.streams() if each.connection_id], "it was given up there"
+        silent.tunnel._link.abort("the test is over")
+        await silent.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("silent", "status", "fault"), [(True, 503, "TWR222"), (False, 504, "TWR303")])
 async def test_an_open_that_is_not_answered_blames_the_agent_only_if_that_is_silent(
