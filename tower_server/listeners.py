@@ -97,11 +97,6 @@ class CallerPort:
         """The tunnel that a new stream goes to, or the way to another server that holds one; None for neither."""
         return self.member.pick() or self._owner.elsewhere(self.member)
 
-    def has_other_ways(self, tunnel: Any) -> bool:
-        """Whether a caller whose open this tunnel does not answer might be served by another. Only callers of the
-        apiserver: those of raw services may have been heard, and would be heard twice."""
-        return self.service == KUBERNETES and len(self.member.tunnels) > 1 and tunnel in self.member.tunnels
-
     def wait(self, connection: CallerConnection, then: Callable[[bool], None]) -> bool:
         """Whether a caller that finds no tunnel is kept waiting for one; see `Hold.wait`."""
         return self.no_tunnel_answers and not self._owner.draining and self.member.hold.wait(connection, then)

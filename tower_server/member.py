@@ -126,6 +126,16 @@ class Member:
             return found[0] if found else None
         return min(found, key=_load)
 
+    def has_better(self, tunnel: Tunnel) -> bool:
+        """Whether another tunnel should be asked for what this one has not answered: it stalls, and the other does not.
+
+        For the apiserver only: callers of raw services may have been heard already, and would be heard twice.
+        """
+        if not tunnel.stalled:
+            return False
+        other = self.pick()
+        return other is not None and other is not tunnel and not other.stalled
+
     def add(self, tunnel: Tunnel) -> None:
         """A tunnel has opened (after WELCOME)."""
         now = time.time()

@@ -25,6 +25,7 @@ from protocol.aio.tlsfailure import TlsError
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused, TunnelLost
 from tower_server.answer import Answer
+from tower_server.records import KUBERNETES
 
 if TYPE_CHECKING:
     from protocol.aio.tunnel import Tunnel
@@ -157,7 +158,7 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self.stream.write(bytes(self._early))
             if self._early_eof:
                 self.stream.write_eof()
-            if self._port.has_other_ways(tunnel):
+            if self._port.service == KUBERNETES and len(self._port.member.tunnels) > 1:
                 self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
             return
         if tunnel is None and self._port.wait(self, self._held):
@@ -168,8 +169,7 @@ class CallerConnection(asyncio.BufferedProtocol):
     def _look(self, tunnel: Tunnel) -> None:
         """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one."""
         assert self.stream is not None
-        other = self._port.member.pick()
-        if not tunnel.stalled or other is None or other is tunnel or other.stalled:
+        if not self._port.member.has_better(tunnel):
             self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
             return
         self._doubt = None

@@ -93,6 +93,18 @@ async def test_new_streams_go_to_the_least_loaded_tunnel_and_around_one_that_sta
     assert member.pick() is None
 
 
+async def test_a_stalled_tunnel_is_left_only_for_one_that_does_not_stall(metrics):
+    member = await made(metrics)
+    stalled, other = tunnel("stalled", stalled=True), tunnel("other", stalled=True)
+    member.add(stalled)
+    assert not member.has_better(stalled), "it is the only one"
+    member.add(other)
+    assert not member.has_better(stalled), "they are alike"
+    other.stalled = False
+    assert member.has_better(stalled)
+    assert not member.has_better(other)
+
+
 async def test_what_is_expected_is_what_was_there_for_a_while(metrics, monkeypatch):
     now = time.time()
     monkeypatch.setattr(module.time, "time", lambda: now)

@@ -18,9 +18,11 @@ from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.tlsfailure import TlsError
 from protocol.aio.tlspump import TlsServerSocketPump
+from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused
 from tower_server.member import Member
+from tower_server.records import KUBERNETES
 from tower_server.relay import address_text, reset
 from tower_server.replicas.asking import Answer, Asked
 from tower_server.replicas.carrying import MAX_CARRIED, Carried
@@ -259,6 +261,7 @@ class _Passed(asyncio.Protocol):
         self._replica = replica
         self._stream: Any = None
         self._accepted = False
+        self._doubt: asyncio.TimerHandle | None = None
         self._outcome = ""
         self._began = asyncio.get_running_loop().time()
         self.transport = transport
@@ -280,8 +283,26 @@ class _Passed(asyncio.Protocol):
             return
         if early:
             self._stream.write(early)
+        if head.service == KUBERNETES and member is not None and len(member.tunnels) > 1:
+            self._look_later(member, tunnel)
+
+    def _look_later(self, member: Member, tunnel: Tunnel) -> None:
+        self._doubt = asyncio.get_running_loop().call_later(defaults.STALL_AFTER, self._look, member, tunnel)
+
+    def _look(self, member: Member, tunnel: Tunnel) -> None:
+        """Not answered yet: the other server, which has the caller's first bytes, asks anew where that may help."""
+        if member.has_better(tunnel):
+            self._refuse(StreamRefused(Code.TUNNEL_LOST, "the tunnel stalls"))
+        else:
+            self._look_later(member, tunnel)
+
+    def _answered(self) -> None:
+        if self._doubt is not None:
+            self._doubt.cancel()
+            self._doubt = None
 
     def _refuse(self, error: ProtocolError) -> None:
+        self._answered()
         self._outcome = f"refused: {error.text}"
         self.transport.write(refused(error))
         self.transport.close()
@@ -308,6 +329,7 @@ class _Passed(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._port.passed.discard(self)
+        self._answered()
         stream, head = self._stream, self._head
         if stream is not None:
             stream.reset(Code.CANCELLED, "the caller is gone")
@@ -328,6 +350,7 @@ class _Passed(asyncio.Protocol):
 
     def accepted(self) -> None:
         self._accepted = True
+        self._answered()
         self.transport.write(ACCEPTED)
 
     def deliver(self, data: memoryview) -> None:

@@ -94,6 +94,7 @@ class Host:
     def __init__(self) -> None:
         self.ready = True
         self.tunnel: Tunnel | None = Tunnel()
+        self.better = False  # whether there is a tunnel that should be asked in place of this one
         self.meant = False
         self.said = {"edge": Held(1, CONNECTED, {"uid": "u"})}
         self.questions: list[Asking] = []
@@ -107,7 +108,14 @@ class Host:
         return {"items": []} if self.answers is None else await self.answers(asking)
 
     def member(self, cluster: str) -> Any:
-        return SimpleNamespace(pick=lambda: self.tunnel, ended_by_intent=self.meant) if cluster == "edge" else None
+        if cluster != "edge":
+            return None
+        return SimpleNamespace(
+            pick=lambda: self.tunnel,
+            tunnels=[self.tunnel, Tunnel()],
+            has_better=lambda _tunnel: self.better,
+            ended_by_intent=self.meant,
+        )
 
 
 @asynccontextmanager

@@ -99,6 +99,25 @@ async def test_a_refusal_comes_with_its_code():
         assert not near.accepted
 
 
+async def test_a_caller_is_given_back_where_its_tunnel_stalls_and_another_does_not(monkeypatch):
+    monkeypatch.setattr("protocol.defaults.STALL_AFTER", 0.02)
+    host = Host()
+    host.tunnel.silent = True
+    async with serving(host) as port:
+        near, raw = End(), End()
+        Caller(port).open(near)
+        Caller(port).open(raw, Passing("edge", "db", "192.0.2.1:6", "c-2")).write(b"hello")
+        await until(lambda: len(host.tunnel.far) == 2)
+        assert not near.over, "there is no better tunnel yet"
+        host.better = True
+        await until(lambda: near.over)
+        assert (near.error.code, near.error.text) == (Code.TUNNEL_LOST, "the tunnel stalls")
+        far = next(far for far in host.tunnel.far if far.data == b"hello")
+        assert not raw.over, "a raw service has heard its caller: nobody else may"
+        far.transport.close()
+        await until(lambda: raw.over)
+
+
 async def test_a_cut_is_no_end():
     host = Host()
     async with serving(host) as port:
