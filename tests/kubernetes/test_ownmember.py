@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.lab.controlplane import ControlPlane
+from tests.lab.controlplane import ControlPlane, Done
 from tests.lab.ownmember import OwnMember
 from tests.lab.processes import LabError
 
@@ -75,6 +76,44 @@ def test_what_was_there_before_stays_and_ends_it(
         own.install([ROLE, existing])
     assert "view" in names(member, "clusterroles").split()
     assert "tower-own" not in names(member, "clusterroles")
+
+
+def test_what_a_cut_create_has_made_goes_too(
+    member: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C while kubectl runs: the apiserver has the object, and nobody was told."""
+    answer(monkeypatch, "yes\n")
+    plain = OwnMember.kubectl
+
+    def cut(own: OwnMember, *arguments: str, **more: Any) -> Done:
+        done = plain(own, *arguments, **more)
+        if arguments[0] == "create":
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(OwnMember, "kubectl", cut)
+    with pytest.raises(KeyboardInterrupt), OwnMember(member.admin_kubeconfig, tmp_path) as own:
+        own.install([ROLE])
+    assert "tower-own" not in names(member, "clusterroles")
+
+
+def test_what_cannot_be_taken_away_is_named_and_no_success(
+    member: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(monkeypatch, "yes\n")
+    kubeconfig = tmp_path / "own.kubeconfig"
+    kubeconfig.write_bytes(member.admin_kubeconfig.read_bytes())
+    here = ACCOUNT | {"metadata": {"name": "tower-own", "namespace": "shared"}}
+
+    def lose_the_right_to() -> None:
+        with OwnMember(kubeconfig, tmp_path) as own:
+            own.install([here, ROLE])
+            kubeconfig.write_bytes(member.kubeconfig("nobody-here").read_bytes())
+
+    with pytest.raises(LabError, match=r"by hand:\n  clusterrole\S+ tower-own: .*Forbidden.*\n  serviceaccount"):
+        lose_the_right_to()
+    member.kubectl("delete", "clusterrole", "tower-own")
+    member.kubectl("delete", "serviceaccount", "tower-own", "-n", "shared")
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:

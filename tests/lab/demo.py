@@ -29,17 +29,20 @@ from tests.lab.world import BIN, Cluster, TowerWorld
 
 NAME = "member"
 POD = "greeter"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell starts what runs behind it without SIGINT
+    for number in ENDING:  # a shell starts what runs behind it without SIGINT
         signal.signal(number, _interrupt)
     own = os.environ.get("MEMBER_KUBECONFIG", "")
     once = os.environ.get("ONCE", "") not in ("", "0")
     try:
         with contextlib.ExitStack() as stack:
-            stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up
-            return demo(stack, Path(own).expanduser() if own else None, once=once)
+            try:
+                return demo(stack, Path(own).expanduser() if own else None, once=once)
+            finally:
+                _clean_up_undisturbed()
     except (LabError, assets.AssetError) as error:
         busy = "" if isinstance(error, MemberRefused) else too_busy(os.getloadavg()[0], os.cpu_count() or 1)
         print(f"error: {error}{busy}", file=sys.stderr)
@@ -176,7 +179,14 @@ def say(text: str) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    _clean_up_undisturbed()
     raise KeyboardInterrupt
+
+
+def _clean_up_undisturbed() -> None:
+    """A second Ctrl-C reaches neither us nor what we run to take things away."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The reader's own cluster as the demo's member: told and asked before anything is made, and only that is deleted.
 
 Every object is *created*, never applied: what exists already is not ours, so meeting it ends the demo and undoes what
-was made until then. The kubeconfig is read by kubectl alone and never changed.
+was made until then. Each carries a mark of this run, and what is deleted is what carries it: so a create that nobody
+waited for (Ctrl-C, a deadline) is undone too. The kubeconfig is read by kubectl alone and never changed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ IMAGE = "busybox:1.36"
 SCRIPT = 'n=0; while true; do n=$((n+1)); echo "hello $n from the member, at $(date +%T)"; sleep 1; done'
 POD_DEADLINE = 90
 DELETE_DEADLINE = 60.0
+MARK = "tower-demo"
 
 
 class MemberRefused(LabError):
@@ -41,7 +44,8 @@ class OwnMember:
         self.programs: Mapping[str, Path] = assets.ensure(["kubectl"])
         self.network = None
         self._kubeconfig, self._folder = kubeconfig, folder
-        self._made: list[tuple[str, str, str]] = []  # kind, namespace, name
+        self._mark = secrets.token_hex(8)
+        self._made: list[tuple[str, str, str]] = []  # kind, namespace, name; the last may not have come to be
         read = self.kubectl("config", "view", "--minify", "--flatten", "--raw", "-o", "json", check=False)
         if read.code != 0:
             why = read.stderr.decode(errors="replace").strip()
@@ -57,13 +61,16 @@ class OwnMember:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        left = []
         while self._made:
             kind, namespace, name = self._made.pop()
             scope = ["-n", namespace] if namespace else []
-            done = self.kubectl("delete", kind, name, *scope, "--ignore-not-found", "--wait=false", check=False)
-            if done.code != 0:
-                text = done.stderr.decode(errors="replace").strip()
-                print(f"could not delete {kind} {name}: {text}; delete it by hand", file=sys.stderr)
+            try:
+                self.kubectl("delete", kind, "-l", f"{MARK}={self._mark}", *scope, "--wait=false")
+            except LabError as error:
+                left.append(f"{kind} {name}: {error}")
+        if left:
+            raise LabError("left in your member, delete it by hand:\n  " + "\n  ".join(left))
 
     def kubectl(
         self, *arguments: str, stdin: bytes = b"", check: bool = True, deadline: float = DELETE_DEADLINE
@@ -116,11 +123,12 @@ class OwnMember:
         self.kubectl(*wait, deadline=POD_DEADLINE + 10)
 
     def _create(self, document: Mapping[str, Any]) -> None:
-        self.kubectl("create", "-f", "-", stdin=yaml.safe_dump(dict(document)).encode())
         metadata = document["metadata"]
         group = document["apiVersion"].partition("/")[0] if "/" in document["apiVersion"] else ""
         kind = f"{document['kind'].lower()}.{group}" if group else document["kind"].lower()
         self._made.append((kind, metadata.get("namespace", ""), metadata["name"]))
+        marked = metadata | {"labels": metadata.get("labels", {}) | {MARK: self._mark}}
+        self.kubectl("create", "-f", "-", stdin=yaml.safe_dump({**document, "metadata": marked}).encode())
 
 
 def _namespace(objects: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What the demo says of a machine that was too busy for it."""
+"""The demo's own manners: how it ends, and what it says of a machine that was too busy for it."""
 
 from __future__ import annotations
 
@@ -45,3 +45,33 @@ def test_it_is_ended_by_sigint_also_where_a_shell_started_it_behind_itself() -> 
     done = subprocess.run([sys.executable, "-c", BEHIND], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 130
     assert "nothing is left behind" in done.stderr
+
+
+AGAIN = """
+import os, signal, sys
+from tests.lab import demo
+
+def clean_up():
+    for number in demo.ENDING:
+        os.kill(os.getpid(), number)
+    os.system("kill -INT $$")  # as a terminal does to all that run in it
+    print("cleaned up", flush=True)
+
+def run(stack, *_, once):
+    stack.callback(clean_up)
+    if "ended" not in sys.argv:
+        os.kill(os.getpid(), signal.SIGINT)
+    return 0
+
+demo.demo = run
+sys.exit(demo.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupted", "ended"])
+def test_a_second_interrupt_cuts_no_clean_up(how: str) -> None:
+    environment = os.environ | {"ONCE": "", "MEMBER_KUBECONFIG": ""}
+    argv = [sys.executable, "-c", AGAIN, how]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "cleaned up\n"), done.stderr
