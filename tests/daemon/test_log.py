@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,3 +153,12 @@ def test_what_is_escaped_for_terminals_is_the_same_text_to_who_reads_the_json(ou
     log.get_logger("x").info("said", text=f"{STEERING} für 東京")
     assert lines(out)[0]["text"] == f"{STEERING} für 東京"
     assert "für 東京" in out.getvalue()
+
+
+@pytest.mark.slow  # a process of its own: here something else may have loaded structlog first
+def test_no_process_pays_for_drawing_tracebacks() -> None:
+    code = (
+        "import sys, daemon.log; print(sorted(name for name in sys.modules if name.startswith(('rich.', 'pygments'))))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout == "[]\n"  # the linter has brought both along
