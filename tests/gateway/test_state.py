@@ -143,23 +143,23 @@ async def test_a_caller_that_leaves_ends_the_apiservers_request(pki: Pki) -> Non
 
 
 async def _watch_cut(w: World, cut) -> bytes:
-    """What a watching certificate caller gets after `cut()`; asserts that it took less than a second."""
+    """What a watching certificate caller gets after `cut()`."""
     caller = await w.call(w.pki.client())
     await caller.say(WATCH)
     await caller.head()
     await caller.read(7)
     cut()
-    started = time.monotonic()
     try:
         async with asyncio.timeout(20):
-            rest = await caller.reader.read()
+            return await caller.reader.read()
     except ConnectionError:
-        rest = b""
-    assert time.monotonic() - started < 1.0
-    return rest
+        return b""
 
 
-async def test_revocation_ends_a_running_watch_within_a_second_and_refuses_the_next_request(pki: Pki) -> None:
+async def test_revocation_ends_a_running_watch_at_once_and_refuses_the_next_request(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 3600.0)  # nobody looks by the way
     async with world(pki, answer=watching) as w:
         bystander = await w.call()
         await bystander.say(GET)
@@ -191,13 +191,20 @@ async def test_a_revoked_caller_is_refused_at_its_next_request(pki: Pki) -> None
 
 async def test_expiry_ends_a_running_watch_within_a_second(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     assert defaults.GATEWAY_TICK < 1.0
-    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)  # the rest of the second is for the machine
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
     async with world(pki, answer=watching) as w:
+        looks: list[int] = []  # how many callers there are whenever somebody looks at the clock
+
+        def now() -> float:
+            looks.append(len(w.gateway.connections))
+            return time.time() + 4000
 
         def expire() -> None:
-            w.now = lambda: time.time() + 4000
+            w.now = now
 
         assert await _watch_cut(w, expire) == b""
+        await asyncio.wait_for(until(lambda: 0 in looks), 30)
+        assert looks.count(1) == 2, "the first look ends it: one at the time, one at the certificate"
         assert w.seen.records[-1].fault == "TWR402"
 
 

@@ -108,9 +108,11 @@ async def test_revocations_are_listed_with_the_number(tmp_path):
 
 async def test_ping_times_the_parts_apart_and_names_the_one_that_fails(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        began = time.monotonic()
         document = (await admin(server, "POST", "/v1/clusters/edge-1/ping")).json()
-        assert 0 < document["mux"] < 1
-        assert 0 < document["stream"] < document["readyz"] < 2
+        took = time.monotonic() - began
+        assert 0 < document["mux"] < took, "seconds"
+        assert 0 < document["stream"] < document["readyz"] < took
         assert (document["status"], document["tunnel"]) == (200, agent.tunnel.id)
         agent.respond = lambda _: (500, b"etcd is away")
         answer = await admin(server, "POST", "/v1/clusters/edge-1/ping")
