@@ -221,6 +221,7 @@ class Assembly:
             start_work=self.start,
             handshakes=self.metrics.handshakes,
             suspect=services.probing.suspect,
+            version=self.version,
         )
 
     def _listener(

@@ -49,11 +49,16 @@ class LegacyPort(PortListener):
         return LegacyLink(self, private=private, remote=remote)
 
 
-async def small_requests(request: HttpRequest) -> HttpResponse:
-    """What Go Tower's port answers beside agents."""
-    if request.method in ("GET", "HEAD") and request.target == "/health":
-        return HttpResponse(200, b"OK\n", "text/plain")
-    return HttpResponse(404, f"this port speaks the WebSocket subprotocol {DIALECT}\n".encode(), "text/plain")
+def small_requests(version: str) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
+    """What Go Tower's port answers beside agents: that it is there, and what it was built from."""
+    said = {"/health": b"OK\n", "/version": version.encode()}
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        if request.method in ("GET", "HEAD") and request.target in said:
+            return HttpResponse(200, said[request.target], "text/plain")
+        return HttpResponse(404, f"this port speaks the WebSocket subprotocol {DIALECT}\n".encode(), "text/plain")
+
+    return answer
 
 
 class LegacyLink(ServerLink):

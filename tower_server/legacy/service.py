@@ -87,6 +87,7 @@ class LegacyAgents:
         start_work: Start,
         handshakes: Any,
         suspect: Callable[[str], object],
+        version: str,
     ) -> None:
         self._config = config
         self._authority = authority
@@ -105,6 +106,7 @@ class LegacyAgents:
         self._start_work = start_work
         self._handshakes = handshakes
         self._suspect = suspect
+        self._version = version
         self._registrar = Registrar(clusters, agents)
         self._port: LegacyPort | None = None
         self._file: FileCertificate | None = None
@@ -123,7 +125,7 @@ class LegacyAgents:
         if self._config.tls is not None:
             self._file = FileCertificate(self._config.tls.cert, self._config.tls.key)
         self._port = LegacyPort(
-            http=small_requests,
+            http=small_requests(self._version),
             admit=self._admit,
             on_refused=self._on_refused,
             options=await server_options(),

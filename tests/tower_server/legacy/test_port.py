@@ -50,6 +50,8 @@ async def http(tower: Host, request: str) -> str:
 
 async def test_beside_agents_the_port_answers_as_go_towers_and_serves_nothing_native(tower: Host) -> None:
     assert (await http(tower, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n")).endswith("\r\n\r\nOK\n")
+    version = tower.running.services.version
+    assert (await http(tower, "GET /version HTTP/1.1\r\nHost: x\r\n\r\n")).endswith(f"\r\n\r\n{version}")
     for target in ("/", "/v1/enrolment?token=x", "/v1/tunnel", "/healthz"):
         answer = await http(tower, f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.startswith("HTTP/1.1 404 ")
