@@ -120,6 +120,7 @@ BROKEN: dict[str, tuple[bytes, Code]] = {
     "unknown-stream": (encode(FrameType.DATA, 4711, b"x"), Code.PROTOCOL),
     "oversized-frame": (HEADER.pack(FrameType.DATA, 0, 0, 1, 1 << 30), Code.TOO_LARGE),
     "unknown-frame": (HEADER.pack(99, 0, 0, 0, 0), Code.PROTOCOL),
+    "frame-without-its-payload": (encode(FrameType.ACK, 0, b""), Code.PROTOCOL),
     "second-hello": (encode(FrameType.HELLO, 0, b"{}"), Code.PROTOCOL),
     "acknowledges-the-future": (encode(FrameType.ACK, 0, U64.pack(1 << 40)), Code.PROTOCOL),
     "garbage-on-the-control-stream": (encode(FrameType.DATA, 1, b"not json\n"), Code.PROTOCOL),

@@ -96,7 +96,12 @@ def test_a_wrong_secret_and_an_unknown_token_are_not_told_apart(
         EnrolmentToken(url=good.url, cluster=good.cluster, id=good.id, secret="A" * len(good.secret), ca=good.ca)
     )
     unknown = str(EnrolmentToken.create(url=good.url, cluster=good.cluster, ca=good.ca))
-    with moves(world, 'tower_enrolments_total{result="TWR204"}', by=2):
+    with (
+        moves(world, 'tower_enrolments_total{result="TWR204"}', by=2),
+        logs(
+            world.server.log, "enrolment-refused", "TWR204", without=(wrong, good.secret, parse_token(unknown).secret)
+        ),
+    ):
         said = [join(text).stderr.decode() for text in (wrong, unknown)]
     assert "TWR204" in said[0]
     assert said[0] == said[1]
@@ -106,7 +111,11 @@ def test_a_wrong_secret_and_an_unknown_token_are_not_told_apart(
 def test_an_expired_token_says_so(world: TowerWorld, token: Callable[..., str], join: Join) -> None:
     text = token(ttl=1)
     wait_until(lambda: _state(world, text) == "Expired", "the token's end", 5.0)
-    refused(join(text), text, "TWR205", "expired")
+    with (
+        moves(world, 'tower_enrolments_total{result="TWR205"}'),
+        logs(world.server.log, "enrolment-refused", "TWR205", without=(text, parse_token(text).secret)),
+    ):
+        refused(join(text), text, "TWR205", "expired")
 
 
 def _state(world: TowerWorld, text: str) -> str:

@@ -22,9 +22,10 @@ from certs.identity import StoredIdentity
 from certs.keys import generate_key, key_to_pem
 from protocol.constants import Code, FrameType
 from protocol.frames import encode
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback import forgery
-from tests.loopback.callers import ended, logs, metrics, moves, tunnels
+from tests.loopback.callers import Caller, ended, logs, metrics, moves, tunnels
 from tests.loopback.conftest import DEADLINES, EDGE, OTHER
 from tests.loopback.hostile import BROKEN, OPENED, admitted, handshake_of, linked, outer, rejected
 
@@ -159,7 +160,11 @@ def test_a_handshake_cannot_be_replayed(world: TowerWorld, identity: StoredIdent
 
         link.send = noted  # type: ignore[method-assign]
         admitted(link, handshake_of(identity))
-    with moves(world, result("bad_signature")), linked(world, identity.bundle) as again:
+    with (
+        moves(world, result("bad_signature")),
+        logs(world.server.log, "tunnel-port-refused", "BAD_SIGNATURE"),
+        linked(world, identity.bundle) as again,
+    ):
         again.send(sent[0])
         assert again.frame()[0] == FrameType.CHALLENGE
         again.send(sent[1])
@@ -189,9 +194,43 @@ def test_an_agent_that_breaks_a_rule_loses_its_own_tunnel_only(
     assert welcome.tunnel not in tunnels(world, OTHER)
 
 
+def test_an_agent_that_sends_more_than_its_credit_loses_its_own_tunnel_only(
+    world: TowerWorld, identity: StoredIdentity, neighbour: Caller
+) -> None:
+    """To a caller that reads nothing, so that no more is granted."""
+    series = f'tower_tunnel_closes_total{{cause="FLOW",member_cluster="{OTHER}"}}'
+    with (
+        moves(world, series),
+        logs(world.server.log, "tunnel-closed", OTHER, "FLOW"),
+        linked(world, identity.bundle) as link,
+    ):
+        admitted(link, handshake_of(identity))
+        with neighbour.plain() as caller:
+            here = "{}:{}".format(*caller.getsockname()).encode()
+            # the tunnel with the fewest streams gets the next, which is ours
+            opened = (frame for frame in iter(link.frame, None) if frame[0] == FrameType.OPEN)
+            stream = next(stream for _, stream, payload in opened if here in payload)
+            link.send(encode(FrameType.OPEN_OK, stream, OPENED))
+            with contextlib.suppress(ConnectionClosed):  # before all of it was read
+                for _ in range(64):
+                    link.send(encode(FrameType.DATA, stream, bytes(1 << 16)) * 16)
+
+
+def test_a_frame_that_is_cut_short_ends_with_its_link(world: TowerWorld, identity: StoredIdentity) -> None:
+    with logs(world.server.log, "tunnel-closed", OTHER), linked(world, identity.bundle) as link:
+        welcome = admitted(link, handshake_of(identity))
+        link.send(encode(FrameType.DATA, 1, b"x" * 100)[:50])
+    wait_until(lambda: welcome.tunnel not in tunnels(world, OTHER), "the end of its tunnel", 30.0)
+
+
 def test_a_hundred_thousand_opens_cost_the_server_nothing(world: TowerWorld, identity: StoredIdentity) -> None:
     before = metrics(world)["process_resident_memory_bytes"]
-    with linked(world, identity.bundle) as link:
+    flooded = f'tower_tunnel_closes_total{{cause="FLOOD",member_cluster="{OTHER}"}}'
+    with (
+        moves(world, flooded),
+        logs(world.server.log, "tunnel-closed", OTHER, "FLOOD"),
+        linked(world, identity.bundle) as link,
+    ):
         admitted(link, handshake_of(identity))
         one = bytes(8) + b"\x0akubernetes" + b"\x01c" + b"\x01i"
         with contextlib.suppress(ConnectionClosed):  # cut off as a flood
