@@ -25,6 +25,8 @@ POLL = 0.05
 # it, and of the range that a tower server allocates from.
 PORTS = range(20000, 32000)
 
+_given: set[int] = set()
+
 ADOPTED: set[int] = set()
 """Children that were started during a test and belong to a wider fixture (an agent that was started again)."""
 
@@ -153,9 +155,11 @@ def tail(path: Path, lines: int = 20) -> str:
 
 
 def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
-    """Ports that nothing listens on now, each another."""
+    """Ports that nothing listens on now, and that were not given to anybody who may not have bound them yet."""
     chosen: list[int] = []
     for port in random.sample(PORTS, k=len(PORTS)):
+        if port in _given:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -163,6 +167,7 @@ def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
             except OSError:
                 continue
         chosen.append(port)
+        _given.add(port)
         if len(chosen) == count:
             return chosen
     raise LabError(f"no {count} free ports between {PORTS.start} and {PORTS.stop} on {host}")

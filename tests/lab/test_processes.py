@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import processes
 from tests.lab.processes import PORTS, Child, LabError, free_ports, whole_lines
 
 pytestmark = pytest.mark.slow  # many processes
@@ -66,10 +67,14 @@ def test_a_child_does_not_outlive_an_owner_that_is_killed(tmp_path: Path) -> Non
         time.sleep(0.01)
 
 
-def test_free_ports_are_free_distinct_and_out_of_the_ephemeral_range() -> None:
-    ports = free_ports(5)
-    assert len(set(ports)) == 5
+def test_free_ports_are_free_distinct_and_out_of_the_ephemeral_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PORTS", PORTS[:200])
+    monkeypatch.setattr(processes, "_given", set())
+    ports = free_ports(5) + free_ports(5)
+    assert len(set(ports)) == 10, "those before may not be bound yet"
     assert all(port in PORTS for port in ports)
+    with pytest.raises(LabError, match="no 191 free ports"):
+        free_ports(191)
 
 
 def test_a_line_that_is_still_being_written_is_none_yet(tmp_path: Path) -> None:
