@@ -35,6 +35,7 @@ EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer 
 WRITE_HIGH: Final = 64 * defaults.KIB  # the kernel has its own beside it; what is queued here is in no budget
 LINGER: Final = 30.0  # seconds in which a caller may take the last bytes of a stream that has ended
 MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
+LOOK_EVERY: Final = 0.125  # of the time after which a tunnel stalls: what was asked last is not overdue at once
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
 
 # Under which result a refused open is counted; "refused" when it is not named here.
@@ -158,7 +159,7 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self.stream.write(bytes(self._early))
             if self._early_eof:
                 self.stream.write_eof()
-            if self._port.service == KUBERNETES and len(self._port.member.tunnels) > 1:
+            if self._port.service == KUBERNETES and tunnel in self._port.member.tunnels:  # and not over another server
                 self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
             return
         if tunnel is None and self._port.wait(self, self._held):
@@ -169,8 +170,8 @@ class CallerConnection(asyncio.BufferedProtocol):
     def _look(self, tunnel: Tunnel) -> None:
         """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one."""
         assert self.stream is not None
-        if not self._port.member.has_better(tunnel):
-            self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
+        if self._attempts >= MAX_ATTEMPTS or not self._port.member.has_better(tunnel):
+            self._doubt = self._loop.call_later(LOOK_EVERY * defaults.STALL_AFTER, self._look, tunnel)
             return
         self._doubt = None
         left, self.stream = self.stream, None

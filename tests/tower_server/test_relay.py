@@ -10,7 +10,9 @@ import struct
 import pytest
 
 from daemon.log import configure
+from protocol.aio.pipe import pipe
 from protocol.constants import Code
+from protocol.defaults import OPEN_DEADLINE
 from tests.tower_server.kit import (
     Agent,
     Echo,
@@ -23,6 +25,7 @@ from tests.tower_server.kit import (
     running,
     until,
 )
+from tower_server.listeners import CallerPort
 
 pytestmark = pytest.mark.asyncio
 
@@ -245,6 +248,56 @@ async def test_an_open_that_a_silent_tunnel_does_not_answer_goes_to_one_that_is_
             assert not [each for each in tunnel.streams() if each.connection_id], "it was given up there"
         silent.tunnel._link.abort("the test is over")
         await silent.close()
+
+
+async def test_an_open_that_waits_goes_to_a_tunnel_that_comes_later(tmp_path, monkeypatch):
+    for place in ("protocol.aio.tunnel.STALL_AFTER", "protocol.defaults.STALL_AFTER"):
+        monkeypatch.setattr(place, 0.1)
+    async with running(tmp_path) as server, joined(server, "edge-1") as silent:
+        (tunnel,) = server.member("edge-1").tunnels
+        silent.tunnel._link._transport.pause_reading()
+        asking = asyncio.ensure_future(call(server, "edge-1"))
+        await until(lambda: any(each.caller.startswith("127.0.0.1:") for each in tunnel.streams()))
+        other = Agent(server, silent.identity, respond=lambda _head: (200, b"from the other"))
+        await other.connect()
+        async with asyncio.timeout(0.8 * OPEN_DEADLINE):
+            answer = await asking
+        assert (answer.status, answer.body) == (200, b"from the other")
+        silent.tunnel._link.abort("the test is over")
+        await other.close()
+
+
+async def test_a_way_over_another_server_is_not_taken_for_a_tunnel(tmp_path, monkeypatch):
+    class Way:
+        """As the way to another server is used; its owner answers late."""
+
+        accepted = False
+
+        def start_open(self, _service, protocol, **_about):
+            one, self.far = pipe(protocol, Echo())
+            self.far.get_protocol().connection_made(self.far)
+            asyncio.get_running_loop().call_later(0.2, self.accept, protocol)
+            return one
+
+        def accept(self, protocol):
+            self.accepted = True
+            protocol.stream_accepted()
+
+    monkeypatch.setattr("protocol.defaults.STALL_AFTER", 0.02)
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: problems.append(context))
+    async with running(tmp_path) as server, joined(server, "edge-1") as one:
+        other = Agent(server, one.identity)
+        await other.connect()
+        way = Way()
+        monkeypatch.setattr(CallerPort, "way", lambda _port: way)
+        async with raw(server, "edge-1") as (reader, writer):
+            await until(lambda: way.accepted)
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            way.far.abort()
+        await other.close()
+    assert not problems
 
 
 @pytest.mark.slow
