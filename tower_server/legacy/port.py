@@ -72,6 +72,7 @@ class LegacyLink(ServerLink):
         self._ssh: SshLink | None = None
         self._refused = False
         self._deciding: asyncio.Task[None] | None = None
+        self._undecided: Callable[[bool, bytes], None]
 
     # ---- WebSocket ----------------------------------------------------------------------------------------------
 
@@ -119,13 +120,18 @@ class LegacyLink(ServerLink):
             self._timer = self._loop.call_later(self._listener.deadline, self._too_late)
 
     def ssh_request(self, name: str, payload: bytes, answer: Callable[[bool, bytes], None]) -> None:
-        if self._stage != "config" or name != "config":
-            twice = name == "config" and self._stage == "register"
-            answer(False, b"config was sent already" if twice else b"expecting config request")
-            self._turn_out(Code.PROTOCOL, "config twice" if twice else f"the request {name[:40]!r} in place of config")
+        if self._stage == "config" and name == "config":
+            self._stage = "register"
+            self._undecided = answer
+            self._deciding = self._listener.run(self._register(payload, answer), "legacy-register")
             return
-        self._stage = "register"
-        self._deciding = self._listener.run(self._register(payload, answer), "legacy-register")
+        twice = name == "config" and self._stage == "register"
+        refusal = b"config was sent already" if twice else b"expecting config request"
+        if self._stage == "register" and self._deciding is not None:
+            self._deciding.cancel()
+            self._undecided(False, refusal)  # answers come in the order of the requests
+        answer(False, refusal)
+        self._turn_out(Code.PROTOCOL, "config twice" if twice else f"the request {name[:40]!r} in place of config")
 
     def ssh_opened(self, channel: Channel, target: bytes) -> None:
         channel.refuse(1, "this end takes no channels")

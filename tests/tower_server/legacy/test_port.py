@@ -206,14 +206,21 @@ async def test_config_twice_ends_the_tunnel(tower: Host) -> None:
     assert tower.member.history[0].code == "PROTOCOL"
 
 
-async def test_config_twice_in_one_breath_registers_nobody_twice(tower: Host) -> None:
+@pytest.mark.slow  # a second to read the refusal, each
+@pytest.mark.parametrize(
+    ("second", "said"), [("config", b"config was sent already"), ("ping", b"expecting config request")]
+)
+async def test_whoever_asks_again_before_the_answer_is_refused_and_registered_by_neither(
+    tower: Host, second: str, said: bytes
+) -> None:
     agent = await tower.dialled()
     payload = json.dumps(tower.config()).encode()
-    answers = [agent.wire.ask("config", payload), agent.wire.ask("config", payload)]
+    answers = [agent.wire.ask("config", payload), agent.wire.ask(second, payload)]
     async with asyncio.timeout(30):
-        await asyncio.wait(answers)
+        assert await asyncio.gather(*answers) == [(False, said), (False, said)]
+        await agent.lost.wait()
     await until(lambda: places(tower) == 0)
-    assert len(tower.member.tunnels) <= 1
+    assert tower.member.tunnels == []
 
 
 @pytest.mark.slow
