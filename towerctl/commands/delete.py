@@ -6,12 +6,13 @@ import sys
 
 import click
 
+from daemon.faults import EXIT_FAILED
 from daemon.units import format_count
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import usage
 from towerctl.lazy import Command, KindGroup
-from towerctl.output import Object, output_option, print_document
+from towerctl.output import Object, output_option, print_document, say
 from towerctl.types import Cluster
 
 
@@ -20,7 +21,7 @@ from towerctl.types import Cluster
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @output_option("table", "json", "yaml", "name")
 @pass_ctl
-def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> None:
+def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> int:
     """Delete cluster NAME: close its tunnels, revoke its agents and tokens, give its ports back."""
     from towerctl.lookup import get_cluster, suggesting
 
@@ -31,7 +32,9 @@ def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> None:
             raise usage(
                 f"deleting cluster {name} {ends}, and there is nobody to ask", mend="say --yes if that is meant"
             )
-        click.confirm(f"Deleting cluster {name} {ends}. Go on?", abort=True, err=True)
+        if not click.confirm(f"Deleting cluster {name} {ends}. Go on?", err=True):
+            say(f"Not confirmed: cluster {name} stays as it is.")
+            return EXIT_FAILED
     with suggesting(client, name):
         deleted = client.delete(path_of("clusters", name))
     if output in ("json", "yaml"):
@@ -40,6 +43,7 @@ def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> None:
         click.echo(f"cluster/{name}")
     else:
         click.echo(f"cluster {name} deleted: this {ends}")
+    return 0
 
 
 @click.command("legacy-token", cls=Command)

@@ -10,7 +10,7 @@ import click
 
 from daemon.faults import FAULTS, Fault, TowerError
 from towerctl.lazy import Command
-from towerctl.output import output_option, print_document
+from towerctl.output import Object, output_option, print_document
 from towerctl.table import format_row, widths_of
 from towerctl.types import FaultCode
 
@@ -28,7 +28,7 @@ def explain(code: str | None, output: str) -> None:
         return
     entry = _find(code)
     if output != "table":
-        print_document(asdict(entry), output)
+        print_document(_document(entry), output)
         return
     click.echo(f"{entry.code}: {entry.title}")
     for word, text in (("Meaning", entry.meaning), ("Cause", entry.cause), ("Mend", entry.mend)):
@@ -41,12 +41,17 @@ def _list(output: str, *, family: str) -> None:
     if not entries:
         raise TowerError("TWR609", f"there is no fault of the family TWR{family}xx")
     if output != "table":
-        print_document([asdict(entry) for entry in entries], output)
+        items = [_document(entry) for entry in entries]
+        print_document({"apiVersion": "tower/v1", "kind": "FaultList", "items": items}, output)
         return
     rows = [["CODE", "REASON", "TITLE"], *([entry.code, entry.reason, entry.title] for entry in entries)]
     widths = widths_of(rows)
     for row in rows:
         click.echo(format_row(row, widths))
+
+
+def _document(entry: Fault) -> Object:
+    return {"apiVersion": "tower/v1", "kind": "Fault", **asdict(entry)}
 
 
 def _find(code: str) -> Fault:

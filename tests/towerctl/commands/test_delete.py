@@ -50,7 +50,8 @@ def test_a_person_is_asked_and_told_what_ends(live: Shell, cluster: str) -> None
     code, asked = on_a_terminal(live, b"n\n", "delete", "cluster", cluster)
     assert f"Deleting cluster {cluster} ends 0 tunnels and 0 streams, revokes 0 agents" in asked
     assert f"gives port {ports['kubernetes']} back" in asked
-    assert code != 0
+    assert asked.endswith(f"Not confirmed: cluster {cluster} stays as it is.\r\n")
+    assert code == 1
     assert exists(live, cluster)
 
 

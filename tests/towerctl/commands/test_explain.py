@@ -20,7 +20,10 @@ def test_every_code_can_be_explained(shell: Shell) -> None:
     listed = shell.ok("explain")
     for code, entry in FAULTS.items():
         assert code in listed
-        assert json.loads(shell.ok("explain", code, "-o", "json"))["mend"] == entry.mend
+        document = json.loads(shell.ok("explain", code, "-o", "json"))
+        assert (document["apiVersion"], document["kind"], document["mend"]) == ("tower/v1", "Fault", entry.mend)
+    every = json.loads(shell.ok("explain", "-o", "json"))
+    assert (every["kind"], [item["code"] for item in every["items"]]) == ("FaultList", list(FAULTS))
 
 
 def test_an_unknown_code_names_those_that_are_close(shell: Shell) -> None:
