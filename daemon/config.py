@@ -48,26 +48,12 @@ M = TypeVar("M", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One value in force: its key path, what `config show` prints for it, and where it came from."""
-
-    key: str
-    value: Any
-    origin: str
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded(Generic[M]):
     """A validated configuration together with the origin of its values."""
 
     value: M
     origins: Mapping[Key, str]
-
-    def effective(self) -> list[Setting]:
-        """Every value in force, secrets replaced; origins: "default", "file x:1", "environment X", "flag --x"."""
-        return [
-            Setting(key=dotted(path), value=value, origin=self._origin(path)) for path, value in _leaves(self.value, ())
-        ]
+    """"file x:1", "environment X" or "flag --x"; a key that is not there has its default."""
 
     def _origin(self, path: Key) -> str:
         for end in range(len(path), 0, -1):
@@ -308,22 +294,6 @@ def _nested(value: Any, path: Key) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     return redact_text(str(value))
-
-
-def _leaves(value: Any, path: Key) -> Iterator[tuple[Key, Any]]:
-    plain = _nested(value, path)
-    yield from _plain_leaves(plain, path)
-
-
-def _plain_leaves(plain: Any, path: Key) -> Iterator[tuple[Key, Any]]:
-    if isinstance(plain, dict) and plain:
-        for key, item in plain.items():
-            yield from _plain_leaves(item, (*path, key))
-    elif isinstance(plain, list) and any(isinstance(item, dict) for item in plain):
-        for index, item in enumerate(plain):
-            yield from _plain_leaves(item, (*path, index))
-    else:
-        yield path, plain
 
 
 def _render(plain: Any, path: Key, lines: list[str], loaded: Loaded[Any]) -> None:

@@ -58,10 +58,6 @@ class Health:
         """Adds a readiness check, or replaces the one of that name."""
         self._checks[name] = check
 
-    def remove(self, name: str) -> None:
-        """Takes a check away; one that is not there is fine."""
-        self._checks.pop(name, None)
-
     async def start(self, address: str, *, sock: socket.socket | None = None) -> str:
         """Listens on "HOST:PORT" (port 0: any) or on `sock`; gives the address in use. Raises TowerError TWR103."""
         loop = asyncio.get_running_loop()

@@ -1,18 +1,17 @@
 """Structured logs: one line an event, JSON unless people watch, and no secret in any of them.
 
-Events have fixed names in the code (`tunnel-opened`), everything that varies is a key; `cluster`, `tunnel` and
-`connection` are bound once per task (`bound(...)`). The standard library's loggers end in the same chain, so that a
-library's line is redacted and rendered like ours. A log that cannot be written (full disk, closed pipe) never stops the
+Events have fixed names in the code (`tunnel-opened`), everything that varies is a key (`cluster`, `tunnel`,
+`connection`). The standard library's loggers end in the same chain, so that a library's line is redacted and rendered
+like ours. A log that cannot be written (full disk, closed pipe) never stops the
 work: lines are counted as lost, and the next one that gets through says how many.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Final, Literal, TextIO
 
 from daemon.redact import redact
@@ -90,7 +89,6 @@ def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO |
     out = stream if stream is not None else sys.stderr
     console = style == "console" or (style == "auto" and out.isatty())
     shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
@@ -121,10 +119,3 @@ def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO |
 def get_logger(room: str) -> Any:
     """A logger whose lines carry `room` (the dotted module name)."""
     return structlog.get_logger(room=room)
-
-
-@contextlib.contextmanager
-def bound(**keys: Any) -> Iterator[None]:
-    """Every line of this task (and of tasks it starts inside) carries `keys`: cluster, tunnel, connection."""
-    with structlog.contextvars.bound_contextvars(**keys):
-        yield

@@ -53,11 +53,6 @@ class Supervisor:
             if left:
                 log.error("tasks-did-not-end", tasks=sorted(task.get_name() for task in left), deadline=deadline)
 
-    @property
-    def names(self) -> list[str]:
-        """The tasks that run now."""
-        return sorted(task.get_name() for task in self._tasks)
-
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         exc = None if task.cancelled() else task.exception()

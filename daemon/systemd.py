@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 
 class Notifier:
-    """Sends READY, STATUS, STOPPING and WATCHDOG to NOTIFY_SOCKET (a path, or `@name` for an abstract socket)."""
+    """Sends READY with a STATUS, STOPPING and WATCHDOG to NOTIFY_SOCKET (a path, or `@name` for an abstract socket)."""
 
     def __init__(self, environ: MutableMapping[str, str] | None = None) -> None:
         env = os.environ if environ is None else environ
@@ -32,9 +32,6 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))
-
-    def status(self, text: str) -> None:
-        self._send(f"STATUS={_line(text)}")
 
     def stopping(self) -> None:
         if not self._stopping:

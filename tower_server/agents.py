@@ -80,7 +80,7 @@ class Agents:
                 f"this tower has no cluster {identity.cluster}; if it was deleted by mistake, add it and join again",
             )
         who = identity.cluster, identity.agent
-        renew_only = time.time() > identity.not_after
+        renew_only = identity.expired(time.time())
         try:
             async with asyncio.timeout(KNOWN_PATIENCE if who in self._admitted else None):
                 record = await self._store.get(Kind.AGENT, agent_record_name(*who))

@@ -182,14 +182,13 @@ class Client:
         namespace: str | None = None,
         uid: str | None = None,
         version: str | None = None,
-        propagation: str = "Background",
         deadline: float | None = None,
     ) -> None:
         """Take it away, or NotFound; Conflict where `uid` or `version` is another by now."""
         ask = Ask("delete", resource, namespace, name)
         wanted = {"uid": uid, "resourceVersion": version}
         preconditions = {key: value for key, value in wanted.items() if value is not None}
-        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if preconditions:
             options["preconditions"] = preconditions
         await self._object(ask, "DELETE", body=options, deadline=deadline)

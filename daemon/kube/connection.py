@@ -45,11 +45,7 @@ class Endpoint(Protocol):
 
 
 class Cut(Exception):
-    """The connection ended, or its bytes are no HTTP; `answered` says whether an answer had begun."""
-
-    def __init__(self, text: str, *, answered: bool) -> None:
-        super().__init__(text)
-        self.answered = answered
+    """The connection ended, or its bytes are no HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,7 @@ class Connection(asyncio.Protocol):
         if self._broken is not None:
             raise self._broken
         if self._transport is None:
-            raise Cut("closed the connection", answered=False)
+            raise Cut("closed the connection")
         self._parser = httptools.HttpResponseParser(self)
         self._complete, self._keep = False, True
         self._headers, self._header_bytes = {}, 0
@@ -124,7 +120,7 @@ class Connection(asyncio.Protocol):
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise Cut(f"sent more than {limit} bytes", answered=True)
+                raise Cut(f"sent more than {limit} bytes")
         return b"".join(pieces)
 
     @property
@@ -176,10 +172,10 @@ class Connection(asyncio.Protocol):
     def _fail(self, text: str) -> None:
         answered = self._head is not None and self._head.done()
         if self._broken is None and not (self._complete and answered):
-            self._broken = Cut(text, answered=answered)
+            self._broken = Cut(text)
         self._keep = False
         if self._head is not None and not self._head.done():
-            self._head.set_exception(self._broken or Cut(text, answered=False))
+            self._head.set_exception(self._broken or Cut(text))
         self.abort()
         self._wake()
 

@@ -66,18 +66,17 @@ def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
     assert loaded.value.budget == 256 * 1024
     assert loaded.value.hold == 3.0
     assert loaded.value.health.address == "flag:1"
-    origins = {setting.key: setting.origin for setting in loaded.effective()}
-    assert origins["public_url"] == f"file {file}:1"
-    assert origins["hold"] == "environment TOWER_HOLD"
-    assert origins["health.address"] == "flag --address"
-    assert origins["mode"] == "default"
+    origins = dict(line.strip().split("  # ") for line in loaded.render().splitlines() if "  # " in line)
+    assert origins["public_url: https://file"] == f"file {file}:1"
+    assert origins["hold: 3.0"] == "environment TOWER_HOLD"
+    assert origins["address: flag:1"] == "flag --address"
+    assert next(origin for line, origin in origins.items() if line.startswith("mode:")) == "default"
 
 
 def test_what_config_show_prints_is_a_configuration_without_secrets(file: Path) -> None:
     loaded = read(file, "health: {token: hunter2}\npassword: hunter2\nservices: [{name: a}]\nbudget: 1KiB\n")
     text = loaded.render()
     assert "hunter2" not in text
-    assert "hunter2" not in str(loaded.effective())
     assert f"budget: 1024  # file {file}:4" in text.splitlines()
     assert yaml.safe_load(text)["services"] == [{"name": "a", "port": 443}]
 

@@ -114,7 +114,7 @@ def test_not_ready_names_every_reason_and_liveness_stays(monkeypatch: pytest.Mon
             }
             assert (await ask(get("/healthz")))[0] == 200
             for name in ("tunnel", "broken", "slow", "slow too"):
-                health.remove(name)
+                health.check(name, lambda: None)
             assert (await ask(get("/readyz")))[0] == 200
             health.stopping = True
             assert json.loads((await ask(get("/readyz")))[2])["reasons"] == {"stopping": "the process is stopping"}

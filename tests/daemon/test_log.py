@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -82,27 +81,6 @@ def test_no_secret_gets_through_whatever_carries_it(out: io.StringIO) -> None:
         logging.getLogger("library").exception("c")
     assert "hunter2" not in out.getvalue()
     assert out.getvalue().count("ValueError") >= 2
-
-
-@pytest.mark.asyncio
-async def test_a_task_carries_its_cluster_and_so_do_the_tasks_it_starts(out: io.StringIO) -> None:
-    log.configure(stream=out)
-    logger = log.get_logger("x")
-
-    async def inner() -> None:
-        logger.info("inner")
-
-    async def outer(name: str) -> None:
-        with log.bound(cluster=name, tunnel="7f3a"):
-            await asyncio.create_task(inner())
-
-    await asyncio.gather(outer("edge-1"), outer("edge-2"))
-    logger.info("outside")
-    assert sorted((line.get("cluster", "-"), line.get("tunnel", "-")) for line in lines(out)) == [
-        ("-", "-"),
-        ("edge-1", "7f3a"),
-        ("edge-2", "7f3a"),
-    ]
 
 
 def test_lines_that_cannot_be_written_are_counted_and_told() -> None:

@@ -39,9 +39,9 @@ def test_the_flag_the_short_form_and_the_section_say_the_same(tmp_path: Path) ->
     file.write_text("store: kubernetes\n")
     loaded = configuration.load(ServerConfig, file=file, environ={"TOWER_STORE__NAMESPACE": "elsewhere"})
     assert (loaded.value.store.kind, loaded.value.store.namespace) == ("kubernetes", "elsewhere")
-    origins = {setting.key: setting.origin for setting in loaded.effective()}
-    assert origins["store.kind"] == f"file {file}:1"
-    assert origins["store.namespace"] == "environment TOWER_STORE__NAMESPACE"
+    shown = loaded.render()
+    assert f"  kind: kubernetes  # file {file}:1\n" in shown
+    assert "  namespace: elsewhere  # environment TOWER_STORE__NAMESPACE\n" in shown
     both = {"TOWER_STORE": "kubernetes", "TOWER_STORE__NAMESPACE": "elsewhere"}
     assert configuration.load(ServerConfig, environ=both).value.store == loaded.value.store
     file.write_text("store: {namespace: elsewhere}\n")
