@@ -129,7 +129,7 @@ def newer(held: RevocationList | None, offered: RevocationList) -> RevocationLis
     if offered.number < held.number:
         raise ListRefused(
             f"the revocation list has number {offered.number}, lower than {held.number} which is in force",
-            f"after a restore from a backup its number must pass {held.number}: each revocation adds one",
+            "after a restore from a backup revoke again what was revoked since the copy: that list is taken",
         )
     if replace(offered, issued_at=held.issued_at) != held:
         raise ListRefused(f"two different revocation lists have the number {held.number}")

@@ -13,10 +13,10 @@ import http.client
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from certs.files import replace_file
 from daemon.faults import TowerError
@@ -181,6 +181,7 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             copy.deserialize(_unjournaled(data))
             _renumber(copy)
+            _void_tokens(copy)
             copy.backup(connection)
     return contents, aside
 
@@ -193,13 +194,31 @@ def _holds_records(connection: sqlite3.Connection) -> bool:
 def _renumber(copy: sqlite3.Connection) -> None:
     """Makes the CA of the copy later than any state of it that agents have heard of: its number is otherwise that of
     another one, or lower, and they would refuse it for as long. The time is above every count of steps."""
-    key = (Kind.SECRET, RECORD)
-    for (text,) in copy.execute("SELECT data FROM records WHERE kind = ? AND name = ?", key).fetchall():
+
+    def later(name: str, kept: dict[str, Any]) -> None:
+        if name == RECORD:
+            kept["number"] = max(int(kept.get("number", 1)) + 1, int(time.time()))
+
+    _rewrite(copy, Kind.SECRET, "the CA", later)
+
+
+def _void_tokens(copy: sqlite3.Connection) -> None:
+    """Revokes what could let in somebody else: which of them were used since the copy was made, nobody knows."""
+
+    def void(_: str, token: dict[str, Any]) -> None:
+        if token.get("revoked") is None and len(token.get("keys", {})) < token["uses"]:
+            token["revoked"] = time.time()
+
+    _rewrite(copy, Kind.TOKEN, "a token", void)
+
+
+def _rewrite(copy: sqlite3.Connection, kind: Kind, what: str, change: Callable[[str, dict[str, Any]], None]) -> None:
+    for name, text in copy.execute("SELECT name, data FROM records WHERE kind = ?", (kind,)).fetchall():
         try:
             kept = json.loads(text)
-            kept["number"] = max(int(kept.get("number", 1)) + 1, int(time.time()))
-        except (ValueError, TypeError, AttributeError) as error:
+            change(name, kept)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise TowerError(
-                "TWR104", f"the CA in the copy cannot be read: {error}", mend="use an older copy"
+                "TWR104", f"{what} in the copy cannot be read: {error}", mend="use an older copy"
             ) from error
-        copy.execute("UPDATE records SET data = ? WHERE kind = ? AND name = ?", (json.dumps(kept), *key))
+        copy.execute("UPDATE records SET data = ? WHERE kind = ? AND name = ?", (json.dumps(kept), kind, name))

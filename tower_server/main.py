@@ -149,7 +149,11 @@ def restore_command(config_file: Path | None, file: Path, replace: bool, state_d
     click.echo(f"{database}: {contents}", err=True)
     if aside is not None:
         click.echo(f"The state before lies in {aside}.", err=True)
-    click.echo("What was revoked after the copy was made is not revoked in it: revoke it again.", err=True)
+    click.echo(
+        "What was revoked after the copy was made is not revoked in it: revoke it again. "
+        "Tokens that were not used up are void: make new ones.",
+        err=True,
+    )
 
 
 def _database(config: ServerConfig) -> Path:

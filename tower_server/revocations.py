@@ -1,7 +1,8 @@
 """The host's revocation list: kept in one record, so that its number and its content never part.
 
-The number rises with every change and never falls, a restore from a backup apart (the list's own text says what to do
-then). Whoever must act at once (live tunnels, control streams) subscribes.
+The number rises with every change, and is the time (in ms) where that is more: so what is revoked after a restore from
+a backup is above whatever agents have seen, and they heed it at once. Until then they keep to the list that they have,
+which knows more. Whoever must act at once (live tunnels, control streams) subscribes.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Revocations:
             changed = self.current.pruned(at)
             for asked in batch:
                 changed = asked.change(changed)
-            changed = replace(changed, number=self.current.number + 1, issued_at=at)
+            changed = replace(changed, number=max(self.current.number + 1, int(at * 1000)), issued_at=at)
             self._check(changed)
             try:
                 await self._write(changed)

@@ -12,9 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from certs.ca import Authority
+from certs.errors import ListRefused
+from certs.revocation import RevocationList, verify_list
+from certs.revocation import newer as later
 from certs.rotation import announce, announced
 from daemon.faults import TowerError
-from tests.tower_server.kit import admin, running
+from tests.tower_server.kit import Refused, Running, admin, enrol, running
 from tower_server import backup
 from tower_server.backup import inspect, read_copy, restore, snapshot, write
 from tower_server.main import cli
@@ -153,6 +156,41 @@ async def test_a_restored_ca_is_announced_as_later_than_what_agents_have_heard_s
         assert len(again.bundle.roots) == 1
         await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})
         assert heard(again) == (again.number, again.bundle.to_pem())
+
+
+@pytest.mark.asyncio
+async def test_what_is_revoked_after_a_restore_is_above_all_that_agents_have_seen(tmp_path: Path) -> None:
+    def sent(server: Running) -> RevocationList:
+        issuers = server.services.authority.bundle.revocation_keys()
+        return verify_list(server.services.revocations.signed, issuers=issuers, host=server.services.authority.host)
+
+    async with running(tmp_path) as server:
+        data = await copied(tmp_path)
+        for caller in ("alice", "bob", "carol"):
+            await admin(server, "POST", f"/v1/callers/{caller}/revoke")
+        seen = sent(server)
+    restore(data, database(tmp_path), replace=True)
+    async with running(tmp_path) as server:
+        with pytest.raises(ListRefused):  # it has forgotten them: agents keep to what they know
+            later(seen, sent(server))
+        await admin(server, "POST", "/v1/callers/mallory/revoke")
+        assert "mallory" in later(seen, sent(server)).users
+
+
+@pytest.mark.asyncio
+async def test_a_token_that_was_used_after_the_copy_lets_in_nobody_else_after_the_restore(tmp_path: Path) -> None:
+    async with running(tmp_path) as server:
+        token, before = await server.add("edge-1"), await server.add("edge-2")
+        joined_before = await enrol(server, before)
+        data = await copied(tmp_path)
+        await enrol(server, token)
+    restore(data, database(tmp_path), replace=True)
+    async with running(tmp_path) as server:
+        with pytest.raises(Refused) as caught:
+            await enrol(server, token)
+        assert caught.value.code == "TWR208"
+        keys = {"key": joined_before.key, "serving_key": joined_before.serving_key}
+        assert (await enrol(server, before, **keys)).reply.chain == joined_before.reply.chain
 
 
 def some_state(folder: Path) -> bytes:
