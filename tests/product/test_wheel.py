@@ -26,9 +26,17 @@ BUILD_DEADLINE = 120.0
 INSTALL_DEADLINE = 300.0
 
 
-def run(*argv: str | Path, cwd: Path, env: Mapping[str, str] | None = None, deadline: float = 30.0) -> str:
+def run(
+    *argv: str | Path, cwd: Path, env: Mapping[str, str] | None = None, stdin: str = "", deadline: float = 30.0
+) -> str:
     done = subprocess.run(
-        list(map(str, argv)), cwd=cwd, env=dict(env or {}) or None, capture_output=True, text=True, timeout=deadline
+        list(map(str, argv)),
+        cwd=cwd,
+        env=dict(env or {}) or None,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=deadline,
     )
     assert done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -142,7 +150,7 @@ class TestInstalled:
         assert str(ROOT) not in said
         assert said.count(str(installed.parent)) == len(PACKAGES)
 
-    def test_a_server_runs_from_it_and_a_cluster_is_added(
+    def test_a_server_runs_from_it_and_a_cluster_is_added_and_joined(
         self, installed: Path, clean: dict[str, str], tmp_path: Path
     ) -> None:
         tunnel, health, first = free_ports(3)
@@ -164,6 +172,11 @@ class TestInstalled:
             added = json.loads(
                 run(installed / "towerctl", "add", "cluster", "edge", "-o", "json", cwd=tmp_path, env=client)
             )
-            assert added["join"]["token"].startswith("twr1.")
+            join = [installed / "tower-agent", "join", f"--state-dir={tmp_path}/agent"]
+            run(*join, cwd=tmp_path, env=clean, stdin=added["join"]["token"])
+            (agent,) = json.loads(
+                run(installed / "kubectl-tower", "get", "agents", "-o", "json", cwd=tmp_path, env=client)
+            )["items"]
+            assert agent["cluster"] == "edge"
         finally:
             assert server.stop() == 0
