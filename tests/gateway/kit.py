@@ -146,7 +146,7 @@ class Caller:
             return await self.reader.readuntil(b"\r\n\r\n")
 
     async def read(self, size: int) -> bytes:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.reader.readexactly(size)
 
     async def answer(self) -> tuple[bytes, bytes]:

@@ -39,7 +39,7 @@ async def test_an_answer_that_cannot_be_relayed_is_502(pki: Pki, said: bytes) ->
         final = got[got.rfind(b"HTTP/1.1 5") :]
         assert status_of(final)["code"] == 502
         assert b"TWR306" in final
-        await asyncio.wait_for(until(lambda: not w.gateway.upstreams.bearer.open_count), 5)
+        await asyncio.wait_for(until(lambda: not w.gateway.upstreams.bearer.open_count), 30)
 
 
 async def test_bytes_behind_an_answer_are_no_answer_to_the_next_request(pki: Pki) -> None:
@@ -112,7 +112,7 @@ async def test_too_many_connections_get_429_with_retry_after(pki: Pki) -> None:
     async with world(pki, answer=answer, limit=1) as w:
         first = await w.call()
         await first.say(GET)
-        await asyncio.wait_for(until(lambda: w.apiserver.heads), 5)
+        await asyncio.wait_for(until(lambda: w.apiserver.heads), 30)
         got = await w.ask(GET)
         assert b"\r\nRetry-After: 1\r\n" in got
         assert status_of(got)["code"] == 429
@@ -220,7 +220,7 @@ async def test_an_upgrade_that_is_not_made_ends_both_sockets_and_nothing_behind_
         assert int(got.split(b" ")[1]) == code
         assert b"Location" not in got
         assert b"Connection: close\r\n" in got
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 30)
         assert w.apiserver.rest == b""
         assert len(w.apiserver.heads) == 1
         assert w.gateway.upstreams.bearer.idle_count == 0

@@ -71,7 +71,7 @@ async def test_a_go_agent_serves_callers_of_both_services(tmp_path: Path, vintag
         await until(lambda: len(tower.running.services.clusters.ports.of(CLUSTER)) == 2)
         reader, writer = await asyncio.open_connection("127.0.0.1", tower.running.port(CLUSTER, "kubesphere"))
         writer.write(b"through the other port")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await reader.readexactly(22) == b"THROUGH THE OTHER PORT"
         writer.close()
         view = await tower.view()

@@ -60,7 +60,7 @@ class Caller:
                 return step()
             except ssl.SSLWantReadError:
                 self._flush()
-                data = await asyncio.wait_for(self.stream.reader.read(65536), 10)
+                data = await asyncio.wait_for(self.stream.reader.read(65536), 30)
                 if not data:
                     self._into.write_eof()
                 self._into.write(data) if data else None

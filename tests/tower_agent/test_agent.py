@@ -124,7 +124,7 @@ async def test_the_policy_is_followed_and_compared(
 
 async def until_drift(control: Control, fits: Callable[[str | None], bool]) -> None:
     """Wait for a status whose verdict on policy and RBAC fits."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not fits((await control.next("status"))["policy"]["drift"]):
             pass
 

@@ -55,8 +55,8 @@ async def test_a_declared_service_is_relayed_with_half_close(make_member: MakeMe
         transport = await tunnel.open("shout", stream, caller="203.0.113.9:5", connection_id="c7")
         transport.write(b"hello " * 50_000)
         transport.write_eof()
-        answer = await asyncio.wait_for(stream.reader.read(), 10)
-        while len(answer) < 300_000 and (more := await asyncio.wait_for(stream.reader.read(65536), 10)):
+        answer = await asyncio.wait_for(stream.reader.read(), 30)
+        while len(answer) < 300_000 and (more := await asyncio.wait_for(stream.reader.read(65536), 30)):
             answer += more
         assert answer == b"HELLO " * 50_000
         assert await asyncio.wait_for(stream.lost, 30) is None

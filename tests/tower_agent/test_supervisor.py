@@ -27,7 +27,7 @@ ADMIN = ("tower:east:admin", "tower:east:cluster-admins")
 
 async def fault(agent: HostAgent, code: str) -> str:
     """The text of the state's fault, once it has this code."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while agent.state.fault is None or agent.state.fault.code != code:
             await asyncio.sleep(0.01)
     return agent.state.fault.message
@@ -81,7 +81,7 @@ async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_w
         caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
         assert (await caller.ask())[0] == 200
         old.drain(Code.SHUTDOWN, "the server stops", deadline=60.0, retry_after=61.0)
-        await asyncio.wait_for(caller.stream.lost, 10)  # nobody asked for the end of this connection but the drain
+        await asyncio.wait_for(caller.stream.lost, 30)  # nobody asked for the end of this connection but the drain
         assert old.closed is None
         assert len(tower.tunnels) == 1, "no other server to go to"
         old.close(Code.SHUTDOWN, "the server stops")
@@ -106,8 +106,8 @@ async def test_an_idle_stream_of_a_drained_tunnel_ends_once_the_next_one_stands(
         assert not caller.stream.lost.done(), "there is nowhere to go yet"
         tower.refuse = None
         await tower.tunnel()
-        await asyncio.wait_for(caller.stream.lost, 10)
-        assert (await asyncio.wait_for(old.wait_closed(), 10)).code is Code.NONE
+        await asyncio.wait_for(caller.stream.lost, 30)
+        assert (await asyncio.wait_for(old.wait_closed(), 30)).code is Code.NONE
 
 
 @pytest.mark.slow
@@ -155,12 +155,12 @@ async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once
         tower = new_tower()
         async with serving_tower(tower):
             agent = await member.agent(tower, links=3)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not all(link.state.connected for link in agent.links):
                     await asyncio.sleep(0.01)
         for link in agent.links[1:]:
             link._backoff = Backoff(random=lambda: 0.0, minimum=3600.0)  # one that waits for an hour from now on
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not all(link._backoff.failures for link in agent.links[1:]):
                 await asyncio.sleep(0.01)
         async with serving_tower(tower), asyncio.timeout(20):
@@ -183,7 +183,7 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
             await connected(agent)
             cut(tunnel)
             assert tunnel.detached
-            assert (await asyncio.wait_for(caller.ask(), 10))[0] == 200
+            assert (await asyncio.wait_for(caller.ask(), 30))[0] == 200
             assert tunnel.resumes == resumed
         assert tower.tunnels == [tunnel]
         await connected(agent)
@@ -259,7 +259,7 @@ async def test_a_tunnel_does_not_go_on_where_somebody_in_between_could_look_insi
         assert mine is not None
         private = False
         cut(tunnel)
-        closed = await asyncio.wait_for(mine.wait_closed(), 10)
+        closed = await asyncio.wait_for(mine.wait_closed(), 30)
         assert closed.text == "it cannot go on over the new link: a new tunnel took its place"
         assert await tower.tunnel() is not tunnel
         await connected(agent)
@@ -271,9 +271,9 @@ async def test_a_draining_tunnel_is_resumed_too(make_member: MakeMember) -> None
         await member.agent(tower)
         old = await tower.tunnel()
         caller = await Caller.open(old, tower.caller_context(tower.client(*ADMIN)))
-        old.drain(Code.DRAINING, "an upgrade", deadline=30.0, retry_after=30.1)
+        old.drain(Code.DRAINING, "an upgrade", deadline=60.0, retry_after=60.1)
         cut(old)
-        assert (await asyncio.wait_for(caller.ask(), 10))[0] == 200
+        assert (await asyncio.wait_for(caller.ask(), 30))[0] == 200
         assert old.resumes == 1
         caller.close()
 
@@ -292,7 +292,7 @@ async def test_a_server_that_does_not_know_the_tunnel_ends_its_streams_at_once_a
         cut(old)
         new = await tower.tunnel()
         assert new.id != old.id
-        closed = await asyncio.wait_for(held.wait_closed(), 10)
+        closed = await asyncio.wait_for(held.wait_closed(), 30)
         assert (closed.code, closed.by_peer) == (Code.UNKNOWN_TUNNEL, False)
         assert "this server has no such tunnel" in closed.text
         await connected(agent)

@@ -72,7 +72,7 @@ class Control(asyncio.Protocol):
         self.transport.write(encode_message(type, **fields))
 
     async def next(self, kind: str) -> Message:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 message = await self.messages.get()
                 if message["type"] == kind:
@@ -136,7 +136,7 @@ class Tower:
 
     async def tunnel(self) -> Tunnel:
         """The next tunnel that is welcomed, or the one that has been and was not asked for yet."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await self.welcomed.wait()
         self.welcomed.clear()
         return self.tunnels[-1]

@@ -80,7 +80,7 @@ async def test_a_reader_that_stops_stops_its_writer_and_nobody_else(tmp_path):
         sock.setblocking(False)
         try:
             last, still = -1, 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while still < 20:
                     await asyncio.sleep(0.01)
                     still = still + 1 if Flood.written == last else 0

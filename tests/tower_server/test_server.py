@@ -58,7 +58,7 @@ async def test_a_server_that_stops_serves_what_runs_and_tells_who_comes_that_it_
             writer.write(b"during")
             assert await reader.readexactly(6) == b"during"
             assert not stopping.done()
-        await asyncio.wait_for(stopping, 10)  # the last stream has ended: nothing is waited for any more
+        await asyncio.wait_for(stopping, 30)  # the last stream has ended: nothing is waited for any more
         await until(lambda: agent.closed)
         assert (agent.closed[0].code, agent.closed[0].text) == (Code.SHUTDOWN, "the server stops")
 
@@ -89,7 +89,7 @@ async def test_a_handshake_under_way_does_not_disturb_the_stop(tmp_path):
 
         server.server._parts.listener.authenticate = slow
         connecting = asyncio.create_task(agent.connect())
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), 30)
         await server.server.stop()
         with pytest.raises(DialError):
             await connecting

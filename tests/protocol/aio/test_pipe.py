@@ -135,7 +135,7 @@ async def test_a_protocol_that_fails_ends_its_stream_for_both_and_is_heard_of(ca
         two.write(b"at once")
     else:
         two.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert isinstance(await first.lost, StreamReset)
         await second.lost
     assert over == [True]
@@ -148,7 +148,7 @@ async def test_whoever_pauses_behind_a_reset_hears_of_it_when_it_reads_on():
     one.pause_reading()
     await asyncio.sleep(0)
     one.resume_reading()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert isinstance(await first.lost, StreamReset)
         await second.lost
 
@@ -175,7 +175,7 @@ async def test_in_whatever_order_its_ends_are_used_both_are_told_of_their_end():
         closes, reads = (one, two) if chance.random() < 0.5 else (two, one)
         closes.close()
         reads.resume_reading()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await first.lost
             await second.lost
         assert over == [True], seed

@@ -265,7 +265,7 @@ async def test_of_two_dials_for_one_tunnel_only_the_newest_goes_on_and_nothing_c
 
     async def behind(number: int) -> asyncio.Task[Tunnel]:
         dialled = asyncio.create_task(again(made, agent_end, handshake=fresh(instance="again")))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while asked < number:
                 await asyncio.sleep(0.01)
         return dialled
@@ -330,12 +330,12 @@ async def test_a_tunnel_that_ends_while_it_is_dialled_for_ends_at_the_server_too
     async with lasting(authenticate=admit) as made:
         server, agent_end = await made.pair(handshake=fresh())
         dialled = asyncio.create_task(again(made, agent_end, handshake=fresh(instance="again")))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 30)
         agent_end.close(Code.SHUTDOWN, "the agent is stopping")
         gate.set()
         with pytest.raises(DialError, match="ended meanwhile: the agent is stopping"):
             await dialled
-        closed = await asyncio.wait_for(server.wait_closed(), 10)
+        closed = await asyncio.wait_for(server.wait_closed(), 30)
         assert (closed.code, closed.text, closed.by_peer) == (Code.SHUTDOWN, "the agent is stopping", True)
 
 

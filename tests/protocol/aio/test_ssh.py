@@ -67,7 +67,7 @@ async def test_an_owner_that_fails_at_the_end_is_heard_of_and_nobody_waits_on() 
         pair.server_owner.ssh_lost = fail  # type: ignore[method-assign]
         answer = pair.server.ask("ping")
         pair.agent.end("gone")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(ConnectionError):
                 await answer
             while not failures:
@@ -115,12 +115,12 @@ async def test_channels_above_what_an_agent_takes_are_refused_and_the_others_go_
     async with connected(take=lambda channel, _: channel.accept(Echo()), agent_limits=limits) as pair:
         ends = [Collect() for _ in range(5)]
         channels = [pair.server.open("echo", end) for end in ends]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             refused = [str(await end.lost) for end in ends[3:]]
         assert all("3 channels are open already" in text for text in refused)
         for channel in channels[:3]:
             channel.write(b"well")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while any(bytes(end.data) != b"well" for end in ends[:3]):
                 await asyncio.sleep(0.005)
             channels[0].close()
@@ -137,7 +137,7 @@ async def test_a_host_that_asks_for_more_than_an_agent_takes_again_and_again_kee
         for _ in range(20):
             end = Collect()
             pair.server.open("echo", end)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 assert "1 channels are open already" in str(await end.lost)
         assert await pair.server.request("ping") == (True, b"")
         assert not well.is_closing()
@@ -160,7 +160,7 @@ async def test_without_memory_a_channel_is_refused_before_anything_is_kept_for_i
         ends = [Collect() for _ in range(6)]
         for end in ends:
             pair.server.open("echo", end)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert "no memory is left" in str(await ends[-1].lost)
         assert limits.budget.used <= 4 * Limits().reserved_credit
         assert await pair.server.request("ping") == (True, b"")

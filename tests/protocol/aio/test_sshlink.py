@@ -113,7 +113,7 @@ async def test_a_full_link_stops_channels_and_goes_on_when_it_has_room() -> None
         assert channel.get_write_buffer_size() == MIB
         assert not end.writable.is_set()
         pair.server_link.resume_writing()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(end.data) < MIB:
                 await asyncio.sleep(0.01)
 

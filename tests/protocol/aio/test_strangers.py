@@ -62,7 +62,7 @@ async def test_who_comes_in_a_storm_waits_until_one_of_those_under_way_is_in() -
     opened = asyncio.ensure_future(room.strangers.room())
     await asyncio.sleep(0)
     room.strangers.leave(first, proven=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await opened
     assert not await room.waits()
 
@@ -146,7 +146,7 @@ async def test_a_wait_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     room.strangers = strangers
     room.prove()
     room.come(times=UNDER_WAY)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await strangers.room()
     assert len(strangers) == UNDER_WAY
 

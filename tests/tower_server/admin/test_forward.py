@@ -22,7 +22,7 @@ def connect(server, path, **headers):
 async def test_bytes_and_half_close_pass_both_ways(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         agent.raw = lambda incoming: incoming.accept(Echo())
-        async with asyncio.timeout(10), connect(server, "/v1/clusters/edge-1/forward/grafana") as socket:
+        async with asyncio.timeout(30), connect(server, "/v1/clusters/edge-1/forward/grafana") as socket:
             sent = bytes(range(256)) * 4000
 
             async def send():

@@ -65,7 +65,8 @@ async def test_a_link_or_a_file_of_somebody_else_gets_no_key(tmp_path, monkeypat
         await SqliteStore.open(path)
     assert (caught.value.code, elsewhere.exists()) == ("TWR105", False)
     path.unlink()
-    path.touch(mode=0o644)
+    path.touch()
+    path.chmod(0o644)
     somebody = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: somebody)  # seen from there, the file is another user's
     with pytest.raises(TowerError, match=f"belongs to uid {path.stat().st_uid}") as caught:
