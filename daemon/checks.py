@@ -39,8 +39,8 @@ def ok(message: str = "") -> Result:
     return Result("ok", message)
 
 
-def warn(code: str, message: str, *, evidence: Sequence[str] = (), next_step: str = "") -> Result:
-    return _named("warning", code, message, evidence, next_step)
+def warn(code: str, message: str, *, next_step: str = "") -> Result:
+    return _named("warning", code, message, (), next_step)
 
 
 def fail(code: str, message: str, *, evidence: Sequence[str] = (), next_step: str = "") -> Result:

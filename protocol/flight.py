@@ -86,11 +86,6 @@ class Flight:
         rtt, rate = self.rtt or 0.0, self.rate or 0.0
         return GAIN * self.bound / rtt if self._full and rtt >= PACE_FROM and rate <= PACE_UP_TO else 0.0
 
-    @property
-    def asked_at(self) -> float | None:
-        """When the oldest mark left that was not answered."""
-        return self._marks[0][2] if self._marks else None
-
     def sending(self, size: int, now: float, *, idle: bool) -> bool:
         """`size` bytes leave now; whether a mark has to follow them. `idle` says that nothing more waits."""
         if not self._marks and now - self._sent_at > max(MARK_EVERY, self.rtt or 0.0):  # nothing was under way

@@ -46,7 +46,6 @@ class Enrolment:
         except CertsError as error:
             raise certs_fault(error) from None  # without its cause: nothing may quote the token
         self._store = store
-        self._way = way
         self._wait = wait
         self._target = way.enrolment(self.token.url)
         self._hosts: tuple[str, ...] = ()  # joined before this began

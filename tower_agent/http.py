@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.kube.connection import Connection, Cut
 from protocol import defaults
 from protocol.aio.hops import DialError, OnHop
-from protocol.aio.proxydial import DialTarget, certificate_chain, open_connection
+from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.frames import printable
 
 MAX_ANSWER_BYTES: Final = 4 * defaults.MIB
@@ -30,7 +30,6 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
-    chain: list[bytes] = field(default_factory=list)
 
     def json(self) -> Any:
         """The body as JSON; raises ValueError."""
@@ -56,10 +55,10 @@ async def fetch(
     connection: Connection | None = None
     try:
         async with asyncio.timeout(deadline):
-            transport, connection = await open_connection(target, Connection, on_hop=on_hop)
+            _, connection = await open_connection(target, Connection, on_hop=on_hop)
             head = await connection.ask(_head(target, method, path, headers, len(body)) + body)
             whole = await connection.rest(limit)
-            return Answer(head.status, head.headers, whole, certificate_chain(transport))
+            return Answer(head.status, head.headers, whole)
     except TimeoutError as error:
         raise DialError("http", f"{target.authority} did not answer {method} {path} within {deadline:g} s") from error
     except Cut as error:

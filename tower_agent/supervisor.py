@@ -53,7 +53,6 @@ class LinkState:
 
     connected: bool
     since: float
-    tunnel: str = ""
     fault: TowerError | None = None
 
 
@@ -100,7 +99,7 @@ class LinkSupervisor:
         while not self._stopping:
             tunnel, self._made = self._made, None
             if tunnel is not None:
-                self._set(LinkState(True, time.time(), tunnel.id))
+                self._set(LinkState(True, time.time()))
             tunnel = tunnel or await self._dial()
             if tunnel is None:
                 continue
@@ -181,7 +180,7 @@ class LinkSupervisor:
         self._said = ("", 0.0)
         self._parts.welcomed()
         if tunnel is not resume:
-            self._set(LinkState(True, time.time(), tunnel.id))
+            self._set(LinkState(True, time.time()))
             tunnel.on_detached = self._cut
             if tunnel.detached:  # nobody heard of it, and there is nothing in it that were worth coming back for
                 tunnel.lose(Code.TUNNEL_LOST, JUST_LOST)
@@ -222,7 +221,7 @@ class LinkSupervisor:
                 log.info("tunnel-resumed", host=self._parts.host, tunnel=tunnel.id, seconds=seconds)
                 self._metrics.resumes.labels(self._parts.host).inc()
                 if tunnel is self.tunnel:
-                    self._set(LinkState(True, time.time(), tunnel.id))
+                    self._set(LinkState(True, time.time()))
             elif made is not None and self.tunnel is tunnel:
                 self._made = made
             elif made is not None:

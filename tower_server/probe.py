@@ -109,20 +109,20 @@ async def probe(
             _judge(status, body, passthrough=passthrough)
     except TimeoutError:
         what = "the stream was not opened" if stream is None else "no answer to GET /readyz"
-        return _failed(tunnel, ProbeFailed("TWR303", f"{what} within {deadline:g} s"), opened)
+        return _failed(ProbeFailed("TWR303", f"{what} within {deadline:g} s"), opened)
     except ProtocolError as error:
         code = wire_fault(error.code, "TWR301")
-        return _failed(tunnel, ProbeFailed(code, error.text or error.code.name), opened)
+        return _failed(ProbeFailed(code, error.text or error.code.name), opened)
     except ProbeFailed as error:
-        return _failed(tunnel, error, opened)
+        return _failed(error, opened)
     finally:
         if stream is not None and not stream.is_closing():
             stream.reset(Code.NONE, "probed")
-    return ProbeResult(time.time(), True, tunnel.id, status=200, stream=opened, readyz=time.monotonic() - began)
+    return ProbeResult(time.time(), True, status=200, stream=opened, readyz=time.monotonic() - began)
 
 
-def _failed(tunnel: Tunnel, error: ProbeFailed, opened: float | None) -> ProbeResult:
-    return ProbeResult(time.time(), False, tunnel.id, error.code, error.text, status=error.status, stream=opened)
+def _failed(error: ProbeFailed, opened: float | None) -> ProbeResult:
+    return ProbeResult(time.time(), False, error.code, error.text, status=error.status, stream=opened)
 
 
 def _judge(status: int, body: bytes, *, passthrough: bool) -> None:

@@ -9,13 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NewType, Self
+from typing import Any, ClassVar, Self
 
 from tower_server.store.base import Kind, Record
-
-ClusterName = NewType("ClusterName", str)
-Uid = NewType("Uid", str)
-Port = NewType("Port", int)
 
 LEGACY_TOKEN = re.compile(r"[\x21-\x7e]{32,512}")
 """What may be the token of a cluster's Go agents; Go Tower's own are 64 hexadecimal digits."""

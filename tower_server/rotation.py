@@ -28,7 +28,6 @@ from tower_server.records import Agent
 from tower_server.store.base import Conflict, Store
 
 Step = Literal["start", "switch", "finish"]
-STEPS: Final[tuple[Step, ...]] = ("start", "switch", "finish")
 MAX_NAMED: Final = 10  # agents in one message
 _GRACE: Final = defaults.EXPIRED_IDENTITY_GRACE_DAYS * 86400.0
 

@@ -37,7 +37,6 @@ class ProbeResult:
 
     at: float
     ok: bool
-    tunnel: str
     code: str = ""
     text: str = ""
     status: int | None = None

@@ -141,9 +141,8 @@ class Splice:
         self.first.begin()
         self.second.begin()
 
-    def abort(self, error: Exception | None = None) -> None:
+    def abort(self) -> None:
         """Drop both ends."""
-        self._error = self._error or error
         for end in (self.first, self.second):
             if end.transport is not None:
                 end.transport.abort()

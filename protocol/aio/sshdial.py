@@ -69,11 +69,6 @@ class HostSession:
         return 0 if self._wire is None or self.closed else self._wire.channel_count
 
     @property
-    def moved(self) -> int:
-        """Bytes in both directions so far, those of pings too."""
-        return 0 if self._link is None else self._link.bytes_in + self._link.bytes_out
-
-    @property
     def silent_for(self) -> float:
         """Seconds since the last byte of the host."""
         assert self._link is not None

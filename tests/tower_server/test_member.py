@@ -188,7 +188,7 @@ async def test_since_moves_only_with_the_state_and_whoever_follows_is_told(metri
     member.add(tunnel())
     since = member.since
     for _ in range(3):
-        member.probed(ProbeResult(time.time(), True, "t"))
+        member.probed(ProbeResult(time.time(), True))
     assert told == ["NeverConnected", "Unknown", "Connected"]
     assert member.since >= since
     before = member.since
@@ -200,7 +200,7 @@ async def test_a_new_tunnel_after_none_is_not_taken_for_ready_by_an_old_probe(me
     member = await made(metrics)
     first = tunnel()
     member.add(first)
-    member.probed(ProbeResult(time.time(), True, "t"))
+    member.probed(ProbeResult(time.time(), True))
     member.remove(first, closed())
     member.add(tunnel())
     assert member.verdict.ready == "Unknown"
@@ -210,7 +210,7 @@ async def test_a_deleted_member_changes_nothing_any_more(metrics):
     member = await made(metrics)
     member.gone = True
     metrics.forget("edge-1")
-    member.probed(ProbeResult(time.time(), True, "t"))
+    member.probed(ProbeResult(time.time(), True))
     assert b'tower_cluster_ready{member_cluster="edge-1"}' not in metrics.render()
 
 
@@ -304,7 +304,7 @@ async def test_what_this_server_holds_itself_counts_more_and_both_together(metri
     member = await made(metrics, expected=2)
     member.add(tunnel("here"))
     member.reported({"uid": "mine"})
-    member.probed(ProbeResult(time.time(), True, "t-here"))
+    member.probed(ProbeResult(time.time(), True))
     assert member.verdict.state == "Degraded", "one of two tunnels"
     member.note_elsewhere(of_another_server(uid="theirs"), "")
     assert member.verdict.state == "Connected"
@@ -316,7 +316,7 @@ async def lost_and_back(member, monkeypatch, now, how=None):
     """Ready, lost, and Ready again; the moment of the last."""
     each = tunnel()
     member.add(each)
-    member.probed(ProbeResult(now, True, each.id))
+    member.probed(ProbeResult(now, True))
     assert member.verdict.ready == "True"
     member.remove(each, how or closed())
     assert member.verdict.ready == "False"
@@ -337,12 +337,12 @@ async def test_a_cluster_that_comes_and_goes_is_told_of_once_while_callers_see_t
     assert told[-1]
     each = tunnel()
     member.add(each)
-    member.probed(ProbeResult(at, True, each.id))
+    member.probed(ProbeResult(at, True))
     assert member.verdict == Verdict("Connected", "True"), "what is shown is the truth"
     told.clear()
     for seconds in range(0, 70, 10):
         monkeypatch.setattr(module.time, "time", lambda at=at, seconds=seconds: at + seconds)
-        member.probed(ProbeResult(at + seconds, True, each.id))
+        member.probed(ProbeResult(at + seconds, True))
         member.tick()
     assert member.flaps.since is None
     assert told == [False], "that it has settled is told, and nothing else"
@@ -362,9 +362,9 @@ async def test_an_apiserver_that_comes_and_goes_is_no_matter_of_the_tunnel(metri
     each = tunnel()
     member.add(each)
     for _ in range(3):
-        member.probed(ProbeResult(at, True, each.id))
+        member.probed(ProbeResult(at, True))
         for _ in range(2):
-            member.probed(ProbeResult(at, False, each.id, "TWR301", "refused"))
+            member.probed(ProbeResult(at, False, "TWR301", "refused"))
         assert member.verdict.state == "ApiserverDown"
     assert member.flaps.since is not None
     assert not member.flaps.of_tunnel
@@ -391,9 +391,9 @@ async def test_the_last_heartbeat_is_the_last_of_all_that_was_heard(metrics, mon
     monkeypatch.setattr(module.time, "time", lambda: now + 5)
     member.reported({})
     assert member.last_heartbeat == now + 5
-    member.probed(ProbeResult(now + 7, True, "t"))
+    member.probed(ProbeResult(now + 7, True))
     assert member.last_heartbeat == now + 7
-    member.probed(ProbeResult(now + 9, False, "t", "TWR301", "refused"))
+    member.probed(ProbeResult(now + 9, False, "TWR301", "refused"))
     assert member.last_heartbeat == now + 7, "a failure is no sign of life"
     far = await made(metrics)
     far.note_elsewhere(Elsewhere(1, Verdict("Connected", "True"), {}), "")

@@ -7,8 +7,8 @@ import pytest
 from tower_server.state import Ended, Facts, ProbeResult, judge
 
 NOW = 1_800_000_000.0
-GOOD = ProbeResult(NOW - 5, True, "t", status=200)
-BAD = ProbeResult(NOW - 1, False, "t", "TWR301", "10.0.0.1:443 refused")
+GOOD = ProbeResult(NOW - 5, True, status=200)
+BAD = ProbeResult(NOW - 1, False, "TWR301", "10.0.0.1:443 refused")
 UP = Facts(now=NOW, tunnels=1, expected=1, connected=NOW, probe=GOOD, last_ok=NOW - 5)
 
 

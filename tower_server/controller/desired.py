@@ -42,7 +42,6 @@ class Replica:
     ready: bool
     clusters: frozenset[str]
     """Those whose tunnels it holds."""
-    node: str | None = None
 
 
 def serving(cluster: str, replicas: Iterable[Replica]) -> list[Replica]:
@@ -195,14 +194,11 @@ def _service(name: str, cluster: str, ports: Mapping[str, int], *, namespace: st
 
 
 def _endpoint(replica: Replica) -> Object:
-    made: Object = {
+    return {
         "addresses": [replica.address],
         "conditions": {"ready": True, "serving": True, "terminating": False},
         "targetRef": {"kind": "Pod", "name": replica.name},
     }
-    if replica.node:
-        made["nodeName"] = replica.node
-    return made
 
 
 def _version(address: str) -> int:

@@ -123,7 +123,6 @@ class HostController:
         self._namespace = config.store.namespace
         self._own_names = frozenset(own_names(url_host(config.public_url or "")))
         self._name = name
-        self._metrics = metrics
         self._authority = authority
         self._revocations = revocations
         self._replicas = replicas

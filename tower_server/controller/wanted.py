@@ -46,8 +46,6 @@ class Wanted:
 
     name: str
     uid: str
-    version: str
-    generation: int
     proxied: bool
     """Reached through a tunnel; a cluster of type `direct` is none of ours."""
     ports: Mapping[str, int]
@@ -83,8 +81,6 @@ def read_wanted(resource: Object, *, ranges: Mapping[str, PortRange]) -> Wanted:
     return Wanted(
         name=name,
         uid=str(meta.get("uid", "")),
-        version=str(meta.get("resourceVersion", "")),
-        generation=meta["generation"] if isinstance(meta.get("generation"), int) else 0,
         proxied=connection.get("type", "proxy") == "proxy",
         ports=ports,
         external=external,

@@ -35,7 +35,6 @@ class PassedStream:
         self.bytes_in = 0
         self.bytes_out = 0
         self._link = link
-        self._head = head
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._early = bytearray(head.line())

@@ -26,10 +26,6 @@ class ChangeLog:
         self._waiters: set[asyncio.Future[None]] = set()
         self._closed = False
 
-    @property
-    def head(self) -> int:
-        return self._head
-
     def append(self, position: int, change: Change) -> None:
         if len(self._changes) == self._changes.maxlen:
             self._floor = self._changes[0][0]

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import asyncssh
 import pytest
 
-from protocol.aio.sshoptions import agent_options
 from tests.protocol.aio.sshpeers import connected, ended
 
 pytestmark = pytest.mark.asyncio
@@ -20,11 +18,3 @@ async def test_a_peer_with_weak_key_exchanges_only_is_told_so() -> None:
     async with connected(agent=weak, authenticated=False) as pair:
         assert "No matching key exchange" in await ended(pair.server_owner)
         assert "No matching key exchange" in await ended(pair.agent_owner)
-
-
-async def test_the_server_key_can_be_held_against_a_pin() -> None:
-    options = await agent_options(trusted=lambda fingerprint: fingerprint == "SHA256:other")
-    side = options.protocol_factory()
-    key = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
-    assert side.validate_host_public_key("tower", "", 0, key) is False
-    assert (await agent_options()).protocol_factory().validate_host_public_key("tower", "", 0, key) is True
