@@ -101,6 +101,7 @@ def namespaces() -> set[str]:
     return {line.split()[0] for line in listed.splitlines() if line.startswith("tower-")}
 
 
+STAND_INS = "Stand-ins: Node and Pod status come from kwok"
 NOTHING: Mapping[str, list[str]] = {"files": [], "processes": []}
 
 
@@ -109,7 +110,14 @@ def test_once_proves_and_leaves_nothing(demos: list[Demo], folder: Path) -> None
     demo = Demo(folder, ONCE="1")
     demos.append(demo)
     assert demo.code() == 0, demo.output
-    for text in ("$ kubectl version", "$ kubectl get namespaces", "logs -f", "hello from inside", "All of it held."):
+    for text in (
+        "$ kubectl version",
+        "$ kubectl get namespaces",
+        "logs -f",
+        "hello from inside",
+        "All of it held.",
+        STAND_INS,
+    ):
         assert text in demo.output
     alone = network.lacking() is None
     assert ("no answer; only the agent reaches it" in demo.output) == alone
@@ -131,7 +139,7 @@ def test_it_stays_until_it_is_told_to_end(
     demos.append(demo)
     demo.until("It stays up until Ctrl-C.")
     assert "All of it held." in demo.output
-    assert "Stand-ins: Node and Pod status come from kwok" in demo.output
+    assert STAND_INS in demo.output
     assert privileged or "no network of its own for the member (not root): everything runs on loopback" in demo.output
     assert left_behind(folder)["processes"]
     demo.process.send_signal(number)

@@ -80,6 +80,7 @@ def demo(stack: contextlib.ExitStack, own: Path | None, *, once: bool) -> int:
         stack.enter_context(chatter(member))
     proof = Proof(member, kubeconfig, pod=POD, namespace=namespace)
     fine = proof.show()
+    print("\nThe member is yours, and all of it is real." if isinstance(member, OwnMember) else STAND_INS, flush=True)
     if once:
         return 0 if fine else 1
     print(next_steps(world, member, kubeconfig, namespace), flush=True)
@@ -133,7 +134,6 @@ def chatter(member: ControlPlane) -> Iterator[None]:
 
 def next_steps(world: TowerWorld, member: Cluster, kubeconfig: Path, namespace: str) -> str:
     program = assets.ensure(["kubectl"])["kubectl"].parent
-    real = "The member is yours, and all of it is real." if isinstance(member, OwnMember) else STAND_INS
     return f"""
 It stays up until Ctrl-C. In another terminal:
 
@@ -147,11 +147,10 @@ It stays up until Ctrl-C. In another terminal:
   towerctl ping {NAME}
   towerctl check
 
-{real}
 The kubeconfig: {kubeconfig}   Logs: {world.folder}"""
 
 
-STAND_INS = """\
+STAND_INS = """
 Real: kube-apiserver, etcd, kubectl, and all of Tower. Stand-ins: Node and Pod status come from kwok; logs, exec, attach
 and port-forward end in streamlet, a small Go program with a kubelet's streaming code, and exec runs a process on this
 machine. There is no scheduler and no controller manager: a Pod needs `nodeName: node-1`, a Deployment makes none."""
