@@ -36,7 +36,7 @@ def test_bash_completes_verbs_kinds_names_and_values(folder: Path) -> None:
     script += "".join(COMPLETE.format(words=words, at=at) for words, at, _ in CASES)
     env = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nonexistent", "TOWER_ADMIN_SOCKET": str(folder / "s")}
     with peer(folder / "s", http("200 OK", CLUSTERS)):
-        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     assert [set(line.split()) for line in done.stdout.splitlines()] == [expected for _, _, expected in CASES]
 
