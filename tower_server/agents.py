@@ -27,7 +27,7 @@ from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import Hello
 from tower_server.authority import root_id
-from tower_server.papers import ATTEMPTS, Upto, end
+from tower_server.papers import ATTEMPTS, Upto, tidy
 from tower_server.records import Agent, Cluster, agent_record_name
 from tower_server.revocations import Revocations
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
@@ -261,11 +261,10 @@ class Agents:
         await self._revocations.revoke_agents(upto, at=time.time())
 
     async def tidy(self) -> None:
-        """Finishes a deletion that was cut short: agents of clusters that are gone are revoked and taken away."""
-        agents = (await self._store.list(Kind.AGENT)).items  # first: one that is made from here on has its cluster
-        clusters = {record.data["uid"] for record in (await self._store.list(Kind.CLUSTER)).items}
-        self._admitted = {who: uid for who, uid in self._admitted.items() if uid in clusters}
-        await end(self._store, [each for each in agents if each.data["uid"] not in clusters], revoke=self._revoke)
+        """Revokes and takes away agents of clusters that are gone, and their tokens; forgets whom it admitted there."""
+        uids = {member.uid for member in self._registry.members.values()}
+        self._admitted = {who: uid for who, uid in self._admitted.items() if uid in uids}
+        await tidy(self._store, revoke=self._revoke)
 
     async def list(self, cluster: str | None = None) -> list[Agent]:
         prefix = f"{cluster}." if cluster is not None else ""

@@ -31,6 +31,15 @@ async def papers(store: Store) -> dict[str, list[Record]]:
     return found
 
 
+async def tidy(store: Store, *, revoke: Revoke) -> list[Record]:
+    """Finishes deletions that were cut short: ends the papers of clusters that are gone. What it has taken away."""
+    found = await papers(store)  # first: one that is made from here on has its cluster
+    clusters = {record.data.get("uid") for record in (await store.list(Kind.CLUSTER)).items}
+    left = [record for uid, records in found.items() if uid not in clusters for record in records]
+    await end(store, left, revoke=revoke)
+    return left
+
+
 async def end(store: Store, records: Iterable[Record], *, revoke: Revoke, cluster: str = "", at: float = 0.0) -> None:
     """Revokes what the agents in `records` were issued, then takes the records away. With `cluster`: and all that its
     agents were issued until `at`, whether on record or not."""

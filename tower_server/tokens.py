@@ -7,6 +7,7 @@ write of the record, so of many that come at once exactly as many get in as the 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -130,16 +131,12 @@ class Tokens:
         return sorted(found, key=lambda token: (token.cluster, token.created, token.id))
 
     async def tidy(self) -> None:
-        """Takes away tokens that have been expired for a day, and those of clusters that are gone."""
-        tokens = (await self._store.list(Kind.TOKEN)).items  # first: one that is made from here on has its cluster
-        clusters = {Cluster.read(record).uid for record in (await self._store.list(Kind.CLUSTER)).items}
-        for record in tokens:
+        """Takes away tokens that have been expired for a day. `papers.tidy` has those of clusters that are gone."""
+        for record in (await self._store.list(Kind.TOKEN)).items:
             token = Token.read(record)
-            if token.uid not in clusters or time.time() > token.expires + KEPT_AFTER_EXPIRY:
-                try:
+            if time.time() > token.expires + KEPT_AFTER_EXPIRY:
+                with contextlib.suppress(Conflict, NotFound):
                     await self._store.delete(Kind.TOKEN, token.id, expect=record.version)
-                except (Conflict, NotFound):
-                    continue
 
 
 def token_state(token: Token, now: float) -> str:

@@ -27,7 +27,7 @@ from tests.tower_server.controller.apiserver import Apiserver, Caller
 from tower_server.agents import Agents
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.registry import Registry
-from tower_server.papers import end, papers
+from tower_server.papers import end, papers, tidy
 from tower_server.ports import PortRange
 from tower_server.records import Agent, Cluster, Token
 from tower_server.revocations import Revocations
@@ -208,6 +208,47 @@ async def test_the_same_on_a_real_apiserver(host_plane):
 
     await play(opened, 1, done=False, tidied_first=False)
     await play(opened, 3, done=True, tidied_first=True)
+
+
+async def test_tidying_ends_the_papers_of_clusters_that_are_gone_and_no_others(tmp_path):
+    store, then = await SqliteStore.open(tmp_path / "tower.db"), 10.0
+    revoked: dict[tuple[str, str], float] = {}
+
+    async def revoke(upto) -> None:
+        revoked.update(upto)
+
+    async def papers_of(name: str, uid: str) -> None:
+        agent, token = Agent("a", name, uid, "k", then, "t", 2e9, 2e9), Token(f"t-{name}", name, uid, "h", then, 2e9, 1)
+        await store.create(Kind.AGENT, agent.record_name, agent.data())
+        await store.create(Kind.TOKEN, token.id, token.data())
+
+    await store.create(Kind.CLUSTER, "edge-1", Cluster("edge-1", "uid-1", then).data())
+    await papers_of("edge-1", "uid-1")
+    await papers_of("edge-0", "gone")
+    taken = await tidy(store, revoke=revoke)
+    assert sorted((each.kind, each.name) for each in taken) == [(Kind.AGENT, "edge-0.a"), (Kind.TOKEN, "t-edge-0")]
+    assert (list(revoked), list(await papers(store))) == ([("edge-0", "a")], ["uid-1"])
+    await store.close()
+
+
+async def test_tidying_leaves_the_papers_of_a_cluster_that_is_made_meanwhile(tmp_path, monkeypatch):
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    listed, new = store.list, Cluster("edge-2", "uid-2", 1.0)
+
+    async def busily(kind, **more):
+        found = await listed(kind, **more)
+        if not any(record.name == new.name for record in (await listed(Kind.CLUSTER)).items):
+            await store.create(Kind.CLUSTER, new.name, new.data())
+            await store.create(Kind.TOKEN, "t", Token("t", new.name, new.uid, "h", 1.0, 2e9, 1).data())
+        return found
+
+    async def revoke(upto) -> None:
+        raise AssertionError(upto)
+
+    monkeypatch.setattr(store, "list", busily)
+    assert await tidy(store, revoke=revoke) == []
+    assert list(await papers(store)) == ["uid-2"]
+    await store.close()
 
 
 async def test_who_dies_while_tidying_leaves_it_to_the_next(open_store):

@@ -20,7 +20,7 @@ from daemon.faults import TowerError
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.joint import Joint
 from tower_server.controller.limits import ATTEMPTS
-from tower_server.papers import Revoke, end, papers
+from tower_server.papers import Revoke, end, papers, tidy
 from tower_server.records import Cluster
 from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Store
 
@@ -191,9 +191,6 @@ class Registry:
 
     async def tidy(self) -> list[str]:
         """Finishes what a leader before has not: what was done, a sentence each."""
-        found = await papers(self._store)  # first: one that is made from here on has its cluster
-        clusters = {record.data.get("uid") for record in (await self._store.list(Kind.CLUSTER)).items}
-        left = [record for uid, records in found.items() if uid not in clusters for record in records]
-        await end(self._store, left, revoke=self._revoke)
+        left = await tidy(self._store, revoke=self._revoke)
         names = sorted({str(record.data.get("cluster")) for record in left})
         return [f"agents and tokens of {each}, which was deleted, were revoked and taken away" for each in names]
