@@ -36,6 +36,10 @@ from tower_server.tunnels import TunnelRegistry
 RECORDS_RETRY: Final = 5.0  # seconds after which an agent asks again whose record could not be read
 KNOWN_PATIENCE: Final = 1.0
 """Seconds for the record of an agent that was admitted before: less than callers of a lost link are held for."""
+SHOW_PATIENCE: Final = 2.5
+"""Seconds for the records that are only shown: then somebody who looks for a fault gets what is known."""
+
+Listed = list["Agent"]  # `list` is a method of the class
 
 log = get_logger(__name__)
 
@@ -68,6 +72,8 @@ class Agents:
         """How the names of this server's tunnels begin, where it is one of several."""
         self._admitted: dict[tuple[str, str], str] = {}
         """Agents that this process has admitted, and the uid of the cluster that it was for."""
+        self._seen: dict[tuple[str, str], Agent] = {}
+        self._seen_at = time.time()
 
     # ---- handshakes ---------------------------------------------------------------------------------------------
 
@@ -105,6 +111,7 @@ class Agents:
         if agent.revoked is not None:
             raise _refusal(identity, "was revoked")
         self._admitted[who] = member.uid
+        self._seen[who] = agent
         return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
 
     def still_admitted(self, identity: AgentIdentity) -> None:
@@ -264,11 +271,33 @@ class Agents:
         """Revokes and takes away agents of clusters that are gone, and their tokens; forgets whom it admitted there."""
         uids = {member.uid for member in self._registry.members.values()}
         self._admitted = {who: uid for who, uid in self._admitted.items() if uid in uids}
+        self._seen = {who: each for who, each in self._seen.items() if each.uid in uids}
         await tidy(self._store, revoke=self._revoke)
 
     async def list(self, cluster: str | None = None) -> list[Agent]:
         prefix = f"{cluster}." if cluster is not None else ""
-        return [Agent.read(record) for record in (await self._store.list(Kind.AGENT, prefix=prefix)).items]
+        found = [Agent.read(record) for record in (await self._store.list(Kind.AGENT, prefix=prefix)).items]
+        others = {} if cluster is None else {who: each for who, each in self._seen.items() if who[0] != cluster}
+        self._seen = others | {(each.cluster, each.name): each for each in found}
+        self._seen_at = time.time()
+        return found
+
+    async def shown(self, cluster: str | None = None) -> tuple[Listed, str | None]:
+        """As `list`, for who only looks: while the store does not answer, what was seen of them last, and a sentence
+        that says so. Whether a cluster is well does not lie in the store, and is asked for when it is away."""
+        try:
+            async with asyncio.timeout(SHOW_PATIENCE):
+                return await self.list(cluster), None
+        except (TowerError, TimeoutError) as error:
+            why = f"no answer within {SHOW_PATIENCE:g} s"
+            if isinstance(error, TowerError):
+                why = f"{error.code}: {error.message}"
+            log.info("shown-from-memory", text=why)
+            seen = [each for each in self._seen.values() if cluster in (None, each.cluster)]
+            return (
+                seen,
+                f"agents are shown as of {rfc3339(self._seen_at)}, since the records cannot be read now ({why})",
+            )
 
 
 def _refusal(identity: AgentIdentity, what: str) -> HandshakeRejected:

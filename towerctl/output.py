@@ -85,8 +85,15 @@ def print_table(resource: Resource, items: Sequence[Object], *, output: str, hea
     return widths
 
 
+def warn_stale(shown: Object) -> None:
+    """Says on standard error what of it is not as of now."""
+    if shown.get("stale"):
+        say(f"warning: {shown['stale']}")
+
+
 def print_list(resource: Resource, listing: Object, *, output: str, headers: bool) -> None:
     items = listing.get("items", [])
+    warn_stale(listing)
     for each in listing.get("unanswered") or ():
         say(f"warning: the {resource.plural} of server {each.get('server')} are not shown: {each.get('reason')}")
     if output in ("json", "yaml"):
@@ -98,6 +105,7 @@ def print_list(resource: Resource, listing: Object, *, output: str, headers: boo
 
 
 def print_one(resource: Resource, item: Object, *, output: str, headers: bool = True) -> None:
+    warn_stale(item)
     if output in ("json", "yaml"):
         print_document(item, output)
     elif output == "name":

@@ -115,6 +115,16 @@ def test_nobody_who_has_a_way_to_a_member_notices_a_minute_of_silence(
         refused = world.towerctl("add", "cluster", LATE, check=False)
         assert refused.code != 0
         assert b"TWR114" in refused.stderr, refused.stderr
+        for command in (
+            ("get", "clusters"),
+            ("describe", "cluster", STEADY),
+            ("get", "agents"),
+            ("ping", STEADY, "-c", "1"),
+        ):
+            world.towerctl(*command)  # what the records do not decide is told without them
+        listed = world.towerctl("get", "clusters")
+        assert b"warning: agents are shown as of 20" in listed.stderr, listed
+        assert listed.text.split().count("Connected") == 2, listed
         wait_until(lambda: not leads(world), "it leads no more", BACK)
         time.sleep(max(0.0, ends - time.monotonic()))  # the silence itself is what is tested
         assert ill.told[SILENT] > 1, "it is asked again and again"

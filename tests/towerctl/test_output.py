@@ -39,6 +39,14 @@ def test_no_rows_leave_standard_output_empty(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "No clusters found. Add one: `towerctl add cluster NAME`\n"
 
 
+def test_what_is_not_as_of_now_is_said_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_list(THING, {**LISTING, "stale": "things as of then"}, output="name", headers=True)
+    assert capsys.readouterr().err == "warning: things as of then\n"
+    print_one(THING, {"name": "b", "stale": "b as of then"}, output="name")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("thing/b\n", "warning: b as of then\n")
+
+
 def test_one_object_is_no_list(capsys: pytest.CaptureFixture[str]) -> None:
     print_one(THING, {"name": "b"}, output="name")
     assert capsys.readouterr().out == "thing/b\n"

@@ -72,16 +72,19 @@ class Nothing(Body):
 
 
 async def view_of(services: Services, name: str) -> Object:
-    cluster, member = services.clusters.get(name)
-    return cluster_view(services, cluster, member, await services.agents.list(name))
+    services.clusters.get(name)  # refuses what is not there before anything is waited for
+    agents, stale = await services.agents.shown(name)
+    return {**cluster_view(services, *services.clusters.get(name), agents), "stale": stale}
 
 
 async def list_clusters(services: Services) -> Object:
     by_cluster: dict[str, list[Agent]] = {}
-    for agent in await services.agents.list():
+    agents, stale = await services.agents.shown()
+    for agent in agents:
         by_cluster.setdefault(agent.cluster, []).append(agent)
     found = [(name, *services.clusters.get(name)) for name in services.clusters.names()]
-    return list_of("Cluster", (cluster_view(services, c, m, by_cluster.get(name, ())) for name, c, m in found))
+    views = [cluster_view(services, c, m, by_cluster.get(name, ())) for name, c, m in found]
+    return {**list_of("Cluster", ({**view, "stale": stale} for view in views)), "stale": stale}
 
 
 async def create_cluster(services: Services, document: dict[str, Any]) -> Object:
@@ -137,12 +140,13 @@ async def revoke_token(services: Services, token: str) -> Object:
 
 
 async def list_agents(services: Services, cluster: str | None) -> Object:
-    own = [_agent(services, agent) for agent in await services.agents.list(cluster)]
+    agents, stale = await services.agents.shown(cluster)
+    own = [_agent(services, agent) for agent in agents]
     if services.replicas is None:
-        return list_of("Agent", own)
+        return {**list_of("Agent", own), "stale": stale}
     tunnels = await everywhere(services, "Tunnel", "tunnels", cluster, ())
     items = [with_others(view, tunnels["items"]) for view in own]
-    return {**list_of("Agent", items), "unanswered": tunnels["unanswered"]}
+    return {**list_of("Agent", items), "unanswered": tunnels["unanswered"], "stale": stale}
 
 
 def _agent(services: Services, agent: Agent) -> Object:

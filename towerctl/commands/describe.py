@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from daemon.faults import TowerError
 from towerctl import table
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command, KindGroup
-from towerctl.output import Object, Resource, output_option, print_document, print_names
+from towerctl.output import Object, Resource, output_option, print_document, print_names, warn_stale
 from towerctl.types import Cluster, Existing
 
 KEY_WIDTH = 14
@@ -36,7 +37,12 @@ def cluster(ctl: Ctl, name: str, output: str) -> None:
     expected = f" (expected {item.get('tunnels_expected') or 0})"
     _table("Tunnels", resources.TUNNELS, client.get("/v1/tunnels", narrow).get("items", []), none=f"<none>{expected}")
     _table("Agents", resources.AGENTS, client.get("/v1/agents", narrow).get("items", []))
-    _table("Tokens", resources.TOKENS, client.get("/v1/tokens", narrow).get("items", []))
+    try:
+        tokens = client.get("/v1/tokens", narrow).get("items", [])
+    except TowerError as error:  # the rest needs no store, and is read when that does not answer
+        _line("Tokens", f"not known: {error.code} {error.message}")
+    else:
+        _table("Tokens", resources.TOKENS, tokens)
     _history(item.get("history") or [])
 
 
@@ -95,6 +101,7 @@ def _say_cluster(item: Object) -> None:
     from daemon.units import format_count, format_duration
     from towerctl import times
 
+    warn_stale(item)
     _line("Name", item.get("name"))
     _line("UID", item.get("uid"))
     _line("Ready", f"{item.get('ready')}   {item.get('state')}, since {times.age(item.get('since'))}")

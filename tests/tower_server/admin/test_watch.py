@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import threading
 
 import pytest
 
 from tests.tower_server.kit import admin, joined, running
+from tower_server import agents as agents_room
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,6 +31,26 @@ async def watching(server):
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def silenced(server):
+    """Gives what keeps the store's only worker busy for the time of a `with`."""
+    speak = threading.Event()
+
+    @contextlib.contextmanager
+    def silence():
+        store = server.services.agents._store
+        store._worker.submit(speak.wait)
+        try:
+            yield
+        finally:
+            speak.set()
+
+    try:
+        yield silence
+    finally:
+        speak.set()
 
 
 async def test_what_is_there_comes_first_then_what_changes(tmp_path):
@@ -60,3 +82,26 @@ async def test_stopping_the_server_ends_watches(tmp_path):
             assert (await line())["type"] == "SYNCED"
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, ValueError):
             assert await line() is None
+
+
+async def test_a_store_that_does_not_answer_hides_no_cluster_and_deletes_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(agents_room, "SHOW_PATIENCE", 0.1)
+    async with running(tmp_path) as server, silenced(server) as silence, joined(server, "edge-1") as agent:
+        name = agent.identity.reply.agent
+        async with watching(server) as line:
+            while (await line())["type"] != "SYNCED":
+                pass
+            with silence():
+                await agent.close()
+                while (change := await line())["object"]["state"] != "TunnelDown":
+                    assert change["type"] == "MODIFIED", change
+                assert (change["type"], change["object"]["agents"]) == ("MODIFIED", [name])
+                listed = (await admin(server, "GET", "/v1/clusters")).json()
+                shown = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
+                agents = (await admin(server, "GET", "/v1/agents")).json()
+                assert [each["state"] for each in (*listed["items"], shown)] == ["TunnelDown"] * 2
+                assert [each["name"] for each in agents["items"]] == [name]
+                for answer in (listed, shown, agents):
+                    assert answer["stale"].startswith("agents are shown as of 20"), answer["stale"]
+                    assert "no answer within" in answer["stale"]
+        assert (await admin(server, "GET", "/v1/clusters/edge-1")).json()["stale"] is None
