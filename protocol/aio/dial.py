@@ -11,12 +11,11 @@ from dataclasses import replace
 from time import monotonic
 from typing import Final, Generic, TypeVar, cast
 
-from protocol import events
 from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
 from protocol.aio.link import Link
 from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.aio.stream import IncomingStream
-from protocol.aio.tunnel import Closed, Tunnel
+from protocol.aio.tunnel import Tunnel
 from protocol.aio.upgrade import ClientUpgrade
 from protocol.constants import FEATURE_ACK, FEATURE_RESUME, RESUME_HEADER, SUBPROTOCOL, Code, FrameType
 from protocol.defaults import HANDSHAKE_DEADLINE, MAX_HANDSHAKE_BYTES
@@ -40,8 +39,6 @@ async def dial(
     budget: Budget,
     on_stream: Callable[[IncomingStream], None],
     limits: Limits | None = None,
-    on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None,
-    on_closed: Callable[[Tunnel, Closed], None] | None = None,
     on_hop: OnHop | None = None,
     deadline: float = HANDSHAKE_DEADLINE,
     resume: Tunnel | None = None,
@@ -73,29 +70,8 @@ async def dial(
         handshake.resume, handshake.needs = replace(resume.propose(), anew=anew), resume.features
 
     def take_over(link: Link, welcome: Welcome) -> Tunnel:
-        if resume is not None and welcome.received is not None:
-            assert handshake.resume is not None
-            if resume.closed is not None:  # while this was dialled: the server need not wait for it
-                link.write([encode_reason(FrameType.CLOSE, 0, resume.closed.code, resume.closed.text)])
-                raise DialError("handshake", f"the tunnel has ended meanwhile: {resume.closed.text}")
-            if not resume.stands(handshake.resume):
-                raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
-            resume.attach(
-                link,
-                peer_received=welcome.received,
-                epoch=handshake.resume.epoch,
-                peer=handshake.server,
-                remote=target.authority,
-            )
+        if resume is not None and _goes_on(resume, link, welcome, handshake, remote=target.authority):
             return resume
-        if resume is not None and welcome.refused is not None:
-            assert handshake.resume is not None
-            if resume.closed is None and not resume.stands(handshake.resume):
-                link.write([encode_reason(FrameType.CLOSE, 0, Code.CANCELLED, "another link was dialled meanwhile")])
-                raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
-            resume.lose(welcome.refused.code, f"it cannot go on: {welcome.refused.text}")
-        elif resume is not None:
-            resume.lose(Code.UNKNOWN_TUNNEL, "it cannot go on over the new link: a new tunnel took its place")
         session = Session(
             opens_odd=False,
             accepts=True,
@@ -113,8 +89,6 @@ async def dial(
             remote=target.authority,
             renew_only=welcome.renew_only,
             on_stream=on_stream,
-            on_going_away=on_going_away,
-            on_closed=on_closed,
         )
 
     _transport, client = await open_connection(target, lambda: _ClientLink(target, handshake, take_over), on_hop=note)
@@ -133,6 +107,34 @@ async def dial(
         raise
     note(Hop("handshake", f"server {client.server_name}, tunnel {tunnel.id}", loop.time() - started))
     return tunnel
+
+
+def _goes_on(resume: Tunnel, link: Link, welcome: Welcome, handshake: AgentHandshake, *, remote: str) -> bool:
+    """Whether the tunnel has the link now. If not it has ended, and WELCOME is for a new one in its place.
+
+    Raises:
+        DialError: it has ended, or another link was dialled for it, while this one was: nobody wants what was opened.
+    """
+    if welcome.received is None and welcome.refused is None:
+        resume.lose(Code.UNKNOWN_TUNNEL, "it cannot go on over the new link: a new tunnel took its place")
+        return False
+    assert handshake.resume is not None
+    stands = resume.stands(handshake.resume)
+    if welcome.refused is not None:
+        if resume.closed is None and not stands:
+            link.write([encode_reason(FrameType.CLOSE, 0, Code.CANCELLED, "another link was dialled meanwhile")])
+            raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
+        resume.lose(welcome.refused.code, f"it cannot go on: {welcome.refused.text}")
+        return False
+    if resume.closed is not None:  # the server need not wait for it
+        link.write([encode_reason(FrameType.CLOSE, 0, resume.closed.code, resume.closed.text)])
+        raise DialError("handshake", f"the tunnel has ended meanwhile: {resume.closed.text}")
+    if not stands:
+        raise DialError("handshake", "another link was dialled for the tunnel meanwhile")
+    assert welcome.received is not None
+    epoch = handshake.resume.epoch
+    resume.attach(link, peer_received=welcome.received, epoch=epoch, peer=handshake.server, remote=remote)
+    return True
 
 
 def _refused(resume: Tunnel, proposal: Resume | None, error: DialError) -> None:

@@ -84,8 +84,6 @@ class Tunnel:
         software: str = "",
         renew_only: bool = False,
         on_stream: Callable[[IncomingStream], None] | None = None,
-        on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None,
-        on_closed: Callable[[Tunnel, Closed], None] | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.session = session
@@ -101,8 +99,8 @@ class Tunnel:
         self.bytes_out = 0
         self.data: dict[str, Any] = {}  # the owner's notes about this tunnel
         self.on_stream = on_stream
-        self.on_going_away = on_going_away
-        self.on_closed = on_closed
+        self.on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None
+        self.on_closed: Callable[[Tunnel, Closed], None] | None = None
         self.on_detached: Callable[[Tunnel, str], None] | None = None
         self.on_resumed: Callable[[Tunnel, float], None] | None = None
         self.resumes = 0

@@ -299,9 +299,11 @@ class Agent:
             instance=self.instance,
             budget=Budget(defaults.PROCESS_BUDGET),
             on_stream=self._on_stream,
-            on_closed=lambda _tunnel, closed: self.closed.append(closed),
             resume=resume,
         )
+        self.tunnel.on_closed = lambda _tunnel, closed: self.closed.append(closed)
+        if self.tunnel.closed is not None:  # by what came right behind WELCOME
+            self.closed.append(self.tunnel.closed)
         return self.tunnel
 
     def _on_stream(self, incoming: IncomingStream) -> None:

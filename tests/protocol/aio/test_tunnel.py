@@ -187,7 +187,8 @@ async def test_a_ping_measures() -> None:
 async def test_closing_tells_the_peer_and_every_stream_why() -> None:
     far, caller, ends = Recorder(), Recorder(), []
     async with tower() as made:
-        server, agent = await made.pair(accepting(far), on_closed=lambda _, closed: ends.append(closed))
+        server, agent = await made.pair(accepting(far))
+        agent.on_closed = lambda _, closed: ends.append(closed)
         await server.open("kubernetes", caller)
         never = asyncio.ensure_future(server.open("kubernetes", Recorder()))
         await far.saw("made")
@@ -231,7 +232,8 @@ async def test_draining_refuses_new_streams_and_lets_old_ones_end() -> None:
     heard: list[GoingAway] = []
     caller = Recorder()
     async with tower() as made:
-        server, agent = await made.pair(accepting(Echo()), on_going_away=lambda _, event: heard.append(event))
+        server, agent = await made.pair(accepting(Echo()))
+        agent.on_going_away = lambda _, event: heard.append(event)
         stream = await server.open("kubernetes", caller)
         server.drain(Code.SHUTDOWN, "restart", deadline=30.0, retry_after=0.5)
         await quiet(server, agent)
