@@ -107,24 +107,10 @@ class Assembly:
         revocations = await Revocations.load(store, authority, at=now)
         registry = TunnelRegistry()
         agents = Agents(store, authority, revocations, registry)
-        first, last = config.ports.range
-        ports = CallerPorts(
-            bind=config.ports.bind,
-            answerer=Answerer(certificate.answer_context),
-            answers=config.callers.no_tunnel_answer == "status",
-            open_duration=metrics.stream_open_duration.observe,
-            per_network=config.callers.new_per_network,
-            throttled=metrics.throttled.labels("callers"),
-            inherited=self.inherited,
-        )
+        ports = self._caller_ports(certificate)
         clusters = Clusters(
             store=store,
-            allocator=PortAllocator(
-                store,
-                bind_address=config.ports.bind,
-                kubernetes=PortRange(first, last),
-                kubesphere_offset=config.ports.kubesphere_offset,
-            ),
+            allocator=self._allocator(store),
             ports=ports,
             registry=registry,
             agents=agents,
@@ -165,23 +151,9 @@ class Assembly:
             started=now,
             host=client,
         )
-        control = Control(
-            registry=registry,
-            agents=agents,
-            revocations=revocations,
-            rotation=rotation,
-            metrics=metrics,
-            start=self.start,
-            declared=lambda member: self.start(clusters.declare(member), f"declare-{member.name}"),
-            suspect=services.probing.suspect,
-            names=clusters.certificate_names,
-            host=authority.host,
-        )
         ports.unreachable = services.probing.suspect
         secret = host_secret(config, client)
-        if secret is not None:
-            control.kubesphere = lambda: secret.secret
-        clusters.subscribe(lambda _change, name: control.renamed(name))
+        self._control(services, secret)
         sealer = Sealer(bundle=authority.bundle, chain_pem=certificate.issued.chain_pem, sign=signer(certificate.key))
         gate = Gate(config.admission, agents=agents, registry=registry, metrics=metrics, goes_at=self.goes_at)
         parts = Parts(
@@ -203,6 +175,47 @@ class Assembly:
         if client is not None:
             parts.replicas = make_replicas(config, services, ports, start=self.start)
         return parts
+
+    def _caller_ports(self, certificate: ServerCertificate) -> CallerPorts:
+        callers = self.config.callers
+        return CallerPorts(
+            bind=self.config.ports.bind,
+            answerer=Answerer(certificate.answer_context),
+            answers=callers.no_tunnel_answer == "status",
+            open_duration=self.metrics.stream_open_duration.observe,
+            per_network=callers.new_per_network,
+            throttled=self.metrics.throttled.labels("callers"),
+            inherited=self.inherited,
+        )
+
+    def _allocator(self, store: Store) -> PortAllocator:
+        ports = self.config.ports
+        first, last = ports.range
+        return PortAllocator(
+            store,
+            bind_address=ports.bind,
+            kubernetes=PortRange(first, last),
+            kubesphere_offset=ports.kubesphere_offset,
+        )
+
+    def _control(self, services: Services, secret: HostSecret | None) -> None:
+        """Nobody keeps it: it has subscribed to what it speaks of."""
+        clusters = services.clusters
+        control = Control(
+            registry=services.registry,
+            agents=services.agents,
+            revocations=services.revocations,
+            rotation=services.rotation,
+            metrics=self.metrics,
+            start=self.start,
+            declared=lambda member: self.start(clusters.declare(member), f"declare-{member.name}"),
+            suspect=services.probing.suspect,
+            names=clusters.certificate_names,
+            host=services.authority.host,
+        )
+        if secret is not None:
+            control.kubesphere = lambda: secret.secret
+        clusters.subscribe(lambda _change, name: control.renamed(name))
 
     def _legacy(self, services: Services, gate: Gate) -> LegacyAgents:
         from tower_server.legacy.service import LegacyAgents  # brings SSH, 7 MiB
