@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from daemon import log
 from daemon.config import Loaded, load
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
 from daemon.process import Process, report, run
+from daemon.redact import redact_text
 from daemon.units import parse_duration
 from protocol import defaults
 from tower_agent.config import AgentConfig
@@ -315,7 +317,9 @@ def run_line(args: list[str]) -> int:
     try:
         result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(redact_text(said.getvalue()), err=True, nl=False)  # a token may stand where none belongs
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
     except (click.Abort, KeyboardInterrupt):
         return 130

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from certs.names import is_label
+from certs.errors import IssueRefused
+from certs.names import is_label, parse_host
 from daemon.config import Duration, Section
 from daemon.liveness import Liveness
 from daemon.log import Format, Level
@@ -290,6 +291,12 @@ def normal_url(text: str) -> str:
         raise ValueError("must be a URL such as wss://tower.example.com:8443")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("must end after host and port: the paths below are fixed")
+    try:
+        named = parse_host(parts.hostname.removesuffix(".").replace("_", "-"))  # resolvers take both
+    except IssueRefused as error:
+        raise ValueError(f"names a host that no agent can dial: {error}") from None
+    if not text.isprintable() or str(named).startswith("*"):
+        raise ValueError("must name one host, as agents are to dial it")
     scheme = "wss" if parts.scheme in ("wss", "https") else "ws"
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{scheme}://{host}" + (f":{port}" if port is not None and port != SCHEMES[scheme] else "")

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode
 
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
-from towerctl.errors import AdminRefused, ServerUnreachable
+from towerctl.errors import AdminRefused, ServerUnreachable, usage
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
@@ -27,8 +27,11 @@ Object = dict[str, Any]
 
 
 def path_of(*parts: str) -> str:
-    """A path below /v1 from parts that may hold any character."""
-    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+    """A path below /v1 from parts that may hold any character; `TowerError` (TWR601) where one is no text at all."""
+    try:
+        return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+    except UnicodeEncodeError as error:
+        raise usage(f"{error.object!r} is not UTF-8", mend="names are text: type it again") from error
 
 
 class AdminClient:

@@ -6,6 +6,7 @@ Every failure is one sentence with its code and its mend on standard error; a tr
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import click
 from click.shell_completion import ShellComplete
 
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
+from daemon.redact import redact_text
 from towerctl.root import COMPLETE_VARIABLE, cli
 from towerctl.words import PROGRAM
 
@@ -30,7 +32,9 @@ def run(args: list[str]) -> int:
     try:
         result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        click.echo(redact_text(said.getvalue()), err=True, nl=False)  # a token may stand where none belongs
         return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("", err=True)
@@ -71,4 +75,4 @@ def sentence(error: TowerError) -> str:
         lines.append(f"  mend: {error.mend}")
     if error.code not in ("", "TWR601"):
         lines.append(f"  code: {error.code} (`{PROGRAM} explain {error.code}`)")
-    return "\n".join(lines)
+    return redact_text("\n".join(lines))

@@ -100,12 +100,18 @@ async def test_a_stop_is_heard_while_the_server_is_away(make_member: MakeMember,
             assert await agent.stop() == 0
 
 
+SECRET = "twr1.a-token-that-belongs-on-standard-input"
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "code", "told"),
     [
         (["join"], "garbage", 1, ["TWR207", "does not begin with twr1."]),
-        (["join", "twr1.abc"], "", 2, ["unexpected extra argument"]),
+        (["join", SECRET], "", 2, ["unexpected extra argument"]),
+        (["run", f"--dance={SECRET}"], "", 2, ["No such option"]),
+        (["check", "-o", SECRET], "", 2, ["Invalid value for '-o'"]),
         (["join", "--token", "twr1.abc"], "", 2, ["No such option"]),
+        (["join", "--token-file", SECRET], "", 1, ["TWR104", "cannot be read"]),
         (["join", "--token-file", "/nonexistent/token"], "", 1, ["TWR104", "/nonexistent/token"]),
         (["join", "--wait", "soon"], "", 2, ["a duration is a number with a unit"]),
         (["run"], "", 1, ["TWR309", "KUBERNETES_SERVICE_HOST", "--kubeconfig"]),
@@ -134,6 +140,7 @@ def test_mistakes_are_explained(
     for text in told:
         assert text in err
     assert "Traceback" not in err
+    assert SECRET not in err
 
 
 def test_config_show_names_origins_and_hides_passwords(

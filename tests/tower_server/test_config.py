@@ -69,10 +69,24 @@ def test_a_mistake_names_file_key_and_what_would_be_right(tmp_path, text, said):
         ("https://a:443", "wss://a"),
         ("http://a:80/", "ws://a"),
         ("wss://[::1]:9", "wss://[::1]:9"),
+        ("wss://A_b.c.", "wss://a_b.c."),
     ],
 )
 def test_urls_have_one_form(text, url):
     assert normal_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["wss://tower example.com", "wss://a..b", "wss://*.a", "wss://t\u00fcr", "wss://\udcff", "wss://a\nb"],
+)
+def test_a_url_whose_host_nobody_can_dial_is_refused_at_the_start(text):
+    """Else the join commands that it stands in end in vain, in another cluster and under another name."""
+    with pytest.raises(TowerError) as caught:
+        load(ServerConfig, environ={}, flags={"public_url": text})
+    assert caught.value.code == "TWR101"
+    assert "public_url" in caught.value.message
+    assert "host" in caught.value.message
 
 
 def test_root_keeps_the_defaults_and_others_get_places_of_their_own():

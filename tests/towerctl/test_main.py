@@ -49,6 +49,22 @@ def test_global_options_are_taken_before_and_after_the_verb(shell: Shell, folder
         assert shell("--socket", "/nowhere", "get", "clusters", "--socket", other).code == 0
 
 
+@pytest.mark.parametrize("verb", [("get", "clusters"), ("describe", "cluster"), ("get", "agents"), ("revoke", "token")])
+def test_a_name_that_is_no_text_is_a_sentence(live: Shell, verb: tuple[str, str]) -> None:
+    ran = live(*verb, "\udcff\udcfe")  # how Python has the bytes ff fe of a command line
+    assert ran.code in (1, 2)
+    assert "udcff" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_token_that_was_given_for_its_id_is_not_shown(live: Shell) -> None:
+    secret = "twr1.a-whole-token-with-its-secret"
+    for arguments in (("revoke", "token", secret), ("get", "tokens", secret), ("get", secret), ("explain", secret)):
+        ran = live(*arguments)
+        assert ran.code in (1, 2)
+        assert secret not in ran.err
+
+
 @pytest.mark.parametrize("timeout", ["x", "0", "1ms"])
 def test_a_timeout_that_is_none_is_a_usage_error(shell: Shell, timeout: str) -> None:
     shell("get", "clusters", "--timeout", timeout).refused("--timeout", code=2)
