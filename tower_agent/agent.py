@@ -211,6 +211,7 @@ class Agent:
         for host in self._hosts:
             if host.rtt is not None:
                 metrics.tunnel_rtt.labels(host.trust.host).set(host.rtt)
+            host.follow_access()
             host.report()
 
     def _probe_fields(self) -> dict[str, Any]:

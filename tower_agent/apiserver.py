@@ -54,6 +54,14 @@ def make_upstreams(access: Access) -> Upstreams:
         return Upstreams(apiserver, authorization=authorization, certificate_file=certificate, key_file=key)
 
 
+def renew_upstreams(upstreams: Upstreams, access: Access) -> None:
+    """Both pools by the access as it is now: another authority, certificate or token. What is under way goes on."""
+    upstreams.bearer.renew(access.bare_context())
+    upstreams.impersonation.renew(
+        access.own_context(), authorization=_authorization(access) if access.has_token else None
+    )
+
+
 def _authorization(access: Access) -> Callable[[], bytes]:
     def read() -> bytes:
         try:

@@ -31,7 +31,7 @@ from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.flow import Budget
 from protocol.messages import Message
-from tower_agent.apiserver import make_gateway, serving_context
+from tower_agent.apiserver import make_gateway, renew_upstreams, serving_context
 from tower_agent.config import AgentConfig
 from tower_agent.control import ControlChannel
 from tower_agent.kubesphere import KubeSphere
@@ -90,6 +90,7 @@ class HostAgent:
         self._stale: str | None = None
         self.observer: Final = RequestObserver(trust.host, around.metrics, unreachable=around.unreachable)
         self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
+        self._generation = around.access.generation
         self.services: Final = Services(
             around.config.services,
             access=around.access,
@@ -123,6 +124,12 @@ class HostAgent:
             metrics=around.metrics,
             tasks=self._tasks,
         )
+
+    def follow_access(self) -> None:
+        """Has callers' requests go by the access to the apiserver as it was read last."""
+        if self._generation != self._around.access.generation:
+            self._generation = self._around.access.generation
+            renew_upstreams(self.gateway.upstreams, self._around.access)
 
     def _links_changed(self) -> None:
         open_now = sum(link.state.connected for link in self.links)

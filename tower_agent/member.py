@@ -27,7 +27,7 @@ class MemberApi:
 
     def __init__(self, access: Access, *, version: str) -> None:
         self.access = access
-        self._target = access.target(access.own_context())
+        self._target, self._generation = access.target(access.own_context()), access.generation
         self._agent = ("User-Agent", f"tower-agent/{version}")
 
     async def call(
@@ -36,6 +36,8 @@ class MemberApi:
         """One request. TowerError TWR301, 303, 304, 306 where no answer comes, TWR305 for 401; others are returned."""
         headers = [self._agent, accept]
         token = await self.access.fresh_token()
+        if self._generation != self.access.generation:
+            self._target, self._generation = self.access.target(self.access.own_context()), self.access.generation
         if token is not None:
             headers.append(("Authorization", f"Bearer {token}"))
         data = b""
@@ -45,8 +47,10 @@ class MemberApi:
         try:
             answer = await fetch(self._target, method, path, headers=headers, body=data, deadline=deadline)
         except DialError as error:
+            self.access.forget_token()  # what is wrong may have been renewed on disk
             raise apiserver_fault(error, self.access) from error
         if answer.status == 401:
+            self.access.forget_token()
             raise TowerError(
                 "TWR305", f"{self.access.address} answered 401 to the agent's own credential ({self.access.source})"
             )

@@ -3,6 +3,8 @@
 Two TLS contexts that never mix: the bare one presents nothing and carries callers' own bearer tokens, the other one
 presents the process' own client certificate where it has one. Its own token (a ServiceAccount's, rotated by the
 kubelet; a `tokenFile`'s; an exec plugin's) is read again when it may have changed, and lives in this process only.
+So are the files themselves: an authority, a certificate or a token that was renewed there counts without a restart, and
+what cannot be used, or leads to another address, leaves the one before in force.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
@@ -22,20 +25,25 @@ from certs.errors import AuthorityError
 from certs.tls import ClientTrust, client_context, load_pair
 from daemon.faults import TowerError
 from daemon.kube.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
+from daemon.log import get_logger
 from protocol.aio.proxydial import DialTarget, open_connection
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_REREAD: Final = 10.0  # seconds a token that was read from disk is used before it is read again
+CONFIG_REREAD: Final = 10.0  # and the kubeconfig, or the pod's authority
 PLUGIN_DEADLINE: Final = 30.0
 PLUGIN_EARLY: Final = 30.0  # seconds before its expiry that a plugin's token is asked for anew
+
+log = get_logger(__name__)
 
 
 class Access:
     """One apiserver and the process' own credential for it."""
 
-    def __init__(self, config: Kubeconfig) -> None:
+    def __init__(self, config: Kubeconfig, read: Callable[[], Kubeconfig] | None = None) -> None:
+        """`read` gives what stands on disk now; without it nothing is followed."""
         parts = urlsplit(config.server)
         if parts.scheme != "https" or not parts.hostname:
             raise TowerError("TWR309", f"{config.source}: the server {config.server!r} is not an https:// address")
@@ -47,6 +55,11 @@ class Access:
         self.host: str = parts.hostname
         self.port: int = parts.port or 443
         self.server_name = config.server_name
+        self.generation = 0
+        """Counts what was taken over from disk: whoever keeps a context or a target makes it anew then."""
+        self._read = read
+        self._reread_at = time.monotonic() + CONFIG_REREAD
+        self._unusable = ""
         self._config = config
         self._token: str | None = config.token
         self._stale_at = float("inf") if config.token else 0.0
@@ -57,8 +70,34 @@ class Access:
     def find(cls, kubeconfig: Path | None, context: str | None = None) -> Access:
         """From a kubeconfig where one is named, else from the pod's ServiceAccount; raises TowerError TWR309."""
         if kubeconfig is not None:
-            return cls(read_kubeconfig(kubeconfig, context))
-        return cls(in_cluster(os.environ))
+            return cls(read_kubeconfig(kubeconfig, context), partial(read_kubeconfig, kubeconfig, context))
+        return cls(in_cluster(os.environ), partial(in_cluster, os.environ))
+
+    def follow(self) -> None:
+        """Takes over what was changed on disk; looks at most every `CONFIG_REREAD` seconds, and never raises."""
+        if self._read is None or time.monotonic() < self._reread_at:
+            return
+        self._reread_at = time.monotonic() + CONFIG_REREAD
+        try:
+            found = self._read()
+            if found != self._config:
+                self._take_over(found)
+        except TowerError as error:
+            if error.message != self._unusable:
+                log.warning("access-not-reread", code=error.code, text=error.message, mend=error.mend)
+            self._unusable = error.message
+        else:
+            self._unusable = ""
+
+    def _take_over(self, found: Kubeconfig) -> None:
+        new = Access(found)
+        new.own_context()  # raises for a pair or an authority that cannot be used
+        if (new.host, new.port, new.server_name) != (self.host, self.port, self.server_name):
+            text = f"{self.source} leads to {new.address} by now; {self.address} stays in use until a restart"
+            raise TowerError("TWR309", text, mend="restart this process")
+        self._config, self._token, self._stale_at, self._context = found, new._token, new._stale_at, None
+        self.generation += 1
+        log.info("access-reread", access=self.source)
 
     @property
     def address(self) -> str:
@@ -119,23 +158,27 @@ class Access:
 
     async def connect(self, factory: Callable[[], P]) -> tuple[asyncio.Transport, P]:
         """A connection that presents the own certificate, where there is one. DialError, TowerError TWR309."""
+        self.follow()
         if self._context is None:
             self._context = self.own_context()
         return await open_connection(self.target(self._context), factory)
 
     def forget_token(self) -> None:
         """The token was refused: it is read, or the plugin asked, before the next use."""
+        self._reread_at = 0.0
         if self._config.token_file is not None or self._config.plugin is not None:
             self._stale_at = 0.0
 
     def token(self) -> str | None:
         """The agent's bearer token as last read; None where it works by certificate alone."""
+        self.follow()
         if self._config.token_file is not None and time.monotonic() >= self._stale_at:
             self._reread(self._config.token_file)
         return self._token
 
     async def fresh_token(self) -> str | None:
         """As `token`, asking an exec plugin where the access has one. Raises TowerError TWR309."""
+        self.follow()
         plugin = self._config.plugin
         if plugin is not None and time.monotonic() >= self._stale_at:
             async with self._refreshing:

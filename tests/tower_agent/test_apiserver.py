@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from daemon.kube.access import Access
 from gateway.errors import UpstreamError
-from tests.tower_agent.backend import Pki, write_kubeconfig
-from tower_agent.apiserver import make_upstreams
+from tests.tower_agent.backend import Pki, backend, write_kubeconfig
+from tower_agent.apiserver import make_upstreams, renew_upstreams
 
 
 def access(tmp_path: Path, pki: Pki, user: dict[str, object]) -> Access:
@@ -47,3 +48,28 @@ async def test_a_token_that_is_gone_is_a_fault_of_the_agent(tmp_path: Path) -> N
         upstreams.impersonation.authorization()
     assert caught.value.code == "TWR309"
     assert "missing" in caught.value.message
+
+
+@pytest.mark.asyncio
+async def test_both_pools_follow_an_authority_that_was_renewed(tmp_path: Path) -> None:
+    first, second = Pki(tmp_path, "One"), Pki(tmp_path, "Two")
+    async with backend(lambda _request: (200, {}), second.server) as served:
+        server = f"https://127.0.0.1:{served.port}"
+        file = write_kubeconfig(tmp_path / "config", server, first.ca_pem, {"token": "first"})
+        held = Access.find(file)
+        upstreams = make_upstreams(held)
+        for pool in (upstreams.bearer, upstreams.impersonation):
+            with pytest.raises(UpstreamError) as caught:
+                await pool.dial()
+            assert caught.value.code == "TWR304"
+        write_kubeconfig(file, server, second.ca_pem, {"token": "second"})
+        held.forget_token()
+        held.follow()
+        renew_upstreams(upstreams, held)
+        for pool in (upstreams.bearer, upstreams.impersonation):
+            pool.discard(await pool.dial())
+        assert upstreams.bearer.authorization is None
+        assert upstreams.impersonation.authorization is not None
+        assert upstreams.impersonation.authorization() == b"Bearer second"
+        upstreams.close()
+        await asyncio.sleep(0)  # the turn in which their sockets are closed

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.faults import TowerError
+from daemon.kube import access as access_module
 from daemon.kube.access import Access
 from tests.tower_agent.backend import Pki, Request, backend, write_kubeconfig
 from tower_agent.member import MemberApi, readiness
@@ -57,6 +58,21 @@ async def test_ways_that_are_broken(tmp_path: Path) -> None:
     fault = await fault_of(api(tmp_path, served.port, pki))
     assert fault.code == "TWR301"
     assert f"127.0.0.1:{served.port}" in fault.message
+
+
+def authorization(request: Request) -> tuple[int, object]:
+    return 200, {"as": request.headers["authorization"]}
+
+
+@pytest.mark.asyncio
+async def test_a_renewed_kubeconfig_is_used_without_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "CONFIG_REREAD", 0.0)
+    pki, other = Pki(tmp_path), Pki(tmp_path, "Other CA")
+    async with backend(authorization, other.server) as served:
+        member = api(tmp_path, served.port, pki)
+        assert (await fault_of(member)).code == "TWR304"
+        api(tmp_path, served.port, other, token="renewed")
+        assert await member.json("GET", "/") == {"as": "Bearer renewed"}
 
 
 @pytest.mark.asyncio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from daemon.faults import TowerError
 from daemon.kube import access as access_module
 from daemon.kube.access import Access, in_cluster
+from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from tests.tower_agent.backend import Pki, backend, write_kubeconfig
 from tower_agent.http import fetch
@@ -120,3 +122,59 @@ def test_targets_ignore_the_proxies_of_the_environment(tmp_path: Path) -> None:
     target = access.target(access.bare_context())
     assert isinstance(target, DialTarget)
     assert target.route({"HTTPS_PROXY": "http://proxy:3128"}) is None
+
+
+async def whoami(access: Access) -> object:
+    return (await fetch(access.target(access.own_context()), "GET", "/")).json()
+
+
+@pytest.mark.asyncio
+async def test_what_was_renewed_in_the_kubeconfig_counts_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_module, "CONFIG_REREAD", 0.0)
+    first, second = Pki(tmp_path, "One"), Pki(tmp_path, "Two")
+    async with backend(lambda request: (200, {"client": request.client}), second.server) as served:
+        server = f"https://127.0.0.1:{served.port}"
+        file = write_kubeconfig(tmp_path / "config", server, first.ca_pem, {"token": "first"})
+        access = Access.find(file)
+        before = access.generation
+        with pytest.raises(DialError, match="chain ends at 'Two'"):
+            await whoami(access)
+        user: dict[str, object] = {
+            "client-certificate-data": encoded(second.client_pem),
+            "client-key-data": encoded(second.client_key),
+        }
+        write_kubeconfig(file, server, second.ca_pem, {**user, "token": "second"})
+        assert await access.fresh_token() == "second"
+        assert await whoami(access) == {"client": "tower-agent"}
+        assert access.generation > before
+        # What cannot be used leaves what was read before in force, and is said.
+        write_kubeconfig(file, "https://127.0.0.1:1", second.ca_pem, {"token": "third"})
+        assert access.token() == "second"
+        file.write_text("users: [half")
+        assert access.token() == "second"
+        assert await whoami(access) == {"client": "tower-agent"}
+    assert access.address == server.removeprefix("https://")
+
+
+def test_the_kubeconfig_is_not_read_for_each_request(tmp_path: Path) -> None:
+    file = write_kubeconfig(tmp_path / "config", "https://m", Pki(tmp_path).ca_pem, {"token": "first"})
+    access = Access.find(file)
+    write_kubeconfig(file, "https://m", access.ca_pem, {"token": "second"})
+    assert access.token() == "first"
+    access.forget_token()  # unless it was refused
+    assert access.token() == "second"
+
+
+def test_the_pods_authority_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "CONFIG_REREAD", 0.0)
+    environ = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+    first, second = Pki(tmp_path, "One"), Pki(tmp_path, "Two")
+    (tmp_path / "ca.crt").write_bytes(first.ca_pem)
+    (tmp_path / "token").write_text("own")
+    access = Access(in_cluster(environ, tmp_path), partial(in_cluster, environ, tmp_path))
+    (tmp_path / "ca.crt").unlink()  # as a rotation may look for a moment
+    assert (access.token(), access.ca_pem) == ("own", first.ca_pem)
+    (tmp_path / "ca.crt").write_bytes(second.ca_pem)
+    assert (access.token(), access.ca_pem) == ("own", second.ca_pem)
