@@ -1,7 +1,6 @@
 """Streams that say nothing for a long time live: no idle limit of server, agent or gateway may end them.
 
-Real processes with every idle limit shortened to seconds, silent for three times the longest of them, all at the same
-time.
+Real processes with every idle limit divided by 20, silent for three times the longest of them, all at the same time.
 """
 
 from __future__ import annotations
@@ -17,17 +16,18 @@ import pytest
 from tests.kubernetes.conftest import MEMBER, view
 from tests.kubernetes.views import TRANSPORTS
 from tests.lab.controlplane import ControlPlane
+from tests.lab.scaled import longest
 from tests.lab.world import TowerWorld
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
-IDLE_LIMITS = {"PING_INTERVAL": 0.5, "DEAD_AFTER": 3.0, "UPSTREAM_IDLE": 3.0, "CALLER_IDLE": 5.0}
+DIVISOR = 20.0
 
 
 @pytest.fixture(scope="module")
 def impatient(member: ControlPlane) -> Iterator[TowerWorld]:
     with (
         tempfile.TemporaryDirectory(prefix="tower-") as folder,
-        TowerWorld(Path(folder), host="impatient", constants=IDLE_LIMITS) as tower,
+        TowerWorld(Path(folder), host="impatient", idle_limits_divided_by=DIVISOR) as tower,
     ):
         tower.join(MEMBER, member)
         yield tower
@@ -49,7 +49,7 @@ def test_silent_streams_live(member: ControlPlane, impatient: TowerWorld) -> Non
         logs.until(b"before\n")
         tunnels = impatient.towerctl("get", "tunnels", "-o", "name").text
 
-        time.sleep(3 * max(IDLE_LIMITS.values()))  # the silence itself is what is tested
+        time.sleep(3 * longest(DIVISOR))  # the silence itself is what is tested
 
         assert impatient.towerctl("get", "tunnels", "-o", "name").text == tunnels
         member.kubectl("create", "configmap", "after", "-n", "silent")

@@ -14,6 +14,18 @@ from typing import Any
 
 from protocol import defaults
 
+IDLE_LIMITS = ("PING_INTERVAL", "DEAD_AFTER", "UPSTREAM_IDLE", "CALLER_IDLE")
+
+
+def idle_limits(divided_by: float) -> dict[str, float]:
+    """The limits of silence, all shorter by the same factor."""
+    return {name: float(getattr(defaults, name)) / divided_by for name in IDLE_LIMITS}
+
+
+def longest(factor: float) -> float:
+    """The longest of the limits after the division, in seconds."""
+    return max(idle_limits(factor).values())
+
 
 def main() -> None:
     changes, program = json.loads(sys.argv[1]), sys.argv[2]

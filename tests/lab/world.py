@@ -22,6 +22,7 @@ import yaml
 from tests.lab.controlplane import Done, run
 from tests.lab.network import MemberNetwork
 from tests.lab.processes import ADOPTED, Child, LabError, Started, free_ports, wait_until
+from tests.lab.scaled import idle_limits
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,7 @@ class TowerWorld(Started):
         host: str = "lab",
         address: str = "127.0.0.1",
         settings: Mapping[str, Any] | None = None,
+        idle_limits_divided_by: float | None = None,
         constants: Mapping[str, float] | None = None,
         tunnel_port: int | None = None,
         environments: Mapping[str, Mapping[str, str]] | None = None,  # of a program, beside what all run with
@@ -72,6 +74,8 @@ class TowerWorld(Started):
         self.folder, self.address, self.host = folder, address, host
         self._constants = dict(constants or {})
         self._environments = environments or {}
+        if idle_limits_divided_by is not None:
+            self._constants |= idle_limits(idle_limits_divided_by)
         self.socket = folder / "admin.sock"
         self.tunnel_port, self.health_port, first, *_ = free_ports(3)
         self.tunnel_port = tunnel_port or self.tunnel_port
