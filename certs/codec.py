@@ -52,6 +52,10 @@ def text(message: Object, name: str, *, limit: int, what: str, required: bool = 
     value = message.get(name, None if required else "")
     if not isinstance(value, str) or len(value) > limit or (required and not value):
         raise MessageError(f"{what}: {name!r} must be a text of 1 to {limit} characters")
+    try:
+        value.encode()  # JSON can say half a character, which nothing else can
+    except UnicodeEncodeError:
+        raise MessageError(f"{what}: {name!r} holds half a character") from None
     return value
 
 

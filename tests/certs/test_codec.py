@@ -46,6 +46,13 @@ def test_base64_is_strict_and_bounded() -> None:
             field(bad)
 
 
+def test_a_text_is_one_that_can_be_written_down() -> None:
+    message = codec.decode(rb'{"a":"\ud83d\ude00","b":"x\ud800"}', limit=100, what="the offer")
+    assert codec.text(message, "a", limit=9, what="the offer") == "\U0001f600"
+    with pytest.raises(MessageError, match=r"the offer: 'b' holds half a character"):
+        codec.text(message, "b", limit=9, what="the offer")
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_give_an_object_or_a_message_error(data: bytes) -> None:
     try:

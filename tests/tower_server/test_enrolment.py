@@ -151,6 +151,15 @@ async def test_a_malformed_body_is_a_clear_refusal(tmp_path):
             assert answer.json()["mend"]
 
 
+async def test_half_a_character_in_the_sealed_part_is_a_clear_refusal_too(tmp_path):
+    async with running(tmp_path) as server:
+        token = await server.add("edge-1")
+        object.__setattr__(token, "secret", "\ud800")
+        refused = await refusal(server, token)
+        assert (refused.answer.status, refused.code) == (400, "TWR224")
+        assert "'secret' holds half a character" in refused.answer.json()["message"]
+
+
 async def test_what_is_not_enrolment_is_not_found(tmp_path):
     async with running(tmp_path) as server:
         assert (await http(server, "GET", "/")).status == 404
