@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from daemon.faults import TowerError
+from protocol import defaults
 
 MAX_BODY: Final = 1024 * 1024
 
@@ -26,10 +28,16 @@ B = TypeVar("B", bound=Body)
 async def read_object(request: Request) -> dict[str, Any]:
     """The body as a JSON object; an empty one is `{}`. TowerError TWR606 or TWR605."""
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise TowerError("TWR606", f"the body has more than {MAX_BODY} bytes")
+    try:
+        async with asyncio.timeout(defaults.HEAD_DEADLINE):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > MAX_BODY:
+                    raise TowerError("TWR606", f"the body has more than {MAX_BODY} bytes")
+    except TimeoutError:
+        raise TowerError("TWR605", f"the body was not complete within {defaults.HEAD_DEADLINE:g} s") from None
+    except ClientDisconnect:
+        raise TowerError("TWR605", "the connection ended within the body") from None
     if not data.strip():
         return {}
     try:

@@ -15,7 +15,6 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.faults import TowerError
 from daemon.log import get_logger
@@ -24,7 +23,7 @@ from tower_server.admin.app import AdminApp, admitted, error_response, json_resp
 from tower_server.admin.body import read_object
 from tower_server.admin.login import Logins
 from tower_server.admin.rights import permit, right_of
-from tower_server.admin.socket import AdminSocket
+from tower_server.admin.socket import AdminSocket, BoundedConnection
 from tower_server.sockets import listening_socket
 
 BACKLOG: Final = 64
@@ -109,4 +108,4 @@ class OperatorPort(AdminSocket):
         self._server = await asyncio.get_running_loop().create_server(self._connection, sock=sock)
 
     def _connection(self) -> asyncio.Protocol:
-        return H11Protocol(config=self._config, server_state=self._state, app_state={})
+        return BoundedConnection(config=self._config, server_state=self._state, app_state={})

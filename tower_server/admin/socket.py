@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from certs.files import intruder
 from daemon.faults import TowerError
 from daemon.log import get_logger
+from protocol import defaults
 
 SO_PEERCRED: Final = struct.Struct("iII")  # pid, uid, gid of struct ucred
 GRACE: Final = 0.5  # seconds that calls get to end; watches never do by themselves
@@ -49,7 +50,7 @@ class AdminSocket:
             access_log=False,
             server_header=False,
             date_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
+            proxy_headers=False,
             http="h11",  # the one of uvicorn's that bounds a head
             h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=30,
@@ -89,7 +90,30 @@ class AdminSocket:
             self._path.unlink(missing_ok=True)
 
 
-class _Connection(H11Protocol):
+class BoundedConnection(H11Protocol):
+    """One of at most `MAX_CONNECTIONS`, where who says nothing gives way first, and has a deadline."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        self.timeout_keep_alive_task = self.loop.call_later(defaults.HEAD_DEADLINE, self.timeout_keep_alive_handler)
+        if len(self.connections) > MAX_CONNECTIONS:
+            waiting = [each for each in self.connections if isinstance(each, BoundedConnection) and each.waiting]
+            min(waiting, key=lambda each: each.since).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but a head that comes in bits does not put off its end: a whole one does."""
+        self.conn.receive_data(data)
+        self.handle_events()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no whole request has come, or none since the last was answered."""
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete or cycle.more_body
+
+
+class _Connection(BoundedConnection):
     """Refuses peers of other users, and puts who the peer is where the application finds it."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

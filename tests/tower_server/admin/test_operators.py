@@ -15,6 +15,7 @@ import pytest
 from daemon.faults import TowerError
 from tests.tower_server.admin.standin import NAMESPACE, SERVER, Apiserver, answer
 from tests.tower_server.kit import Answer, exchange, running
+from tower_server.admin import socket as admin_socket
 from tower_server.admin.app import CALLS, AdminApp
 from tower_server.admin.login import Logins
 from tower_server.admin.operators import OperatorApp, OperatorPort
@@ -104,6 +105,42 @@ async def test_what_a_web_page_could_send_is_refused_before_anything(tmp_path: P
         writer.close()
         assert refused.status == 421
         assert (await way("PUT", "/v1/login")).json()["code"] == "TWR612"
+
+
+SLOW = b"POST /v1/login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{"
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /v1/lo", SLOW], ids=["nothing", "half a head", "half a body"])
+async def test_whoever_says_nothing_whole_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(admin_socket, "MAX_CONNECTIONS", 3)
+    async with opened(tmp_path) as way:
+        held = [await asyncio.open_connection("127.0.0.1", way.port) for _ in range(5)]
+        for _, writer in held:
+            writer.write(said)
+            await writer.drain()
+        assert (await way("GET", "/v1/login")).status == 200
+        async with asyncio.timeout(30):
+            for reader, _ in held[:2]:  # the oldest went
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        for _, writer in held:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /v1/lo", SLOW], ids=["nothing", "half a head", "half a body"])
+async def test_what_is_not_complete_in_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(admin_socket.defaults, "HEAD_DEADLINE", 0.1)
+    async with opened(tmp_path) as way:
+        reader, writer = await asyncio.open_connection("127.0.0.1", way.port)
+        async with asyncio.timeout(20):
+            writer.write(said)
+            answered = await reader.read() if said != SLOW else await reader.readuntil(b"}\n")
+        writer.close()
+        assert (b"not complete within 0.1 s" in answered) is (said == SLOW)
 
 
 async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
