@@ -139,6 +139,9 @@ class TlsPump(asyncio.Transport):
 
     def connection_made(self, transport: Any) -> None:
         self._lower = transport
+        if self._closing:  # aborted before it began
+            transport.abort()
+            return
         self._timer = self._loop.call_later(self._deadline, self._too_slow)
         self._handshake()
 

@@ -43,6 +43,7 @@ from tower_server.replicas.wire import (
 from tower_server.sockets import listening_socket
 
 BACKLOG: Final = 1024
+MAX_IN_HANDSHAKE: Final = 512  # of TLS: who says nothing gives way, so that it keeps out neither replicas nor agents
 MAX_UNASKED: Final = 512  # connections that have not yet said what they want: a burst of callers passed on
 MAX_FOLLOWERS: Final = 64
 MAX_ASKED: Final = 64
@@ -80,6 +81,7 @@ class ReplicaPort:
         self.host = host
         self.certificate = certificate
         self.address: tuple[str, int] = ("", 0)
+        self.in_handshake: dict[TlsServerSocketPump, None] = {}  # oldest first
         self.unasked: set[_Arrival] = set()
         self.followers: set[_Follower] = set()
         self.passed: set[_Passed] = set()
@@ -102,11 +104,21 @@ class ReplicaPort:
         self.address = sock.getsockname()[:2]
 
     def _connection(self) -> TlsServerSocketPump:
-        arrival = _Arrival(self)
-        return TlsServerSocketPump(self.certificate.called, lambda: arrival, on_failure=self._no_tls)
+        def arrived() -> _Arrival:
+            self.in_handshake.pop(pump, None)
+            return _Arrival(self)
 
-    def _no_tls(self, error: TlsError) -> None:
-        self.refuse("unknown", str(error))
+        def failed(error: TlsError) -> None:
+            self.in_handshake.pop(pump, None)
+            self.refuse("unknown", str(error))
+
+        pump = TlsServerSocketPump(self.certificate.called, arrived, on_failure=failed)
+        if len(self.in_handshake) >= MAX_IN_HANDSHAKE:
+            oldest = next(iter(self.in_handshake))
+            del self.in_handshake[oldest]
+            oldest.abort()
+        self.in_handshake[pump] = None
+        return pump
 
     def refuse(self, remote: str, text: str) -> None:
         now = asyncio.get_running_loop().time()
@@ -128,7 +140,7 @@ class ReplicaPort:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for transport in [each.transport for held in self._connections() for each in held]:
+        for transport in [*self.in_handshake, *(each.transport for held in self._connections() for each in held)]:
             transport.abort()
 
 

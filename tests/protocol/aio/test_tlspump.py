@@ -313,6 +313,18 @@ async def test_half_a_hello_ends_at_the_deadline(pki: Pki) -> None:
         assert ends.failures[0].failure is TlsFailure.DEADLINE
 
 
+async def test_one_that_is_aborted_before_its_connection_is_made_ends_with_it(pki: Pki) -> None:
+    failures: list[TlsError] = []
+    pump = TlsServerSocketPump(pki.server, App, on_failure=failures.append)
+    pump.abort()
+    near, far = socket.socketpair()
+    with far:
+        far.settimeout(30)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: pump, near)
+        assert await asyncio.to_thread(far.recv, 1) == b""
+        assert [each.failure for each in failures] == [TlsFailure.CUT]
+
+
 async def test_hanging_up_in_the_handshake_is_a_cut(pki: Pki) -> None:
     async with Ends(pki.server) as ends:
         for linger in (True, False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import time
@@ -15,7 +16,8 @@ from certs.keys import generate_key, key_to_pem
 from certs.tls import replica_contexts
 from daemon.faults import TowerError
 from protocol.constants import Code
-from tests.tower_server.replicas.kit import AUTHORITY, CONNECTED, PATIENCE, Host, certificate, serving, until
+from tests.tower_server.replicas.kit import AUTHORITY, CONNECTED, Host, certificate, serving
+from tests.waiting import PATIENCE, until
 from tower_server.replicas import port as module
 from tower_server.replicas.port import ReplicaPort
 from tower_server.replicas.wire import FOLLOW, MAX_HEAD_BYTES, Held, Passing
@@ -103,6 +105,21 @@ async def test_connections_that_say_nothing_are_bounded_in_number(monkeypatch):
         await until(lambda: port.unasked)
         assert await said(port, certificate("more").calling, HEAD.line()) == b""
         silent.transport.abort()
+
+
+async def test_strangers_without_a_handshake_are_bounded_in_number_and_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(module, "MAX_IN_HANDSHAKE", 4)
+    async with serving(Host()) as port:
+        silent = [await asyncio.open_connection(*port.address) for _ in range(12)]
+        async with asyncio.timeout(PATIENCE):
+            for reader, _ in silent[:8]:  # the oldest gave way
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        assert len(port.in_handshake) == 4
+        assert json.loads(await said(port, certificate("other").calling, b"{}\n"))["type"] == "refused"
+        for _, writer in silent:
+            writer.transport.abort()
+        await until(lambda: not port.in_handshake)
 
 
 @pytest.mark.parametrize("cluster", ["edge", "nowhere"])
