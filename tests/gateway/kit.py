@@ -338,8 +338,3 @@ def status_of(answer: bytes) -> dict:
     assert document["kind"] == "Status"
     assert document["code"] == int(head.split(b" ")[1])
     return document
-
-
-async def until(condition) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from tests.gateway.kit import AUTH, CHUNKED_OK, GET, OK, Apiside, Pki, always_ok, status_of, until, world
+from tests.gateway.kit import AUTH, CHUNKED_OK, GET, OK, Apiside, Pki, always_ok, status_of, world
 from tests.gateway.test_head import AMBIGUOUS
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -56,7 +57,7 @@ async def test_malformed_chunks_in_mid_stream_end_both_sides(pki: Pki) -> None:
     async with world(pki, answer=answer) as w:
         caller = await w.call()
         await caller.say(b"POST / HTTP/1.1\r\n" + AUTH + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        await asyncio.wait_for(until(lambda: w.apiserver.heads), 30)
+        await until(lambda: w.apiserver.heads)
         await caller.say(b"+5\r\nhello\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n")
         assert status_of(await caller.rest())["code"] == 400
         await asyncio.wait_for(gone.wait(), 30)
@@ -126,9 +127,9 @@ async def test_a_flood_of_pipelined_requests_is_not_read_ahead(pki: Pki) -> None
     async with world(pki, answer=answer) as w:
         caller = await w.call()
         caller.writer.write(GET * 60_000)  # 4 MB: more than buffers and sockets of this machine take
-        await asyncio.wait_for(until(lambda: w.apiserver.heads), 30)
+        await until(lambda: w.apiserver.heads)
         connection = next(iter(w.gateway.connections))
-        await asyncio.wait_for(until(lambda: connection.paused), 30)
+        await until(lambda: connection.paused)
         assert len(connection.held) < 400_000
         assert len(w.apiserver.heads) == 1
         release.set()

@@ -7,7 +7,8 @@ import socket
 
 import pytest
 
-from tests.gateway.kit import AUTH, GET, OK, UPGRADE, Answer, Apiside, Pki, status_of, until, world
+from tests.gateway.kit import AUTH, GET, OK, UPGRADE, Answer, Apiside, Pki, status_of, world
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -39,7 +40,7 @@ async def test_an_answer_that_cannot_be_relayed_is_502(pki: Pki, said: bytes) ->
         final = got[got.rfind(b"HTTP/1.1 5") :]
         assert status_of(final)["code"] == 502
         assert b"TWR306" in final
-        await asyncio.wait_for(until(lambda: not w.gateway.upstreams.bearer.open_count), 30)
+        await until(lambda: not w.gateway.upstreams.bearer.open_count)
 
 
 async def test_bytes_behind_an_answer_are_no_answer_to_the_next_request(pki: Pki) -> None:
@@ -112,7 +113,7 @@ async def test_too_many_connections_get_429_with_retry_after(pki: Pki) -> None:
     async with world(pki, answer=answer, limit=1) as w:
         first = await w.call()
         await first.say(GET)
-        await asyncio.wait_for(until(lambda: w.apiserver.heads), 30)
+        await until(lambda: w.apiserver.heads)
         got = await w.ask(GET)
         assert b"\r\nRetry-After: 1\r\n" in got
         assert status_of(got)["code"] == 429

@@ -22,9 +22,9 @@ from tests.gateway.kit import (
     World,
     always_ok,
     status_of,
-    until,
     world,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -136,7 +136,7 @@ async def test_a_caller_that_leaves_ends_the_apiservers_request(pki: Pki) -> Non
         await caller.say(WATCH)
         await caller.head()
         caller.close()
-        await asyncio.wait_for(until(lambda: w.apiserver.rest), 30)
+        await until(lambda: w.apiserver.rest)
         await w.seen.wait_for(1)
         assert (w.seen.records[0].verb, w.seen.records[0].code) == ("watch", 200)
         assert not w.gateway.connections
@@ -203,7 +203,7 @@ async def test_expiry_ends_a_running_watch_within_a_second(pki: Pki, monkeypatch
             w.now = now
 
         assert await _watch_cut(w, expire) == b""
-        await asyncio.wait_for(until(lambda: 0 in looks), 30)
+        await until(lambda: 0 in looks)
         assert looks.count(1) == 2, "the first look ends it: one at the time, one at the certificate"
         assert w.seen.records[-1].fault == "TWR402"
 
@@ -221,7 +221,7 @@ async def test_draining_closes_idle_connections_and_says_close_on_running_ones(p
     async with world(pki, answer=answer) as w:
         idle, busy = await w.call(), await w.call()
         await busy.say(GET)
-        await asyncio.wait_for(until(lambda: w.apiserver.heads and len(w.gateway.connections) == 2), 30)
+        await until(lambda: w.apiserver.heads and len(w.gateway.connections) == 2)
         w.gateway.drain()
         assert await idle.rest() == b""
         release.set()

@@ -16,9 +16,10 @@ import pytest
 from tests.interop.peers import GoAgent, Vintage, make_account
 from tests.lab.loops import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 from tests.lab.pki import write_kubeconfig
-from tests.tower_server.kit import caller_context, until
+from tests.tower_server.kit import caller_context
 from tests.tower_server.kit import running as server_running
 from tests.tower_server.legacy.kit import CLUSTER, TOKEN, Host, host
+from tests.waiting import until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]  # many processes
 

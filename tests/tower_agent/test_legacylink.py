@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,19 +20,13 @@ from protocol.flow import Limits
 from tests.lab.pki import ClusterCA, write_kubeconfig
 from tests.protocol.aio.sshhost import SshHost, ssh_host
 from tests.protocol.aio.sshpeers import channel_limits
+from tests.waiting import until
 from tower_agent import legacylink
 from tower_agent.legacychannels import LegacyChannels
 from tower_agent.legacylink import LegacyHost, LegacyLink
 from tower_agent.shipment import Credential
 
 pytestmark = pytest.mark.asyncio
-PATIENCE = 20.0
-
-
-async def until(ready: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not ready():
-            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

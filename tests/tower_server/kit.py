@@ -40,19 +40,10 @@ from protocol.flow import Budget
 from protocol.handshake import AgentHandshake
 from protocol.messages import Message, MessageReader, encode_message
 from tests.tower_server.test_ports import free_range
+from tests.waiting import PATIENCE, until
 from tower_server.config import ServerConfig
 from tower_server.server import Server
 from tower_server.servercert import load_pem, tls_context
-
-PATIENCE = 30.0
-
-
-async def until(condition: Callable[[], object], *, what: str = "") -> None:
-    """Waits for what other tasks bring about."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.005)
-
 
 # ---- the server -------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from certs.verify import load_chain
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running, until
+from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running
+from tests.waiting import until
 from tower_server import agents
 from tower_server.records import Agent as AgentRecord
 from tower_server.store.base import Kind

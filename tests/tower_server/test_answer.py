@@ -12,8 +12,8 @@ from tests.tower_server.kit import (
     joined,
     raw,
     running,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -10,7 +10,8 @@ from certs.keys import generate_key
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, running, until
+from tests.tower_server.kit import Agent, admin, call, enrol, joined, running
+from tests.waiting import until
 from tower_server.records import Cluster
 from tower_server.store.base import Kind
 

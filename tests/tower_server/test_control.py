@@ -13,7 +13,8 @@ from certs.keys import generate_key, make_csr
 from certs.revocation import verify_list
 from certs.verify import TrustBundle, load_chain
 from protocol.constants import Code
-from tests.tower_server.kit import admin, call, joined, renewal, running, until
+from tests.tower_server.kit import admin, call, joined, renewal, running
+from tests.waiting import until
 from tower_server.records import Cluster
 from tower_server.store.base import Kind
 

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, enrol, joined, running, until
+from tests.tower_server.kit import Agent, enrol, joined, running
+from tests.waiting import until
 from tower_server import expiry
 
 pytestmark = pytest.mark.asyncio

@@ -7,7 +7,8 @@ import structlog.testing
 
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
-from tests.tower_server.kit import running, until
+from tests.tower_server.kit import running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -9,7 +9,8 @@ import structlog
 
 from certs.ca import Authority
 from certs.keys import key_to_pem
-from tests.tower_server.kit import Running, anonymous, joined, running, until
+from tests.tower_server.kit import Running, anonymous, joined, running
+from tests.waiting import until
 from tower_server.servercert import ServerCertificate
 
 pytestmark = pytest.mark.asyncio

@@ -12,7 +12,8 @@ import pytest
 
 from daemon.kube.errors import Forbidden
 from daemon.kubesphere import KEY, proof
-from tests.tower_server.kit import joined, running, until
+from tests.tower_server.kit import joined, running
+from tests.waiting import until
 from tower_server import kubesphere
 from tower_server.kubesphere import HostSecret, Question, compared, in_play
 

@@ -16,8 +16,8 @@ from tests.tower_server.kit import (
     raw,
     raw_kubernetes,
     running,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

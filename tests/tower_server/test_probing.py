@@ -9,7 +9,8 @@ import pytest
 
 from protocol import defaults
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, joined, running, until
+from tests.tower_server.kit import Agent, admin, call, joined, running
+from tests.waiting import until
 from tower_server.probing import PACE, PACE_BURST, Probing
 from tower_server.tunnels import TunnelRegistry
 

@@ -23,8 +23,8 @@ from tests.tower_server.kit import (
     raw,
     raw_kubernetes,
     running,
-    until,
 )
+from tests.waiting import until
 from tower_server.listeners import CallerPort
 
 pytestmark = pytest.mark.asyncio

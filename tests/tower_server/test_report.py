@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.tower_server.kit import admin, joined, running, until
+from tests.tower_server.kit import admin, joined, running
+from tests.waiting import until
 from tower_server.report import cleaned
 
 HOSTILE = [

@@ -7,7 +7,8 @@ import pytest
 from certs.rotation import trust_id
 from certs.verify import TrustBundle
 from daemon.faults import TowerError
-from tests.tower_server.kit import admin, joined, running, until
+from tests.tower_server.kit import admin, joined, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

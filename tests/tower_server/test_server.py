@@ -8,7 +8,8 @@ import pytest
 
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, Echo, admin, call, enrol, joined, raw, raw_kubernetes, running, until
+from tests.tower_server.kit import Agent, Echo, admin, call, enrol, joined, raw, raw_kubernetes, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -9,7 +9,8 @@ from protocol.aio.dial import FEATURES
 from protocol.aio.hops import DialError
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, enrol, joined, running, until
+from tests.tower_server.kit import Agent, admin, enrol, joined, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

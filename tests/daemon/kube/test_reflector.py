@@ -18,6 +18,7 @@ from daemon.kube.resources import MEMBERS, NAMESPACES, SECRETS, Resource
 from tests.daemon.kube.fakeapi import PATIENCE, Answer, FakeApi, Request, event, status, thing
 from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -206,12 +207,6 @@ async def following(plane: ControlPlane, resource: Resource, *, silence: float =
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         client.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(2 * PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.cluster

@@ -8,7 +8,8 @@ import pytest
 from certs.keys import generate_key, make_csr
 from certs.token import parse_token
 from certs.verify import TrustBundle, load_chain
-from tests.tower_server.kit import admin, joined, running, until
+from tests.tower_server.kit import admin, joined, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -8,7 +8,8 @@ from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from protocol.constants import Code
-from tests.tower_server.kit import Echo, joined, running, until
+from tests.tower_server.kit import Echo, joined, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 

@@ -12,8 +12,9 @@ from time import time
 from typing import Any
 
 from certs.keys import generate_key, key_to_pem
-from tests.tower_server.kit import Answer, Running, admin, call, caller_context, exchange, running, until
+from tests.tower_server.kit import Answer, Running, admin, call, caller_context, exchange, running
 from tests.tower_server.legacy.goagent import TOKEN, Apiserver, GoAgent, apiserver, config_of
+from tests.waiting import until
 from tower_server.servercert import load_pem
 
 CLUSTER = "edge-1"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.tower_server.kit import caller_context, until
+from tests.tower_server.kit import caller_context
 from tests.tower_server.legacy.kit import host
 from tests.tower_server.legacy.test_binding import upstreams
+from tests.waiting import until
 from tower_server.legacy.facts import read_facts
 
 pytestmark = pytest.mark.asyncio

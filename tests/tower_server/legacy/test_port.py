@@ -18,9 +18,9 @@ from websockets.speedups import apply_mask
 from protocol.aio.ssh import MAX_REQUEST_BYTES, AgentConnection
 from protocol.aio.sshoptions import agent_options
 from tests.protocol.aio.sshpeers import Collect, channel_limits
-from tests.tower_server.kit import until
 from tests.tower_server.legacy.goagent import TOKEN, UPGRADE, GoAgent, Refused
 from tests.tower_server.legacy.kit import CLUSTER, Host, host
+from tests.waiting import until
 from tower_server.legacy.registration import MAX_CONFIG_BYTES
 
 pytestmark = pytest.mark.asyncio

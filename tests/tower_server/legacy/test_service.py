@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from certs.token import hash_secret
-from tests.tower_server.kit import Agent, admin, caller_context, enrol, until
+from tests.tower_server.kit import Agent, admin, caller_context, enrol
 from tests.tower_server.legacy.goagent import TOKEN, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"

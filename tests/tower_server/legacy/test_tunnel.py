@@ -15,8 +15,8 @@ from protocol import defaults
 from protocol.constants import Code
 from protocol.errors import StreamRefused, TunnelLost
 from tests.protocol.aio.sshpeers import Collect
-from tests.tower_server.kit import until
 from tests.tower_server.legacy.kit import CLUSTER, Host, host
+from tests.waiting import until
 from tower_server.legacy import tunnel as module
 from tower_server.legacy.tunnel import LegacyTunnel
 

@@ -12,6 +12,7 @@ from typing import Any
 from certs.ca import Authority
 from protocol.aio.pipe import PipeEnd, pipe
 from protocol.errors import StreamRefused
+from tests.waiting import until
 from tower_server.replicas.directory import Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import Link
@@ -20,15 +21,8 @@ from tower_server.replicas.port import ReplicaPort
 from tower_server.replicas.wire import Asking, Held, Passing
 from tower_server.state import Verdict
 
-PATIENCE = 20.0
 CONNECTED = Verdict("Connected", "True")
 AUTHORITY = Authority.create("hq", at=time.time())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def certificate(name: str, authority: Authority = AUTHORITY) -> ReplicaCertificate:

@@ -10,7 +10,8 @@ import pytest
 
 from certs.ca import Authority
 from daemon.faults import TowerError
-from tests.tower_server.replicas.kit import Caller, Host, certificate, serving, until
+from tests.tower_server.replicas.kit import Caller, Host, certificate, serving
+from tests.waiting import until
 from tower_server.replicas import asking as module
 from tower_server.replicas import port as port_module
 from tower_server.replicas.asking import ask, ask_all

@@ -15,7 +15,8 @@ import pytest
 from protocol.constants import Code
 from protocol.errors import StreamRefused
 from tests.tower_server.replicas import kit
-from tests.tower_server.replicas.kit import Caller, Host, serving, until
+from tests.tower_server.replicas.kit import Caller, Host, serving
+from tests.waiting import PATIENCE, until
 from tower_server.replicas import port as port_module
 from tower_server.replicas.carrying import MAX_CARRIED, AgentEnd
 from tower_server.replicas.replicas import Replicas
@@ -109,7 +110,7 @@ async def test_the_request_and_all_that_follows_reach_the_owner_and_its_bytes_th
         assert host.links[0].remote == "192.0.2.1:5"
         assert await reader.readexactly(len(REQUEST)) == REQUEST
         writer.write(sent)
-        async with asyncio.timeout(kit.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             assert await reader.readexactly(len(sent)) == sent
             await writer.drain()
     await until(lambda: host.links[0].over)
@@ -125,7 +126,7 @@ async def test_an_agent_that_does_not_read_stops_the_owner_and_costs_no_memory_w
             link.transport.write(piece)
             await asyncio.sleep(0)
         await until(lambda: link.full)
-        async with asyncio.timeout(kit.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             await reader.readexactly(len(REQUEST) + most * len(piece))
 
 
@@ -134,7 +135,7 @@ async def test_the_end_of_either_ends_the_other() -> None:
     async with carried(host) as (_came, reader, _writer):
         await reader.readexactly(len(REQUEST))
         host.links[0].transport.abort()
-        async with asyncio.timeout(kit.PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
     async with carried(host) as (_came, reader, writer):

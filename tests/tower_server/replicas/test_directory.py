@@ -14,22 +14,16 @@ import pytest_asyncio
 from daemon.kube.access import Access
 from daemon.kube.client import Client
 from tests.lab.controlplane import ControlPlane
+from tests.waiting import PATIENCE, until
 from tower_server.replicas import directory as module
 from tower_server.replicas.directory import ADDRESS, CALLERS, LABEL, Directory, Peer, read
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster]
 NAMESPACE = "tower-directory"
-PATIENCE = 30.0
 
 
 def peer(name: str, instance: str = "1", host: str = "10.1.0.1") -> Peer:
     return Peer(name, instance, host, 8444, host)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture

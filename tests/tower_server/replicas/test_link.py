@@ -12,7 +12,8 @@ import structlog
 
 from protocol.constants import Code
 from protocol.errors import TunnelLost
-from tests.tower_server.replicas.kit import CONNECTED, Caller, End, Host, certificate, peer, serving, until
+from tests.tower_server.replicas.kit import CONNECTED, Caller, End, Host, certificate, peer, serving
+from tests.waiting import until
 from tower_server.replicas import link as module
 from tower_server.replicas.link import CUT, LEFT, Link
 from tower_server.replicas.wire import Held

@@ -10,7 +10,8 @@ import pytest
 from certs.ca import Authority
 from protocol.constants import Code
 from protocol.errors import StreamRefused, TunnelLost
-from tests.tower_server.replicas.kit import Caller, End, Host, certificate, serving, until
+from tests.tower_server.replicas.kit import Caller, End, Host, certificate, serving
+from tests.waiting import until
 from tower_server.replicas import passing as module
 from tower_server.replicas.wire import Passing
 

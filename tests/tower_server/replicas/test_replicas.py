@@ -23,17 +23,11 @@ from tests.lab.controlplane import ControlPlane
 from tests.lab.hostplane import crds
 from tests.tower_server.kit import Agent, Echo, Running, admin, call, enrol, running
 from tests.tower_server.test_ports import free_range
+from tests.waiting import PATIENCE, until
 from tower_server.replicas import port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster, pytest.mark.timeout(120)]
 NAMESPACE = "tower-pair"
-PATIENCE = 30.0
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @dataclass
