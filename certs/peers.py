@@ -47,8 +47,10 @@ class Validity:
         if at > self.not_after + grace:
             raise Untrusted(
                 Reason.EXPIRED,
-                f"{noun} expired at {rfc3339(self.not_after)}",
-                "get a new one" if caller else "renew it; if it can no longer be renewed, join again",
+                f"{noun} expired at {rfc3339(self.not_after)}, and here it is {rfc3339(at)}",
+                "get a new one"
+                if caller
+                else "correct the clock if it is wrong; else renew it, or where that is no longer possible, join again",
                 caller=caller,
             )
 

@@ -681,8 +681,10 @@ _TABLE: Final = (
         "TWR304",
         "The member's apiserver shows a certificate that is not trusted",
         "TLS between agent and apiserver fails: nothing was sent.",
-        "The CA in the agent's kubeconfig or ServiceAccount is not the apiserver's, or the name does not fit.",
-        "correct `certificate-authority` or `tls-server-name` in the agent's kubeconfig",
+        "The certificate has run out (or a clock is wrong); the CA in the agent's kubeconfig or ServiceAccount is not "
+        "the apiserver's; or the name does not fit.",
+        "if it has expired, renew the apiserver's certificate (or correct the clocks); else correct "
+        "`certificate-authority` or `tls-server-name` in the agent's kubeconfig",
         502,
         "ApiserverUntrusted",
     ),

@@ -8,6 +8,7 @@ from certs.errors import CertsError
 from daemon.faults import TowerError
 from daemon.wirefault import wire_fault
 from protocol.aio.hops import DialError, HopName
+from protocol.aio.proxydial import out_of_time
 
 _BY_HOP: Final[dict[HopName, str]] = {
     "dns": "TWR210",
@@ -22,6 +23,9 @@ _BY_HOP: Final[dict[HopName, str]] = {
 
 def dial_fault(error: DialError) -> TowerError:
     """The fault of a broken way out; the hop stands at the head of the message."""
+    if out_of_time(error):
+        mend = "correct this machine's clock if it is wrong; else have the server's certificate renewed"
+        return TowerError("TWR502", str(error), mend=mend)
     code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]
     if error.hop in ("tls", "handshake") and error.code is not None:
         code = wire_fault(error.code, code)

@@ -45,7 +45,7 @@ RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts t
 TRUST_RETRY: Final = (1.0, 60.0)  # to keep what the host's roots have announced
 COMPARE_EVERY: Final = 60.0  # between two looks at the member's KubeSphere, once a host has asked
 SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
-_TLS_FAULTS: Final = frozenset({"TWR213", "TWR214"})  # a CA file may have been mended since
+_TLS_FAULTS: Final = frozenset({"TWR213", "TWR214", "TWR502"})  # a CA file may have been mended since
 
 log = get_logger(__name__)
 

@@ -16,6 +16,7 @@ from daemon.faults import TowerError
 from daemon.kube.access import Access
 from protocol import defaults
 from protocol.aio.hops import DialError
+from protocol.aio.proxydial import out_of_time
 from tower_agent.http import Answer, fetch
 
 _JSON: Final = ("Accept", "application/json")
@@ -105,6 +106,9 @@ async def readiness(api: MemberApi) -> Readiness:
 
 def apiserver_fault(error: DialError, access: Access) -> TowerError:
     """Why the apiserver could not be asked."""
+    if out_of_time(error):
+        mend = "renew the apiserver's certificate (`kubeadm certs renew apiserver`), or correct this machine's clock"
+        return TowerError("TWR304", f"the apiserver at {access.address} is not trusted: {error.text}", mend=mend)
     if error.hop == "tls" and error.peer_ca is not None:
         return TowerError("TWR304", f"the apiserver at {access.address} is not trusted: {error.text}")
     if "within" in error.text:

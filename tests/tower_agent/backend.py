@@ -27,6 +27,7 @@ class Pki:
 
     folder: Path
     name: str = "Member CA"
+    lasts: timedelta = timedelta(hours=1)
     ca_pem: bytes = b""
     client_pem: bytes = b""
     client_key: bytes = b""
@@ -62,7 +63,7 @@ class Pki:
         now = datetime.now(UTC)
         builder = x509.CertificateBuilder(subject_name=subject, issuer_name=self._subject, public_key=key)
         builder = builder.serial_number(x509.random_serial_number()).add_extension(extension, critical=critical)
-        builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + timedelta(hours=1))
+        builder = builder.not_valid_before(now - timedelta(minutes=5)).not_valid_after(now + self.lasts)
         return builder.sign(self._key, hashes.SHA256())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,12 @@ async def test_ways_that_are_broken(tmp_path: Path) -> None:
         fault = await fault_of(api(tmp_path, served.port, pki))
         assert fault.code == "TWR304"
         assert "Other CA" in fault.message
+    old = Pki(tmp_path, "Old CA", lasts=timedelta(minutes=-1))
+    async with backend(lambda _request: (200, {}), old.server) as served:
+        fault = await fault_of(api(tmp_path, served.port, old))
+        assert (fault.code, "expected" in fault.message) == ("TWR304", False)
+        assert re.search(r"certificate has expired\); the clock here says 20\d\d-", fault.message), fault.message
+        assert "renew the apiserver's certificate" in fault.mend
     fault = await fault_of(api(tmp_path, served.port, pki))
     assert fault.code == "TWR301"
     assert f"127.0.0.1:{served.port}" in fault.message
