@@ -212,9 +212,11 @@ def _find(method: str, parts: list[str]) -> tuple[Call, Arguments, tuple[str, ..
 
 
 def pattern_of(parts: list[str], *, websocket: bool = False) -> tuple[str, ...]:
-    """The pattern that a path fits, arguments in capitals; TowerError TWR612 where no call has it."""
-    patterns = (_FORWARD,) if websocket else (*CALLS, ("backup",))
-    for pattern in patterns:
+    """The pattern that a path fits, arguments in capitals; TowerError TWR612 where no call has it.
+
+    `backup` is none of them: with the state goes the CA, which whoever may only read must not have.
+    """
+    for pattern in (_FORWARD,) if websocket else CALLS:
         if _match(pattern, parts) is not None:
             return pattern
     raise TowerError("TWR612", "the admin API has no such path")

@@ -97,6 +97,15 @@ async def test_a_person_makes_the_calls_that_rbac_gives_them_and_stands_in_the_l
         assert (await way("GET", "/v1/clusters", **alice)).status == 403
 
 
+async def test_the_state_with_the_ca_in_it_leaves_by_this_way_for_nobody(tmp_path: Path) -> None:
+    async with opened(tmp_path) as way:
+        alice = await way.login("alice")
+        way.host.allowed |= {("alice", verb, "backup") for verb in ("get", "list", "watch", "create")}
+        for query in ("", "?watch=1"):
+            refused = await way("GET", f"/v1/backup{query}", **alice)
+            assert (refused.status, refused.json()["code"]) == (404, "TWR612")
+
+
 async def test_what_a_web_page_could_send_is_refused_before_anything(tmp_path: Path) -> None:
     async with opened(tmp_path) as way:
         assert (await way("GET", "/v1/login", Origin="http://evil.example")).status == 403

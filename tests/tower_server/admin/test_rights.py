@@ -34,7 +34,6 @@ def right(method: str, path: str, **more: bool) -> str:
         ("GET", "info", {}, "get info"),
         ("GET", "authority", {}, "get authority"),
         ("POST", "authority/rotate", {}, "create authority/rotate"),
-        ("GET", "backup", {}, "get backup"),
     ],
 )
 def test_a_call_has_the_name_that_rbac_knows(method: str, path: str, more: dict, expected: str) -> None:
