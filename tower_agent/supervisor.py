@@ -1,11 +1,12 @@
 """Keeps one tunnel to a host up: dials, waits, dials again. A host has as many of these as `links` says.
 
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
-lasted: a server that welcomes and hangs up at once is not hammered. A wait for a host that was not reached ends early
-when another link of the same agent reaches it: one dead address among several keeps nobody from the rest. When the
-server drains (GOAWAY) the next tunnel is opened first where there is another server to open it to, and the old one goes
-on until its streams have ended or its deadline has passed. A tunnel that loses its link, a draining one too, is given
-another for as long as it waits; its streams notice a pause. Nothing that happens here reaches another host.
+lasted: a server that welcomes and hangs up at once is not hammered, nor by a tunnel that comes back. A wait for a host
+that was not reached ends early when another link of the same agent reaches it: one dead address among several keeps
+nobody from the rest. When the server drains (GOAWAY) the next tunnel is opened first where there is another server to
+open it to, and the old one goes on until its streams have ended or its deadline has passed. A tunnel that loses its
+link, a draining one too, is given another for as long as it waits; its streams notice a pause. Nothing that happens
+here reaches another host.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from tower_agent.services import END_AT_TOWER
 
 ATTEMPTS_LEFT: Final = 4  # that a waiting tunnel always has time for
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
+CARRIED: Final = 1.0  # seconds that a link on which no stream got on has to last to be replaced at once
+MOVED: Final = "moved"
+"""Key in a tunnel's data: what `_moved` was when it lost its link."""
 DRAIN_POLL: Final = 0.1
 DRAIN_LAST: Final = 2.0  # at the deadline of a drain: enough for watches to end before, and for the server's last word
 JUST_LOST: Final = "the link was lost as soon as it stood"
@@ -152,6 +156,7 @@ class LinkSupervisor:
                 if resume is not None and resume.data[END_AT_TOWER] and not parts.ends_at_tower(hop.chain):
                     handshake.resume = None  # its raw streams must not go on where somebody could look inside
 
+        self._reached.clear()  # what happens from now on is news, while the dial lasts too
         try:
             handshake = parts.handshake()
             tunnel = await dial(
@@ -196,22 +201,27 @@ class LinkSupervisor:
         self._metrics.cuts.labels(self._parts.host).inc()
         if tunnel is self.tunnel:
             self._set(LinkState(False, time.time(), fault=TowerError("TWR201", f"the link was lost: {why}")))
-        if time.monotonic() - self._linked_at >= LASTED:
+        lasted = time.monotonic() - self._linked_at
+        if lasted >= LASTED:
             self._backoff.reset()
         if tunnel not in self._dialled_for:  # else whoever dials for it finds it without a link, and goes on
-            self._tasks.start(self._resume(tunnel), name=f"resume {tunnel.id}")
+            moved = _moved(tunnel)
+            worked = lasted >= CARRIED or moved > tunnel.data.get(MOVED, moved)  # a tunnel's first frames prove nothing
+            tunnel.data[MOVED] = moved
+            wait = random.random() * BACKOFF_MIN if worked else self._delay(tunnel)  # noqa: S311  # jitter, not a secret
+            self._tasks.start(self._resume(tunnel, wait), name=f"resume {tunnel.id}")
 
-    async def _resume(self, tunnel: Tunnel) -> None:
+    async def _resume(self, tunnel: Tunnel, wait: float) -> None:
         """Dial until the tunnel has another link, or is over."""
         self._dialled_for.add(tunnel)
         try:
-            await self._resumed(tunnel)
+            await self._resumed(tunnel, wait)
         finally:
             self._dialled_for.discard(tunnel)
 
-    async def _resumed(self, tunnel: Tunnel) -> None:
+    async def _resumed(self, tunnel: Tunnel, wait: float) -> None:
         lost_at = time.monotonic()
-        await asyncio.sleep(random.random() * BACKOFF_MIN)  # noqa: S311  # jitter, not a secret
+        await asyncio.sleep(wait)
         while tunnel.detached:
             made = await self._dial(tunnel)
             if made is tunnel and tunnel.detached:
@@ -305,9 +315,7 @@ class LinkSupervisor:
         now = time.monotonic()
         if waiting is None or waiting is self.tunnel:  # one that drains has a successor, which the state is about
             self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
-        delay = self._backoff.next(retry_after=fault.retry_after)
-        if waiting is not None and not fault.retry_after:  # so that what comes back late is still in time
-            delay = min(delay, max(BACKOFF_MIN, waiting.waits_for / ATTEMPTS_LEFT))
+        delay = self._delay(waiting, fault.retry_after)
         if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
             self._said = (fault.message, now)
             log.warning(
@@ -321,15 +329,25 @@ class LinkSupervisor:
         if reached or fault.retry_after:
             await asyncio.sleep(delay)
             return
-        self._reached.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
                 await self._reached.wait()
                 await asyncio.sleep(random.random() * BACKOFF_MIN)  # noqa: S311  # as above
 
+    def _delay(self, waiting: Tunnel | None, retry_after: float | None = None) -> float:
+        delay = self._backoff.next(retry_after=retry_after)
+        if waiting is None or retry_after:
+            return delay
+        return min(delay, max(BACKOFF_MIN, waiting.waits_for / ATTEMPTS_LEFT))  # what comes back late is still in time
+
     def _set(self, state: LinkState) -> None:
         self.state = state
         self._parts.changed()
+
+
+def _moved(tunnel: Tunnel) -> int:
+    """Frames of streams that have arrived, at either end."""
+    return tunnel.session.frames_received + tunnel.session.frames_acked
 
 
 def _fault(closed: Closed) -> TowerError:

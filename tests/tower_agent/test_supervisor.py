@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 import time
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 
 from daemon.backoff import Backoff
 from protocol import defaults
+from protocol.aio.hops import DialError
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import HandshakeRejected
@@ -183,8 +185,10 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
             await connected(agent)
             cut(tunnel)
             assert tunnel.detached
-            assert (await asyncio.wait_for(caller.ask(), 30))[0] == 200
+            # Without a back-off, since streams get on: that would be a quarter of the window from the second cut on.
+            assert (await asyncio.wait_for(caller.ask(), 0.9 * defaults.RESUME_WINDOW / 4))[0] == 200
             assert tunnel.resumes == resumed
+            agent.links[0]._backoff = Backoff(random=lambda: 1.0, minimum=3600.0)
         assert tower.tunnels == [tunnel]
         await connected(agent)
         for series in (b'tower_agent_link_cuts_total{host="east"} 3.0', b'tower_agent_resumes_total{host="east"} 3.0'):
@@ -220,6 +224,60 @@ async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at
         assert dialling == [1] * 3
         await connected(agent)
         assert tower.tunnels == [tunnel]
+
+
+@pytest.mark.asyncio
+async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_ever_more_rarely(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "CARRIED", 3600.0)  # however slow this machine is
+    monkeypatch.setattr(supervisor_module, "_moved", lambda _tunnel: 0)  # whatever the control stream says meanwhile
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        tunnel = await tower.tunnel()
+        await connected(agent)
+        agent.links[0]._backoff = Backoff(random=lambda: 1.0, minimum=0.01)
+        resumed: list[float] = []
+
+        def hang_up(tunnel: Tunnel, _pause: float) -> None:
+            resumed.append(time.monotonic())
+            if len(resumed) < 6:
+                asyncio.get_running_loop().call_later(0.01, cut, tunnel)
+
+        tunnel.on_resumed = hang_up
+        cut(tunnel)
+        async with asyncio.timeout(20):
+            while len(resumed) < 6:
+                await asyncio.sleep(0.01)
+        waits = [after - before for before, after in itertools.pairwise(resumed)]
+        assert all(wait >= 0.01 * 2**number for number, wait in enumerate(waits, 1)), waits
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_another_link_reaches_while_a_dial_fails_is_dialled_again_at_once(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled, fail = [0], asyncio.Event()
+
+    async def dial(*args: Any, **more: Any) -> Tunnel:
+        dialled[0] += 1
+        if dialled[0] == 1:
+            await fail.wait()
+            raise DialError("tcp", "a dead address")
+        return await real(*args, **more)
+
+    real = supervisor_module.dial
+    monkeypatch.setattr(supervisor_module, "dial", dial)
+    monkeypatch.setattr(supervisor_module, "Backoff", lambda random: Backoff(random=random, minimum=3600.0))
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        async with asyncio.timeout(20):
+            while not dialled[0]:
+                await asyncio.sleep(0.01)
+        agent.links[0].host_reached()
+        fail.set()
+        await connected(agent)
+        assert dialled == [2]
 
 
 @pytest.mark.asyncio
