@@ -17,12 +17,15 @@ from typing import Any
 
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
+from daemon.log import get_logger
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.joint import Joint
 from tower_server.controller.limits import ATTEMPTS
 from tower_server.papers import Revoke, end, papers, tidy
 from tower_server.records import Cluster
 from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Store
+
+log = get_logger(__name__)
 
 
 class Registry:
@@ -63,21 +66,25 @@ class Registry:
         self.known.clear()
         backoff = Backoff(random=random.random)
         while True:
-            listing = await self._store.list(Kind.CLUSTER)
-            found = {record.name: Cluster.read(record) for record in listing.items}
-            for record in listing.items:
-                self._latest.heard(record)
-            for name in sorted(self.known.keys() | found.keys()):
-                if self.known.get(name) != found.get(name):
-                    changed(name)
-            self.known, self._listed = found, True
             try:
+                listing = await self._store.list(Kind.CLUSTER)
+                found = {record.name: Cluster.read(record) for record in listing.items}
+                for record in listing.items:
+                    self._latest.heard(record)
+                for name in sorted(self.known.keys() | found.keys()):
+                    if self.known.get(name) != found.get(name):
+                        changed(name)
+                self.known, self._listed = found, True
                 async with aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
                     async for change in changes:
                         backoff.reset()
                         self._heard(change, changed)
             except Expired:
                 await asyncio.sleep(backoff.next())  # also where each list is too old as soon as it is there
+            except TowerError as error:  # no term ends for it: whoever leads next has the same store to ask
+                delay = backoff.next(retry_after=error.retry_after)
+                log.warning("records-not-followed", code=error.code, text=error.message, again_in=round(delay, 1))
+                await asyncio.sleep(delay)
 
     def _heard(self, change: Change, changed: Callable[[str], None]) -> None:
         name = change.record.name

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from daemon.faults import TowerError
+from daemon.log import get_logger
 from daemon.units import format_bytes
 from tower_server.store.base import (
     MAX_RECORD_BYTES,
@@ -37,6 +38,8 @@ from tower_server.store.changes import KEPT_CHANGES, ChangeLog
 from tower_server.store.sqlite_file import explain, open_database
 
 T = TypeVar("T")
+
+log = get_logger(__name__)
 
 OPERATION_DEADLINE: Final = 10.0  # seconds: a disk that takes longer is a fault to report, not to wait for
 ROOM: Final = 2 * MAX_RECORD_BYTES  # the record, and the same again in the log before it
@@ -113,9 +116,14 @@ class SqliteStore(Store):
             return
         self._closed = True
         self._log.close()
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, self._connection.close)
+        closing = asyncio.get_running_loop().run_in_executor(self._worker, self._connection.close)
         self._worker.shutdown(wait=False)
+        try:
+            async with asyncio.timeout(OPERATION_DEADLINE):
+                await asyncio.shield(closing)
+        except TimeoutError:  # what was acknowledged is on disk; a process that waits for it says what for
+            error = self._too_slow(f"it could not be closed within {OPERATION_DEADLINE:g} s")
+            log.error("store-not-closed", code=error.code, text=error.message, mend=error.mend)
 
     async def _write(self, operation: Callable[[], Change]) -> Change:
         return await self._run(lambda: _transaction(self._connection, operation), self._publish)

@@ -155,6 +155,29 @@ class TooOld(Shuffled):
         yield
 
 
+async def test_records_that_cannot_be_listed_for_a_moment_end_no_term():
+    """A list, or what is asked before a watch, that fails is asked for again; the one before counts meanwhile."""
+    store, refusals = Watched(), []
+    listed = store.list
+
+    async def failing(kind, *, prefix=""):
+        if len(refusals) < 2:
+            refusals.append(kind)
+            raise TowerError("TWR114", "the apiserver is ill")
+        return await listed(kind, prefix=prefix)
+
+    store.list = failing
+    registry, _ = made(store)
+    await store.create(Kind.CLUSTER, "a", Cluster("a", "u1", 1.0).data())
+    heard = asyncio.Queue()
+    following = asyncio.create_task(registry.run(heard.put_nowait))
+    async with asyncio.timeout(30.0):
+        assert await heard.get() == "a"
+    assert len(refusals) == 2
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
 @pytest.mark.slow
 async def test_a_list_that_cannot_be_followed_is_not_asked_for_without_a_pause():
     store, at = TooOld(), []

@@ -8,13 +8,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 import pytest_asyncio
 
 from daemon.faults import TowerError
 from tests.tower_server.store.conformance import StoreConformance, take
-from tower_server.store import sqlite_file
+from tower_server.store import sqlite, sqlite_file
 from tower_server.store.base import Expired, Kind
 from tower_server.store.sqlite import SqliteStore
 
@@ -178,6 +179,23 @@ async def test_a_full_disk_is_named_and_heals_by_itself(store):
     since = (await store.list(Kind.CLUSTER)).version
     await store.create(Kind.CLUSTER, "big", {"x": "y" * 100_000})
     assert [change.record.name for change in await take(store, Kind.CLUSTER, since, 1)] == ["big"]
+
+
+async def test_a_disk_that_hangs_keeps_no_server_from_stopping(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sqlite, "OPERATION_DEADLINE", 0.05)
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    answers = threading.Event()
+    store._worker.submit(answers.wait)
+    try:
+        async with asyncio.timeout(10.0):
+            await store.close()
+        said = capsys.readouterr().out
+        assert "store-not-closed" in said
+        assert "could not be closed within 0.05 s" in said
+        assert f"look at the disk of {tmp_path}" in said
+    finally:
+        answers.set()
+        store._worker.shutdown()  # waits: the connection is closed after all
 
 
 async def test_a_check_writes_and_leaves_nothing(store, monkeypatch):
