@@ -16,9 +16,11 @@ from daemon.faults import TowerError
 from tower_server.agents import Agents
 from tower_server.clusters import Clusters
 from tower_server.legacy.registration import Claim, Registration, RegistrationError, read_claim, read_registration
-from tower_server.legacy.serving import check_credential
+from tower_server.legacy.serving import Shown
 from tower_server.legacy.tunnel import AGENT
+from tower_server.member import is_legacy
 from tower_server.records import Agent, Cluster
+from tower_server.tunnels import MAX_OF_AGENT
 
 _NOBODYS: Final = hash_secret("")  # compared with where there is nothing to compare with
 
@@ -31,7 +33,7 @@ class Registrar:
         self._agents = agents
 
     async def register(self, payload: bytes, remote: str) -> Registration:
-        """TowerError TWR240, TWR241 or TWR242 refuses."""
+        """TowerError TWR221, TWR240, TWR241 or TWR242 refuses."""
         try:
             claim = read_claim(payload)
         except RegistrationError as error:
@@ -45,6 +47,7 @@ class Registrar:
             raise unknown
         try:
             await self._check_window(cluster)
+            self._check_room(cluster)
             return replace(self._read(claim), token_hash=known)
         except TowerError as error:
             self._note(cluster, remote, error, proven=True)
@@ -70,11 +73,22 @@ class Registrar:
                 f"cluster {cluster.name} has native agents, and no window is open for a Go agent beside them",
             ).about(cluster.name)
 
+    def _check_room(self, cluster: Cluster) -> None:
+        """Who has the token may not have tunnels without number: each takes memory and a descriptor from everybody."""
+        _, member = self._clusters.get(cluster.name)
+        count = sum(is_legacy(each) for each in member.tunnels)
+        if count >= MAX_OF_AGENT:
+            raise TowerError(
+                "TWR221",
+                f"cluster {cluster.name} has {count} tunnels of Go agents, and {MAX_OF_AGENT} are the most",
+                mend=f"stop the agents that are too many: `towerctl get tunnels {cluster.name}` shows where they are",
+            )
+
     @staticmethod
     def _read(claim: Claim) -> Registration:
         try:
             registration = read_registration(claim)
-            check_credential(registration.kubernetes, registration.credential)
+            Shown.of(registration.kubernetes, registration.credential)  # before the agent is told that it is in
         except RegistrationError as error:
             raise TowerError("TWR242", str(error)) from error
         except (ssl.SSLError, ValueError, OSError) as error:

@@ -36,7 +36,7 @@ from tower_server.legacy.facts import EVERY, read_facts
 from tower_server.legacy.port import LegacyPort, small_requests
 from tower_server.legacy.registrar import Registrar
 from tower_server.legacy.registration import Registration
-from tower_server.legacy.serving import Certificates, make_gateway, use_credential
+from tower_server.legacy.serving import Certificates, Shown, make_gateway, use_credential
 from tower_server.legacy.tunnel import DIALECT, LegacyTunnel
 from tower_server.member import CONDITIONS, Member, is_legacy
 from tower_server.revocations import Revocations
@@ -59,6 +59,8 @@ class _Shared:
     """Of one cluster with Go agents: tunnels in the order of their registration."""
 
     certificates: Certificates
+    shown: Shown
+    """The credential of the agent that came last."""
     tunnels: list[LegacyTunnel] = field(default_factory=list)
     bound: bool | None = None
     """Whether the host's group is bound in the member by us; None: not known."""
@@ -166,7 +168,8 @@ class LegacyAgents:
             wire.bye(CHANGED)
             wire.end(CHANGED)
             return
-        shared = self._shared_of(registration.name)
+        shared = self._shared_of(registration)
+        self._share_credential(shared, registration)
         tunnel = LegacyTunnel(
             tunnel_id=secrets.token_hex(6),
             registration=registration,
@@ -178,7 +181,7 @@ class LegacyAgents:
                 revocations=self._revocations,
                 certificates=shared.certificates,
                 target=registration.kubernetes,
-                credential=registration.credential,
+                shown=shared.shown,
                 connect=made.connect,
                 unreachable=lambda: self._suspect(registration.name),
             ),
@@ -186,7 +189,6 @@ class LegacyAgents:
         tunnel.on_gone = self._gone
         tunnel.facts = shared.facts
         shared.tunnels.append(tunnel)
-        self._share_credential(shared)
         self._say(shared)
         self._handshakes.labels("ok").inc()
         # Structurally a tunnel; a test holds the two faces against each other.
@@ -194,19 +196,24 @@ class LegacyAgents:
         self._start_work(self._keep_bound(registration.name), f"legacy-binding-{registration.name}")
         self._look(registration.name, shared)
 
-    def _shared_of(self, name: str) -> _Shared:
+    def _shared_of(self, registration: Registration) -> _Shared:
+        name = registration.name
         if name not in self._shared:
             if name not in self._certificates:  # kept for its next agent, who may be the same one a moment later
                 names = partial(self._clusters.certificate_names, name)
                 self._certificates[name] = Certificates(self._authority, name, names)
-            self._shared[name] = _Shared(self._certificates[name])
+            shown = Shown.of(registration.kubernetes, registration.credential)
+            self._shared[name] = _Shared(self._certificates[name], shown)
         return self._shared[name]
 
-    def _share_credential(self, shared: _Shared) -> None:
-        """The newest agent's credential serves the streams of all."""
-        newest = shared.tunnels[-1].registration
-        for tunnel in shared.tunnels[:-1]:
-            use_credential(tunnel.gateway.upstreams, tunnel.registration.kubernetes, newest.credential)
+    @staticmethod
+    def _share_credential(shared: _Shared, newest: Registration) -> None:
+        """The newest agent's credential serves the streams of all; where it is shown already, connections stay."""
+        if shared.shown.credential == newest.credential:
+            return
+        shared.shown = Shown.of(newest.kubernetes, newest.credential)
+        for tunnel in shared.tunnels:
+            use_credential(tunnel.gateway.upstreams, shared.shown)
 
     def _gone(self, tunnel: LegacyTunnel) -> None:
         name = tunnel.peer.cluster
@@ -216,9 +223,7 @@ class LegacyAgents:
         if not shared.tunnels:
             del self._shared[name]
         elif was_newest:
-            newest = shared.tunnels[-1]
-            use_credential(newest.gateway.upstreams, newest.registration.kubernetes, newest.registration.credential)
-            self._share_credential(shared)
+            self._share_credential(shared, shared.tunnels[-1].registration)
         self._start_work(tunnel.gateway.close(), f"legacy-gateway-{tunnel.id}")
 
     def _revoked(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from certs.ca import Authority
@@ -61,9 +62,19 @@ class Certificates:
         return self._context
 
 
-def check_credential(target: Target, credential: Credential) -> None:
-    """ssl.SSLError or ValueError when OpenSSL cannot use it: found out before the agent is told that it is in."""
-    _context(_apiserver(target, credential), credential)
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A credential as OpenSSL has it, for callers that are impersonated and for those that bring a token: made once,
+    however many tunnels show it. ssl.SSLError or ValueError when OpenSSL cannot use it."""
+
+    credential: Credential
+    own: ssl.SSLContext
+    none: ssl.SSLContext
+
+    @classmethod
+    def of(cls, target: Target, credential: Credential) -> Shown:
+        apiserver = _apiserver(target, credential)
+        return cls(credential, _context(apiserver, credential), upstream_context(apiserver))
 
 
 def make_gateway(
@@ -72,13 +83,13 @@ def make_gateway(
     revocations: Revocations,
     certificates: Certificates,
     target: Target,
-    credential: Credential,
+    shown: Shown,
     connect: Connect,
     unreachable: Callable[[], object],
 ) -> Gateway:
     """The gateway of one agent's tunnel; start it, and close it with the tunnel."""
-    upstreams = Upstreams(_apiserver(target, credential), connect=connect)
-    use_credential(upstreams, target, credential, anew=True)
+    upstreams = Upstreams(_apiserver(target, shown.credential), connect=connect)
+    use_credential(upstreams, shown)
     return Gateway(
         context=certificates.context(),
         upstreams=upstreams,
@@ -90,16 +101,11 @@ def make_gateway(
     )
 
 
-def use_credential(upstreams: Upstreams, target: Target, credential: Credential, *, anew: bool = False) -> None:
-    """From the next request on; connections that show the old one are dropped once they are free. `anew`: the pools
-    were made for that apiserver just now."""
-    token = credential.token
-    upstreams.impersonation.renew(
-        _context(_apiserver(target, credential), credential),
-        authorization=(lambda: b"Bearer " + token) if token else None,
-    )
-    if not anew:
-        upstreams.bearer.renew(upstream_context(_apiserver(target, credential)))
+def use_credential(upstreams: Upstreams, shown: Shown) -> None:
+    """From the next request on; connections that show another one are dropped once they are free."""
+    token = shown.credential.token
+    upstreams.impersonation.renew(shown.own, authorization=(lambda: b"Bearer " + token) if token else None)
+    upstreams.bearer.renew(shown.none)
 
 
 def _apiserver(target: Target, credential: Credential) -> Apiserver:

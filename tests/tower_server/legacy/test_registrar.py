@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from daemon.faults import TowerError
-from tests.tower_server.kit import admin, enrol
+from tests.tower_server.kit import admin, enrol, until
 from tests.tower_server.legacy.goagent import config_of
 from tests.tower_server.legacy.kit import CLUSTER, Host, host
 from tower_server.legacy import registrar as module
@@ -95,3 +95,15 @@ async def test_a_window_counts_until_its_end_and_only_beside_native_agents(tower
     await clusters.set_legacy(CLUSTER, legacy_until=None)
     await tower.running.services.agents.revoke(CLUSTER, identity.reply.agent)
     await registrar(tower).register(payload(tower), REMOTE)  # the only native agent is revoked: nobody is beside it
+
+
+async def test_a_token_opens_no_tunnels_without_number(tower: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_OF_AGENT", 2)
+    for _ in range(2):
+        await tower.registered()
+    with pytest.raises(TowerError, match="2 tunnels of Go agents, and 2 are the most") as caught:
+        await registrar(tower).register(payload(tower), REMOTE)
+    assert (caught.value.code, CLUSTER in caught.value.mend) == ("TWR221", True)
+    await tower.agents[0].end()
+    await until(lambda: len(tower.member.tunnels) == 1)
+    await registrar(tower).register(payload(tower), REMOTE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from certs.token import hash_secret
+from tests.lab.pki import ClusterCA
 from tests.tower_server.kit import Agent, admin, caller_context, enrol
 from tests.tower_server.legacy.goagent import TOKEN, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
@@ -137,6 +138,20 @@ async def test_a_replaced_certificate_leaves_no_connection_behind(tmp_path: Path
         for _ in range(4):
             await tower.ask("/by-token")
         assert {each.certificate for each in tower.backend.to("/by-token")} == {None}
+
+
+async def test_a_second_agent_with_the_same_credential_leaves_the_connections_of_the_first(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        token = {"CertData": None, "KeyData": None, "BearerToken": b64(b"of-both")}
+        await tower.registered(**token)
+        await tower.ask("/first")
+        pool = tower.member.tunnels[0].gateway.upstreams.impersonation
+        await until(lambda: pool.idle_count)
+        kept = pool._idle[-1].transport
+        await tower.registered(**token)
+        assert not kept.is_closing()
+        await tower.registered(**token, CAData=b64(ClusterCA(tmp_path, "other").pem + tower.backend.ca.pem))
+        await until(kept.is_closing)  # the apiserver was held against what stands no longer
 
 
 @pytest.mark.slow

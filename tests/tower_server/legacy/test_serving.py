@@ -11,7 +11,7 @@ import pytest
 from certs.ca import Authority
 from tests.lab.pki import ClusterCA
 from tower_server.legacy.registration import Credential, Target
-from tower_server.legacy.serving import Certificates, check_credential
+from tower_server.legacy.serving import Certificates, Shown
 
 TARGET = Target("127.0.0.1", 6443)
 
@@ -35,8 +35,8 @@ def test_a_credential_that_openssl_cannot_use_is_found_out(tmp_path: Path) -> No
     ca = ClusterCA(tmp_path, "ca")
     pair = ca.client("a", "agent")
     chain, key = pair.certificate.read_bytes(), pair.key.read_bytes()
-    check_credential(TARGET, Credential(ca.pem.decode(), chain, key))
-    check_credential(TARGET, Credential(ca.pem.decode(), token=b"t"))
-    check_credential(TARGET, Credential(""))  # the system's roots
+    Shown.of(TARGET, Credential(ca.pem.decode(), chain, key))
+    Shown.of(TARGET, Credential(ca.pem.decode(), token=b"t"))
+    Shown.of(TARGET, Credential(""))  # the system's roots
     with pytest.raises((ssl.SSLError, ValueError)):
-        check_credential(TARGET, Credential(ca.pem.decode(), chain, b"no key"))
+        Shown.of(TARGET, Credential(ca.pem.decode(), chain, b"no key"))
