@@ -107,12 +107,18 @@ def host_of(config: AgentConfig, *, version: str, rtt: Callable[[], float | None
     section = config.kubesphere_v1
     server = _needed(section.server, "server", "--server ws://HOST:PORT")
     cluster = _needed(section.cluster, "cluster", "--cluster NAME")
-    if config.token_file is None:
+    path = config.token_file
+    if path is None:
         raise TowerError("TWR101", "token_file is missing", mend="name the file that holds the cluster's token")
+
+    def token() -> str:
+        return read_token_file(path).strip()
+
+    token()
     return LegacyHost(
         target=_target(config, server),
         cluster=cluster,
-        token=read_token_file(config.token_file).strip(),
+        token=token,
         version=version,
         limits=ChannelLimits(
             budget=Budget(config.memory.tunnel, config.memory.budget()),

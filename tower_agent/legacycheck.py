@@ -74,7 +74,7 @@ async def _ask(session: HostSession, host: LegacyHost) -> Result:
     document = {
         "Version": host.version,
         "Name": host.cluster,
-        "Token": host.token,
+        "Token": host.token(),
         "KubernetesSvcHost": NOWHERE,
         "KubeSphereSvcHost": NOWHERE,
         "CertData": none,

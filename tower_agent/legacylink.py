@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,11 +40,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegacyHost:
-    """The host, and who this agent is there."""
+    """The host, and who this agent is there. `token` reads the cluster's token, anew for each registration: it may have
+    been replaced on the host, and where its file comes from. TowerError TWR104."""
 
     target: DialTarget
     cluster: str
-    token: str
+    token: Callable[[], str]
     version: str
     limits: ChannelLimits
 
@@ -106,7 +108,7 @@ class LegacyLink:
             self.session.close(text)
 
     async def _open(self, shipment: Shipment) -> HostSession:
-        host = self._host
+        host, token = self._host, self._host.token()
         try:
             session = await dial_host(host.target, limits=host.limits, on_channel=self._channels.on_channel)
         except DialError as error:
@@ -114,7 +116,7 @@ class LegacyLink:
             raise dial_fault(error) from error
         self._channels.announce(shipment)
         try:
-            await session.register(shipment.registration(cluster=host.cluster, token=host.token, version=host.version))
+            await session.register(shipment.registration(cluster=host.cluster, token=token, version=host.version))
         except RegistrationRefused as error:
             session.close("refused")
             self._metrics.dials.labels(self._name, "handshake", "refused").inc()

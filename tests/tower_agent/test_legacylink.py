@@ -34,6 +34,7 @@ async def linked(folder: Path, **limits: float) -> AsyncIterator[tuple[SshHost, 
     """An agent's link to a host; the token that it ships lies in `folder/token`."""
     ca = ClusterCA(folder, "member-ca")
     (folder / "token").write_text("first")
+    (folder / "of-cluster").write_text("secret")
     kubeconfig = write_kubeconfig(folder / "kubeconfig", name="m", server="https://10.0.0.1:6443", ca=ca.pem)
     config = yaml.safe_load(kubeconfig.read_text())
     config["users"][0]["user"] = {"tokenFile": str(folder / "token")}
@@ -43,7 +44,9 @@ async def linked(folder: Path, **limits: float) -> AsyncIterator[tuple[SshHost, 
     async with ssh_host() as host:
         bounds = replace(channel_limits(), credit=Limits(**limits))  # type: ignore[arg-type]
         link = LegacyLink(
-            LegacyHost(target=host.target, cluster="edge", token="secret", version="1", limits=bounds),
+            LegacyHost(
+                target=host.target, cluster="edge", token=(folder / "of-cluster").read_text, version="1", limits=bounds
+            ),
             Credential(kubeconfig, None, "console.svc:80"),
             LegacyChannels(metrics=metrics, tasks=tasks),
             metrics=metrics,
@@ -117,6 +120,16 @@ async def test_a_refusal_is_a_fault_with_the_hosts_words_until_it_is_taken(tmp_p
         host.answer = lambda name, payload: (True, b"")
         await until(lambda: link.session is not None)
         assert link.fault is None
+
+
+async def test_a_token_that_was_replaced_on_the_host_is_taken_from_its_file_without_a_restart(tmp_path: Path) -> None:
+    async with linked(tmp_path) as (host, link):
+        host.answer = lambda name, payload: (
+            (True, b"") if name == "ping" or json.loads(payload)["Token"] == "new" else (False, b"Unauthorized agent")
+        )
+        await until(lambda: link.fault is not None)
+        (tmp_path / "of-cluster").write_text("new")
+        await until(lambda: link.session is not None)
 
 
 @pytest.mark.slow
