@@ -18,12 +18,12 @@ _LOCK_RETRY: Final = 0.02
 _TEMPORARY: Final = ".tower-"
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write beside, flush to disk, rename over. OSError leaves `path` as it was."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write beside (mode 0600), flush to disk, rename over. OSError leaves `path` as it was."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
+            os.fchmod(file.fileno(), 0o600)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

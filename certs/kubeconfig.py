@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,20 +52,13 @@ def embedded(connection: Connection, *, name: str, chain_pem: bytes, key_pem: by
     return _config(connection, name, {"client-certificate-data": _data(chain_pem), "client-key-data": _data(key_pem)})
 
 
-def with_plugin(
-    connection: Connection,
-    *,
-    name: str,
-    command: str,
-    arguments: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-) -> Config:
+def with_plugin(connection: Connection, *, name: str, command: str, arguments: Sequence[str]) -> Config:
     """A kubeconfig that holds no secret: `command` fetches a certificate whenever the last one has run out."""
     plugin = {
         "apiVersion": EXEC_API,
         "command": command,
         "args": list(arguments),
-        "env": [{"name": key, "value": value} for key, value in (environment or {}).items()] or None,
+        "env": None,
         "installHint": INSTALL_HINT,
         "interactiveMode": "Never",
         "provideClusterInfo": False,

@@ -19,7 +19,7 @@ from typing import Final
 from certs.errors import AuthorityError
 from certs.verify import TrustBundle
 
-ALPN: Final = ("http/1.1",)
+ALPN: Final = ["http/1.1"]
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
 
 
@@ -85,10 +85,10 @@ class ClientTrust:
     ca_pem: bytes | None = None
 
 
-def client_context(trust: ClientTrust, *, alpn: tuple[str, ...] = ALPN) -> ssl.SSLContext:
+def client_context(trust: ClientTrust) -> ssl.SSLContext:
     """For dialling out: the name is always checked. AuthorityError when there is nothing to trust, or it is no PEM."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(context, alpn)
+    _harden(context)
     if not (trust.system or trust.ca_file or trust.ca_pem):
         raise AuthorityError(
             "no certificate authority is trusted for this connection", "name a CA file, or the system's"
@@ -108,8 +108,7 @@ def client_context(trust: ClientTrust, *, alpn: tuple[str, ...] = ALPN) -> ssl.S
     return context
 
 
-def _harden(context: ssl.SSLContext, alpn: tuple[str, ...] = ALPN) -> None:
+def _harden(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    if alpn:
-        context.set_alpn_protocols(list(alpn))
+    context.set_alpn_protocols(ALPN)

@@ -119,13 +119,6 @@ class Budget:
         mine = max(0, min(self.limit // 4 - self.used, self.free))
         return mine if self.parent is None else min(mine, self.parent.spare)
 
-    def take(self, size: int) -> bool:
-        """Take `size` bytes if they are free, all or nothing."""
-        if size > self.free:
-            return False
-        self.charge(size)
-        return True
-
     def charge(self, size: int) -> None:
         """Account for bytes that exist already; may pass the limit, which presses the borrowers."""
         budget = self

@@ -125,7 +125,7 @@ class Multiplex:
             credit.release()
             raise LocalProtocolError(Code.PROTOCOL, str(error)) from error
         self._next_id += 2
-        stream = Stream(stream_id, State.OPENING, service, credit, send_limit=self.limits.reserved_credit)
+        stream = Stream(stream_id, State.OPENING, credit, send_limit=self.limits.reserved_credit)
         stream.offered = now
         self._streams[stream_id] = stream
         self._opening[stream_id] = stream
@@ -237,7 +237,7 @@ class Multiplex:
             return
         credit = ReceiveCredit(self.budget, self.limits)
         # Data that follows OPEN at once comes under the reserved share; OPEN_OK announces the whole.
-        found = Stream(stream, State.ASKED, body.service, credit, send_limit=body.grant)
+        found = Stream(stream, State.ASKED, credit, send_limit=body.grant)
         found.offered = now
         self._streams[stream] = found
         self._asked += 1

@@ -106,14 +106,12 @@ class Stream:
         "scheduled",
         "send_limit",
         "sent",
-        "service",
         "state",
     )
 
-    def __init__(self, stream: int, state: State, service: str, credit: ReceiveCredit, *, send_limit: int) -> None:
+    def __init__(self, stream: int, state: State, credit: ReceiveCredit, *, send_limit: int) -> None:
         self.id = stream
         self.state = state
-        self.service = service
         self.credit = credit
         self.offered = 0.0  # when it was opened or asked for
         # Sending: what waits, how far the peer's credit reaches, and the scheduler's account.

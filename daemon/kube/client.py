@@ -139,12 +139,11 @@ class Client:
         *,
         namespace: str | None = None,
         kind: PatchKind = "merge",
-        subresource: str = "",
         field_manager: str = "",
         deadline: float | None = None,
     ) -> Object:
         """A merge patch (a dict) or JSON patch (a list). With metadata.resourceVersion in it: Conflict if changed."""
-        ask = Ask("patch", resource, namespace, name, subresource)
+        ask = Ask("patch", resource, namespace, name)
         query = {"fieldManager": field_manager}
         return await self._object(ask, "PATCH", body=patch, query=query, content=_PATCHES[kind], deadline=deadline)
 
@@ -155,14 +154,13 @@ class Client:
         *,
         field_manager: str,
         force: bool = False,
-        subresource: str = "",
         deadline: float | None = None,
     ) -> Object:
         """Server-side apply: makes the object, or changes the fields named and drops those that were named before.
 
         Conflict where another manager owns a field, unless `force`. Safe to repeat, and repeated as reads are.
         """
-        ask = Ask("apply", resource, namespace_of(body), name_of(body), subresource)
+        ask = Ask("apply", resource, namespace_of(body), name_of(body))
         query = {"fieldManager": field_manager, "force": "true" if force else ""}
         return await self._object(
             ask,
@@ -212,7 +210,6 @@ class Client:
         version: str,
         namespace: str | None = None,
         labels: str = "",
-        fields: str = "",
         silence: float = SILENCE,
     ) -> AsyncGenerator[Event, None]:
         """Changes after `version` and bookmarks, until the apiserver ends it (normal, every few minutes).
@@ -226,7 +223,6 @@ class Client:
             "allowWatchBookmarks": "true",
             "resourceVersion": version,
             "labelSelector": labels,
-            "fieldSelector": fields,
             "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # noqa: S311
         }
         connection: Connection | None = None

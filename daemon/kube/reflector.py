@@ -63,7 +63,6 @@ class Reflector:
         *,
         namespace: str | None = None,
         labels: str = "",
-        fields: str = "",
         keep: Callable[[Object], Object] = without_owners,
         silence: float = SILENCE,
         backoff: Backoff | None = None,
@@ -76,7 +75,7 @@ class Reflector:
         self.lists = 0
         self.watches = 0
         self._client = client
-        self._namespace, self._labels, self._fields = namespace, labels, fields
+        self._namespace, self._labels = namespace, labels
         self._keep = keep
         self._silence = silence
         self._backoff = backoff or Backoff(random=random.random)
@@ -138,7 +137,6 @@ class Reflector:
             self.resource,
             namespace=self._namespace,
             labels=self._labels,
-            fields=self._fields,
             keep=self._typed,
             deadline=LIST_DEADLINE,
         )
@@ -162,7 +160,6 @@ class Reflector:
             version=self.version,
             namespace=self._namespace,
             labels=self._labels,
-            fields=self._fields,
             silence=self._silence,
         )
         async with aclosing(watch) as events:

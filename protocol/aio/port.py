@@ -304,7 +304,7 @@ class ServerLink(Link):
             self._turn_away(404, f"no tunnel at {path[:80]!r}; it is at {TUNNEL_PATH}")
         else:
             self._stage = "request"
-            whole = HttpRequest(request.method, request.target, request.headers, bytes(request.body), self.remote)
+            whole = HttpRequest(request.method, request.target, bytes(request.body), self.remote)
             self._listener.run(self._serve(whole), "tunnel-port-request")
 
     def _wants_tunnel(self, request: RequestParser) -> bool:

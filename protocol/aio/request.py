@@ -30,7 +30,6 @@ class HttpRequest:
 
     method: str
     target: str
-    headers: Headers
     body: bytes
     remote: str
 

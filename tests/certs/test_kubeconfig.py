@@ -37,9 +37,7 @@ def connection(authority: Authority) -> Connection:
 
 @pytest.fixture
 def addition(connection: Connection) -> dict[str, Any]:
-    return kubeconfig.with_plugin(
-        connection, name="edge-1", command="towerctl", arguments=["credential", "edge-1"], environment={"A": "b"}
-    )
+    return kubeconfig.with_plugin(connection, name="edge-1", command="towerctl", arguments=["credential", "edge-1"])
 
 
 def test_an_embedded_kubeconfig_holds_everything(
@@ -60,7 +58,6 @@ def test_a_plugin_kubeconfig_holds_no_secret(addition: dict[str, Any]) -> None:
     plugin = addition["users"][0]["user"]["exec"]
     assert plugin["apiVersion"] == "client.authentication.k8s.io/v1"
     assert (plugin["command"], plugin["args"]) == ("towerctl", ["credential", "edge-1"])
-    assert plugin["env"] == [{"name": "A", "value": "b"}]
     assert plugin["interactiveMode"] == "Never"
     assert "Install" in plugin["installHint"]
     assert "PRIVATE" not in kubeconfig.to_yaml(addition)

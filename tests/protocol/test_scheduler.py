@@ -18,7 +18,7 @@ from tests.lab.examples import examples
 
 def stream(number: int, *pieces: int, limit: int = 2**40, fin: bool = False) -> Stream:
     """A stream with bytes of `number` waiting."""
-    made = Stream(number, State.OPEN, "kubernetes", ReceiveCredit(Budget(MIB), Limits()), send_limit=limit)
+    made = Stream(number, State.OPEN, ReceiveCredit(Budget(MIB), Limits()), send_limit=limit)
     made.queue.extend(bytes((number,)) * size for size in pieces)
     made.queued = sum(pieces)
     made.fin_queued = fin

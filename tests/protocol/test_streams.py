@@ -77,7 +77,7 @@ def test_two_ends_that_hear_each_other_at_once_always_agree() -> None:
 
 
 def test_a_stream_is_sendable_by_credit_or_by_its_fin() -> None:
-    stream = Stream(1, State.OPEN, "kubernetes", ReceiveCredit(Budget(MIB), Limits()), send_limit=0)
+    stream = Stream(1, State.OPEN, ReceiveCredit(Budget(MIB), Limits()), send_limit=0)
     assert not stream.sendable
     stream.queued = 1
     assert not stream.sendable, "no credit"
