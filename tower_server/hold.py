@@ -19,7 +19,7 @@ class Hold:
     def __init__(self, *, seconds: float, waiters: int, window: float, gauge: Gauge) -> None:
         """`window`: for how long after the loss a return is likely, which is as long as tunnels wait for a new link."""
         self._loop = asyncio.get_running_loop()
-        self._seconds = seconds
+        self.seconds = seconds
         self._most = waiters
         self._window = window
         self._gauge = gauge
@@ -52,11 +52,11 @@ class Hold:
 
     def wait(self, key: object, then: Callable[[bool], None]) -> bool:
         """Calls `then(True)` when a tunnel is there, `then(False)` when the hold is over. False: there is no hold."""
-        if self._seconds <= 0 or not self.return_likely or self.full:
+        if self.seconds <= 0 or not self.return_likely or self.full:
             return False
         if self._ends is None:
-            self._ends = self._loop.time() + self._seconds
-            self._timer = self._loop.call_later(self._seconds, self._end, False)
+            self._ends = self._loop.time() + self.seconds
+            self._timer = self._loop.call_later(self.seconds, self._end, False)
         self._waiting[key] = then
         self._gauge.set(len(self._waiting))
         return True

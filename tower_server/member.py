@@ -89,6 +89,7 @@ class Member:
         self.elsewhere: Elsewhere | None = None
         self.flaps = Flaps()
         self._told_at: float | None = None  # by the server that holds its tunnel
+        self._in_vain = ""  # the tunnel that was waited for in vain, until it is seen not to stall
         self.verdict = Verdict("NeverConnected", "Unknown")
         self.since = time.time()
         self._configured = expected
@@ -135,6 +136,16 @@ class Member:
             return False
         other = self.pick()
         return other is not None and other is not tunnel and not other.stalled
+
+    def waited_in_vain(self, tunnel: Tunnel) -> None:
+        """A caller has waited for this silent tunnel as long as for the return of a lost one."""
+        self._in_vain = tunnel.id
+
+    def hopeless(self, tunnel: Tunnel) -> bool:
+        """Whether a caller would wait in vain again: kubectl asks several times in a row."""
+        if self._in_vain == tunnel.id and not tunnel.stalled:
+            self._in_vain = ""
+        return self._in_vain == tunnel.id
 
     def add(self, tunnel: Tunnel) -> None:
         """A tunnel has opened (after WELCOME)."""

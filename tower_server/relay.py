@@ -145,6 +145,10 @@ class CallerConnection(asyncio.BufferedProtocol):
     def _begin(self) -> None:
         """Opens a stream in the best tunnel, or waits for one, or answers."""
         while (tunnel := self._port.way()) is not None and self._attempts < MAX_ATTEMPTS:
+            ours = self._port.service == KUBERNETES and tunnel in self._port.member.tunnels  # not over another server
+            if ours and self._port.member.hopeless(tunnel):
+                self._unanswered("its agent is silent still")
+                return
             self._attempts += 1
             try:
                 self.stream = tunnel.start_open(
@@ -159,27 +163,34 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self.stream.write(bytes(self._early))
             if self._early_eof:
                 self.stream.write_eof()
-            if self._port.service == KUBERNETES and tunnel in self._port.member.tunnels:  # and not over another server
-                self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel)
+            if ours:
+                self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel, self._loop.time())
             return
         if tunnel is None and self._port.wait(self, self._held):
             return
         self._port.count("no_tunnel")
         self._answer(self._port.no_tunnel())
 
-    def _look(self, tunnel: Tunnel) -> None:
-        """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one."""
+    def _look(self, tunnel: Tunnel, asked_at: float) -> None:
+        """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one, and
+        after the hold in any case. The loss of a tunnel is held for no longer, and this one is as good as lost."""
         assert self.stream is not None
-        if self._attempts >= MAX_ATTEMPTS or not self._port.member.has_better(tunnel):
-            self._doubt = self._loop.call_later(LOOK_EVERY * defaults.STALL_AFTER, self._look, tunnel)
+        member, waited = self._port.member, self._loop.time() - asked_at
+        again = self._attempts < MAX_ATTEMPTS and member.has_better(tunnel)
+        if not again and not (tunnel.stalled and waited >= member.hold.seconds):
+            self._doubt = self._loop.call_later(LOOK_EVERY * defaults.STALL_AFTER, self._look, tunnel, asked_at)
             return
         self._doubt = None
         left, self.stream = self.stream, None
         left.set_protocol(asyncio.Protocol())  # its end is no news any more
-        left.reset(Code.CANCELLED, "the tunnel stalls; another one is asked")
+        left.reset(Code.CANCELLED, "the tunnel stalls")
         self._stream_full = False
-        self._begin()
-        self._steer_reading()
+        if again:
+            self._begin()
+            self._steer_reading()
+        else:
+            member.waited_in_vain(tunnel)
+            self._unanswered(f"its agent has not answered for {waited:.1f} s")
 
     def _answered(self) -> None:
         """Nothing has to be looked for any more."""
@@ -240,7 +251,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             self.stream = None
             self._stream_full = False
             if error.code == Code.DIAL_TIMEOUT and tunnel is not None and tunnel.stalled:
-                self._unanswered(error)
+                self._unanswered(error.text)
             else:
                 self._refused(error)
 
@@ -270,11 +281,11 @@ class CallerConnection(asyncio.BufferedProtocol):
         name = self._port.member.name
         self._answer(Answer(code, f"cluster {name}: {error.text or code}", retry_after=retry, cluster=name))
 
-    def _unanswered(self, error: ProtocolError) -> None:
+    def _unanswered(self, why: str) -> None:
         """The agent is silent, not what is behind it: it has been waited for, and nobody waits for another try."""
         self._port.count(RESULTS[Code.DIAL_TIMEOUT])
         name = self._port.member.name
-        self._answer(Answer(WIRE_FAULTS[Code.DEAD_PEER], f"cluster {name}: {error.text}", cluster=name))
+        self._answer(Answer(WIRE_FAULTS[Code.DEAD_PEER], f"cluster {name}: {why}", cluster=name))
 
     def _answer(self, answer: Answer) -> None:
         """Ends the connection in an answer, where this port gives any."""

@@ -13,6 +13,7 @@ import pytest
 from tests.kubernetes.conftest import MEMBER, view
 from tests.kubernetes.views import View
 from tests.lab.controlplane import ControlPlane, Done
+from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 
 pytestmark = pytest.mark.cluster
@@ -82,6 +83,23 @@ def test_an_apiserver_that_is_gone_is_named(fragile: tuple[ControlPlane, TowerWo
     assert done.code == 1
     assert b"TWR301" in done.stderr
     tower.until_state(MEMBER, "ApiserverDown")
+
+
+def test_an_agent_that_falls_silent_is_told_of_before_its_link_counts_as_dead(
+    agentless: tuple[TowerWorld, View],
+) -> None:
+    """As where its machine loses power."""
+    tower, caller = agentless
+    agent = tower.members[MEMBER].agent
+    agent.send(signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            done = timed(caller)
+            assert done.code == 1
+            assert b"TWR222" in done.stderr
+    finally:
+        agent.send(signal.SIGCONT)
+    wait_until(lambda: caller.kubectl("get", "namespaces").code == 0, "it serves again", 60)
 
 
 def test_a_killed_agent_is_noticed_at_once(agentless: tuple[TowerWorld, View]) -> None:

@@ -267,6 +267,31 @@ async def test_an_open_that_waits_goes_to_a_tunnel_that_comes_later(tmp_path, mo
         await other.close()
 
 
+@pytest.mark.slow
+async def test_a_silent_agent_is_waited_for_as_long_as_a_lost_one_and_once(tmp_path, monkeypatch):
+    """kubectl asks several times in a row, and gives up a TLS handshake by itself after ten seconds."""
+    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.1)
+    monkeypatch.setattr("protocol.defaults.STALL_AFTER", 0.1)
+    async with running(tmp_path, callers={"hold": "500ms"}) as server, joined(server, "edge-1") as agent:
+        loop = asyncio.get_running_loop()
+        (tunnel,) = server.member("edge-1").tunnels
+        link = agent.tunnel._link._transport
+        link.pause_reading()
+        began = loop.time()
+        answer = await call(server, "edge-1")
+        assert loop.time() - began >= 0.45
+        message = answer.json()["message"]
+        assert (answer.status, answer.json()["reason"]) == (503, "ServiceUnavailable")
+        assert "TWR222" in message
+        assert "cluster edge-1: its agent has not answered for " in message
+        assert "retry-after" not in answer.headers
+        assert tunnel.closed is None
+        assert "its agent is silent still (TWR222)" in (await call(server, "edge-1")).json()["message"]
+        link.resume_reading()
+        await until(lambda: not tunnel.stalled)
+        assert (await call(server, "edge-1")).status == 200
+
+
 async def test_a_way_over_another_server_is_not_taken_for_a_tunnel(tmp_path, monkeypatch):
     class Way:
         """As the way to another server is used; its owner answers late."""
