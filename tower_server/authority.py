@@ -12,6 +12,7 @@ from typing import Final
 from certs.ca import Authority
 from certs.errors import AuthorityError
 from daemon.faults import TowerError
+from daemon.units import format_count
 from tower_server.store.base import Conflict, Data, Kind, NotFound, Record, Store
 
 RECORD: Final = "authority"
@@ -24,6 +25,7 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
         record = await store.get(Kind.SECRET, RECORD)
         made = False
     except NotFound:
+        await _nobody_rests_on_another(store)
         new = Authority.create(host or fallback_host, at=at)
         try:
             record = await store.create(Kind.SECRET, RECORD, _data(new))
@@ -39,6 +41,19 @@ async def load_or_create(store: Store, *, host: str, fallback_host: str, at: flo
             mend=f"set `host: {authority.host}`, or start with another state_dir (its agents join anew)",
         )
     return authority, made
+
+
+async def _nobody_rests_on_another(store: Store) -> None:
+    """A new CA beside agents of an older one would lock all of them out, and nobody would know why."""
+    agents = (await store.list(Kind.AGENT)).items
+    if agents:
+        raise TowerError(
+            "TWR501",
+            f"the store holds {format_count(len(agents), 'agent')} and no tower CA: its record {RECORD!r} was taken "
+            "away, and a new CA would be a stranger to every member",
+            mend="restore it from your copy of the state (on a Kubernetes host the Secret tower-secret-authority); "
+            "without one delete the agents' records too (Secrets tower-agent-*), and every member joins anew",
+        )
 
 
 async def _completed(store: Store, record: Record, *, at: float) -> Authority:
@@ -57,6 +72,15 @@ async def _completed(store: Store, record: Record, *, at: float) -> Authority:
 async def read(store: Store) -> Authority:
     """The authority as it is kept now."""
     return _decode(await store.get(Kind.SECRET, RECORD))
+
+
+async def put_back(store: Store, authority: Authority) -> bool:
+    """Keep it again where somebody has taken its record away; False where another server was first."""
+    try:
+        await store.create(Kind.SECRET, RECORD, _data(authority))
+    except Conflict:
+        return False
+    return True
 
 
 async def write(store: Store, later: Authority) -> None:

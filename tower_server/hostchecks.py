@@ -20,14 +20,19 @@ from tower_server.controller.conditions import find
 _CODED: Final = re.compile(r"(TWR\d{3}): (.+?)(?:; (.+))?", re.DOTALL)
 _AT_REST: Final = frozenset({"Left", "NotAccepted", "Passthrough"})
 """Reasons why a cluster is not federated that are nobody's fault, or another check's."""
+_OBJECTS: Final = ("PortReady", "Initialized", "ResourceWritable")
 
 
 def host_checks(client: Client, name: str, *, needs: tuple[str, ...]) -> Iterator[Check]:
-    """Both read the Member once."""
+    """The first reads the Member for all of them."""
     found = _Conditions(client, name)
     yield Check(
-        f"accepted/{name}", partial(_accepted, found), needs=needs, category="objects", subject=name,
-        title="accepted", code="TWR124",
+        f"objects/{name}", partial(_objects, found), category="objects", subject=name, title="port and Service",
+        code="TWR122",
+    )  # fmt: skip
+    yield Check(
+        f"accepted/{name}", partial(_accepted, found), needs=(*needs, f"objects/{name}"), category="objects",
+        subject=name, title="accepted", code="TWR124",
     )  # fmt: skip
     yield Check(
         f"federation/{name}", partial(_federation, found), needs=(f"accepted/{name}",), category="objects",
@@ -54,11 +59,20 @@ class _Conditions:
         return find(self._listed, kind)
 
 
-async def _accepted(conditions: _Conditions) -> Result:
+async def _objects(conditions: _Conditions) -> Result:
+    """What keeps callers away however well the tunnel is; what is only under way has no code."""
     try:
         await conditions.read()
     except KubeError as error:
         return unknown(error.code, error.message, next_step=error.mend)
+    for kind in _OBJECTS:
+        found = conditions.get(kind)
+        if found is not None and found.get("status") == "False" and _CODED.fullmatch(_text(found)):
+            return _failed(found, "TWR122")
+    return ok("port and Service are there")
+
+
+async def _accepted(conditions: _Conditions) -> Result:
     found = conditions.get("Accepted")
     if found is None:
         return ok("no Cluster resource asks for it")

@@ -23,9 +23,9 @@ from daemon.log import get_logger
 from protocol import defaults
 from protocol.messages import encode_message
 from tower_server.agents import Agents
-from tower_server.authority import read, root_id, write
+from tower_server.authority import put_back, read, root_id, write
 from tower_server.records import Agent
-from tower_server.store.base import Conflict, Store
+from tower_server.store.base import Conflict, NotFound, Store
 
 Step = Literal["start", "switch", "finish"]
 MAX_NAMED: Final = 10  # agents in one message
@@ -82,8 +82,14 @@ class Rotation:
         self._take_over(later)
 
     async def follow(self) -> None:
-        """Take over what another replica has written."""
-        stored = await read(self._store)
+        """Take over what another replica has written; what somebody has deleted is written again."""
+        try:
+            stored = await read(self._store)
+        except NotFound:
+            if await put_back(self._store, self._authority):
+                text = "somebody has deleted the record of the tower CA; it was written again from this server's memory"
+                log.error("authority-put-back", code="TWR501", text=text)
+            return
         if stored.number > self._authority.number:
             log.info("authority-followed", number=stored.number, fingerprint=stored.bundle.fingerprint)
             self._take_over(stored)

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from daemon.faults import TowerError
-from tower_server.authority import RECORD, load_or_create
-from tower_server.store.base import Kind
+from tower_server.authority import RECORD, load_or_create, put_back
+from tower_server.store.base import Kind, NotFound
 from tower_server.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.asyncio
@@ -56,6 +56,25 @@ async def test_a_damaged_record_says_what_to_restore(tmp_path, data):
         await load(store)
     assert caught.value.code == "TWR501"
     assert "restore" in caught.value.mend
+    await store.close()
+
+
+async def test_no_ca_is_made_beside_agents_of_another(tmp_path):
+    """Its record alone was deleted: a new one would have locked every member out, and said that all is well."""
+    store = await SqliteStore.open(tmp_path / "tower.db")
+    authority, _ = await load(store)
+    await store.create(Kind.AGENT, "edge-1.a", {"name": "a"})
+    await store.delete(Kind.SECRET, RECORD)
+    with pytest.raises(TowerError) as caught:
+        await load(store)
+    assert caught.value.code == "TWR501"
+    assert "1 agent and no tower CA" in caught.value.message
+    assert "tower-secret-authority" in caught.value.mend
+    with pytest.raises(NotFound):
+        await store.get(Kind.SECRET, RECORD)
+    assert await put_back(store, authority)
+    assert not await put_back(store, authority), "another server was first"
+    assert (await load(store))[0].bundle.fingerprint == authority.bundle.fingerprint
     await store.close()
 
 

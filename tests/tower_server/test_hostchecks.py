@@ -34,13 +34,33 @@ def member(**conditions: tuple[str, str, str]) -> dict[str, Any]:
     return {"kind": "Member", "status": {"conditions": listed}}
 
 
-async def check(found: dict[str, Any] | KubeError) -> tuple[Item, Item]:
+async def check_all(found: dict[str, Any] | KubeError) -> list[Item]:
     host = Host(found)
     report = await Graph(list(host_checks(host, "edge", needs=()))).run()  # type: ignore[arg-type]
     assert host.asked == 1
-    accepted, federation = report.items
-    assert accepted.subject == federation.subject == "edge"
+    assert {item.subject for item in report.items} == {"edge"}
+    return list(report.items)
+
+
+async def check(found: dict[str, Any] | KubeError) -> tuple[Item, Item]:
+    objects, accepted, federation = await check_all(found)
+    assert (objects.status, objects.message) == ("ok", "port and Service are there")
     return accepted, federation
+
+
+@pytest.mark.parametrize("kind", ["PortReady", "Initialized", "ResourceWritable"])
+async def test_what_keeps_callers_away_is_a_cause_of_its_own(kind: str) -> None:
+    told = "TWR120: spec.connection.kubernetesAPIServerPort is 1, and the ports are 6000-7000; take it out of the spec"
+    found = member(**{kind: ("False", "PortOutOfRange", told)}, Accepted=("Unknown", "NotLooked", "later"))
+    objects, accepted, federation = await check_all(found)
+    assert (objects.status, objects.code) == ("failed", "TWR120")
+    assert objects.message.endswith("the ports are 6000-7000")
+    assert objects.next == "take it out of the spec"
+    assert (accepted.status, federation.status) == ("skipped", "skipped")
+
+
+async def test_what_is_only_under_way_is_no_fault() -> None:
+    await check(member(Initialized=("False", "NotInitialized", "its Service has no address yet")))
 
 
 async def test_a_refusal_is_said_by_its_code_and_its_own_way_out() -> None:
@@ -79,8 +99,9 @@ async def test_what_was_not_looked_at_is_a_warning_and_what_cannot_be_asked_is_u
     accepted, _ = await check(member(Accepted=("Unknown", "NotLooked", "once a request gets through")))
     assert accepted.status == "warning"
     assert "once a request gets through" in accepted.message
-    accepted, _ = await check(Forbidden("TWR115", "403", mend="add a rule"))
-    assert (accepted.status, accepted.code, accepted.next) == ("unknown", "TWR115", "add a rule")
+    objects, accepted, _ = await check_all(Forbidden("TWR115", "403", mend="add a rule"))
+    assert (objects.status, objects.code, objects.next) == ("unknown", "TWR115", "add a rule")
+    assert accepted.status == "skipped"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from certs.verify import TrustBundle
 from daemon.faults import TowerError
 from tests.tower_server.kit import admin, joined, running
 from tests.waiting import until
+from tower_server.authority import RECORD, read
+from tower_server.store.base import Kind
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,6 +42,19 @@ async def test_an_agent_that_believes_another_ca_of_the_same_number_is_waited_fo
                 await asyncio.sleep(0.01)
         switched = await admin(server, "POST", "/v1/authority/rotate", {"step": "switch"})
         assert switched.json()["phase"] == "switched"
+
+
+async def test_a_ca_whose_record_somebody_deleted_is_written_again(tmp_path, capsys):
+    async with running(tmp_path) as server:
+        rotation, fingerprint = server.services.rotation, server.services.authority.bundle.fingerprint
+        await rotation._store.delete(Kind.SECRET, RECORD)
+        await rotation.follow()
+        assert (await read(rotation._store)).bundle.fingerprint == fingerprint
+        said = capsys.readouterr().out
+        assert said.count("authority-put-back") == 1
+        assert "TWR501" in said
+        await rotation.follow()
+        assert "authority-put-back" not in capsys.readouterr().out
 
 
 async def test_what_could_not_be_noted_is_noted_at_the_next_heartbeat(tmp_path, monkeypatch):
