@@ -3,7 +3,8 @@
 The server opens it in every tunnel and at once sends the revocation list; it sends each newer one as it comes, and now
 and then the same one signed again. From the agent come its heartbeats and requests to renew. A tunnel without a control
 stream could not be told of a revocation, so it is closed when the stream ends. At most one renewal of a tunnel is under
-way; no task and no buffer otherwise.
+way, and those of a cluster have a rate: each is two signatures, a write, and a line of the log. No task and no buffer
+otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import base64
 import binascii
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 from certs.errors import CertsError
 from certs.keys import MAX_CSR_BYTES, MAX_SIGNATURE_BYTES
@@ -26,6 +28,7 @@ from protocol.errors import StreamRefused
 from protocol.messages import Message, MessageReader, encode_message
 from tower_server import kubesphere
 from tower_server.agents import Agents
+from tower_server.bucket import Bucket
 from tower_server.faultof import certs_fault
 from tower_server.member import Member, is_legacy
 from tower_server.report import cleaned
@@ -34,6 +37,8 @@ from tower_server.rotation import Rotation
 from tower_server.tunnels import TunnelRegistry
 
 MAX_ID: Final = 64
+RENEWAL_RATE: Final = 1.0  # a second, for all agents of one cluster: one of them renews every few days
+RENEWAL_BURST: Final = 64
 Start = Callable[[Coroutine[Any, Any, None], str], object]
 
 log = get_logger(__name__)
@@ -73,6 +78,7 @@ class Control:
         """The `jwtSecret` of the host's KubeSphere, which members' are compared with; empty for none."""
         self._registry = registry
         self._revocations = revocations
+        self._renewals: WeakKeyDictionary[Member, Bucket] = WeakKeyDictionary()
         registry.subscribe(self.attach)
         revocations.subscribe(self.revoked)
         rotation.subscribe(self.rotated)
@@ -90,6 +96,17 @@ class Control:
             stream.send(self.rotation.line())
         stream.send_names()
         stream.send_revocations()
+
+    def may_renew(self, member: Member) -> bool:
+        """Whether one more renewal of its agents is looked at now; others are not even worth a line of the log."""
+        now = asyncio.get_running_loop().time()
+        bucket = self._renewals.get(member)
+        if bucket is None:
+            bucket = self._renewals[member] = Bucket(rate=RENEWAL_RATE, burst=RENEWAL_BURST, now=now)
+        if bucket.take(now) is None:
+            return True
+        self.metrics.throttled.labels("renewals").inc()
+        return False
 
     def renamed(self, cluster: str) -> None:
         """Callers may reach a cluster by other names now: its agents renew, if their certificates lack one."""
@@ -217,6 +234,11 @@ class ControlStream(asyncio.Protocol):
             log.warning("trust-not-noted", cluster=peer.cluster, agent=peer.agent, code=error.code, text=error.message)
 
     def _renew(self, message: Message) -> None:
+        if not self._control.may_renew(self._member):
+            if isinstance(asked := message.get("id"), str):
+                text = f"the agents of this cluster ask to renew more than {RENEWAL_RATE:g} times a second"
+                self._write("refused", id=asked[:MAX_ID], code="TWR504", text=text, mend="look at the agents' logs")
+            return
         asked = message.get("id")
         if not isinstance(asked, str) or len(asked) > MAX_ID:
             log.warning("renewal-malformed", cluster=self._member.name, agent=self._tunnel.peer.agent)

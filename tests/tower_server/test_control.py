@@ -15,6 +15,7 @@ from certs.verify import TrustBundle, load_chain
 from protocol.constants import Code
 from tests.tower_server.kit import admin, call, joined, renewal, running
 from tests.waiting import until
+from tower_server import control
 from tower_server.records import Cluster
 from tower_server.store.base import Kind
 
@@ -105,6 +106,21 @@ async def test_a_bad_request_to_renew_is_refused_and_the_tunnel_lives(tmp_path, 
         refused = agent.control.of("refused")[0]
         assert (refused["id"], refused["code"]) == ("1", "TWR505")
         assert (await call(server, "edge-1")).status == 200
+
+
+async def test_renewals_of_one_cluster_have_a_rate_and_those_of_others_are_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "RENEWAL_BURST", 2)
+    monkeypatch.setattr(control, "RENEWAL_RATE", 0.001)
+    async with running(tmp_path) as server, joined(server, "edge-1") as evil, joined(server, "edge-2") as good:
+        for number in range(4):
+            evil.control.send("renew", id=str(number), **renewal(evil.identity))
+            await until(lambda heard=number + 1: len(evil.control.of("renewed") + evil.control.of("refused")) == heard)
+        assert [each["id"] for each in evil.control.of("renewed")] == ["0", "1"]
+        refused = evil.control.of("refused")
+        assert [(each["id"], each["code"]) for each in refused] == [("2", "TWR504"), ("3", "TWR504")]
+        assert "more than 0.001 times a second" in refused[0]["text"]
+        good.control.send("renew", id="g", **renewal(good.identity))
+        await until(lambda: good.control.of("renewed"))
 
 
 async def test_a_renewal_that_the_agent_did_not_sign_gives_nothing(tmp_path):
