@@ -43,15 +43,21 @@ def run(args: list[str]) -> int:
         click.echo(sentence(error), err=True)
         return error.exit_code
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_FAILED
     except OSError as error:
         if error.errno not in _OUTPUT_FAULTS:
             raise
+        _drop_output()
         why = f"the output could not be written: {error.strerror}"
         click.echo(f"error: {why}\n  mend: make room where it goes", err=True)
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """What is still in its buffer would be written once more at the end, and that failure told by Python."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complete() -> NoReturn:

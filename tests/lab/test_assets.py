@@ -38,15 +38,12 @@ def test_a_users_folder_is_used_and_a_single_programs_variable_wins(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
-    [
-        ({"TEST_ASSET_KUBECTL": "/nonexistent/kubectl"}, "TEST_ASSET_KUBECTL=/nonexistent/kubectl: no executable"),
-        ({"KUBEBUILDER_ASSETS": "/nonexistent"}, "KUBEBUILDER_ASSETS=/nonexistent: no such folder"),
-    ],
+    ("variable", "said"), [("TEST_ASSET_KUBECTL", "no executable"), ("KUBEBUILDER_ASSETS", "no such folder")]
 )
-def test_a_variable_that_points_nowhere_is_an_error_and_not_a_build(environ: dict[str, str], said: str) -> None:
-    with pytest.raises(assets.AssetError, match=said):
-        assets.ensure(["kubectl"], environ=environ)
+def test_a_variable_that_points_nowhere_is_an_error_and_not_a_build(tmp_path: Path, variable: str, said: str) -> None:
+    nowhere = tmp_path / "kubectl"
+    with pytest.raises(assets.AssetError, match=f"{variable}={nowhere}: {said}"):
+        assets.ensure(["kubectl"], environ={variable: str(nowhere)})
 
 
 def test_what_a_users_folder_lacks_has_to_be_built_and_without_go_the_text_says_what_to_install(
