@@ -224,6 +224,12 @@ class Channel(asyncio.Transport):
 
     # ---- the answer to an open of ours --------------------------------------------------------------------------
 
+    def give_up(self) -> None:
+        """Nobody waits any more, if there is no answer yet."""
+        if self.opening and not self._lost:
+            waited = monotonic() - self.opened_at
+            self._lose(StreamRefused(Code.DIAL_TIMEOUT, f"the agent did not answer for {waited:.1f} s"))
+
     def opened(self, theirs: int, window: int, largest: int) -> None:
         self.opening = False
         self.theirs, self.window, self.largest = theirs, window, largest
@@ -453,8 +459,8 @@ class Channel(asyncio.Transport):
             protocol.connection_lost(error)
 
     def _settle(self) -> None:
-        """Give back what it holds: the memory when nothing more is read, the number when both ends have closed."""
-        if self._closed_by_peer and not self._released and not self._held:
+        """Give back what it holds: the memory when nothing more is kept, the number when both ends have closed."""
+        if (self._closed_by_peer or self._lost) and not self._released and not self._held:
             self._released = True
             self.credit.release()
         if self._sent_close and self._closed_by_peer and not self._done:

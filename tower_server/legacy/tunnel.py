@@ -143,17 +143,23 @@ class LegacyTunnel:
         number = self._next
         self._next += 1
 
+        late: asyncio.TimerHandle | None = None
+
         def gone() -> None:
             self._streams.pop(number, None)
+            if late is not None:
+                late.cancel()
 
         end: PipeEnd | Channel
         if service == KUBERNETES:
             end = self._to(self.gateway.serve(caller_address=caller, connection_id=connection_id), protocol, gone)
         elif service == KUBESPHERE and self.registration.kubesphere is not None:
-            self._check_room()
+            if full := self._full():
+                raise StreamRefused(Code.BUDGET, full)
             self._ask_if_silent()
             end = self.wire.open(str(self.registration.kubesphere), protocol)
             end.on_lost = gone
+            late = self.loop.call_later(self.wire.limits.credit.open_deadline, end.give_up)
         elif service == CONTROL_SERVICE:
             self._control = _AgentControl(self)
             end = self._to(self._control, protocol, gone)
@@ -171,9 +177,15 @@ class LegacyTunnel:
             self.loop.call_soon(lambda: None if one.is_closing() else accepted())
         return one
 
-    def _check_room(self) -> None:
-        if not self.wire.limits.room():
-            raise StreamRefused(Code.BUDGET, "no memory is left for another stream; `memory.buffers` bounds it")
+    def _full(self) -> str:
+        """Why no other channel is opened; empty where there is room. Of one that nobody waits for any more the number
+        stays taken until the agent has answered."""
+        limits = self.wire.limits
+        if not limits.room():
+            return "no memory is left for another channel; `memory.tunnel` and `memory.process` bound it"
+        if self.wire.channel_count >= limits.most:
+            return f"{limits.most} channels of this tunnel are open, or have not been answered"
+        return ""
 
     async def open(
         self,
@@ -198,18 +210,15 @@ class LegacyTunnel:
 
     async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
         """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
-        self._check_open()
+        if self.closed is not None:
+            raise ConnectionError("the tunnel is over")
+        if full := self._full():
+            raise ConnectionError(full)
         self._ask_if_silent()
         protocol = factory()
         channel = self.wire.open(str(self.registration.kubernetes), protocol)
         protocol.connection_made(channel)
         return channel, protocol
-
-    def _check_open(self) -> None:
-        if self.closed is not None:
-            raise ConnectionError("the tunnel is over")
-        if not self.wire.limits.room():
-            raise ConnectionError("no memory is left for another channel; `memory.buffers` bounds it")
 
     # ---- what the agent sends -----------------------------------------------------------------------------------
 

@@ -204,6 +204,40 @@ async def test_a_reset_before_the_answer_closes_the_channel_when_it_comes() -> N
         await settled(pair)
 
 
+async def test_an_open_that_is_given_up_holds_no_memory_and_one_that_was_answered_is_not() -> None:
+    held: list[Channel] = []
+    limits = channel_limits()
+    async with connected(take=lambda channel, _: held.append(channel), limits=limits) as pair:
+        end = Collect()
+        channel = pair.server.open("slow:1", end)
+        async with asyncio.timeout(30):
+            while not held:
+                await asyncio.sleep(0.01)
+        channel.give_up()
+        assert limits.budget.used == 0
+        async with asyncio.timeout(30):
+            lost = await end.lost
+        assert isinstance(lost, StreamRefused)
+        assert lost.code == Code.DIAL_TIMEOUT
+        far = Collect()
+        held[0].accept(far)
+        far.transport.write(b"too late")
+        async with asyncio.timeout(30):
+            await far.lost
+        await settled(pair)
+        answered = pair.server.open("quick:1", Collect())
+        async with asyncio.timeout(30):
+            while len(held) < 2:
+                await asyncio.sleep(0.01)
+            held[1].accept(Echo())
+            while answered.opening:
+                await asyncio.sleep(0.01)
+        answered.give_up()
+        assert not answered.is_closing()
+        answered.close()
+        await settled(pair)
+
+
 async def test_the_end_of_the_tunnel_is_the_end_of_its_channels() -> None:
     limits = channel_limits()
     async with connected(take=lambda channel, _: channel.accept(Echo()), limits=limits) as pair:

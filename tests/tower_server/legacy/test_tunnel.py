@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,31 @@ async def test_without_memory_for_a_channel_the_caller_is_told(tower: Host) -> N
     with pytest.raises(StreamRefused) as caught:
         found.start_open("kubesphere", Collect())
     assert caught.value.code == Code.BUDGET
+    assert "`memory.process`" in caught.value.text
     budget.give(taken)
+
+
+async def test_an_agent_that_answers_pings_and_no_opens_keeps_no_caller_and_no_memory(tower: Host) -> None:
+    parts = tower.running.server._parts.legacy
+    parts._credit = replace(parts._credit, open_deadline=0.2)
+    agent = await tower.registered()
+    await until(lambda: tower.member.verdict.state == "Connected")
+    found = tower.member.tunnels[-1]
+    found.gateway.upstreams.expire(float("inf"))
+    agent.serve = False
+    await until(lambda: len(tower.running.services.clusters.ports.of(CLUSTER)) == 2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", tower.running.port(CLUSTER, "kubesphere"))
+    async with asyncio.timeout(30):
+        assert await reader.read() == b""
+    writer.close()
+    await until(lambda: all(each.service != "kubesphere" for each in found.streams()))
+    budget = found.wire.limits.budget
+    await until(lambda: budget.used == 0)
+    assert found.closed is None
+    assert (agent.targets[-1], found.wire.channel_count) == (tower.backend.raw_address, 1)  # it may still be answered
+    found.wire.limits = replace(found.wire.limits, most=1)
+    with pytest.raises(StreamRefused, match="have not been answered"):
+        found.start_open("kubesphere", Collect())
 
 
 async def test_a_ping_measures_although_go_refuses_it(tower: Host) -> None:
