@@ -99,7 +99,8 @@ async def test_an_agent_that_answers_pings_and_no_opens_keeps_no_caller_and_no_m
     budget = found.wire.limits.budget
     await until(lambda: budget.used == 0)
     assert found.closed is None
-    assert (agent.targets[-1], found.wire.channel_count) == (tower.backend.raw_address, 1)  # it may still be answered
+    assert tower.backend.raw_address in agent.targets
+    assert found.wire.channel_count >= 1, "the agent may still answer; so may it a probe"
     found.wire.limits = replace(found.wire.limits, most=1)
     with pytest.raises(StreamRefused, match="have not been answered"):
         found.start_open("kubesphere", Collect())
