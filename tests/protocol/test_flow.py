@@ -50,6 +50,34 @@ def test_pressure_of_the_process_presses_every_tunnel() -> None:
     assert idle.pressed
 
 
+def test_a_tunnel_that_has_nothing_yet_is_one_of_those_that_share() -> None:
+    process = Budget(100)
+    first, second = Budget(100, process), Budget(100, process)
+    first.charge(30)
+    assert (first.free, second.free) == (70, 50)
+
+
+def test_what_all_tunnels_may_have_without_need_is_one_quarter_together() -> None:
+    process = Budget(100)
+    first, second = Budget(100, process), Budget(100, process)
+    first.charge(20)
+    assert second.spare == 5
+    first.charge(5)
+    assert second.spare == 0
+
+
+def test_a_window_grows_no_further_than_the_budget() -> None:
+    budget = Budget(1 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    for at in (0.0, 0.001):
+        credit.consume(credit.granted - credit.consumed, at, 0.1)
+    assert credit.window == budget.used == 512 * KIB
+    budget.charge(200 * KIB)
+    assert not budget.pressed
+    credit.consume(credit.granted - credit.consumed, 0.002, 0.1)
+    assert (credit.window, budget.used) == (824 * KIB, budget.limit)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -283,6 +283,12 @@ def test_what_this_end_wants_to_say_is_no_flood_of_the_peer() -> None:
     assert len([line for line in book.says() if line.startswith("RST")]) == 150
 
 
+def test_refusals_of_an_end_that_accepts_nothing_count_too() -> None:
+    book = Playbook(control_backlog=100, accepts=False)
+    book.hears(*[opens(stream) for stream in range(1, 201, 2)])
+    breaks(book, opens(201), code=Code.FLOOD, says="asks faster than it reads")
+
+
 def test_opening_and_cancelling_as_fast_as_possible_is_a_flood() -> None:
     book = Playbook()
     for stream in range(1, 2 * int(RESET_BURST), 2):

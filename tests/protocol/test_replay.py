@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from protocol import events
-from protocol.constants import FEATURE_ACK, FEATURE_RESUME, Code, FrameType
+from protocol.constants import FEATURE_ACK, FEATURE_RESUME, HEADER_SIZE, Code, FrameType
 from protocol.defaults import KIB, MIB
 from protocol.errors import HandshakeRejected, LocalProtocolError, RemoteProtocolError
-from protocol.flow import Budget
+from protocol.flow import Budget, Limits, ReceiveCredit
 from protocol.frames import encode
 from protocol.replay import FLOOR, RESERVE, Replay
-from protocol.scheduler import FRAME_COST
+from protocol.scheduler import CHUNK, FRAME_COST, LEAST_CHUNK, Buffer
 from protocol.session import DEAF
+from protocol.streams import State, Stream
 from tests.protocol.playbook import Playbook, credit, data, fin, number, ok, opens, rst, spoken
 
 
@@ -245,6 +246,53 @@ def test_half_a_frame_that_came_on_the_old_link_is_forgotten() -> None:
     assert book.session.frames_received == count + 1
     book.session.attach(book.now, book.session.frames_sent)
     assert book.hears(data(stream, b"cut in two")) == [(stream, b"cut in two")]
+
+
+def test_nothing_is_overdue_on_a_new_link_that_the_old_one_left_unanswered() -> None:
+    book = resumable()
+    stream = asking(book)
+    book.session.send(stream, b"more")
+    book.says()
+    book.now += 3.0
+    assert book.session.overdue(book.now) == 3.0
+    cut(book)
+    book.after(30.0)
+    book.session.attach(book.now, book.session.frames_sent)
+    assert book.says()[0] == "PING 2"
+    assert book.session.overdue(book.now) == 0.0
+    assert book.after(0.1) == [], "the silence without a link is no silence of this one"
+
+
+def test_a_new_link_is_not_measured_by_the_old_one() -> None:
+    book = resumable()
+    stream = asking(book, grant=100 * MIB)
+    book.session.send(stream, bytes(8 * MIB))
+    for _ in range(40):  # 16 KiB in 50 ms, and every PING is answered, until the link is known
+        said = book.says(limit=16 * KIB)
+        book.now += 0.05
+        pongs = [number(FrameType.PONG, int(line.split()[1])) for line in said if line.startswith("PING")]
+        book.hears(number(FrameType.ACK, book.session.frames_sent), *pongs)
+    while book.session.wants_to_send:
+        book.says(limit=16 * KIB)
+        book.now += 0.05
+    assert book.session.queued(stream), "no more than the old link held may be under way on it"
+    assert book.session.chunk == LEAST_CHUNK
+    cut(book)
+    book.session.attach(book.now, book.session.frames_sent)
+    assert book.session.chunk == CHUNK
+    assert any(line.startswith("DATA") for line in book.says())
+    assert not book.session.queued(stream)
+
+
+def test_what_is_skipped_leaves_in_pieces_too() -> None:
+    replay = Replay(Budget(MIB), MIB)
+    gone = Stream(1, State.CLOSED, ReceiveCredit(Budget(MIB), Limits()), send_limit=0)
+    gone.cut = True
+    replay.kept.extend((FRAME_COST, gone, [b"frame"]) for _ in range(100))
+    replay.begin()
+    out: list[Buffer] = []
+    replay.resend(out, 10 * HEADER_SIZE)
+    assert len(out) == 10
 
 
 @pytest.mark.parametrize("end", ["reset here", "reset by the peer", "refused by the peer"])

@@ -223,6 +223,21 @@ def test_a_lost_link_ends_the_tunnel_silently() -> None:
     is_over(book)
 
 
+def test_an_acknowledgement_waits_for_no_data_and_a_grant_for_nothing() -> None:
+    book = Playbook()
+    book.opened(grant=10 * MIB)
+    book.session.send(1, bytes(MIB))
+    book.says(limit=1000)
+    book.hears(*[data(1, bytes(4 * KIB))] * ACK_EVERY_FRAMES)
+    assert book.says(limit=1000)[0] == f"ACK {ACK_EVERY_FRAMES + 1}"
+    while book.says():
+        pass
+    assert not book.session.wants_to_send
+    book.session.consume(1, 256 * KIB, book.now)
+    assert book.session.wants_to_send
+    assert [line.split()[0] for line in book.says()] == ["CREDIT"]
+
+
 def test_control_leaves_before_data() -> None:
     book = Playbook()
     book.opened(grant=10 * MIB)
