@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from daemon.checks import Check, Graph, Result, fail, ok, warn
 from daemon.units import format_age, format_count, format_duration
 from protocol import defaults
-from tower_server.member import Member
+from tower_server.member import Member, is_legacy
 
 if TYPE_CHECKING:
     from tower_server.admin.services import Services
@@ -44,7 +44,7 @@ def _cluster_checks(services: Services, name: str) -> Iterator[Check]:
     yield Check(port, partial(_port, services, name), category="ports", subject=name, title="port", code="TWR110")
     yield Check(tunnel, partial(_tunnel, member), category="clusters", subject=name, title="tunnel", code="TWR201")
     yield Check(
-        f"identity/{name}", partial(_identity, services, name), category="pki", subject=name, title="identities",
+        f"identity/{name}", partial(_identity, services, member), category="pki", subject=name, title="identities",
         code="TWR503",
     )  # fmt: skip
     yield Check(
@@ -97,9 +97,12 @@ async def _tunnel(member: Member) -> Result:
     return fail(verdict.code or "TWR201", verdict.cause, evidence=evidence)
 
 
-async def _identity(services: Services, name: str) -> Result:
+async def _identity(services: Services, member: Member) -> Result:
     now = time.time()
-    living = [agent for agent in await services.agents.list(name) if agent.revoked is None]
+    living = [agent for agent in await services.agents.list(member.name) if agent.revoked is None]
+    serving = {tunnel.peer.agent for tunnel in member.serving if not is_legacy(tunnel)}
+    if gone := sorted(serving - {agent.name for agent in living}):
+        return fail("TWR209", f"agent {gone[0]} serves, but its record is gone: it is refused when it has to come back")
     for agent in living:
         left = min(agent.identity_expires, agent.serving_expires) - now
         if left < 0:

@@ -132,7 +132,7 @@ def _judge(status: int, body: bytes, *, passthrough: bool) -> None:
     code, text = "", ""
     try:
         document = json.loads(body)
-        text = str(document["message"])[:300]
+        text = " ".join(str(document["message"]).split())[:300]  # a refusal by policy has lines to add
         code = str(document["details"]["causes"][0]["reason"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         pass  # not a Status of the agent's own

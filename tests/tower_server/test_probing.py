@@ -45,11 +45,13 @@ async def test_an_apiserver_that_is_not_ready_is_apiserver_down_with_its_words(t
 
 
 async def test_a_status_of_the_agents_own_is_taken_by_its_code(tmp_path):
-    status = {"kind": "Status", "message": "policy forbids", "details": {"causes": [{"reason": "TWR406"}]}}
+    said = "policy forbids; the owner can add\n  hosts:\n    hq:\nto the policy"
+    status = {"kind": "Status", "message": said, "details": {"causes": [{"reason": "TWR406"}]}}
     respond = lambda _: (403, json.dumps(status).encode())  # noqa: E731
     async with running(tmp_path) as server, joined(server, "edge-1", respond=respond):
         verdict = await settled(server, "edge-1", "AuthFailed")
-        assert (verdict.code, "policy forbids" in verdict.cause) == ("TWR406", True)
+        assert verdict.code == "TWR406"
+        assert "policy forbids; the owner can add hosts: hq: to the policy" in verdict.cause, "in one line"
         view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
         assert "`towerctl manifest edge-1`" in view["mend"]
 

@@ -10,6 +10,7 @@ from certs.token import parse_token
 from certs.verify import TrustBundle, load_chain
 from tests.tower_server.kit import admin, joined, running
 from tests.waiting import until
+from tower_server.store.base import Kind
 
 pytestmark = pytest.mark.asyncio
 
@@ -134,6 +135,18 @@ async def test_check_names_root_causes_only(tmp_path):
         assert {("tunnel/edge-2", "failed"), ("readyz/edge-2", "skipped"), ("redundancy/edge-2", "skipped")} <= status
         only = (await admin(server, "GET", "/v1/check?cluster=edge-1")).json()["items"]
         assert {item["status"] for item in only} == {"ok"}
+
+
+async def test_check_sees_an_agent_that_serves_without_a_record(tmp_path):
+    """Its record was deleted behind the server's back: all is well until the link is cut, and then nothing is."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        name = agent.identity.reply.agent
+        await server.services.agents._store.delete(Kind.AGENT, f"edge-1.{name}")
+        items = (await admin(server, "GET", "/v1/check?cluster=edge-1")).json()["items"]
+        (identity,) = [item for item in items if item["name"] == "identity/edge-1"]
+        assert (identity["status"], identity["code"]) == ("failed", "TWR209")
+        assert f"agent {name} serves, but its record is gone" in identity["message"]
+        assert "`towerctl create token edge-1`" in identity["next"]
 
 
 async def test_info_names_host_and_fingerprint(tmp_path):
