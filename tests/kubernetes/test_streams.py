@@ -16,7 +16,7 @@ import pytest
 
 from tests.kubernetes.conftest import MEMBER
 from tests.kubernetes.views import TRANSPORTS, Pair, Running, View, assert_same
-from tests.lab.controlplane import ControlPlane
+from tests.lab.controlplane import ControlPlane, Done
 from tests.lab.processes import wait_until, whole_lines
 from tests.lab.world import TowerWorld
 
@@ -115,16 +115,16 @@ def test_the_transport_that_was_asked_for_is_the_one_used(
 
 
 def test_attach_sees_what_is_typed(pair: Pair, env: Mapping[str, str]) -> None:
-    def session(view: View) -> bytes:
+    def session(view: View) -> Done:
         with view.start("attach", "-i", *POD, env=env) as attached:
             attached.type(b"typed\n")
             attached.until(b"typed\n")
             attached.end_input()
-            assert attached.wait().code == 0
-            return attached.stdout
+            return attached.wait()
 
     direct, tunnel = (session(view) for view in pair.both())
-    assert direct == tunnel
+    assert direct.code == 0
+    assert_same(pair, direct, tunnel)
 
 
 @pytest.mark.slow
