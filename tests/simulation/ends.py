@@ -314,6 +314,7 @@ class End:
 
     def _asked(self, event: events.StreamOpened) -> None:
         pair = self.books.asked(int(event.connection_id), self.name)
+        require(self.drain_timer is None, "S10 open", "%s: asked for a stream after its GOAWAY", self.name)
         require(event.stream not in self.live, "S8 ids", "%s: stream %d is in use", self.name, event.stream)
         half = pair.acceptor
         assert half is not None

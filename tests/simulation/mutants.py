@@ -132,6 +132,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "            if now - self.detached_at >= 1e9:\n",
     ),
     Mutant(
+        "a dead peer that is noticed late",
+        SESSION,
+        "min(self._liveness.heard_at + self.limits.dead_after, self._liveness.due(self.limits.ping_interval))",
+        "self._liveness.due(self.limits.ping_interval)",
+    ),
+    Mutant(
+        "a resume window that ends late",
+        SESSION,
+        "            due = self.detached_at + self.limits.resume_window\n",
+        "            due = self.detached_at + 1.1 * self.limits.resume_window\n",
+    ),
+    Mutant(
+        "a stream taken after GOAWAY",
+        MULTIPLEX,
+        "        if self.draining:\n            return Code.DRAINING",
+        "        if False:\n            return Code.DRAINING",
+    ),
+    Mutant(
         "half a frame kept over to the next link",
         SESSION,
         "        self._decoder = FrameDecoder()\n        self._outbox.link_lost()\n",

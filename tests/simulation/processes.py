@@ -34,6 +34,7 @@ FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 AGENT_KEY: Final = b"agents"
 SERVER_KEY: Final = b"servers"
 FOR_EVER: Final = 2**62
+LATE: Final = 0.05  # seconds after its time that something may happen in a process that runs
 HEARD_WITHIN: Final = 20.0  # on a link to which nothing happens, what an end says is known to its peer
 
 
@@ -51,6 +52,7 @@ class Process:
         self.shares = Shares(name, plan.process_budget)
         self.dead = False
         self.ends: list[End] = []
+        self.disturbed_at = float("-inf")  # on its clock: when it last ran on after a pause, or that clock jumped
         self._ahead = 1000.0 * self.random.random()
         self._held: list[tuple[str, Callable[..., None], tuple[Any, ...]]] | None = None
 
@@ -71,6 +73,7 @@ class Process:
     def jump(self, seconds: float) -> None:
         """The clock jumps ahead."""
         self._ahead += seconds
+        self.disturbed_at = self.clock()
         for end in self.ends:
             end.arm(anew=True)
 
@@ -93,6 +96,7 @@ class Process:
     def go_on(self, first: str) -> None:
         """Run again: timers or bytes first."""
         held, self._held = self._held or [], None
+        self.disturbed_at = self.clock()
         for part in (True, False):
             for kind, call, args in held:
                 if (kind == first) is part and not self.dead:
@@ -156,16 +160,21 @@ class Process:
         if end.detached_at is not None and event.code in (Code.TUNNEL_LOST, Code.DEAD_PEER):
             waited, window = self.clock() - end.detached_at, end.session.limits.resume_window
             require(waited >= window - 1e-3, "L3 early", "%s: given up after %.3f s without a link", end.name, waited)
+            late = end.detached_at >= self.disturbed_at and waited > window + LATE
+            require(not late, "L3 late", "%s: given up after %.3f s without a link", end.name, waited)
         self.drop_link(end, event.text)
         end.let_go()
         self.ends.remove(end)
 
     def _check_death(self, end: End, text: str) -> None:
-        silent, after = self.clock() - end.heard_at, end.session.limits.dead_after
+        since, after = end.heard_at, end.session.limits.dead_after
         if "answered nothing" in text:
-            silent, after = self.clock() - end.answered_at, DEAF * after
+            since, after = end.answered_at, DEAF * after
             self.world.counts["peers that answered nothing"] += 1
+        silent = self.clock() - since
         require(silent >= after - 1e-3, "L2 early", "%s: dead after %.3f s of silence", end.name, silent)
+        late = since >= self.disturbed_at and silent > after + LATE
+        require(not late, "L2 late", "%s: dead after %.3f s of silence", end.name, silent)
 
     def going_away(self, end: End, event: events.GoingAway) -> None:
         """The peer drains."""
