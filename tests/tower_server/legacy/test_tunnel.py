@@ -100,7 +100,7 @@ async def test_an_agent_that_answers_pings_and_no_opens_keeps_no_caller_and_no_m
     await until(lambda: budget.used == 0)
     assert found.closed is None
     assert tower.backend.raw_address in agent.targets
-    assert found.wire.channel_count >= 1, "the agent may still answer; so may it a probe"
+    assert found.wire.channel_count >= 1, "the agent may still answer them, a probe's too"
     found.wire.limits = replace(found.wire.limits, most=1)
     with pytest.raises(StreamRefused, match="have not been answered"):
         found.start_open("kubesphere", Collect())
