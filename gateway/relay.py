@@ -23,6 +23,7 @@ EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
 JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one record up to here
 _FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
 _UNAUTHORIZED: Final = 401
+_ERRORS: Final = 400
 _OWN_401: Final = ("Status", "Unauthorized")
 _PROTOBUF: Final = b"k8s\0"  # what Kubernetes' protobuf begins with
 _BY_LENGTH: Final = Framing.LENGTH
@@ -71,8 +72,7 @@ class AnswerRelay(CallerState):
             if head.framing is _BY_LENGTH and not before and end + 4 + head.length == len(data) and self._passes(head):
                 # The everyday answer: it came in one piece and leaves in one.
                 self.answered_at = self.loop.time()
-                if head.status != _UNAUTHORIZED:
-                    self.proven = True
+                self._recognised(head.status)
                 self.response = head
                 self.bytes_out += len(data)
                 self.transport.write(data)
@@ -116,6 +116,13 @@ class AnswerRelay(CallerState):
             and not (self.tunnel is not None and self.tunnel.draining)
         )
 
+    def _recognised(self, status: int) -> None:
+        """Take note of what the answer says of a bearer caller. Some errors come before the apiserver has looked at the
+        token (400 for a bad `timeout`), and so do answers to a preflight."""
+        assert self.head is not None
+        if status < _ERRORS and self.head.method != b"OPTIONS":
+            self.proven = True
+
     def _relay_interim(self, head: ResponseHead) -> None:
         self.interim += 1
         if self.interim > MAX_INTERIM_ANSWERS:
@@ -133,7 +140,7 @@ class AnswerRelay(CallerState):
             return
         if request.upgrade is not None and head.status < 400:
             raise AnswerError(f"the apiserver answered an upgrade with {head.status}, which is not relayed")
-        self.proven = self.proven or head.status != _UNAUTHORIZED
+        self._recognised(head.status)
         body = scanner(head.framing, head.length, AnswerError)
         if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
             raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")

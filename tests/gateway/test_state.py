@@ -86,6 +86,31 @@ async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki, monkey
         assert (await by_certificate.answer())[1] == b"{}"
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (GET.replace(b"/api", b"/api?timeout=abc"), b"400 Bad Request\r\nContent-Length: 0"),
+        (GET.replace(b"/api", b"/api?timeout=abc"), b"400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\n0"),
+        (GET.replace(b"GET", b"OPTIONS"), b"204 No Content"),
+    ],
+    ids=["whole", "chunked", "preflight"],
+)
+async def test_an_answer_from_before_the_token_was_looked_at_recognises_nobody(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, asked: bytes, answered: bytes
+) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
+
+    async def unseen(side: Apiside) -> None:
+        while True:
+            await side.head()
+            await side.say(b"HTTP/1.1 " + answered + b"\r\n\r\n")
+
+    async with world(pki, answer=unseen, head_deadline=0.2) as w:
+        caller = await w.call()
+        await caller.say(asked)
+        assert (await caller.rest()).startswith(b"HTTP/1.1 " + answered[:3])
+
+
 async def test_a_refused_request_with_a_body_ends_the_connection(pki: Pki) -> None:
     async with world(pki) as w:
         answer = await w.ask(b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n" + GET)
