@@ -13,11 +13,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 from protocol import events
 from protocol.aio.link import Link
+from protocol.aio.opening import opened
 from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.constants import CONTROL_SERVICE, Code
 from protocol.defaults import DIAL_DEADLINE, STALL_AFTER
@@ -227,21 +229,9 @@ class Tunnel:
         connection_id: str = "",
         deadline: float = DIAL_DEADLINE,
     ) -> StreamTransport:
-        """Open a stream and wait for the peer's answer.
-
-        Raises:
-            StreamRefused: the peer refused, or the tunnel takes no new stream. TunnelLost: the tunnel ended.
-            TimeoutError: no answer within `deadline` seconds; the open is cancelled.
-        """
-        answer: asyncio.Future[None] = self.loop.create_future()
-        transport = self.start_open(service, _Answered(protocol, answer), caller=caller, connection_id=connection_id)
-        try:
-            async with asyncio.timeout(deadline):
-                await answer
-        except BaseException:
-            transport.reset(Code.CANCELLED, "the caller no longer waits")
-            raise
-        return transport
+        """Open a stream and wait for the peer's answer. StreamRefused, TunnelLost, TimeoutError: see `opened`."""
+        start = partial(self.start_open, service, caller=caller, connection_id=connection_id)
+        return await opened(start, protocol, deadline=deadline)
 
     async def ping(self, deadline: float = DIAL_DEADLINE) -> float:
         """One round trip through the tunnel, in seconds. TimeoutError, TunnelLost."""
@@ -580,34 +570,3 @@ class _Nobody:
 
 
 _NOBODY: Final = _Nobody()
-
-
-class _Answered(asyncio.Protocol):
-    """Stands before a protocol until the peer has answered, then hands the stream over."""
-
-    def __init__(self, protocol: asyncio.BaseProtocol, answer: asyncio.Future[None]) -> None:
-        self._protocol = protocol
-        self._answer = answer
-        self._transport: StreamTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, StreamTransport)
-        self._transport = transport
-
-    def stream_accepted(self) -> None:
-        assert self._transport is not None
-        self._transport.set_protocol(self._protocol)
-        try:
-            self._protocol.connection_made(self._transport)
-        except Exception as error:
-            if not self._answer.done():
-                self._answer.set_exception(error)
-            raise
-        if not self._answer.done():
-            self._answer.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if isinstance(exc, StreamReset):
-            exc = StreamRefused(exc.code, exc.text)
-        if not self._answer.done():
-            self._answer.set_exception(exc or StreamRefused(Code.CANCELLED, "the open was cancelled"))

@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
 from daemon.log import get_logger
 from gateway.proxy import Gateway
 from protocol import defaults
+from protocol.aio.opening import opened
 from protocol.aio.pipe import PipeEnd, pipe
 from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshlink import SshLink
 from protocol.aio.tunnel import Closed, StreamInfo
 from protocol.constants import CONTROL_SERVICE, Code
-from protocol.errors import ProtocolError, StreamRefused, TunnelLost
+from protocol.errors import StreamRefused, TunnelLost
 from protocol.messages import encode_message
 from tower_server.legacy.registration import Registration
 from tower_server.records import KUBERNETES, KUBESPHERE
@@ -197,16 +199,8 @@ class LegacyTunnel:
         deadline: float = defaults.DIAL_DEADLINE,
     ) -> PipeEnd | Channel:
         """As with a native tunnel: StreamRefused, TunnelLost, TimeoutError."""
-        answer: asyncio.Future[None] = self.loop.create_future()
-        end = self.start_open(service, _Answered(protocol, answer), caller=caller, connection_id=connection_id)
-        try:
-            async with asyncio.timeout(deadline):
-                await answer
-        except BaseException:
-            end.reset(Code.CANCELLED, "nobody waits any more")
-            raise
-        end.set_protocol(protocol)
-        return end
+        start = partial(self.start_open, service, caller=caller, connection_id=connection_id)
+        return await opened(start, protocol, deadline=deadline)
 
     async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
         """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
@@ -316,40 +310,6 @@ class LegacyTunnel:
             self.on_closed(self, self.closed)
         if self.on_gone is not None:
             self.on_gone(self)
-
-
-class _Answered(asyncio.Protocol):
-    """Waits for the answer to an open."""
-
-    def __init__(self, protocol: asyncio.BaseProtocol, answer: asyncio.Future[None]) -> None:
-        self._protocol = protocol
-        self._answer = answer
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._protocol.connection_made(transport)
-
-    def stream_accepted(self) -> None:
-        if not self._answer.done():
-            self._answer.set_result(None)
-
-    def data_received(self, data: bytes) -> None:
-        self._protocol.data_received(data)  # type: ignore[attr-defined]
-
-    def eof_received(self) -> bool | None:
-        return self._protocol.eof_received()  # type: ignore[attr-defined,no-any-return]
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self._answer.done():
-            lost = exc if isinstance(exc, ProtocolError) else TunnelLost(Code.TUNNEL_LOST, "the tunnel ended")
-            self._answer.set_exception(lost)
-            self._answer.exception()
-        self._protocol.connection_lost(exc)
 
 
 class _AgentControl(asyncio.Protocol):
