@@ -162,7 +162,9 @@ class Assembly:
             services=services,
             ports=ports,
             listener=self._listener(services, certificate, sealer, gate),
-            admin=AdminSocket(AdminApp(services), config.admin_socket),
+            admin=AdminSocket(
+                AdminApp(services), config.admin_socket, malformed=metrics.admin_requests.labels("400").inc
+            ),
             health=Health(metrics=metrics.render),
             file_certificate=FileCertificate(config.tls.cert, config.tls.key) if config.tls is not None else None,
             sealer=sealer,

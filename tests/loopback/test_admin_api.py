@@ -46,15 +46,26 @@ def test_bad_calls_are_refused_with_a_code_and_change_nothing(world: TowerWorld,
     assert [item["name"] for item in after] == [item["name"] for item in before]
 
 
-def test_what_is_no_http_ends_without_harm(world: TowerWorld) -> None:
-    for data in (bytes(range(256)) * 64, b"GET /v1/clusters HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (1 << 20)):
-        with socket.socket(socket.AF_UNIX) as bare:
+def test_what_is_no_http_is_refused_and_counted(world: TowerWorld) -> None:
+    secret = b"GET /v1/clusters HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer admin-secret-1f2e\nX\r\n\r\n"
+    for data in (
+        bytes(range(256)) * 64,
+        b"GET /v1/clusters HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (1 << 20),
+        secret,
+    ):
+        with (
+            moves(world, 'tower_admin_requests_total{code="400"}'),
+            logs(world.server.log, "Invalid HTTP request", without=("admin-secret-1f2e",)),
+            socket.socket(socket.AF_UNIX) as bare,
+        ):
             bare.settimeout(10.0)
             bare.connect(str(world.socket))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            got = b""
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was read
                 bare.sendall(data)
-                while bare.recv(65536):
-                    pass
+                while piece := bare.recv(65536):
+                    got += piece
+            assert got.startswith(b"HTTP/1.1 400 ") or len(data) > (1 << 20)
     assert world.call("GET", "/v1/info")[0] == 200
 
 

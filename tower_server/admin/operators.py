@@ -108,4 +108,4 @@ class OperatorPort(AdminSocket):
         self._server = await asyncio.get_running_loop().create_server(self._connection, sock=sock)
 
     def _connection(self) -> asyncio.Protocol:
-        return BoundedConnection(config=self._config, server_state=self._state, app_state={})
+        return BoundedConnection(config=self._config, server_state=self._state, app_state=self._app_state)

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,8 +36,10 @@ log = get_logger(__name__)
 class AdminSocket:
     """Owns the socket file and its connections."""
 
-    def __init__(self, app: Any, path: Path) -> None:
+    def __init__(self, app: Any, path: Path, *, malformed: Callable[[], None] = lambda: None) -> None:
+        """`malformed` is told of each request that is no HTTP: it does not come to `app`."""
         self._path = path
+        self._app_state = {"malformed": malformed}
         self._server: asyncio.Server | None = None
         self._own = False
         self._state = ServerState()
@@ -65,7 +68,7 @@ class AdminSocket:
         self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
 
     def _connection(self) -> asyncio.Protocol:
-        return _Connection(config=self._config, server_state=self._state, app_state={})
+        return _Connection(config=self._config, server_state=self._state, app_state=self._app_state)
 
     async def stop(self) -> None:
         """Ends calls and connections, watches and forwards among them, and takes the file away."""
@@ -105,6 +108,10 @@ class BoundedConnection(H11Protocol):
         """As uvicorn's, but a head that comes in bits does not put off its end: a whole one does."""
         self.conn.receive_data(data)
         self.handle_events()
+
+    def send_400_response(self, msg: str) -> None:
+        self.app_state["malformed"]()
+        super().send_400_response(msg)
 
     @property
     def waiting(self) -> bool:
