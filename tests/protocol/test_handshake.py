@@ -21,6 +21,7 @@ from protocol.handshake import (
     MAX_CHAIN,
     MAX_SIGNATURE_BYTES,
     AgentHandshake,
+    Resume,
     ServerHandshake,
     Welcome,
     parse_reject,
@@ -363,3 +364,39 @@ def test_a_strange_rejection_is_read_with_care(said: dict, code: Code, text: str
 def test_another_frame_in_place_of_the_verdict_is_refused() -> None:
     refused(lambda: agent().answered(FrameType.PING, b"{}"), Code.PROTOCOL, "type 17 in place of WELCOME")
     refused(lambda: agent().answered(FrameType.WELCOME, b"{}"), Code.PROTOCOL, "tunnel is missing or not a name")
+
+
+@pytest.mark.parametrize(
+    ("resume", "says"),
+    [
+        ("t-1", "resume is not an object"),
+        ({"tunnel": "", "epoch": 2, "received": 0}, "tunnel is missing or not a name"),
+        ({"tunnel": "t-1", "epoch": -1, "received": 0}, "epoch is missing or not a count"),
+        ({"tunnel": "t-1", "epoch": 2, "received": True}, "received is missing or not a count"),
+        ({"tunnel": "t-1", "epoch": 2, "received": 2**63}, "received is missing or not a count"),
+    ],
+)
+def test_a_malformed_resume_is_refused_before_anything_is_verified(resume: object, says: str) -> None:
+    asked = server(verify=lambda *_: pytest.fail("verified something malformed"))
+    asked.greeted(body(agent().hello()))
+    chain = [base64.b64encode(b"alpha").decode()]
+    proof = signed(json.dumps({"chain": chain, "resume": resume}).encode())
+    refused(lambda: asked.proven(proof), Code.PROTOCOL, says)
+    assert asked.resume is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ({"tunnel": "t-2", "received": 7}, "answered a resume with another tunnel"),
+        ({"tunnel": "t-1", "received": 7, "renew_only": True}, "answered a resume with another tunnel"),
+        ({"tunnel": "t-1"}, "received is missing or not a count"),
+        ({"tunnel": "t-1", "refused": {"code": 54, "text": "not what was asked for"}}, "received is missing"),
+    ],
+)
+def test_a_resume_goes_on_with_its_own_tunnel_or_not_at_all(answer: dict[str, Any], says: str) -> None:
+    asking, asked = agent(), server()
+    asking.resume = Resume("t-1", 2, 5)
+    asked.proven(body(asking.challenged(body(asked.greeted(body(asking.hello()))))))
+    assert asked.resume == asking.resume
+    refused(lambda: asking.answered(FrameType.WELCOME, json.dumps(answer).encode()), Code.PROTOCOL, says)

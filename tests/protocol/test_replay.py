@@ -14,7 +14,7 @@ from protocol.replay import FLOOR, RESERVE, Replay
 from protocol.scheduler import CHUNK, FRAME_COST, LEAST_CHUNK, Buffer
 from protocol.session import DEAF
 from protocol.streams import State, Stream
-from tests.protocol.playbook import Playbook, credit, data, fin, number, ok, opens, rst, spoken
+from tests.protocol.playbook import Playbook, breaks, credit, data, fin, number, ok, opens, rst, spoken
 
 
 def resumable(**limits: object) -> Playbook:
@@ -261,6 +261,18 @@ def test_nothing_is_overdue_on_a_new_link_that_the_old_one_left_unanswered() -> 
     assert book.says()[0] == "PING 2"
     assert book.session.overdue(book.now) == 0.0
     assert book.after(0.1) == [], "the silence without a link is no silence of this one"
+
+
+def test_a_tunnel_without_the_feature_goes_on_over_no_other_link() -> None:
+    book = Playbook(opens_odd=True)
+    with pytest.raises(HandshakeRejected, match="without the feature resume") as refused:
+        book.session.attach(book.now, 0)
+    assert refused.value.code is Code.UNKNOWN_TUNNEL
+    assert (book.session.epoch, book.session.detached_at, book.session.lost) == (1, None, None)
+
+
+def test_a_skip_carries_nothing() -> None:
+    breaks(resumable(), encode(FrameType.SKIP, 0, b"x"), says="a SKIP with a payload")
 
 
 def test_a_new_link_is_not_measured_by_the_old_one() -> None:

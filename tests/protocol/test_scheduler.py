@@ -69,6 +69,10 @@ def test_only_who_has_had_no_turn_goes_early() -> None:
     scheduler.fill(out, MIB, 0.0, early=True)
     assert [(number, len(data)) for _, number, data in sent(out)] == [(2, 1500)]
     assert not scheduler.early
+    gone = stream(3, 1500)
+    scheduler.schedule(gone)
+    scheduler.remove(gone)
+    assert not scheduler.early, "what was removed leaves its turn to nobody"
 
 
 def test_a_small_answer_does_not_wait_behind_bulk() -> None:
@@ -125,6 +129,15 @@ def test_bytes_leave_in_order_and_fin_last() -> None:
     assert frames[-1] == (FrameType.FIN, 1, b"")
     assert all(payload for _, _, payload in frames[:-1]), "no empty DATA"
     assert one.queued == 0
+
+
+def test_a_fin_takes_its_part_of_what_may_leave() -> None:
+    scheduler = Scheduler()
+    for number in range(1, 100):
+        scheduler.schedule(stream(number, fin=True))
+    out: list[Buffer] = []
+    scheduler.fill(out, 10, 0.0)
+    assert [kind for kind, _, _ in sent(out)] == [FrameType.FIN] * 10
 
 
 def test_credit_is_never_passed_and_the_stream_waits_for_more() -> None:
