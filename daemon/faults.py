@@ -452,8 +452,9 @@ _TABLE: Final = (
         "TWR213",
         "TLS with the server fails",
         "The TLS handshake of the link did not complete.",
-        "Something else than the tower answers on that port, or a middle box breaks TLS.",
-        "check the address and port; see what answers with `openssl s_client -connect HOST:PORT`",
+        "Something else than the tower answers on that port, a middle box breaks TLS, or full packets are lost.",
+        "check the address and port; see what answers with `openssl s_client -connect HOST:PORT`; where nothing does, "
+        "look for a firewall or an MTU too large for the way (`ping -M do -s 1372 HOST`)",
         502,
         "TlsFailed",
     ),

@@ -201,7 +201,8 @@ async def _running(address: str) -> Result:
     except DialError as error:
         return warn("TWR228", f"nobody answers at {target.authority}: {error.text}")
     if answer.status != 200:
-        return warn("TWR228", f"the agent at {target.authority} is not ready: {_reasons(answer)}")
+        text = f"the agent at {target.authority} is not ready: {_reasons(answer)}"
+        return warn("TWR228", text, next_step="it runs: mend what it names")
     return ok(f"ready at {target.authority}")
 
 

@@ -151,4 +151,5 @@ async def test_an_agent_that_runs_is_asked_whether_it_is_ready(make_member: Make
         finally:
             await health.stop()
         assert "TWR228 agent: the agent at " + address + " is not ready: east: no tunnel for 3s" in by_hop(waits)
+        assert "it runs: mend what it names" in [item.next for item in waits.items]
         assert waits.exit_code() == 0
