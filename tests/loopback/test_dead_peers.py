@@ -122,4 +122,5 @@ def test_a_link_that_is_slow_and_full_is_not_taken_for_a_dead_one(member: Backen
                     answer = caller.ask("/small")
                     assert (answer.status, json.loads(answer.body)["path"]) == (200, "/small")
             assert tunnels(world, BUSY) == before
-            assert "nothing heard" not in world.server.log.read_text()
+            assert [entry["event"] for entry in world.cluster(BUSY)["history"]] == ["opened"], "on its first link still"
+            assert "tunnel-cut" not in world.members[BUSY].agent.log.read_text()
