@@ -355,6 +355,6 @@ def test_go_accepts_what_kubectl_will_see(tower: Authority, serving: Pair, tmp_p
     ):
         (tmp_path / "chain.pem").write_bytes(issued.chain_pem)
         said = subprocess.run(
-            ["./check", "root.pem", "chain.pem", name], cwd=tmp_path, check=True, capture_output=True, timeout=10
+            ["./check", "root.pem", "chain.pem", name], cwd=tmp_path, check=True, capture_output=True, timeout=60
         ).stdout.decode()
         assert expected in said

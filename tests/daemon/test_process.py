@@ -89,7 +89,7 @@ async def main(process):
         process.send_signal(signal.SIGTERM)
         assert first_line(process) == "draining\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
     """The service manager's end: NOTIFY_SOCKET and the socket behind it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(5)
+        sock.settimeout(30)
         name = str(tmp_path / "notify") if request.param == "path" else f"@tower-test-{os.getpid()}"
         sock.bind(name.replace("@", "\0", 1))
         yield name, sock

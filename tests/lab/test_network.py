@@ -24,8 +24,8 @@ def network():
 def test_connections_go_out_and_none_come_in(network: MemberNetwork) -> None:
     with socket.create_server((network.host, 0)) as listener:
         port = listener.getsockname()[1]
-        network.run("python3", "-c", f"import socket; socket.create_connection(('{network.host}', {port}), 3)")
-        listener.settimeout(3)
+        network.run("python3", "-c", f"import socket; socket.create_connection(('{network.host}', {port}), 30)")
+        listener.settimeout(30)
         listener.accept()[0].close()
     inside = "import socket, time; s = socket.create_server(('0.0.0.0', 4711)); print('up', flush=True); time.sleep(30)"
     server = subprocess.Popen(
@@ -33,7 +33,7 @@ def test_connections_go_out_and_none_come_in(network: MemberNetwork) -> None:
     )
     try:
         assert server.stdout.readline() == "up\n"
-        network.run("python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 4711), 3)")
+        network.run("python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 4711), 30)")
         assert not reachable(network.member, 4711, deadline=0.5)
     finally:
         server.kill()

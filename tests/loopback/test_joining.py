@@ -110,7 +110,7 @@ def test_a_wrong_secret_and_an_unknown_token_are_not_told_apart(
 @pytest.mark.slow
 def test_an_expired_token_says_so(world: TowerWorld, token: Callable[..., str], join: Join) -> None:
     text = token(ttl=1)
-    wait_until(lambda: _state(world, text) == "Expired", "the token's end", 5.0)
+    wait_until(lambda: _state(world, text) == "Expired", "the token's end", 30.0)
     with (
         moves(world, 'tower_enrolments_total{result="TWR205"}'),
         logs(world.server.log, "enrolment-refused", "TWR205", without=(text, parse_token(text).secret)),

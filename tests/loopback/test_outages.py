@@ -339,7 +339,7 @@ def test_an_answer_that_breaks_off_does_not_look_complete(caller: Caller) -> Non
 
 def test_the_agents_health_follows_its_tunnel(tower: TowerWorld, relay: Network) -> None:
     def ready() -> tuple[int, Any]:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", health_port(tower, NAME), timeout=5)) as asked:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", health_port(tower, NAME), timeout=30)) as asked:
             asked.request("GET", "/readyz")
             answer = asked.getresponse()
             return answer.status, answer.read()
@@ -347,7 +347,7 @@ def test_the_agents_health_follows_its_tunnel(tower: TowerWorld, relay: Network)
     assert ready()[0] == 200
     relay.do("shut")
     try:
-        wait_until(lambda: ready()[0] == 503, "/readyz of an agent without a tunnel", 5.0)
+        wait_until(lambda: ready()[0] == 503, "/readyz of an agent without a tunnel", BACK)
         assert b"TWR" in ready()[1]
     finally:
         relay.do("open")

@@ -121,7 +121,7 @@ def test_metrics_hold_none(world: TowerWorld, canaries: dict[str, str]) -> None:
     texts = {}
     for cluster in (None, EDGE, OTHER):
         for path in ("metrics", "readyz"):
-            with urllib.request.urlopen(f"http://127.0.0.1:{health_port(world, cluster)}/{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{health_port(world, cluster)}/{path}", timeout=30) as answer:
                 texts[f"{path} of {cluster or 'the server'}"] = answer.read().decode()
     assert search(canaries, texts) == []
 

@@ -173,7 +173,7 @@ def test_a_listener_of_systemd_is_used(config, tmp_path):
             )
             try:
                 assert systemd.recv(4096).startswith(b"READY=1")
-                with socket.create_connection(("127.0.0.1", port), timeout=5) as caller:
+                with socket.create_connection(("127.0.0.1", port), timeout=30) as caller:
                     caller.sendall(b"x" * 8)
                     assert caller.recv(1) in (b"", b"\x15")  # a TLS alert or the end: somebody of ours is there
             finally:

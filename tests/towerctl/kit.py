@@ -66,7 +66,7 @@ def peer(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
             except OSError:
                 return
             with connection:
-                connection.settimeout(5)
+                connection.settimeout(30)
                 with contextlib.suppress(OSError):
                     answer(connection)
 
@@ -79,7 +79,7 @@ def peer(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
         with contextlib.suppress(OSError):
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(5)
+        thread.join(30)
 
 
 def http(status: str, body: str) -> Callable[[socket.socket], None]:

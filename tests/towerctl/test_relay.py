@@ -27,7 +27,7 @@ class Local:
     def __init__(self, path: Path) -> None:
         self.said: list[str] = []
         self.port = 0
-        client = AdminClient(str(path), timeout=2)
+        client = AdminClient(str(path), timeout=30)
         self.forwarder = Forwarder(client, cluster="edge-1", service="db", say=self.said.append)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

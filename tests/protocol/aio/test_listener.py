@@ -50,7 +50,7 @@ class Bystander:
 
 @pytest_asyncio.fixture
 async def bystander() -> AsyncIterator[Bystander]:
-    async with tower(deadline=5.0) as made:
+    async with tower(deadline=30.0) as made:
         server, _ = await made.pair(accepting(Echo()), instance="honest")
         caller = Recorder()
         yield Bystander(made, server, await server.open("kubernetes", caller), caller)
@@ -434,7 +434,7 @@ async def test_a_storm_is_turned_away_before_it_costs_anything() -> None:
 
 
 async def test_connections_that_have_proven_nothing_are_bounded() -> None:
-    async with tower(max_unauthenticated=3, deadline=5.0) as made:
+    async with tower(max_unauthenticated=3, deadline=30.0) as made:
         await made.dial(instance="before")
         async with connected(made) as one, connected(made) as two, connected(made) as three:
             for raw in (one, two, three):
