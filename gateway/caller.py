@@ -26,8 +26,6 @@ class ClientIdentity(Protocol):
     def groups(self) -> tuple[str, ...]: ...
     @property
     def not_after(self) -> float: ...
-    @property
-    def serial(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,6 @@ class Refuse:
     message: str
     code: str
     mend: str = ""
-    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)

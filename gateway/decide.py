@@ -162,7 +162,7 @@ def _as_certificate(
         who = f"{identity.user} as {user}"
     denial = policy.denies(user, groups)
     if denial is not None:
-        return refusal("TWR406", denial.text, mend="", rule=denial.rule)
+        return refusal("TWR406", denial, mend="")
     for lower, name, value in special:
         if lower == b"sec-websocket-protocol" and (rest := without_bearer(value)):
             kept.append(b"%b: %b\r\n" % (name, rest))
@@ -177,7 +177,7 @@ def _impersonated(asked: list[Field], caller: str, policy: Policy) -> tuple[str,
     """Whom a certificate caller asks to be, when the policy lets it impersonate at all."""
     denial = policy.denies_impersonation(caller)
     if denial is not None:
-        return refusal("TWR405", denial.text, mend="", rule=denial.rule)
+        return refusal("TWR405", denial, mend="")
     users: list[str] = []
     groups: list[str] = []
     for lower, name, value in asked:
@@ -218,9 +218,8 @@ def _no_credential(other_scheme: bool) -> Refuse:
     )
 
 
-def refusal(code: str, message: str, *, mend: str | None = None, rule: str = "") -> Refuse:
+def refusal(code: str, message: str, *, mend: str | None = None) -> Refuse:
     """A refusal by an entry of the fault table."""
     entry = fault(code)
-    return Refuse(
-        entry.http_status, reason_for(entry.http_status), message, code, entry.mend if mend is None else mend, rule
-    )
+    mend = entry.mend if mend is None else mend
+    return Refuse(entry.http_status, reason_for(entry.http_status), message, code, mend)

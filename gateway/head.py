@@ -90,11 +90,6 @@ class RequestHead(NamedTuple):
     connection: tuple[bytes, ...]
     """Lower-case names in `Connection`."""
 
-    @property
-    def path(self) -> bytes:
-        """The target without its query, which may hold secrets."""
-        return self.target.split(b"?", 1)[0]
-
 
 class ResponseHead(NamedTuple):
     status: int

@@ -25,14 +25,6 @@ def usable_name(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Denial:
-    """Why the policy does not admit a name: the rule, and the lines that would change that."""
-
-    rule: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
     """The rules for one host. An empty policy admits nobody."""
 
@@ -68,8 +60,8 @@ class Policy:
         }
         return cls(host=host, allow_system_names=allow_system, **names)
 
-    def denies(self, user: str, groups: tuple[str, ...]) -> Denial | None:
-        """None when the host may act as `user` in `groups`."""
+    def denies(self, user: str, groups: tuple[str, ...]) -> str | None:
+        """None when the host may act as `user` in `groups`; else the rule that is in the way, and the lines to add."""
         if user not in self.users:
             return self._denial("users", "user", user)
         for group in groups:
@@ -77,19 +69,18 @@ class Policy:
                 return self._denial("groups", "group", group)
         return None
 
-    def denies_impersonation(self, user: str) -> Denial | None:
-        """None when the certificate caller `user` may send Impersonate-User and Impersonate-Group."""
+    def denies_impersonation(self, user: str) -> str | None:
+        """None when the certificate caller `user` may send Impersonate-User and Impersonate-Group; else as `denies`."""
         return None if user in self.may_impersonate else self._denial("may_impersonate", "impersonator", user)
 
-    def _denial(self, rule: str, noun: str, name: str) -> Denial:
+    def _denial(self, rule: str, noun: str, name: str) -> str:
         what = "let user" if noun == "impersonator" else f"let it act as {noun}"
         end = " impersonate others" if noun == "impersonator" else ""
         system = "      allow_system_names: true\n" if name.startswith(SYSTEM) else ""
-        return Denial(
-            rule,
+        return (
             f"this member's policy for host {self.host} (rule `{rule}`) does not {what} {json.dumps(name)}{end}; "
             f"the member's owner can add\n  hosts:\n    {self.host}:\n{system}      {rule}:\n"
-            f"        - {json.dumps(name)}\nto the agent's policy and apply the manifest made from it",
+            f"        - {json.dumps(name)}\nto the agent's policy and apply the manifest made from it"
         )
 
 
