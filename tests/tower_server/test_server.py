@@ -64,6 +64,28 @@ async def test_a_server_that_stops_serves_what_runs_and_tells_who_comes_that_it_
         assert (agent.closed[0].code, agent.closed[0].text) == (Code.SHUTDOWN, "the server stops")
 
 
+async def test_a_server_that_stops_lets_its_own_tunnels_come_back_until_the_deadline(tmp_path):
+    async with running(tmp_path, drain="60s") as server:
+        agent = Agent(server, await enrol(server, await server.add("edge-1")), features=("ack", "resume"))
+        tunnel = await agent.connect()
+        raw_kubernetes(agent, Echo)
+        async with raw(server, "edge-1") as (reader, writer):
+            writer.write(b"before")
+            assert await reader.readexactly(6) == b"before"
+            stopping = asyncio.create_task(server.server.stop())
+            await until(lambda: tunnel.draining)
+            tunnel._link.abort("cut by the test")
+            writer.write(b"during")
+            assert await agent.connect(resume=tunnel) is tunnel
+            async with asyncio.timeout(30):
+                assert await reader.readexactly(6) == b"during"
+            assert tunnel.resumes == 1
+            assert not stopping.done()
+        await asyncio.wait_for(stopping, 30)
+        await until(lambda: agent.closed)
+        assert (agent.closed[0].code, agent.closed[0].text) == (Code.SHUTDOWN, "the server stops")
+
+
 async def test_what_outlasts_the_drain_is_cut_with_a_reason(tmp_path):
     async with running(tmp_path, drain="100ms") as server:
         agent = Agent(server, await enrol(server, await server.add("edge-1")))
