@@ -1,6 +1,7 @@
-"""What docs/ARCHITECTURE.md names is there: modules, and the names in them."""
+"""What docs/ARCHITECTURE.md names is there: modules, and the names in them; and what it calls pure is held so."""
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -25,3 +26,10 @@ def test_every_module_and_name_that_is_named_in_full_exists():
     assert [name for name in NAMED if missing(name)] == []
     assert missing("protocol.nothing")
     assert missing("protocol.session.Nothing")
+
+
+def test_every_module_of_the_pure_room_is_under_the_contract_that_holds_it_so():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (pure,) = [contract for contract in contracts if contract["type"] == "forbidden"]
+    modules = {f"protocol.{file.stem}" for file in (ROOT / "protocol").glob("*.py") if file.stem != "__init__"}
+    assert set(pure["source_modules"]) == modules
