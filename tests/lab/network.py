@@ -133,6 +133,16 @@ class MemberNetwork:
         self.close()
 
 
+def loopbacks() -> dict[socket.AddressFamily, str]:
+    """The addresses by which this machine reaches itself: a container has often none of IPv6."""
+    found = {}
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind((address, 0))
+            found[family] = address
+    return found
+
+
 def reachable(host: str, port: int, *, deadline: float = 1.0) -> bool:
     """Whether a TCP connection from the host's own network gets through."""
     try:

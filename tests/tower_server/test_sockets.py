@@ -4,24 +4,24 @@ import socket
 
 import pytest
 
+from tests.lab.network import loopbacks
 from tower_server.relay import address_text
 from tower_server.sockets import listening_socket
 
 
 def reach(host, port):
-    with socket.create_connection((host, port), timeout=2) as sock:
+    with socket.create_connection((host, port), timeout=30) as sock:
         return sock.getsockname()
 
 
 def test_an_empty_address_means_every_address_of_both_families():
     with listening_socket("", 0, backlog=1) as sock:
         port = sock.getsockname()[1]
-        reach("127.0.0.1", port)
-        if socket.has_dualstack_ipv6():
-            reach("::1", port)
+        for address in loopbacks().values():
+            reach(address, port)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("address", loopbacks().values())
 def test_one_address_is_only_that_one(address):
     with listening_socket(address, 0, backlog=1) as sock:
         reach(address, sock.getsockname()[1])

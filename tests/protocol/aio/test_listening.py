@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from protocol.aio.listening import accept, bound, turn_away, waited_for
+from tests.lab.network import loopbacks
 
 
 @contextmanager
@@ -25,9 +26,9 @@ def connection(
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("where", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["4", "6"])
-async def test_how_long_a_connection_has_waited_is_known(where: tuple[int, str]) -> None:
-    with connection(*where) as (dialled, accepted):
+@pytest.mark.parametrize(("family", "address"), loopbacks().items())
+async def test_how_long_a_connection_has_waited_is_known(family: int, address: str) -> None:
+    with connection(family, address) as (dialled, accepted):
         loop = asyncio.get_running_loop()
         dialled.sendall(b"hello")
         before, least = loop.time(), waited_for(accepted)
