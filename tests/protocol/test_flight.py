@@ -247,13 +247,20 @@ def test_a_burst_leaves_faster_than_the_path_moves_it_and_slower_than_all_at_onc
     assert (at_most.pace > 0, faster.pace) == (True, 0), "faster than 1 Gbit/s the timers cost more than the bursts"
 
 
-def rounds(flight: Flight, seconds: float, *, count: int = 1, size: int = 500_000) -> Flight:
+def test_a_sender_that_has_little_to_send_does_not_take_that_for_what_the_path_moves() -> None:
+    flight = rounds(Flight(), 0.04, count=1 + FULL_AFTER)
+    rate, bound = flight.rate, flight.bound
+    rounds(flight, 0.04, count=200, size=1000, idle=True)
+    assert (flight.rate, flight.bound) == (rate, bound)
+
+
+def rounds(flight: Flight, seconds: float, *, count: int = 1, size: int = 500_000, idle: bool = False) -> Flight:
     """So many round trips of that length, each with so many bytes under way."""
     begins = max(0.0, flight._arrived_at)
     for turn in range(count):
         now = begins + turn * seconds
-        flight.sending(size, now, idle=False)
-        flight.answered(flight.mark(now, idle=False), now + seconds)
+        flight.sending(size, now, idle=idle)
+        flight.answered(flight.mark(now, idle=idle), now + seconds)
     return flight
 
 

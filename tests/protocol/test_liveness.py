@@ -17,6 +17,9 @@ def test_the_round_trip_is_the_least_of_the_last_samples() -> None:
     for sent in range(3, 3 + RTT_SAMPLES):
         liveness.answered(liveness.ask(float(sent), linked=True), sent + 0.5)
     assert liveness.rtt == pytest.approx(0.5), "an old measure is no measure"
+    liveness.new_link(20.0)
+    liveness.answered(liveness.ask(20.0, linked=True), 21.0)
+    assert liveness.rtt == pytest.approx(1.0), "nor is one of another link"
 
 
 def test_an_answer_counts_once_and_only_for_what_was_asked_on_this_link() -> None:

@@ -92,6 +92,12 @@ def test_a_full_buffer_is_no_dead_peer() -> None:
         assert events.LinkLost not in map(type, book.after(4.0))
     assert book.session.detached_at is None
     assert book.session.lost is None
+    for _ in range(30):  # nor for ever one that answers PINGs, though it acknowledges nothing
+        book.session.ping(book.now)
+        pongs = [number(FrameType.PONG, int(line.split()[1])) for line in book.says() if line.startswith("PING")]
+        book.hears(*pongs)
+        assert events.LinkLost not in map(type, book.after(4.0))
+    assert book.session.lost is None
 
 
 def test_a_peer_whose_answers_take_almost_that_long_is_neither_deaf_nor_dead_however_long_it_goes_on() -> None:
