@@ -112,6 +112,7 @@ class AnswerRelay(CallerState):
             and request.minor == 1
             and request.upgrade is None
             and self.request_body is None
+            and (self.proven or not self.overstays)
             and not self.gateway.draining
             and not (self.tunnel is not None and self.tunnel.draining)
         )
@@ -151,6 +152,7 @@ class AnswerRelay(CallerState):
             or unread
             or isinstance(body, UntilClose)
             or self.leaving
+            or self.overstays
         )
         out = relayed_head(head, close=self.close_after)
         self.response = head

@@ -71,6 +71,7 @@ class CallerState:
         "interim",
         "known",
         "loop",
+        "opened",
         "outbox",
         "partial",
         "paused",
@@ -97,6 +98,7 @@ class CallerState:
     def __init__(self, gateway: Gateway, caller_address: str, connection_id: str) -> None:
         self.gateway = gateway
         self.loop = gateway.loop
+        self.opened = gateway.loop.time()
         self.address = caller_address
         self.connection_id = connection_id
         self.forwarded = b""
@@ -147,6 +149,11 @@ class CallerState:
         """How long it may say nothing: a caller whom nobody has recognised yet holds a stream for a moment only."""
         return self.gateway.idle_limit if self.proven else self.gateway.head_deadline
 
+    @property
+    def overstays(self) -> bool:
+        """Whether it is still nobody's after as long as anybody may take to be recognised, however often it asked."""
+        return not self.proven and self.loop.time() >= self.opened + self.gateway.head_deadline
+
     def _steer_reading(self) -> None:
         """Read from the caller only while what it sends has somewhere to go."""
         stop = (
@@ -186,7 +193,7 @@ class CallerState:
         head = self.head
         assert head is not None
         bodiless = not head.length and scanner(head.framing, head.length, RequestError) is None
-        close = not (head.keep_alive and bodiless and head.upgrade is None) or self.leaving
+        close = not (head.keep_alive and bodiless and head.upgrade is None) or self.leaving or self.overstays
         answer = status_response(
             verdict.status,
             verdict.message,

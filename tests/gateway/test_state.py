@@ -111,6 +111,29 @@ async def test_an_answer_from_before_the_token_was_looked_at_recognises_nobody(
         assert (await caller.rest()).startswith(b"HTTP/1.1 " + answered[:3])
 
 
+@pytest.mark.parametrize("said", [GET, GET.replace(b"Authorization: Bearer theirs\r\n", b"")], ids=["unknown", "none"])
+@pytest.mark.slow
+async def test_who_is_not_recognised_cannot_stay_by_asking_again(pki: Pki, said: bytes) -> None:
+    async def unauthorized(side: Apiside) -> None:
+        while True:
+            await side.head()
+            await side.say(
+                b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+            )
+
+    async with world(pki, answer=unauthorized, head_deadline=1.0) as w:
+        caller = await w.call()
+        async with asyncio.timeout(30):
+            while True:
+                await caller.say(said)
+                head, _ = await caller.answer()
+                assert head.startswith(b"HTTP/1.1 401 ")
+                if b"Connection: close" in head:
+                    break
+                await asyncio.sleep(0.05)
+            assert await caller.rest() == b""
+
+
 async def test_a_refused_request_with_a_body_ends_the_connection(pki: Pki) -> None:
     async with world(pki) as w:
         answer = await w.ask(b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n" + GET)
