@@ -100,17 +100,17 @@ async def test_an_exec_plugin_gives_the_token_once(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "deadline", "told"),
     [
-        ("import sys; sys.exit('no session')", "ended with code 1: no session"),
-        ("print('{}')", "printed no token"),
-        pytest.param("import time; time.sleep(60)", "did not end in", marks=pytest.mark.slow),
+        ("import sys; sys.exit('no session')", 60.0, "ended with code 1: no session"),
+        ("print('{}')", 60.0, "printed no token"),
+        pytest.param("import time; time.sleep(60)", 1.0, "did not end in 1 s", marks=pytest.mark.slow),
     ],
 )
 async def test_a_failing_plugin_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, deadline: float, told: str
 ) -> None:
-    monkeypatch.setattr(access_module, "PLUGIN_DEADLINE", 1.0)
+    monkeypatch.setattr(access_module, "PLUGIN_DEADLINE", deadline)
     access = Access.find(write_kubeconfig(tmp_path / "config", "https://m", Pki(tmp_path).ca_pem, plugin_user(script)))
     with pytest.raises(TowerError, match=told) as caught:
         await access.fresh_token()
