@@ -24,6 +24,7 @@ JOIN_BELOW: Final = 16 * defaults.KIB  # head and body of an answer leave in one
 _FIRST_LOOK: Final = 4 * defaults.KIB  # where the end of an answer's head is looked for first
 _UNAUTHORIZED: Final = 401
 _ERRORS: Final = 400
+_OF_KNOWN_CALLERS: Final = frozenset({403, 404, 409, 422})  # errors that come only behind authentication
 _OWN_401: Final = ("Status", "Unauthorized")
 _PROTOBUF: Final = b"k8s\0"  # what Kubernetes' protobuf begins with
 _BY_LENGTH: Final = Framing.LENGTH
@@ -119,9 +120,9 @@ class AnswerRelay(CallerState):
 
     def _recognised(self, status: int) -> None:
         """Take note of what the answer says of a bearer caller. Some errors come before the apiserver has looked at the
-        token (400 for a bad `timeout`), and so do answers to a preflight."""
+        token (400 for a bad `timeout`), and so do answers to a preflight. A caller without rights is a known one."""
         assert self.head is not None
-        if status < _ERRORS and self.head.method != b"OPTIONS":
+        if (status < _ERRORS or status in _OF_KNOWN_CALLERS) and self.head.method != b"OPTIONS":
             self.proven = True
 
     def _relay_interim(self, head: ResponseHead) -> None:

@@ -111,6 +111,26 @@ async def test_an_answer_from_before_the_token_was_looked_at_recognises_nobody(
         assert (await caller.rest()).startswith(b"HTTP/1.1 " + answered[:3])
 
 
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"404 Not Found"])
+@pytest.mark.slow
+async def test_a_caller_without_rights_is_a_known_one(pki: Pki, monkeypatch: pytest.MonkeyPatch, status: bytes) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
+
+    async def without_rights(side: Apiside) -> None:
+        while True:
+            await side.head()
+            await side.say(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+
+    async with world(pki, answer=without_rights, head_deadline=0.5) as w:
+        caller = await w.call()
+        for _ in range(2):
+            await caller.say(GET)
+            head, _ = await caller.answer()
+            assert head.startswith(b"HTTP/1.1 " + status)
+            assert b"Connection: close" not in head
+            await asyncio.sleep(0.8)  # longer than who is not recognised may stay
+
+
 @pytest.mark.parametrize("said", [GET, GET.replace(b"Authorization: Bearer theirs\r\n", b"")], ids=["unknown", "none"])
 @pytest.mark.slow
 async def test_who_is_not_recognised_cannot_stay_by_asking_again(pki: Pki, said: bytes) -> None:
