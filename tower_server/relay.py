@@ -25,17 +25,16 @@ from protocol.aio.tlsfailure import TlsError
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused, TunnelLost
 from tower_server.answer import Answer
+from tower_server.doubt import STILL_SILENT, Doubt
 from tower_server.records import KUBERNETES
 
 if TYPE_CHECKING:
-    from protocol.aio.tunnel import Tunnel
     from tower_server.listeners import CallerPort
 
 EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
 WRITE_HIGH: Final = 64 * defaults.KIB  # the kernel has its own beside it; what is queued here is in no budget
 LINGER: Final = 30.0  # seconds in which a caller may take the last bytes of a stream that has ended
 MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
-LOOK_EVERY: Final = 0.125  # of the time after which a tunnel stalls: what was asked last is not overdue at once
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
 
 # Under which result a refused open is counted; "refused" when it is not named here.
@@ -75,7 +74,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._early: bytearray | None = bytearray()
         self._early_eof = False
-        self._doubt: asyncio.TimerHandle | None = None  # while a tunnel owes the answer to an open
+        self._doubt: Doubt | None = None  # while a tunnel owes the answer to an open
         self._late: asyncio.TimerHandle | None = None  # set once the stream has ended, and what it brought is under way
         self._stream_full = False
         self._attempts = 0
@@ -147,7 +146,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         while (tunnel := self._port.way()) is not None and self._attempts < MAX_ATTEMPTS:
             ours = self._port.service == KUBERNETES and tunnel in self._port.member.tunnels  # not over another server
             if ours and self._port.member.hopeless(tunnel):
-                self._unanswered("its agent is silent still")
+                self._unanswered(STILL_SILENT)
                 return
             self._attempts += 1
             try:
@@ -164,38 +163,40 @@ class CallerConnection(asyncio.BufferedProtocol):
             if self._early_eof:
                 self.stream.write_eof()
             if ours:
-                self._doubt = self._loop.call_later(defaults.STALL_AFTER, self._look, tunnel, self._loop.time())
+                again = self._attempts < MAX_ATTEMPTS
+                self._doubt = Doubt(
+                    self._port.member,
+                    tunnel,
+                    elsewhere=self._ask_another if again else None,
+                    in_vain=self._give_up,
+                )
             return
         if tunnel is None and self._port.wait(self, self._held):
             return
         self._port.count("no_tunnel")
         self._answer(self._port.no_tunnel())
 
-    def _look(self, tunnel: Tunnel, asked_at: float) -> None:
-        """The open has not been answered yet: leave a tunnel that stalls for another, if there is a better one, and
-        after the hold in any case. The loss of a tunnel is held for no longer, and this one is as good as lost."""
+    def _ask_another(self) -> None:
+        self._leave()
+        self._begin()
+        self._steer_reading()
+
+    def _give_up(self, why: str) -> None:
+        self._leave()
+        self._unanswered(why)
+
+    def _leave(self) -> None:
+        """Part from the stream that is not answered."""
         assert self.stream is not None
-        member, waited = self._port.member, self._loop.time() - asked_at
-        again = self._attempts < MAX_ATTEMPTS and member.has_better(tunnel)
-        if not again and not (tunnel.stalled and waited >= member.hold.seconds):
-            self._doubt = self._loop.call_later(LOOK_EVERY * defaults.STALL_AFTER, self._look, tunnel, asked_at)
-            return
-        self._doubt = None
         left, self.stream = self.stream, None
         left.set_protocol(asyncio.Protocol())  # its end is no news any more
         left.reset(Code.CANCELLED, "the tunnel stalls")
         self._stream_full = False
-        if again:
-            self._begin()
-            self._steer_reading()
-        else:
-            member.waited_in_vain(tunnel)
-            self._unanswered(f"its agent has not answered for {waited:.1f} s")
 
     def _answered(self) -> None:
         """Nothing has to be looked for any more."""
         if self._doubt is not None:
-            self._doubt.cancel()
+            self._doubt.over()
             self._doubt = None
 
     def _held(self, found: bool) -> None:
@@ -250,7 +251,10 @@ class CallerConnection(asyncio.BufferedProtocol):
             tunnel = self.stream.get_extra_info("tunnel") if self.stream is not None else None
             self.stream = None
             self._stream_full = False
-            if error.code == Code.DIAL_TIMEOUT and tunnel is not None and tunnel.stalled:
+            passed_on = tunnel is None  # and its owner has looked
+            if (error.code == Code.DIAL_TIMEOUT and tunnel is not None and tunnel.stalled) or (
+                error.code == Code.DEAD_PEER and passed_on
+            ):
                 self._unanswered(error.text)
             else:
                 self._refused(error)

@@ -13,6 +13,7 @@ from daemon.log import configure
 from protocol.aio.pipe import pipe
 from protocol.constants import Code
 from protocol.defaults import OPEN_DEADLINE
+from protocol.errors import StreamRefused
 from tests.tower_server.kit import (
     Agent,
     Echo,
@@ -228,6 +229,27 @@ async def test_a_stream_refused_by_a_draining_tunnel_goes_to_another(tmp_path):
             answer = await call(server, "edge-1")
             assert (answer.status, answer.body) == (200, b"from the other")
         await other.close()
+
+
+async def test_what_the_owner_of_a_silent_tunnel_says_reaches_a_caller_that_came_here(tmp_path, monkeypatch):
+    class Way:
+        asked = 0
+
+        def start_open(self, _service, protocol, *, caller, connection_id):
+            Way.asked += 1
+            near, _ = pipe(protocol, Echo())
+            near.cut(StreamRefused(Code.DEAD_PEER, "its agent has not answered for 2.1 s"))
+            return near
+
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await agent.close()
+        await until(lambda: not server.member("edge-1").tunnels)
+        monkeypatch.setattr(server.services.clusters.ports, "elsewhere", lambda _member: Way())
+        answer = await call(server, "edge-1")
+        assert answer.status == 503
+        assert "TWR222" in answer.json()["message"]
+        assert "its agent has not answered for 2.1 s" in answer.json()["message"]
+        assert Way.asked == 1, "the owner has waited; nobody waits again"
 
 
 async def test_an_open_that_a_silent_tunnel_does_not_answer_goes_to_one_that_is_well(tmp_path, monkeypatch):

@@ -18,9 +18,9 @@ from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.tlsfailure import TlsError
 from protocol.aio.tlspump import TlsServerSocketPump
-from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused
+from tower_server.doubt import STILL_SILENT, Doubt
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
 from tower_server.relay import address_text, reset
@@ -273,7 +273,7 @@ class _Passed(asyncio.Protocol):
         self._replica = replica
         self._stream: Any = None
         self._accepted = False
-        self._doubt: asyncio.TimerHandle | None = None
+        self._doubt: Doubt | None = None
         self._outcome = ""
         self._began = asyncio.get_running_loop().time()
         self.transport = transport
@@ -284,9 +284,12 @@ class _Passed(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=WRITE_HIGH)
         head, member = self._head, self._port.host.member(self._head.cluster)
         tunnel = member.pick() if member is not None else None
+        apiserver = head.service == KUBERNETES
         try:
-            if tunnel is None:
+            if member is None or tunnel is None:
                 raise StreamRefused(Code.DRAINING, f"this server holds no tunnel of cluster {head.cluster}")
+            if apiserver and member.hopeless(tunnel):
+                raise StreamRefused(Code.DEAD_PEER, STILL_SILENT)
             self._stream = tunnel.start_open(
                 head.service, _StreamEnd(self), caller=head.caller, connection_id=head.connection
             )
@@ -295,22 +298,19 @@ class _Passed(asyncio.Protocol):
             return
         if early:
             self._stream.write(early)
-        if head.service == KUBERNETES and member is not None and len(member.tunnels) > 1:
-            self._look_later(member, tunnel)
+        if apiserver:
+            self._doubt = Doubt(member, tunnel, elsewhere=self._ask_another, in_vain=self._give_up)
 
-    def _look_later(self, member: Member, tunnel: Tunnel) -> None:
-        self._doubt = asyncio.get_running_loop().call_later(defaults.STALL_AFTER, self._look, member, tunnel)
+    def _ask_another(self) -> None:
+        """The other server, which has the caller's first bytes, asks anew."""
+        self._refuse(StreamRefused(Code.TUNNEL_LOST, "the tunnel stalls"))
 
-    def _look(self, member: Member, tunnel: Tunnel) -> None:
-        """Not answered yet: the other server, which has the caller's first bytes, asks anew where that may help."""
-        if member.has_better(tunnel):
-            self._refuse(StreamRefused(Code.TUNNEL_LOST, "the tunnel stalls"))
-        else:
-            self._look_later(member, tunnel)
+    def _give_up(self, why: str) -> None:
+        self._refuse(StreamRefused(Code.DEAD_PEER, why))
 
     def _answered(self) -> None:
         if self._doubt is not None:
-            self._doubt.cancel()
+            self._doubt.over()
             self._doubt = None
 
     def _refuse(self, error: ProtocolError) -> None:

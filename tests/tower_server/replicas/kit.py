@@ -66,7 +66,7 @@ class Tunnel:
 
     def __init__(self) -> None:
         self.refusal: StreamRefused | None = None
-        self.silent = False
+        self.silent = self.stalled = False
         self.opened: list[tuple[str, str, str]] = []
         self.far: list[End] = []
 
@@ -89,6 +89,7 @@ class Host:
         self.ready = True
         self.tunnel: Tunnel | None = Tunnel()
         self.better = False  # whether there is a tunnel that should be asked in place of this one
+        self.in_vain: list[Tunnel] = []  # that were waited for
         self.meant = False
         self.said = {"edge": Held(1, CONNECTED, {"uid": "u"})}
         self.questions: list[Asking] = []
@@ -106,8 +107,10 @@ class Host:
             return None
         return SimpleNamespace(
             pick=lambda: self.tunnel,
-            tunnels=[self.tunnel, Tunnel()],
             has_better=lambda _tunnel: self.better,
+            hold=SimpleNamespace(seconds=0.05),
+            hopeless=lambda tunnel: tunnel in self.in_vain,
+            waited_in_vain=self.in_vain.append,
             ended_by_intent=self.meant,
         )
 

@@ -119,6 +119,22 @@ async def test_a_caller_is_given_back_where_its_tunnel_stalls_and_another_does_n
         await until(lambda: raw.over)
 
 
+async def test_a_caller_of_a_silent_agent_hears_so_after_the_hold_and_the_next_at_once(monkeypatch):
+    monkeypatch.setattr("protocol.defaults.STALL_AFTER", 0.02)
+    host = Host()
+    host.tunnel.silent = host.tunnel.stalled = True
+    async with serving(host) as port:
+        first, next_one = End(), End()
+        Caller(port).open(first)
+        await until(lambda: first.over)
+        assert first.error.code == Code.DEAD_PEER
+        assert first.error.text.startswith("its agent has not answered for 0.")
+        Caller(port).open(next_one)
+        await until(lambda: next_one.over)
+        assert (next_one.error.code, next_one.error.text) == (Code.DEAD_PEER, "its agent is silent still")
+        assert len(host.tunnel.far) == 1, "nothing was opened for it"
+
+
 async def test_a_cut_is_no_end():
     host = Host()
     async with serving(host) as port:
