@@ -44,10 +44,13 @@ async def test_the_list_is_sent_at_once_and_after_every_change(tmp_path):
 
 async def test_what_an_agent_reports_is_shown(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
-        await agent.report(probe={"ready": True, "version": "v1.35.4", "uid": "u", "nodes": 3}, services={})
+        probe = {"ready": True, "at": 1767225600.5, "version": "v1.35.4", "uid": "u", "nodes": 3}
+        await agent.report(probe=probe, services={}, identity_expires=1767225601, serving_expires=1e300)
         await until(lambda: server.member("edge-1").report)
-        view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
-        assert (view["member"]["version"], view["member"]["nodes"]) == ("v1.35.4", 3)
+        view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()["member"]
+        assert (view["version"], view["nodes"]) == ("v1.35.4", 3)
+        assert (view["probe"]["at"], view["identity_expires"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z")
+        assert view["serving_expires"] is None, "no clock shows that"
 
 
 @pytest.mark.slow

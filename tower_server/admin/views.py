@@ -18,6 +18,7 @@ from tower_server.records import KUBERNETES, Agent, Cluster, Token
 from tower_server.tokens import token_state
 
 API_VERSION = "tower/v1"
+_YEAR_10000 = 253402300800.0  # RFC 3339 knows no later one
 Object = dict[str, Any]
 
 
@@ -80,9 +81,19 @@ def member_view(member: Member) -> Object | None:
     """What the agent last reported, its probe's facts first."""
     if not member.known_report:
         return None
-    probe = member.known_report.get("probe")
-    facts = {key: probe.get(key) for key in ("version", "uid", "nodes")} if isinstance(probe, Mapping) else {}
-    return {**facts, **member.known_report, "reported": moment(member.reported_at)}
+    report = dict(member.known_report)
+    facts: Object = {}
+    probe = report.get("probe")
+    if isinstance(probe, Mapping):
+        facts = {key: probe.get(key) for key in ("version", "uid", "nodes")}
+        report["probe"] = {**probe, "at": _told_moment(probe.get("at"))}
+    report |= {key: _told_moment(report[key]) for key in ("identity_expires", "serving_expires") if key in report}
+    return {**facts, **report, "reported": moment(member.reported_at)}
+
+
+def _told_moment(at: object) -> str | None:
+    """A time in an agent's words, which may be anything."""
+    return rfc3339(at) if isinstance(at, int | float) and 0 <= at < _YEAR_10000 else None
 
 
 def entry_view(entry: Entry) -> Object:
