@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
 from daemon import log
+from daemon.commandline import run_line
 from daemon.config import Loaded, load
-from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
+from daemon.faults import TowerError
 from daemon.process import Process, report, run
-from daemon.redact import redact_text
 from daemon.units import parse_duration
 from protocol import defaults
 from tower_agent.config import AgentConfig
@@ -309,20 +309,10 @@ def _print(document: dict[str, Any], output: str) -> None:
 
 def main() -> NoReturn:
     """The entry point."""
-    sys.exit(run_line(sys.argv[1:]))
+    sys.exit(run_words(sys.argv[1:]))
 
 
-def run_line(args: list[str]) -> int:
+def run_words(args: list[str]) -> int:
     """Run one command line; its exit code."""
-    try:
-        result = cli.main(args=args, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE_VARIABLE)
-    except click.ClickException as error:
-        said = io.StringIO()
-        error.show(said)
-        click.echo(redact_text(said.getvalue()), err=True, nl=False)  # a token may stand where none belongs
-        return EXIT_USAGE if isinstance(error, click.UsageError) else EXIT_FAILED
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except TowerError as error:
-        return report(error, name=PROGRAM)
-    return result if isinstance(result, int) else 0
+    told = partial(report, name=PROGRAM)
+    return run_line(cli, args, program=PROGRAM, complete_var=COMPLETE_VARIABLE, told=told)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from daemon import config as configuration
+from daemon.commandline import run_line
 from daemon.config import Loaded
 from daemon.faults import TowerError
 from daemon.log import configure
@@ -24,6 +26,7 @@ from protocol import defaults
 from tower_server.config import CONFIG_VARIABLE, ServerConfig, user_places
 
 NAME: Final = "tower-server"
+COMPLETE_VARIABLE: Final = "_TOWER_SERVER_COMPLETE"
 DISTRIBUTION: Final = "tower-tunnel"
 SHELLS: Final = ("bash", "zsh", "fish")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -182,7 +185,7 @@ def completion(shell: str) -> None:
 
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(cli, {}, NAME, "_TOWER_SERVER_COMPLETE").source())
+    click.echo(found(cli, {}, NAME, COMPLETE_VARIABLE).source())
 
 
 def product_version() -> str:
@@ -190,8 +193,6 @@ def product_version() -> str:
 
 
 def main() -> None:
-    """The program: a TowerError becomes one message on standard error and its exit code."""
-    try:
-        cli(prog_name=NAME)
-    except TowerError as error:
-        sys.exit(report(error, name=NAME))
+    """The program."""
+    told = partial(report, name=NAME)
+    sys.exit(run_line(cli, sys.argv[1:], program=NAME, complete_var=COMPLETE_VARIABLE, told=told))

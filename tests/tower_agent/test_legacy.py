@@ -12,7 +12,7 @@ from daemon.process import Process
 from tests.lab.pki import ClusterCA, write_kubeconfig
 from tower_agent.config import AgentConfig
 from tower_agent.legacy import LegacyAgent
-from tower_agent.main import run_line
+from tower_agent.main import run_words
 
 pytestmark = pytest.mark.asyncio
 
@@ -99,7 +99,7 @@ async def test_commands_that_the_dialect_has_no_use_for_say_what_takes_their_pla
     tmp_path: Path, command: str, mend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "agent.yaml").write_text("dialect: kubesphere-v1\n")
-    assert run_line(["--config", str(tmp_path / "agent.yaml"), command]) == 1
+    assert run_words(["--config", str(tmp_path / "agent.yaml"), command]) == 1
     told = capsys.readouterr().err
     assert f"TWR101: `tower-agent {command}` is for tower.v1" in told
     assert mend in " ".join(told.split())

@@ -16,7 +16,7 @@ from tests.tower_agent.caller import Caller
 from tests.tower_agent.commands import command, running
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import new_tower, serving_tower
-from tower_agent.main import _again, run_line
+from tower_agent.main import _again, run_words
 
 pytestmark = pytest.mark.slow  # many processes
 
@@ -134,7 +134,7 @@ def test_mistakes_are_explained(
 ) -> None:
     config = configuration(tmp_path)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-    got = run_line(["--config", str(config), *arguments])
+    got = run_words(["--config", str(config), *arguments])
     err = capsys.readouterr().err
     assert got == code, err
     for text in told:
@@ -148,7 +148,7 @@ def test_config_show_names_origins_and_hides_passwords(
 ) -> None:
     config = configuration(tmp_path, proxy="http://user:hidden@proxy:3128", services={"grafana": "grafana:3000"})
     monkeypatch.setenv("TOWER_CONTEXT", "member")
-    assert run_line(["config", "show", "--config", str(config), "--log-level", "debug"]) == 0
+    assert run_words(["config", "show", "--config", str(config), "--log-level", "debug"]) == 0
     out = capsys.readouterr().out
     assert "hidden" not in out
     assert f"health_address: 127.0.0.1:0  # file {config}:1" in out
@@ -160,16 +160,16 @@ def test_config_show_names_origins_and_hides_passwords(
 def test_a_wrong_key_names_line_and_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text("state_dir: /x\nkubconfig: /y\n")
-    assert run_line(["run", "--config", str(file)]) == 1
+    assert run_words(["run", "--config", str(file)]) == 1
     assert f"{file}:2: unknown key 'kubconfig'; did you mean 'kubeconfig'?" in capsys.readouterr().err
 
 
 def test_policy_version_and_completion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_line(["policy", "east"]) == 0
+    assert run_words(["policy", "east"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["hosts"]["east"]["groups"] == ["tower:east:cluster-admins"]
-    assert run_line(["version", "-o", "json"]) == 0
+    assert run_words(["version", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "Version"
-    assert run_line(["completion", "zsh"]) == 0
+    assert run_words(["completion", "zsh"]) == 0
     assert "_TOWER_AGENT_COMPLETE" in capsys.readouterr().out
 
 
