@@ -174,7 +174,8 @@ class LinkSupervisor:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
             if resume is not None and resume.closed is not None:
                 return None  # it ended by this: whoever holds it says so, and dials anew
-            await self._failed(dial_fault(error), resume, reached=error.hop == "handshake")
+            refused = error.hop == "handshake" and error.code is not None  # by the host itself
+            await self._failed(dial_fault(error), resume, reached=refused)
             return None
         except TowerError as error:
             await self._failed(error, resume)

@@ -152,7 +152,16 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once(make_member: MakeMember) -> None:
+async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial, silent = supervisor_module.dial, True
+
+    async def behind_a_balancer(*args: Any, instance: str, **more: Any) -> Tunnel:
+        if silent and instance.endswith(".1"):  # to a server that accepts the connection and says nothing
+            raise DialError("handshake", "no answer within 10 s")
+        return await dial(*args, instance=instance, **more)
+
     async with make_member() as member:
         tower = new_tower()
         async with serving_tower(tower):
@@ -160,11 +169,13 @@ async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once
             async with asyncio.timeout(30):
                 while not all(link.state.connected for link in agent.links):
                     await asyncio.sleep(0.01)
+        monkeypatch.setattr(supervisor_module, "dial", behind_a_balancer)
         for link in agent.links[1:]:
             link._backoff = Backoff(random=lambda: 0.0, minimum=3600.0)  # one that waits for an hour from now on
         async with asyncio.timeout(30):
             while not all(link._backoff.failures for link in agent.links[1:]):
                 await asyncio.sleep(0.01)
+        silent = False
         async with serving_tower(tower), asyncio.timeout(20):
             while not all(link.state.connected for link in agent.links):
                 await asyncio.sleep(0.01)
