@@ -27,6 +27,7 @@ from daemon.log import get_logger
 from protocol import defaults
 
 STOP_DEADLINE: Final = 5.0  # for giving the lease back at the end
+REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
 
@@ -101,6 +102,7 @@ class Elector:
         self._until = 0.0
         self._unsure = False  # whether the last write has come to no known end, as when the end of all came meanwhile
         self._grace = grace
+        self._said = ("", 0.0)
         self._woken = asyncio.Event()
 
     @property
@@ -201,10 +203,18 @@ class Elector:
         left = self._until - self._clock() if self.term is not None else self._timing.renew_deadline
         try:
             async with asyncio.timeout(max(0.05, left)):
-                return await self.attempt()
+                term = await self.attempt()
         except (TowerError, LeaseConflict, TimeoutError) as error:
-            log.warning("lease-not-reached", identity=self.identity, text=str(error) or "no answer in time")
+            self._not_reached(str(error) or "no answer in time")
             return self.term
+        self._said = ("", 0.0)
+        return term
+
+    def _not_reached(self, text: str) -> None:
+        now = self._clock()
+        if text != self._said[0] or now - self._said[1] >= REMIND_EVERY:
+            self._said = (text, now)
+            log.warning("lease-not-reached", identity=self.identity, text=text)
 
     async def _write(self, lease: Held, started: float) -> int | None:
         self._unsure = True

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 
 import pytest
 from hypothesis import given, strategies
 
 from daemon.faults import TowerError
+from daemon.log import configure
 from tests.lab.examples import examples
+from tests.waiting import until
 from tower_server.election import Elector, Held, LeaseConflict, Timing
 
 TIMING = Timing(duration=15.0, renew_deadline=10.0, retry=2.0)
@@ -306,6 +309,32 @@ async def test_work_runs_while_leading_and_is_cancelled_when_the_lease_cannot_be
         await ended.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.asyncio
+async def test_an_apiserver_that_stays_away_is_said_once_and_again_when_it_was_back(capsys):
+    configure(style="json")
+    stored = Stored()
+    stored.lost_requests = 10**6
+    candidate = quick(stored, "a")
+
+    async def lead(_term: int) -> None:
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(candidate.run(lead))
+    try:
+        await until(lambda: stored.writes >= 6)
+        stored.lost_requests = 0
+        await until(lambda: candidate.term == 1)
+        stored.lost_requests = 10**6
+        await until(lambda: candidate.term is None)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    said = [line["text"] for line in lines if line["event"] == "lease-not-reached"]
+    assert len(said) == 2
+    assert all("TWR114: no answer" in text for text in said)
 
 
 @pytest.mark.asyncio

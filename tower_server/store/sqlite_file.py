@@ -72,10 +72,12 @@ def _make_private(path: Path) -> None:
                 f"the store {path} is a symbolic link, which whoever made it can turn to another file",
                 mend="set state_dir to the directory that holds the file itself, or move the file here",
             ) from error
+        mend = f"let this user (uid {os.geteuid()}) write the directory {path.parent}, or set another state_dir"
+        if error.errno == errno.EROFS:
+            mend = f"mount what {path.parent} is on so that it can be written (the kernel's log says if it failed), or "
+            mend += "set another state_dir"
         raise TowerError(
-            "TWR105",
-            f"the store {path} cannot be opened: {error.strerror or error}",
-            mend=f"let this user (uid {os.geteuid()}) write the directory {path.parent}, or set another state_dir",
+            "TWR105", f"the store {path} cannot be opened: {error.strerror or error}", mend=mend
         ) from error
     if owner != os.geteuid():
         raise TowerError(

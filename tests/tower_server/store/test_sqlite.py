@@ -1,6 +1,7 @@
 """The SQLite store: the conformance suite, and what only a file can suffer."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -163,6 +164,18 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path):
         await SqliteStore.open(tmp_path / "state" / "tower.db")
     assert caught.value.code == "TWR105"
     assert "state_dir" in caught.value.mend
+
+
+async def test_a_disk_that_is_read_only_is_to_be_mounted_and_not_to_be_given_to_somebody(tmp_path, monkeypatch):
+    def refuse(*_args: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tower_server.store.sqlite_file.os.open", refuse)
+    with pytest.raises(TowerError, match="Read-only file system") as caught:
+        await SqliteStore.open(tmp_path / "tower.db")
+    monkeypatch.undo()
+    assert caught.value.code == "TWR105"
+    assert caught.value.mend.startswith(f"mount what {tmp_path} is on so that it can be written")
 
 
 async def test_a_full_disk_is_named_and_heals_by_itself(store):
