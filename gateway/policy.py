@@ -24,6 +24,11 @@ def usable_name(name: str) -> bool:
     return bool(name) and name.isprintable() and name == name.strip()
 
 
+def probe_user(host: str) -> str:
+    """As whom a host finds out whether a request would get through: who denies it is never Ready there."""
+    return f"tower:{host}:probe"
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The rules for one host. An empty policy admits nobody."""
@@ -39,7 +44,7 @@ class Policy:
         """What the manifest grants unless the owner says otherwise: the host's own admin and its probe."""
         return cls(
             host=host,
-            users=frozenset({f"tower:{host}:admin", f"tower:{host}:probe"}),
+            users=frozenset({f"tower:{host}:admin", probe_user(host)}),
             groups=frozenset({f"tower:{host}:cluster-admins"}),
         )
 

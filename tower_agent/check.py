@@ -20,6 +20,7 @@ from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
 from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
 from daemon.kube.access import Access
 from daemon.units import format_duration, split_address
+from gateway.policy import probe_user
 from protocol import defaults
 from protocol.aio.dial import dial
 from protocol.aio.hops import DialError, Hop, OnHop
@@ -39,6 +40,7 @@ from tower_agent.wayout import WayOut
 _TITLES: Final = {"http": "upgrade", "subprotocol": "upgrade", "handshake": "authentication"}
 _ORDER: Final = ("dns", "tcp", "proxy", "tls", "upgrade", "authentication")
 MEMBER: Final = "member"
+_NEVER_READY: Final = "whether a request gets through: the cluster is never Ready there"
 
 
 async def run_checks(config: AgentConfig, *, version: str, only: str | None = None) -> Report:
@@ -181,9 +183,19 @@ def member_checks(config: AgentConfig, api: MemberApi | TowerError) -> list[Chec
 
 
 def _rights(config: AgentConfig, api: MemberApi | TowerError, hosts: list[str]) -> Check:
+    kubernetes = config.services.get("kubernetes")
+    in_gateway = kubernetes is None or kubernetes.mode == "gateway"
+
     async def rights() -> Result:
         assert not isinstance(api, TowerError)
         policies = PolicyFile(config.policy_file)
+        for host in hosts if in_gateway else ():
+            probe = probe_user(host)
+            if policies.policy(host).denies(probe, ()) is not None:
+                return fail("TWR406", f"the policy does not admit {probe}, by which the host finds out {_NEVER_READY}")
+            if not await api.may("impersonate", "users", probe):
+                what = f"RBAC does not let this agent impersonate {probe}, by which the host finds out {_NEVER_READY}"
+                return fail("TWR307", what)
         found = [text for host in hosts if (text := await drift(api, policies.policy(host))) is not None]
         return warn("TWR307", "; ".join(found)) if found else ok("as the policy says")
 

@@ -20,6 +20,7 @@ from certs.names import member_name
 from daemon.faults import FAULTS
 from daemon.log import get_logger
 from daemon.wirefault import wire_fault
+from gateway.policy import probe_user
 from protocol import defaults
 from protocol.aio.stream import StreamTransport
 from protocol.aio.tlsfailure import TlsError
@@ -58,7 +59,7 @@ class ProbeCredential:
         self._renew_at = 0.0
         self._number = 0
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.user = f"tower:{authority.host}:probe"
+        self.user = probe_user(authority.host)
         self.passthrough = _passthrough_context()
 
     def context(self) -> ssl.SSLContext:

@@ -25,7 +25,7 @@ from tower_agent.wayout import WayOut
 
 def answers(request: Request) -> tuple[int, object]:
     if "selfsubjectaccessreviews" in request.path:
-        return 201, {"status": {"allowed": b"probe" not in request.body}}
+        return 201, {"status": {"allowed": b"admin" not in request.body}}
     return 200, b"ok"
 
 
@@ -55,17 +55,50 @@ async def test_all_is_well_but_for_the_rights(make_member: MakeMember, tmp_path:
         assert "tcp 127.0.0.1" in shown
         assert "chain ends at 'tower root'" in shown or "chain ends at" in shown
         assert "TWR307" in shown
-        assert "user tower:east:probe" in shown
+        assert "user tower:east:admin" in shown
         assert "! TWR228 agent: nobody answers at 127.0.0.1:1" in shown
         assert "tower-agent run" in shown
         assert (await tower.tunnels[-1].wait_closed()).text == "only a check"
         assert tower.tunnels[-1].instance.startswith(CHECK_INSTANCE)  # so that it changes nothing at the server
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("policy", "allowed", "code", "text"),
+    [
+        ("hosts: {east: {users: ['tower:east:admin']}}", True, "TWR406", "the policy does not admit tower:east:probe"),
+        ("", False, "TWR307", "RBAC does not let this agent impersonate tower:east:probe"),
+    ],
+    ids=["policy", "rbac"],
+)
+async def test_a_host_whose_probe_is_not_let_in_is_a_failure(
+    make_member: MakeMember, tmp_path: Path, policy: str, allowed: bool, code: str, text: str
+) -> None:
+    def said(request: Request) -> tuple[int, object]:
+        return answers(request)[0], {"status": {"allowed": allowed}} if request.method == "POST" else b"ok"
+
+    async with (
+        make_member(respond=said) as member,
+        serving_tower(new_tower()) as tower,
+    ):
+        state = await joined(tower, tmp_path)
+        config = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig, health_address=NOBODY)
+        if policy:
+            (tmp_path / "policy.yaml").write_text(policy)
+            config = config.model_copy(update={"policy_file": tmp_path / "policy.yaml"})
+        (item,) = [each for each in (await run_checks(config, version="1")).items if each.title == "rights"]
+        assert (item.status, item.code) == ("failed", code)
+        assert item.message.startswith(text)
+        assert "never Ready" in item.message
+        passed_through = {"kubernetes": {"mode": "passthrough"}}
+        raw = AgentConfig(state_dir=state, kubeconfig=member.kubeconfig, services=passed_through)
+        assert statuses(await run_checks(raw, version="1"))["rights"] != "failed", "nobody is impersonated there"
+
+
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_path: Path) -> None:
-    async with make_member() as member:
+    async with make_member(respond=answers) as member:
         middle = Pki(tmp_path, "Corp Inspection CA")
         async with serving_tower(new_tower()) as tower:
             state = await joined(tower, tmp_path)
@@ -106,7 +139,7 @@ def failed(report: Report) -> tuple[str, str]:
 
 @pytest.mark.asyncio
 async def test_a_web_server_in_the_way_breaks_at_the_upgrade(make_member: MakeMember, tmp_path: Path) -> None:
-    async with make_member() as member:
+    async with make_member(respond=answers) as member:
         async with serving_tower(new_tower()) as tower:
             state = await joined(tower, tmp_path)
         ca_file = tmp_path / "ca.pem"
