@@ -95,8 +95,7 @@ async def test_a_members_status_that_was_edited_by_hand_is_put_right(lab: Host) 
             return bool(status.get("version") == "v1.35.4" and said(found or {}, "MemberReady") == "True")
 
         await lab.until("its status", right)
-        broken = {"status": {"version": "v0", "conditions": [], "address": "nowhere", "ports": None}}
-        await lab.edit(MEMBERS, "edge-1", broken, subresource="status")
+        await lab.set_status(MEMBERS, "edge-1", version="v0", conditions=[], address="nowhere", ports=None)
         await lab.until("its status again", right)
 
 

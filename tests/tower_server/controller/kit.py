@@ -15,7 +15,7 @@ from typing import Any
 from certs.ca import Authority
 from daemon.kube.access import Access
 from daemon.kube.client import Client
-from daemon.kube.errors import KubeError, NotFound
+from daemon.kube.errors import Conflict, KubeError, NotFound
 from daemon.kube.resources import (
     CLUSTERS,
     ENDPOINT_SLICES,
@@ -172,9 +172,18 @@ class Host:
             return await self.client.get(resource, name, namespace=NAMESPACE if resource.namespaced else None)
         return None
 
-    async def edit(self, resource: Resource, name: str, patch: Any, **more: Any) -> Object:
-        namespace = NAMESPACE if resource.namespaced else None
-        return await self.client.patch(resource, name, patch, namespace=namespace, **more)
+    async def edit(self, resource: Resource, name: str, patch: Any) -> Object:
+        return await self.client.patch(resource, name, patch, namespace=NAMESPACE if resource.namespaced else None)
+
+    async def set_status(self, resource: Resource, name: str, **fields: Any) -> Object:
+        """As `kubectl edit --subresource=status`; None takes a field away."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                found = await self.client.get(resource, name, namespace=NAMESPACE if resource.namespaced else None)
+                status = {**found.get("status", {}), **fields}
+                kept = {field: value for field, value in status.items() if value is not None}
+                with contextlib.suppress(Conflict):  # somebody else wrote it meanwhile
+                    return await self.client.replace(resource, {**found, "status": kept}, subresource="status")
 
     async def until(self, what: str, true: Callable[[], Any], *, deadline: float = PATIENCE) -> Any:
         """Waits until `true()` (a coroutine) gives something; what it gave."""

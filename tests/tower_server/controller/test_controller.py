@@ -253,8 +253,8 @@ async def test_external_access_publishes_the_apiserver_alone_and_follows_its_add
         assert len((await lab.service("mc-edge-1"))["spec"]["ports"]) == 2
         found = await lab.cluster("edge-1", lambda found: said(found, "ExternalAccessReady") == "False", "waiting")
         assert said(found, "ExternalAccessReady", "reason") == "NoAddress"
-        address = {"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}}
-        await lab.edit(SERVICES, "mc-edge-1-external", address, subresource="status")
+        address = {"ingress": [{"ip": "203.0.113.7"}]}
+        await lab.set_status(SERVICES, "mc-edge-1-external", loadBalancer=address)
         found = await lab.cluster("edge-1", lambda found: said(found, "ExternalAccessReady") == "True", "published")
         assert found["spec"]["connection"]["externalKubernetesAPIEndpoint"] == "https://203.0.113.7:6443"
         await lab.settled(controller)
@@ -263,8 +263,7 @@ async def test_external_access_publishes_the_apiserver_alone_and_follows_its_add
         for taken in ("203.0.113.7", "tower.example.com"):
             name = "hostname" if taken.endswith("com") else "ip"
             await lab.service("mc-edge-2-external")
-            status = {"status": {"loadBalancer": {"ingress": [{name: taken}]}}}
-            await lab.edit(SERVICES, "mc-edge-2-external", status, subresource="status")
+            await lab.set_status(SERVICES, "mc-edge-2-external", loadBalancer={"ingress": [{name: taken}]})
             await lab.cluster(
                 "edge-2",
                 lambda found, at=taken: at in str(found["spec"]["connection"].get("externalKubernetesAPIEndpoint")),
