@@ -175,6 +175,9 @@ class Pool:
         try:
             async with asyncio.timeout(self._dial_deadline):
                 connection = await self._connect()
+                while connection.context is not self._context:  # renewed meanwhile: it would show the credential before
+                    connection.transport.abort()
+                    connection = await self._connect()
         except TimeoutError:
             raise UpstreamError(
                 "TWR303", f"the apiserver {self.apiserver} did not answer within {self._dial_deadline:g} s"

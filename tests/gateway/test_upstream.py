@@ -153,6 +153,27 @@ async def test_another_credential_holds_for_the_next_connection_and_the_old_ones
         assert pool.take() is fresh
 
 
+async def test_a_credential_that_changes_during_a_dial_is_the_one_that_is_shown(pki: Pki) -> None:
+    made = 0
+
+    async def connect(factory):
+        nonlocal made
+        made += 1
+        ends = await asyncio.get_running_loop().create_connection(factory, "127.0.0.1", ready.server.port)
+        if made == 1:
+            upstreams.impersonation.renew(upstream_context(upstreams.apiserver))
+        return ends
+
+    ready = Ready(pki, connect=connect)
+    async with ready as upstreams:
+        pool = upstreams.impersonation
+        connection = await pool.dial()
+        assert made == 2
+        assert pool.open_count == 1
+        pool.release(connection, 0.0)
+        assert pool.take() is connection, "it stands on the new one"
+
+
 async def test_connections_can_be_made_by_somebody_else(pki: Pki) -> None:
     asked: list[str] = []
     server: FakeApiserver
