@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,11 +15,27 @@ from protocol.aio.hops import DialError, Hop
 from protocol.aio.tcpdial import connect_tcp
 
 
+def one_port(*addresses: str) -> list[socket.socket]:
+    """Sockets that are bound to one port, which is free at every address."""
+    for _ in range(20):
+        bound = [socket.socket() for _ in addresses]
+        try:
+            for each, address in zip(bound, addresses, strict=True):
+                each.bind((address, bound[0].getsockname()[1]))
+            return bound
+        except OSError as error:  # at another address somebody has it
+            for each in bound:
+                each.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise AssertionError(f"no port is free at all of {', '.join(addresses)}")
+
+
 @contextmanager
-def deaf(address: str) -> Iterator[int]:
+def deaf(listener: socket.socket) -> Iterator[int]:
     """A listener whose queue is full: a further SYN is dropped, as a firewall would."""
-    with socket.socket() as listener:
-        listener.bind((address, 0))
+    with listener:
+        address = listener.getsockname()[0]
         listener.listen(0)
         port = listener.getsockname()[1]
         held = [socket.socket() for _ in range(3)]
@@ -33,8 +50,8 @@ def deaf(address: str) -> Iterator[int]:
 
 
 @asynccontextmanager
-async def listening(address: str, port: int = 0) -> AsyncIterator[int]:
-    server = await asyncio.start_server(lambda _r, w: w.close(), address, port)
+async def listening(sock: socket.socket) -> AsyncIterator[int]:
+    server = await asyncio.start_server(lambda _r, w: w.close(), sock=sock)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -53,8 +70,9 @@ def named(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 @pytest.mark.asyncio
 async def test_a_silent_address_costs_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    with deaf("127.0.0.1") as port:
-        async with listening("127.0.0.2", port):
+    silent, well = one_port("127.0.0.1", "127.0.0.2")
+    with deaf(silent) as port:
+        async with listening(well):
             named(monkeypatch, "127.0.0.1", "127.0.0.2")
             hops: list[Hop] = []
             began = time.monotonic()
@@ -68,7 +86,8 @@ async def test_a_silent_address_costs_a_moment_only(monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_all_that_was_tried_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with deaf("127.0.0.1") as port:
+    silent, refusing = one_port("127.0.0.1", "127.0.0.2")  # which is bound and does not listen
+    with deaf(silent) as port, refusing:
         named(monkeypatch, "127.0.0.1", "127.0.0.2")
         with pytest.raises(DialError) as caught:
             await connect_tcp("tower.test", port, 0.8, lambda _hop: None)
@@ -80,7 +99,7 @@ async def test_all_that_was_tried_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.asyncio
 async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
-    with deaf("127.0.0.1") as port:
+    with deaf(*one_port("127.0.0.1")) as port:
         named(monkeypatch, "127.0.0.1")
         dial = asyncio.create_task(connect_tcp("tower.test", port, 5.0, lambda _hop: None))
         await asyncio.sleep(0.05)
@@ -92,11 +111,14 @@ async def test_a_cancelled_dial_leaves_no_socket(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.asyncio
 async def test_a_single_address_is_dialled_by_itself_and_named_with_what_it_said() -> None:
     hops: list[Hop] = []
-    async with listening("127.0.0.1") as port:
+    async with listening(*one_port("127.0.0.1")) as port:
         sock = await connect_tcp("127.0.0.1", port, 5.0, hops.append)
         sock.close()
     assert [(hop.name, hop.evidence) for hop in hops] == [("dns", "127.0.0.1"), ("tcp", f"127.0.0.1:{port}")]
     with pytest.raises(DialError, match=rf"cannot connect to 127.0.0.1:{port} \(127.0.0.1: .*refused"):
         await connect_tcp("127.0.0.1", port, 5.0, hops.append)
-    with deaf("127.0.0.1") as silent, pytest.raises(DialError, match=r"\(127.0.0.1: no answer within 0.1 s\)"):
+    with (
+        deaf(*one_port("127.0.0.1")) as silent,
+        pytest.raises(DialError, match=r"\(127.0.0.1: no answer within 0.1 s\)"),
+    ):
         await connect_tcp("127.0.0.1", silent, 0.1, hops.append)
