@@ -7,6 +7,7 @@ wakes ten times a second.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -31,6 +32,7 @@ MAX_HEAD: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 256
 
 log = get_logger(__name__)
+_numbers = itertools.count()
 
 
 class AdminSocket:
@@ -98,11 +100,13 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.since = self.loop.time()
+        self.number = next(_numbers)
         self.timeout_keep_alive_task = self.loop.call_later(defaults.HEAD_DEADLINE, self.timeout_keep_alive_handler)
-        if len(self.connections) > MAX_CONNECTIONS:
-            waiting = [each for each in self.connections if isinstance(each, BoundedConnection) and each.waiting]
-            min(waiting, key=lambda each: each.since).transport.abort()
+        # Many may come in one turn, and those that were dropped in it are still in the set.
+        held = [each for each in self.connections if not each.transport.is_closing()]
+        if len(held) > MAX_CONNECTIONS:
+            waiting = [each for each in held if isinstance(each, BoundedConnection) and each.waiting]
+            min(waiting, key=lambda each: each.number).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, but a head that comes in bits does not put off its end: a whole one does."""
