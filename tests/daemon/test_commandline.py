@@ -72,6 +72,7 @@ def test_a_defect_is_not_hidden() -> None:
         line(lambda: 1 // 0)
 
 
+@pytest.mark.slow
 @LISTS
 def test_output_that_finds_no_room_is_a_sentence(words: str) -> None:
     with Path("/dev/full").open("wb") as full:
@@ -80,6 +81,7 @@ def test_output_that_finds_no_room_is_a_sentence(words: str) -> None:
     assert b"the output could not be written: No space left on device\n  mend: make room where it goes" in done.stderr
 
 
+@pytest.mark.slow
 @LISTS
 def test_a_reader_that_has_read_enough_is_no_failure_to_report(words: str) -> None:
     reader, writer = os.pipe()

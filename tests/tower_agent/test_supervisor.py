@@ -151,6 +151,7 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
             assert all(link.tunnel is None or link.tunnel.closed is None for link in agent.links)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
@@ -237,6 +238,7 @@ async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at
         assert tower.tunnels == [tunnel]
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_ever_more_rarely(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +266,7 @@ async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_ever_mo
         assert all(wait >= 0.01 * 2**number for number, wait in enumerate(waits, 1)), waits
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_host_that_another_link_reaches_while_a_dial_fails_is_dialled_again_at_once(
     make_member: MakeMember, monkeypatch: pytest.MonkeyPatch

@@ -311,6 +311,7 @@ async def test_work_runs_while_leading_and_is_cancelled_when_the_lease_cannot_be
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.asyncio
 async def test_an_apiserver_that_stays_away_is_said_once_and_again_when_it_was_back(capsys):
     configure(style="json")

@@ -75,6 +75,7 @@ async def test_a_caller_is_held_until_the_tunnel_is_back(tmp_path):
         await again.close()
 
 
+@pytest.mark.slow
 async def test_a_hold_in_vain_ends_in_time_and_those_after_it_do_not_wait(tmp_path, monkeypatch):
     held: list[bool] = []
     wait = Hold.wait

@@ -252,6 +252,7 @@ async def test_what_the_owner_of_a_silent_tunnel_says_reaches_a_caller_that_came
         assert Way.asked == 1, "the owner has waited; nobody waits again"
 
 
+@pytest.mark.slow
 async def test_an_open_that_a_silent_tunnel_does_not_answer_goes_to_one_that_is_well(tmp_path, monkeypatch):
     for place in ("protocol.aio.tunnel.STALL_AFTER", "protocol.defaults.STALL_AFTER"):
         monkeypatch.setattr(place, 0.1)

@@ -155,6 +155,7 @@ class TooOld(Shuffled):
         yield
 
 
+@pytest.mark.slow
 async def test_records_that_cannot_be_listed_for_a_moment_end_no_term():
     """A list, or what is asked before a watch, that fails is asked for again; the one before counts meanwhile."""
     store, refusals = Watched(), []

@@ -140,6 +140,7 @@ async def test_a_replaced_certificate_leaves_no_connection_behind(tmp_path: Path
         assert {each.certificate for each in tower.backend.to("/by-token")} == {None}
 
 
+@pytest.mark.slow
 async def test_a_second_agent_with_the_same_credential_leaves_the_connections_of_the_first(tmp_path: Path) -> None:
     async with host(tmp_path) as tower:
         token = {"CertData": None, "KeyData": None, "BearerToken": b64(b"of-both")}

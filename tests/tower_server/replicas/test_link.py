@@ -81,6 +81,7 @@ async def test_one_that_comes_back_is_found_again():
             await until(lambda: link.up)
 
 
+@pytest.mark.slow
 async def test_it_tells_a_process_that_is_gone_from_one_that_is_merely_not_heard(monkeypatch):
     monkeypatch.setattr(module.defaults, "REPLICA_DEAD_AFTER", 0.2)
     async with serving(Host()) as port:
