@@ -47,7 +47,7 @@ def make_upstreams(access: Access) -> Upstreams:
     """Both pools towards the member's apiserver."""
     apiserver = Apiserver(access.host, access.port, access.server_name or "", access.ca_pem.decode("ascii"))
     pair = access.certificate
-    authorization = _authorization(access) if access.has_token else None
+    authorization = _authorization(access)
     if pair is None:
         return Upstreams(apiserver, authorization=authorization)
     with in_memory(pair[0]) as certificate, in_memory(pair[1]) as key:
@@ -57,12 +57,14 @@ def make_upstreams(access: Access) -> Upstreams:
 def renew_upstreams(upstreams: Upstreams, access: Access) -> None:
     """Both pools by the access as it is now: another authority, certificate or token. What is under way goes on."""
     upstreams.bearer.renew(access.bare_context())
-    upstreams.impersonation.renew(
-        access.own_context(), authorization=_authorization(access) if access.has_token else None
-    )
+    upstreams.impersonation.renew(access.own_context(), authorization=_authorization(access))
 
 
-def _authorization(access: Access) -> Callable[[], bytes]:
+def _authorization(access: Access) -> Callable[[], bytes] | None:
+    """Reads the header's value anew for each request; None where the access has no token."""
+    if not access.has_token:
+        return None
+
     def read() -> bytes:
         try:
             token = access.token()

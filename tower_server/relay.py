@@ -251,10 +251,11 @@ class CallerConnection(asyncio.BufferedProtocol):
             tunnel = self.stream.get_extra_info("tunnel") if self.stream is not None else None
             self.stream = None
             self._stream_full = False
-            passed_on = tunnel is None  # and its owner has looked
-            if (error.code == Code.DIAL_TIMEOUT and tunnel is not None and tunnel.stalled) or (
-                error.code == Code.DEAD_PEER and passed_on
-            ):
+            if tunnel is None:  # passed on to its owner, which has looked
+                silent = error.code == Code.DEAD_PEER
+            else:
+                silent = error.code == Code.DIAL_TIMEOUT and tunnel.stalled
+            if silent:
                 self._unanswered(error.text)
             else:
                 self._refused(error)

@@ -58,15 +58,22 @@ class Apiside:
         return seen
 
 
-async def always_ok(side: Apiside) -> None:
-    """Answers every bodiless request with `{}`."""
-    while True:
-        try:
-            side.server.heads.append(await side.head())
-        except asyncio.IncompleteReadError as error:
-            side.server.rest += error.partial
-            return
-        await side.say(OK)
+def always(answer: bytes) -> Answer:
+    """Answers every bodiless request with this."""
+
+    async def serve(side: Apiside) -> None:
+        while True:
+            try:
+                side.server.heads.append(await side.head())
+            except asyncio.IncompleteReadError as error:
+                side.server.rest += error.partial
+                return
+            await side.say(answer)
+
+    return serve
+
+
+always_ok = always(OK)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from tests.gateway.kit import (
     Apiside,
     Pki,
     World,
+    always,
     always_ok,
     status_of,
     world,
@@ -99,13 +100,7 @@ async def test_an_answer_from_before_the_token_was_looked_at_recognises_nobody(
     pki: Pki, monkeypatch: pytest.MonkeyPatch, asked: bytes, answered: bytes
 ) -> None:
     monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
-
-    async def unseen(side: Apiside) -> None:
-        while True:
-            await side.head()
-            await side.say(b"HTTP/1.1 " + answered + b"\r\n\r\n")
-
-    async with world(pki, answer=unseen, head_deadline=0.2) as w:
+    async with world(pki, answer=always(b"HTTP/1.1 " + answered + b"\r\n\r\n"), head_deadline=0.2) as w:
         caller = await w.call()
         await caller.say(asked)
         assert (await caller.rest()).startswith(b"HTTP/1.1 " + answered[:3])
@@ -115,12 +110,7 @@ async def test_an_answer_from_before_the_token_was_looked_at_recognises_nobody(
 @pytest.mark.slow
 async def test_a_caller_without_rights_is_a_known_one(pki: Pki, monkeypatch: pytest.MonkeyPatch, status: bytes) -> None:
     monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
-
-    async def without_rights(side: Apiside) -> None:
-        while True:
-            await side.head()
-            await side.say(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
-
+    without_rights = always(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
     async with world(pki, answer=without_rights, head_deadline=0.5) as w:
         caller = await w.call()
         for _ in range(2):
@@ -134,13 +124,7 @@ async def test_a_caller_without_rights_is_a_known_one(pki: Pki, monkeypatch: pyt
 @pytest.mark.parametrize("said", [GET, GET.replace(b"Authorization: Bearer theirs\r\n", b"")], ids=["unknown", "none"])
 @pytest.mark.slow
 async def test_who_is_not_recognised_cannot_stay_by_asking_again(pki: Pki, said: bytes) -> None:
-    async def unauthorized(side: Apiside) -> None:
-        while True:
-            await side.head()
-            await side.say(
-                b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-            )
-
+    unauthorized = always(b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
     async with world(pki, answer=unauthorized, head_deadline=1.0) as w:
         caller = await w.call()
         async with asyncio.timeout(30):

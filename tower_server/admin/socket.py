@@ -102,6 +102,8 @@ class BoundedConnection(H11Protocol):
         super().connection_made(transport)
         self.number = next(_numbers)
         self.timeout_keep_alive_task = self.loop.call_later(defaults.HEAD_DEADLINE, self.timeout_keep_alive_handler)
+        if len(self.connections) <= MAX_CONNECTIONS:
+            return
         # Many may come in one turn, and those that were dropped in it are still in the set.
         held = [each for each in self.connections if not each.transport.is_closing()]
         if len(held) > MAX_CONNECTIONS:
