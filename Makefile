@@ -1,7 +1,9 @@
 # Tower: `make demo` shows the main job on a real apiserver, `make test` runs every test.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-PYTHON ?= python3
+# Debian's own Python, where it is new enough, is built with profiles and link-time optimisation: a fifth more requests a
+# second through the tunnel than with the plain build that pyenv makes.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo /usr/bin/python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -11,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help venv check assets test test-fast $(FAST) soak demo bench bench-controller clean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 25
 
 venv: $(STAMP) ## a virtual environment with everything in it
 $(STAMP): pyproject.toml

@@ -24,6 +24,7 @@ import uvloop
 
 from certs.handshake import server_verifier
 from certs.keys import generate_key, key_fingerprint, key_from_pem, key_to_pem, signer
+from certs.tls import hardened, load_pair
 from certs.verify import TrustBundle, load_chain
 from daemon.log import configure
 from daemon.metrics import AgentMetrics
@@ -40,7 +41,6 @@ from tower_agent.supervisor import LinkParts, LinkSupervisor
 from tower_agent.wayout import WayOut
 from tower_server.admin.services import Services
 from tower_server.records import Agent
-from tower_server.servercert import load_pem, tls_context
 
 GIBIBYTE = 1024**3
 TELL_EVERY = 5.0  # seconds
@@ -212,8 +212,12 @@ class _Member:
             stream.accept(_Quiet())
         elif stream.service == "kubernetes":
             if self._context is None:
-                self._context = tls_context()
-                load_pem(self._context, self._papers.serving_chain.encode(), self._papers.key.encode())
+                self._context = hardened(ssl.PROTOCOL_TLS_SERVER)
+                load_pair(
+                    self._context,
+                    chain_pem=self._papers.serving_chain.encode(),
+                    key_pem=self._papers.key.encode(),
+                )
             stream.accept(TlsServerPump(self._context, _Ready))
         else:
             stream.refuse(Code.UNKNOWN_SERVICE, "an agent of the storm serves nothing else")

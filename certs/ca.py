@@ -4,51 +4,32 @@ A rotation puts a second root with issuers of its own beside the first (`with_ne
 takes the first away (`finished`); from the first step to the last both are trusted. Each step counts `number` up, so
 that no agent goes back to an earlier trust.
 
-The authority decides every field of what it issues; of a request it takes only the public key. Certificates begin
-`CERTIFICATE_BACKDATE` before their time of issue, so that a peer whose clock runs behind accepts them; what counts as
-their time of issue for a revocation is `not_before` plus that. Nothing here reads a clock or a file: time is an
-argument in Unix seconds, and the store keeps what `to_pem` returns.
+The authority decides every field of what it issues; of a request it takes only the public key. Nothing here reads a
+clock or a file: time is an argument in Unix seconds, and the store keeps what `to_pem` returns.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
 import re
-import secrets
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from certs.errors import AuthorityError, IssueRefused
-from certs.issuers import (
-    AGENT_SERVING,
-    AGENTS,
-    CLIENTS,
-    INNER,
-    ISSUERS,
-    REPLICAS,
-    TOWER_SERVERS,
-    Issuer,
-    ca_key_usage,
-    leaf_key_usage,
-)
-from certs.keys import PrivateKey, PublicKey, Signer, generate_key, key_from_pem, key_to_pem, signer
+from certs.generation import DAY, Generation, Issued, Signing, distinguished_name
+from certs.issuers import AGENT_SERVING, AGENTS, CLIENTS, INNER, ISSUERS, REPLICAS, TOWER_SERVERS, Issuer
+from certs.keys import PublicKey, Signer, key_from_pem, key_to_pem, signer
 from certs.names import (
     MAX_SERVER_NAMES,
     MEMBERS_DOMAIN,
     Address,
     AgentRole,
     ClientRole,
-    IssuerRole,
     ReplicaRole,
     Role,
-    RootRole,
     ServerRole,
     ServingRole,
     check_caller_name,
@@ -61,39 +42,11 @@ from certs.names import (
 from certs.verify import TrustBundle
 from protocol import defaults
 
-DAY: Final = 86400.0
 MIN_TTL: Final = 60.0  # shorter ones end before their holder has used them once
 MAX_CALLER_TTL: Final = defaults.MAX_CALLER_DAYS * DAY
+SERVER_TTL: Final = defaults.SERVER_CERTIFICATE_DAYS * DAY
+_RESTORE: Final = "restore it from a backup: the certificates of this host end at its root"
 _KEY: Final = re.compile(rb"-----BEGIN PRIVATE KEY-----.+?-----END PRIVATE KEY-----\s*", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A new certificate and the issuer's above it."""
-
-    certificate: x509.Certificate
-    issuer: x509.Certificate
-
-    @property
-    def chain_pem(self) -> bytes:
-        """Leaf first; the root is not in it, whoever verifies has it."""
-        return self.certificate.public_bytes(Encoding.PEM) + self.issuer.public_bytes(Encoding.PEM)
-
-    @property
-    def chain_der(self) -> tuple[bytes, ...]:
-        return self.certificate.public_bytes(Encoding.DER), self.issuer.public_bytes(Encoding.DER)
-
-    @property
-    def serial(self) -> int:
-        return self.certificate.serial_number
-
-    @property
-    def not_before(self) -> float:
-        return self.certificate.not_valid_before_utc.timestamp()
-
-    @property
-    def not_after(self) -> float:
-        return self.certificate.not_valid_after_utc.timestamp()
 
 
 class Phase(enum.StrEnum):
@@ -107,49 +60,13 @@ class Phase(enum.StrEnum):
 _NEXT_STEP: Final = {Phase.STEADY: "start", Phase.ANNOUNCED: "switch", Phase.SWITCHED: "finish"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Signing:
-    certificate: x509.Certificate
-    key: PrivateKey
-
-
-@dataclass(frozen=True, slots=True)
-class _Generation:
-    root: _Signing
-    issuers: Mapping[str, _Signing]
-
-    @classmethod
-    def create(cls, host: str, at: float) -> _Generation:
-        key = generate_key()
-        builder = _builder(key.public_key(), _subject("tower root", host), at, at + defaults.CA_DAYS * DAY)
-        builder = _with_ca(builder.issuer_name(_subject("tower root", host)), RootRole(host), path_length=1)
-        ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-        builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski), False)
-        root = _Signing(builder.sign(key, SHA256()), key)
-        return cls(root, {issuer.name: _make_issuer(root, host, issuer, at) for issuer in ISSUERS.values()})
-
-    @property
-    def signing(self) -> tuple[_Signing, ...]:
-        return self.root, *self.issuers.values()
-
-    @property
-    def published(self) -> tuple[_Signing, ...]:
-        """Those that peers outside of the host's servers are told of."""
-        return self.root, *(signing for name, signing in self.issuers.items() if name not in INNER)
-
-    def completed(self, host: str, at: float) -> _Generation:
-        """With the issuers that it lacks, under the same root."""
-        made = {name: _make_issuer(self.root, host, ISSUERS[name], at) for name in ISSUERS if name not in self.issuers}
-        return _Generation(self.root, {**self.issuers, **made})
-
-
 class Authority:
     """The keys of one host's CA; whoever holds it can mint any peer of this host.
 
     All that issue or verify hold the one object. It changes only by `take_over`, after the store has the new state.
     """
 
-    def __init__(self, generations: Sequence[_Generation], *, number: int = 1) -> None:
+    def __init__(self, generations: Sequence[Generation], *, number: int = 1) -> None:
         self._generations = tuple(generations)  # the one that signs first
         self.number = number
         self.bundle = TrustBundle.from_certificates(
@@ -165,12 +82,12 @@ class Authority:
     def create(cls, host: str, *, at: float) -> Authority:
         """A new root and its issuers; `host` is the name that every certificate of this tower carries."""
         check_label(host, what="host")
-        return cls([_Generation.create(host, at)])
+        return cls([Generation.create(host, at)])
 
     @property
     def complete(self) -> bool:
-        """Whether it has every issuer; one that was made before there was an issuer *replicas* lacks that."""
-        return all(generation.issuers.keys() == ISSUERS.keys() for generation in self._generations)
+        """Whether no generation lacks an issuer."""
+        return all(generation.complete for generation in self._generations)
 
     def completed(self, *, at: float) -> Authority:
         """With every issuer. What peers are told stays the same, and so does the number."""
@@ -190,7 +107,7 @@ class Authority:
         self._expect(Phase.STEADY)
         # A second of the clock apart, since the times of certificates have no fractions and tell the two apart.
         after = self.bundle.root.not_valid_before_utc.timestamp() + defaults.CERTIFICATE_BACKDATE + 1.0
-        new = _Generation.create(self.host, max(at, after))
+        new = Generation.create(self.host, max(at, after))
         return Authority([*self._generations, new], number=self.number + 1)
 
     def switched(self) -> Authority:
@@ -235,12 +152,12 @@ class Authority:
         keys = [key_from_pem(block, what="the tower CA") for block in _KEY.findall(pem)]
         by_point = {key.public_key().public_numbers(): key for key in keys}
 
-        def pair(certificate: x509.Certificate, name: str) -> _Signing:
+        def pair(certificate: x509.Certificate, name: str) -> Signing:
             public = certificate.public_key()
             key = by_point.get(public.public_numbers()) if isinstance(public, PublicKey) else None
             if key is None:
                 raise AuthorityError(f"the tower CA of {bundle.host} lacks the key of its {name}", _RESTORE)
-            return _Signing(certificate, key)
+            return Signing(certificate, key)
 
         generations = []
         for root in bundle.roots:
@@ -248,7 +165,7 @@ class Authority:
             if missing := sorted(set(ISSUERS) - INNER - under.keys()):
                 raise AuthorityError(f"the tower CA of {bundle.host} lacks the issuers {', '.join(missing)}", _RESTORE)
             issuers = {name: pair(certificate, name) for name, certificate in under.items()}
-            generations.append(_Generation(pair(root, "root"), issuers))
+            generations.append(Generation(pair(root, "root"), issuers))
         return cls(generations, number=number)
 
     def revocation_signer(self) -> Signer:
@@ -262,7 +179,6 @@ class Authority:
         *,
         public_key: PublicKey,
         at: float,
-        ttl: float = defaults.SERVER_CERTIFICATE_DAYS * DAY,
     ) -> Issued:
         """For a tower server: its tunnel port, the seal key of enrolment, and its own answers on a cluster's port.
 
@@ -274,7 +190,9 @@ class Authority:
         for each in parsed:
             if isinstance(each, str) and each.startswith("*.") and each != f"*.{MEMBERS_DOMAIN}":
                 raise IssueRefused(f"a tower server's certificate may not carry the wildcard {each}", "name each host")
-        return self._issue(TOWER_SERVERS, role, _subject(name), public_key, at=at, ttl=ttl, names=parsed)
+        return self._issue(
+            TOWER_SERVERS, role, distinguished_name(name), public_key, at=at, ttl=SERVER_TTL, names=parsed
+        )
 
     def issue_replica(
         self,
@@ -282,11 +200,10 @@ class Authority:
         *,
         public_key: PublicKey,
         at: float,
-        ttl: float = defaults.SERVER_CERTIFICATE_DAYS * DAY,
     ) -> Issued:
         """What one server of the host shows to another; it is known by its role, so it carries no other name."""
         role = ReplicaRole(self.host, check_label(name, what="replica"))
-        return self._issue(REPLICAS, role, _subject(name), public_key, at=at, ttl=ttl)
+        return self._issue(REPLICAS, role, distinguished_name(name), public_key, at=at, ttl=SERVER_TTL)
 
     def issue_agent(
         self,
@@ -299,7 +216,7 @@ class Authority:
     ) -> Issued:
         """An agent's identity for the handshake of the tunnel."""
         role = AgentRole(self.host, check_label(cluster, what="cluster"), check_label(agent, what="agent"))
-        return self._issue(AGENTS, role, _subject(agent, cluster), public_key, at=at, ttl=ttl)
+        return self._issue(AGENTS, role, distinguished_name(agent, cluster), public_key, at=at, ttl=ttl)
 
     def issue_serving(
         self,
@@ -313,7 +230,7 @@ class Authority:
         """What an agent shows to callers: `<cluster>.members.tower`, and names that are this cluster's alone."""
         role = ServingRole(self.host, check_label(cluster, what="cluster"))
         parsed = [parse_host(member_name(cluster)), *(check_serving_name(each, cluster=cluster) for each in names)]
-        return self._issue(AGENT_SERVING, role, _subject(cluster), public_key, at=at, ttl=ttl, names=parsed)
+        return self._issue(AGENT_SERVING, role, distinguished_name(cluster), public_key, at=at, ttl=ttl, names=parsed)
 
     def issue_client(
         self,
@@ -326,7 +243,7 @@ class Authority:
     ) -> Issued:
         """A caller's certificate: user as CN, groups as O."""
         role = ClientRole(self.host, check_caller_name(user, host=self.host, what="user"))
-        subject = _subject(user, *check_groups(tuple(groups), host=self.host))
+        subject = distinguished_name(user, *check_groups(tuple(groups), host=self.host))
         return self._issue(CLIENTS, role, subject, public_key, at=at, ttl=ttl)
 
     def _issue(
@@ -347,67 +264,6 @@ class Authority:
         if len(names) > MAX_SERVER_NAMES:
             raise IssueRefused(f"{len(names)} names are too many", f"name at most {MAX_SERVER_NAMES}")
         signing = self._generations[0].issuers[issuer.name]
-        ends = signing.certificate.not_valid_after_utc.timestamp()
-        if at + MIN_TTL > ends:
+        if at + MIN_TTL > signing.ends:
             raise AuthorityError(f"the {issuer.name} issuer of {self.host} has run out", "make a new tower CA")
-        alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(role))]
-        alternatives += [x509.DNSName(n) if isinstance(n, str) else x509.IPAddress(n) for n in dict.fromkeys(names)]
-        builder = (
-            _builder(public_key, subject, at, min(at + ttl, ends))
-            .issuer_name(signing.certificate.subject)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(leaf_key_usage(), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(issuer.usages), critical=False)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(_authority_key(signing.certificate), critical=False)
-        )
-        return Issued(builder.sign(signing.key, SHA256()), signing.certificate)
-
-
-_RESTORE: Final = "restore it from a backup: the certificates of this host end at its root"
-
-
-def _subject(common_name: str, *organizations: str) -> x509.Name:
-    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, each) for each in organizations]
-    return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _builder(public_key: PublicKey, subject: x509.Name, at: float, until: float) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .public_key(public_key)
-        .serial_number(secrets.randbits(128) or 1)
-        .not_valid_before(_date(at - defaults.CERTIFICATE_BACKDATE))
-        .not_valid_after(_date(until))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _with_ca(builder: x509.CertificateBuilder, role: Role, *, path_length: int) -> x509.CertificateBuilder:
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(role))])
-    return (
-        builder.add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(ca_key_usage(), critical=True)
-        .add_extension(names, critical=False)
-    )
-
-
-def _make_issuer(root: _Signing, host: str, issuer: Issuer, at: float) -> _Signing:
-    key = generate_key()
-    subject = _subject(f"tower {issuer.name}", host)
-    until = min(at + defaults.ISSUER_DAYS * DAY, root.certificate.not_valid_after_utc.timestamp())
-    builder = _builder(key.public_key(), subject, at, until)
-    builder = _with_ca(builder.issuer_name(root.certificate.subject), IssuerRole(host, issuer.name), path_length=0)
-    builder = builder.add_extension(x509.ExtendedKeyUsage(issuer.usages), critical=False)
-    builder = builder.add_extension(_authority_key(root.certificate), critical=False)
-    return _Signing(builder.sign(root.key, SHA256()), key)
-
-
-def _authority_key(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
-
-
-def _date(at: float) -> dt.datetime:
-    return dt.datetime.fromtimestamp(int(at), dt.UTC)
+        return signing.issue(issuer, role, subject, public_key, at=at, until=at + ttl, names=names)

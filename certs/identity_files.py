@@ -52,7 +52,7 @@ class DirectoryIdentityStore(IdentityStore):
         except OSError as exc:
             raise IdentityError(
                 f"the identities in {self._base} cannot be read or written: {exc}",
-                "give this user the directory, writable and with room on its disk, or name another one",
+                "give this user the directory, writable and with room on its disk, or name another one (--state-dir)",
             ) from exc
         return result
 

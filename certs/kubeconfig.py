@@ -167,7 +167,7 @@ def _named(config: Config, section: str, name: str) -> Config | None:
 def _refuse_clash(path: Path, config: Config, addition: Config) -> None:
     """Refuse a name that is taken by another cluster; the same cluster's older entry may be renewed."""
     name = addition["current-context"]
-    mend = "name the context otherwise with --context-name, or remove the old entry with `kubectl config`"
+    mend = "name the context otherwise with --context-name, or replace what is there with --overwrite"
     context = _named(config, "contexts", name)
     wanted = addition["contexts"][0]["context"]
     held = (context or {}).get("context") or {}
@@ -178,7 +178,9 @@ def _refuse_clash(path: Path, config: Config, addition: Config) -> None:
     cluster = (_named(config, "clusters", name) or {}).get("cluster")
     ours = addition["clusters"][0]["cluster"]
     if cluster is not None and any(cluster.get(key) != ours[key] for key in ("tls-server-name", _CA)):
-        raise KubeconfigError(f"{path} has another cluster {name!r} already, at {cluster.get('server')!r}", mend)
+        same = cluster.get("tls-server-name") == ours["tls-server-name"]  # before a rotation, or of a tower before this
+        what = f"cluster {name!r} already, with another CA" if same else f"another cluster {name!r} already"
+        raise KubeconfigError(f"{path} has {what}, at {cluster.get('server')!r}", mend)
     user = _named(config, "users", name)
     if user is not None and cluster is None:
         raise KubeconfigError(f"{path} has a user {name!r} already that belongs to no cluster of that name", mend)

@@ -21,6 +21,7 @@ SCHEME: Final = "tower://"
 MAX_NAME: Final = 64  # ub-common-name and ub-organization-name of RFC 5280
 MAX_GROUPS: Final = 32
 MAX_SERVER_NAMES: Final = 64
+MAX_HOST_NAME: Final = 253  # RFC 1035
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PRINTABLE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
@@ -183,7 +184,7 @@ def parse_host(name: str) -> Address | str:
     except ValueError:
         pass
     lowered = name.lower()
-    if len(lowered) > 253 or _DNS.fullmatch(lowered) is None:
+    if len(lowered) > MAX_HOST_NAME or _DNS.fullmatch(lowered) is None:
         raise IssueRefused(
             f"{name[:80]!r} is neither a DNS name nor an IP address", "leave out scheme, port, path and spaces"
         )

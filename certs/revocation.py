@@ -6,9 +6,10 @@ kept. The signature covers a prefix that no certificate begins with, so the list
 
 An entry names a certificate by serial, or an agent or user *up to a time*: what was issued to them later is good again.
 An agent entry `*` stands for all agents of a cluster. Certificates carry whole seconds and a second's ties count as
-revoked: who is readmitted in the very second of the revocation has to ask again. Numbers only rise: an agent refuses a
-list with a lower number, and one with the same number and another content. The same list signed again later replaces
-the earlier one: it says how old an agent's knowledge is, and no replay of an older signature makes it look younger.
+revoked: what is issued in the very second of the revocation has to bear the next one. Numbers only rise: an agent
+refuses a list with a lower number, and one with the same number and another content. The same list signed again later
+replaces the earlier one: it says how old an agent's knowledge is, and no replay of an older signature makes it look
+younger.
 """
 
 from __future__ import annotations

@@ -23,6 +23,20 @@ ALPN: Final = ["http/1.1"]
 NO_CHECK_TIME: Final = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does not name
 
 
+def hardened(side: ssl._SSLMethod) -> ssl.SSLContext:
+    """What every context begins with, for `ssl.PROTOCOL_TLS_SERVER` or `ssl.PROTOCOL_TLS_CLIENT`."""
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # Early releases of Python 3.11, Debian 12's among them, set it: a cut would pass for the end of what was sent.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
+    context.set_alpn_protocols(ALPN)
+    if side == ssl.PROTOCOL_TLS_SERVER:  # no tickets: every connection is checked anew
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    return context
+
+
 def load_pair(context: ssl.SSLContext, *, chain_pem: bytes, key_pem: bytes) -> None:
     """Use this certificate and key from the next handshake on; connections that are open keep the old one."""
     descriptor = os.memfd_create("tower-key", os.MFD_CLOEXEC)
@@ -42,10 +56,8 @@ def load_pair(context: ssl.SSLContext, *, chain_pem: bytes, key_pem: bytes) -> N
 
 def server_context(*, chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """For the tunnel port, and for the server's own answers on a cluster's port: asks for no client certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _harden(context)
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.num_tickets = 0
+    context = hardened(ssl.PROTOCOL_TLS_SERVER)
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     load_pair(context, chain_pem=chain_pem, key_pem=key_pem)
     return context
 
@@ -65,8 +77,7 @@ def replica_contexts(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) -
     Either side shows a certificate that ends at the host's root. Of which kind it is, and whose, is for
     `TrustBundle.verify_replica`: certificates of replicas carry no name that OpenSSL could compare.
     """
-    called, calling = server_context(chain_pem=chain_pem, key_pem=key_pem), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(calling)
+    called, calling = server_context(chain_pem=chain_pem, key_pem=key_pem), hardened(ssl.PROTOCOL_TLS_CLIENT)
     calling.check_hostname = False
     load_pair(calling, chain_pem=chain_pem, key_pem=key_pem)
     for context in (called, calling):
@@ -87,8 +98,7 @@ class ClientTrust:
 
 def client_context(trust: ClientTrust) -> ssl.SSLContext:
     """For dialling out: the name is always checked. AuthorityError when there is nothing to trust, or it is no PEM."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(context)
+    context = hardened(ssl.PROTOCOL_TLS_CLIENT)
     if not (trust.system or trust.ca_file or trust.ca_pem):
         raise AuthorityError(
             "no certificate authority is trusted for this connection", "name a CA file, or the system's"
@@ -106,9 +116,3 @@ def client_context(trust: ClientTrust) -> ssl.SSLContext:
             f"{what} cannot be read as a bundle of CA certificates ({exc})", "give PEM certificates"
         ) from exc
     return context
-
-
-def _harden(context: ssl.SSLContext) -> None:
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(ALPN)

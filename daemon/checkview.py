@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from daemon.checks import Item, Report
+from daemon.units import format_count
 
 WIDTH: Final = 100
 SIGNS: Final = {"failed": "x", "warning": "!", "skipped": "-", "unknown": "?"}
@@ -40,7 +41,7 @@ def by_category(report: Report, *, paint: Paint = _plain, command: str = "towerc
     return "\n".join([*lines, _sum(report, command)]) + "\n"
 
 
-def by_hop(report: Report, *, paint: Paint = _plain, command: str = "towerctl") -> str:
+def by_hop(report: Report, *, command: str = "towerctl") -> str:
     """`ok dns 203.0.113.9 | ok tcp 8ms | ...`, then the hop that is wrong; hops behind it on one line."""
     lines: list[str] = []
     row = ""
@@ -56,11 +57,11 @@ def by_hop(report: Report, *, paint: Paint = _plain, command: str = "towerctl") 
         lines.append(row)
     for item in report.items:
         if item.status not in ("ok", "skipped"):
-            lines += _details(item, paint, hop=True)
+            lines += _details(item, _plain, hop=True)
     skipped = [item for item in report.items if item.status == "skipped"]
     for root in dict.fromkeys(item.root for item in skipped):
         titles = ", ".join(_clean(item.title) for item in skipped if item.root == root)
-        lines.append(f" {paint('-')} not checked: {titles} (needs {root})")
+        lines.append(f" - not checked: {titles} (needs {root})")
     return "\n".join([*lines, _sum(report, command)]) + "\n"
 
 
@@ -112,7 +113,7 @@ def _details(item: Item, paint: Paint, *, hop: bool = False) -> list[str]:
 
 def _sum(report: Report, command: str) -> str:
     counts = report.counts
-    text = f"{counts['ok']} passed, {counts['warning']} warnings, {counts['failed']} failed"
+    text = f"{counts['ok']} passed, {format_count(counts['warning'], 'warning')}, {counts['failed']} failed"
     if counts["skipped"]:
         text += f", {counts['skipped']} skipped"
     if counts["unknown"]:

@@ -25,6 +25,7 @@ def run_line(
     cli: click.Command, args: list[str], *, program: str, complete_var: str, told: Callable[[TowerError], int]
 ) -> int:
     """Runs it; `told` says what a TowerError is and gives its exit code. Other exceptions are defects, and pass."""
+    _stand_in_for_closed_streams()
     try:
         result = cli.main(args=args, prog_name=program, standalone_mode=False, complete_var=complete_var)
     except click.ClickException as error:
@@ -48,6 +49,13 @@ def run_line(
         click.echo(f"error: {why}\n  mend: make room where it goes", err=True)
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def _stand_in_for_closed_streams() -> None:
+    """After `>&-` Python has no stream there, and the next file or socket would take its number and what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _drop_output() -> None:

@@ -86,7 +86,7 @@ def load(
     values: dict[str, Any] = {}
     origins: dict[Key, str] = {}
     if file is not None and (required or file.exists()):
-        values, lines = yamlfile.read(file)
+        values, lines = yamlfile.read(file, decides=True)
         for key in list(lines):
             if (full := _full(model, key, _at(values, key))) != key:
                 _put(values, full, _at(values, key), {}, "")

@@ -10,7 +10,10 @@ A code is never given a second meaning: what is no longer raised is deleted, and
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -83,6 +86,23 @@ class TowerError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}; mend: {self.mend}"
+
+
+def cannot_listen(what: str, error: OSError, *, key: str) -> TowerError:
+    """TWR103 for an address that could not be bound, with the mend for its cause; `key` is where it is configured."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        why = str(error.strerror or error)
+    else:
+        why = os.strerror(error.errno)
+    mend = f"stop what listens there (`ss -ltnp` names it), or set another `{key}`"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        mend = (
+            f"a port below 1024 takes a right that uid {os.geteuid()} has not: have systemd listen there "
+            f"(`ListenStream=` of the .socket unit) and hand it in, or set another `{key}`"
+        )
+    elif error.errno == errno.EADDRNOTAVAIL:
+        mend = f"set `{key}` to an address of this machine (`ip address` shows them), or leave its host out for all"
+    return TowerError("TWR103", f"{what} cannot be listened on: {why}", mend=mend)
 
 
 def fault(code: str) -> Fault:
@@ -425,8 +445,8 @@ _TABLE: Final = (
         "TWR210",
         "The server's name does not resolve",
         "The agent cannot find an address for the server (or for the proxy on the way).",
-        "A wrong name in the URL, or a DNS server that is down or does not know it.",
-        "try `getent hosts NAME` in the member; correct the URL or the DNS",
+        "A wrong name in the URL, or a DNS server that is down (one of several: lookups are slow) or does not know it.",
+        "try `time getent hosts NAME` in the member; correct the URL or the DNS (/etc/resolv.conf)",
         502,
         "NameNotResolved",
     ),

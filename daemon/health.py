@@ -13,11 +13,11 @@ import inspect
 import json
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import httptools
 
-from daemon.faults import TowerError
+from daemon.faults import cannot_listen
 from daemon.log import get_logger
 from daemon.units import split_address
 from protocol.defaults import HEAD_DEADLINE
@@ -69,11 +69,7 @@ class Health:
             try:
                 self._server = await loop.create_server(lambda: _Connection(self), host, port, reuse_address=True)
             except OSError as exc:
-                raise TowerError(
-                    "TWR103",
-                    f"cannot listen on {address} for health and metrics: {_why(exc)}",
-                    mend="stop what listens there (`ss -ltnp` names it), or set another `health_address`",
-                ) from exc
+                raise cannot_listen(f"{address} for health and metrics", exc, key="health_address") from exc
         bound = self._server.sockets[0].getsockname()
         return f"[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"{bound[0]}:{bound[1]}"
 
@@ -246,8 +242,3 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _why(exc: OSError) -> str:
-    text: Any = exc.strerror or str(exc)
-    return str(text).removeprefix("error while attempting to bind on address ")

@@ -95,9 +95,8 @@ def configure(*, level: Level = "info", style: Format = "auto", stream: TextIO |
         _redacted,
     ]
     if console:
-        render: structlog.types.Processor = structlog.dev.ConsoleRenderer(
-            colors=out.isatty() and not os.environ.get("NO_COLOR"), timestamp_key="time"
-        )
+        plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb" or not out.isatty()
+        render: structlog.types.Processor = structlog.dev.ConsoleRenderer(colors=not plain, timestamp_key="time")
         ends: list[structlog.types.Processor] = [_harmless, render]
     else:
         ends = [structlog.processors.JSONRenderer(ensure_ascii=False), _escaped]  # type: ignore[list-item]

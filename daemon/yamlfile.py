@@ -7,6 +7,8 @@ unfold into a huge one), and so is a file larger or deeper than a configuration 
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +24,21 @@ _TAGS: Final = {
 }
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    """The mapping in `path` and the line of every key in it. Raises TowerError TWR101, TWR102."""
+def read(path: Path, *, decides: bool = False) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The mapping in `path` and the line of every key in it. Raises TowerError TWR101, TWR102.
+
+    What `decides` whom this process trusts must not be everybody's to write.
+    """
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if decides and mode & stat.S_IWOTH:
+                raise TowerError(
+                    "TWR102",
+                    f"{path} may be written by everybody (mode {stat.S_IMODE(mode):04o}), who could change what this "
+                    "process trusts",
+                    mend=f"`chmod o-w {path}`, after a look at what is in it",
+                )
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         raise TowerError("TWR102", f"cannot read {path}: {exc.strerror or exc}") from exc

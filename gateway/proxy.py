@@ -1,8 +1,8 @@
 """The gateway of one host in front of one apiserver: it owns the callers' connections and the way to the apiserver.
 
-`serve` gives the protocol for one caller: put it on a stream of a tunnel (`IncomingStream.accept`) or, through
-`serve_socket`, on a listening socket. One ticker looks at all deadlines, so that a request costs no timer. Certificates
-are checked at every request, when one expires, and whenever `recheck` is called (a new revocation list).
+`serve` gives the protocol for one caller: put it on a stream of a tunnel (`IncomingStream.accept`) or on any other
+transport. One ticker looks at all deadlines, so that a request costs no timer. Certificates are checked at every
+request, when one expires, and whenever `recheck` is called (a new revocation list).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway.policy import Policy
 from gateway.upstream import Upstreams
 from protocol import defaults
 from protocol.aio.tlsfailure import TlsError
-from protocol.aio.tlspump import TlsServerPump, TlsServerSocketPump
+from protocol.aio.tlspump import TlsServerPump
 from protocol.aio.tunnel import Tunnel
 
 
@@ -82,15 +82,6 @@ class Gateway:
             lambda: CallerConnection(self, caller_address, connection_id),
             handshake_deadline=self._handshake_deadline,
             on_failure=lambda error: self._tls_failed(error, caller_address, connection_id),
-        )
-
-    def serve_socket(self) -> TlsServerSocketPump:
-        """The protocol for one caller on a socket of the loop; the address is the peer's."""
-        return TlsServerSocketPump(
-            self.context,
-            lambda: CallerConnection(self, "", ""),
-            handshake_deadline=self._handshake_deadline,
-            on_failure=lambda error: self._tls_failed(error, "", ""),
         )
 
     def recheck(self) -> None:

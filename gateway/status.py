@@ -106,7 +106,6 @@ def fault_response(
     mend: str | None = None,
     retry_after: float | None = None,
     head_only: bool = False,
-    close: bool = True,
     audit_id: str = "",
     status: int | None = None,
 ) -> bytes:
@@ -119,6 +118,5 @@ def fault_response(
         mend=entry.mend if mend is None else mend,
         retry_after=retry_after,
         head_only=head_only,
-        close=close,
         audit_id=audit_id,
     )

@@ -1,16 +1,17 @@
-"""How much may be under way on a link: what its path holds, and a little more.
+"""How many bytes may be under way on a link: as many as its path holds, and a little more.
 
-Whatever a sender gives away beyond that only waits in some queue of the network, and an API call waits behind it. So
-every few milliseconds of data have a PING behind them, a *mark*. Its PONG says how much has arrived, how fast, and
-after how long; rate x least round trip is what the path holds. Nothing is bounded before both are measured, and never
-for good: without a mark under way there is some room, so a PONG always comes that opens more.
+Whatever a sender hands over beyond that only waits in some queue of the network, and every API call waits behind it.
+So a PING, called a *mark*, follows every few milliseconds of data. Its PONG says how much has arrived, how fast, and
+after how long; that rate times the least round trip is what the path holds. Nothing is bounded before both are known,
+and a bound never stops a link for good: while no mark is under way some data may leave, and its PONG opens more.
 
-An end that gets its processor late, or a radio, answers much at once and then nothing for a while. What came at once
-beyond what the rate explains may be under way too: else less would arrive, be taken for what the path holds, and so on
-down. (BBR's second version knows the same as the aggregation of ACKs.)
+An end that gets its processor late, or a radio, answers much at once and then nothing for a while. So what arrives at
+once beyond what the rate explains, the *burst*, may be under way too. Without it less would arrive in the next round,
+be taken for what the path holds, and so on down to nothing. (The second version of BBR, a congestion control for TCP,
+knows this as the aggregation of ACKs.)
 
-The least round trip is looked for anew every RTT_FOR seconds, by letting the path run half empty for two of them: what
-this end itself keeps in a queue would be taken for distance otherwise.
+The least round trip is measured anew every RTT_FOR seconds, by letting the path run half empty for two of them:
+otherwise the time that data spends in a queue of this end's own making would be taken for distance.
 """
 
 from __future__ import annotations

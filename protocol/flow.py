@@ -1,13 +1,17 @@
-"""Credit: how many bytes a peer may send on a stream, and the memory budgets behind it.
+"""Credit: how many bytes a peer may send on a stream, and the memory budgets that all credit is taken from.
 
-A grant is an absolute offset and is never taken back. Each stream reserves a small share when it opens; all above is
-borrowed from the tunnel's budget and the process', only while its reader reads, and is not renewed under pressure.
-A tunnel that has more than its share of the process leaves the last quarter of it to the others.
-What a stream starts with comes from the first quarter of the budgets. Under pressure windows shrink to the reserve, but
-for readers that have proven to read: those keep a small share, or many who stopped would leave nothing to who goes on.
+A grant is an absolute offset into the stream and is never taken back. Each stream reserves a small share of the budgets
+when it opens; everything above is borrowed from the tunnel's budget and the process':
+
+- It is renewed only while the stream's reader consumes what arrives: a reader that stops holds one window at most.
+- A stream starts with more than its reserve only while less than a quarter of the budgets is in use.
+- Under pressure (more than PRESSURE of a budget in use) windows shrink to the reserve as they are consumed. A stream
+  whose reader has taken PROVEN bytes keeps a small share, or many readers that stopped would starve those that go on.
+- A tunnel that has more than its even share of the process' budget leaves the last quarter of it to the others.
+
 The window doubles while the reader consumes half of it in less than about two round trips (the same signal that QUIC
-implementations use), so that neither a long path nor a fast reader is limited by it. A wide one is renewed more often
-than by halves: what was consumed and not granted anew is missing from it.
+implementations use), so that neither a long path nor a fast reader is limited by it. A new grant is due after half a
+window, and after GRANT_EVERY bytes at the latest: until then what was consumed is missing from the window.
 """
 
 from __future__ import annotations
@@ -116,7 +120,7 @@ class Budget:
     @property
     def spare(self) -> int:
         """What those may have who have not shown yet that they need it: of the first quarter alone."""
-        mine = max(0, min(self.limit // 4 - self.used, self.free))
+        mine = max(0, self.limit // 4 - self.used)
         return mine if self.parent is None else min(mine, self.parent.spare)
 
     def charge(self, size: int) -> None:

@@ -54,7 +54,8 @@ class Hello:
 class Resume:
     """Which tunnel an agent goes on with, on which of its links (`epoch`), and how many numbered frames it has.
 
-    `anew` says that it takes a new tunnel where it cannot: after a restart of the server, half as many handshakes.
+    `anew`: where that tunnel cannot go on, this handshake is to make a new one in its place. After a restart of the
+    server that halves the number of handshakes.
     """
 
     tunnel: str

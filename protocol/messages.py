@@ -34,10 +34,13 @@ class MessageReader:
 
     def feed(self, data: bytes | memoryview) -> list[Message]:
         """The messages that `data` completes. RemoteProtocolError for a line that is too long or no JSON object."""
-        self._partial += data
-        *lines, rest = bytes(self._partial).split(b"\n")
-        self._partial = bytearray(rest)
-        if max(map(len, (*lines, rest))) > MAX_CONTROL_LINE_BYTES:
+        first, *others = bytes(data).split(b"\n")
+        self._partial += first  # what was held is not looked at again: a line may come byte by byte
+        lines: list[bytes] = []
+        if others:
+            lines = [bytes(self._partial), *others[:-1]]
+            self._partial = bytearray(others[-1])
+        if max(map(len, (*lines, self._partial))) > MAX_CONTROL_LINE_BYTES:
             raise RemoteProtocolError(Code.TOO_LARGE, f"a control line above {MAX_CONTROL_LINE_BYTES} bytes")
         return [self._parse(line) for line in lines if line]
 

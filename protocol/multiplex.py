@@ -60,7 +60,7 @@ class Multiplex:
         self._peer_parity = 0 if opens_odd else 1
         self._highest_peer_id = 0
         self._streams: dict[int, Stream] = {}
-        self._asked = 0
+        self._asked = 0  # streams that the peer has opened and the owner has not answered
         self._opening: dict[int, Stream] = {}  # oldest first
         self._outbox = Outbox()
         self._liveness = Liveness(now)

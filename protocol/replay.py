@@ -5,8 +5,8 @@ Invariants:
 - `used` is the sum of their sizes, each with FRAME_COST on top, and charged to the tunnel's budget.
 - A full buffer holds DATA and the FIN behind it back, never another frame; acknowledgements come whatever readers do,
   so it always empties. What other frames may add is bounded by RESERVE, beyond which the peer is at fault.
-- DATA and FIN of a stream that was cut meanwhile go as SKIP: a count stays a count, and nobody reads half a stream to
-  its end.
+- In place of DATA and FIN of a stream that was reset meanwhile SKIP is sent again: both ends still count the same
+  frames, and nobody takes half a stream for a whole one.
 """
 
 from __future__ import annotations

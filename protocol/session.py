@@ -29,8 +29,8 @@ from protocol.streams import State, Stream
 ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
-DEAF: Final = 2  # times as long as a silent peer has one that talks and answers nothing: its way back may be full
-EARLY: Final = 16 * KIB  # beyond what may be under way: a small answer does not wait for the next PONG
+DEAF: Final = 2  # times `dead_after`: for a peer that sends and answers nothing, since its way back may just be full
+EARLY: Final = 16 * KIB  # that may leave though the path is full: a small answer does not wait for the next PONG
 RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
 
@@ -106,8 +106,8 @@ class Session(Multiplex):
 
     @property
     def _room(self) -> int:
-        """Bytes of data that may leave now: as many as may be kept and be under way, and EARLY more for who has had
-        no turn yet."""
+        """Bytes of data that may leave now: as many as `replay` may keep and `flight` lets be under way, and EARLY
+        more if the next stream has had no turn yet."""
         room = self._flight.room
         if self._scheduler.early:
             room += EARLY

@@ -174,13 +174,26 @@ class Agent:
     async def _follow_hosts(
         self, stores: list[IdentityStore], policies: PolicyFile, around: Surroundings, stop: asyncio.Event
     ) -> None:
-        """Serve hosts that are joined while the agent runs, and those whose identity was mended."""
+        """Serve hosts that are joined while the agent runs, and those whose identity was mended or replaced."""
         while True:
             await asyncio.sleep(HOSTS_EVERY)
             with suppress(TowerError):  # the store cannot be read now: it is asked again
                 found = await enrolled(stores)
+                await self._drop_replaced(found)
                 for name in set(found) - {host.trust.host for host in self._hosts}:
                     await self._serve_new(name, found[name], policies, around, stop)
+
+    async def _drop_replaced(self, found: dict[str, IdentityStore]) -> None:
+        """Let go of hosts that are down and were joined anew meanwhile: the identity before may have been revoked."""
+        for host in list(self._hosts):
+            store = found.get(host.trust.host)
+            if store is None or host.not_ready() is None:
+                continue
+            with suppress(TowerError):  # damaged: what is there goes on
+                joined = await HostTrust.load(store, host.trust.host)
+                if joined.identity.agent != host.trust.identity.agent:
+                    self._hosts.remove(host)
+                    await host.close("the host was joined anew")
 
     async def _serve_new(
         self, name: str, store: IdentityStore, policies: PolicyFile, around: Surroundings, stop: asyncio.Event

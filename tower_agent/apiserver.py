@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import cast
 
 from certs.peers import ClientIdentity
+from certs.pemfile import in_memory
 from certs.tls import callers_context
 from daemon.faults import TowerError
 from daemon.kube.access import Access
@@ -20,7 +21,6 @@ from gateway.policy import Policy
 from gateway.proxy import Gateway
 from gateway.tls import Apiserver
 from gateway.upstream import Upstreams
-from tower_agent.pemfile import in_memory
 from tower_agent.trust import HostTrust
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import Final
 
 from certs.enrolment import AgentEnrolment
@@ -48,6 +49,7 @@ class Enrolment:
         self._store = store
         self._wait = wait
         self._target = way.enrolment(self.token.url)
+        self._tried: set[str] = set()  # addresses that were connected to, and led nowhere
         self._hosts: tuple[str, ...] = ()  # joined before this began
         self.already = False  # whether the token gave nothing but what was held before
 
@@ -138,13 +140,25 @@ class Enrolment:
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Answer:
         headers = [("Content-Type", "application/json")] if body else []
+        hops: dict[str, str] = {}
         try:
             answer = await fetch(
-                self._target, method, path, headers=headers, body=body, limit=4 * defaults.MAX_ENROLLED_BYTES
+                self._target,
+                method,
+                path,
+                headers=headers,
+                body=body,
+                limit=4 * defaults.MAX_ENROLLED_BYTES,
+                on_hop=lambda hop: hops.update({hop.name: hop.evidence}),
             )
         except DialError as error:
-            fault = dial_fault(error)
-            if error.hop in _PASSING_HOPS or (error.hop == "proxy" and error.code is None):
+            address = hops.get("tcp", "")
+            fault = dial_fault(error, address)
+            another = bool(address) and address not in self._tried and ", " in hops.get("dns", "")
+            if address:
+                self._tried.add(address)
+                self._target = replace(self._target, after=address)
+            if another or error.hop in _PASSING_HOPS or (error.hop == "proxy" and error.code is None):
                 raise _Passing(fault) from error
             raise fault from error
         if answer.status == 200:

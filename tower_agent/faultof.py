@@ -21,15 +21,16 @@ _BY_HOP: Final[dict[HopName, str]] = {
 }
 
 
-def dial_fault(error: DialError) -> TowerError:
-    """The fault of a broken way out; the hop stands at the head of the message."""
+def dial_fault(error: DialError, address: str = "") -> TowerError:
+    """The fault of a broken way out; the hop stands at the head of the message, `address` (who answered TCP) behind."""
+    text = f"{error} (at {address})" if address and address not in error.text else str(error)
     if out_of_time(error):
         mend = "correct this machine's clock if it is wrong; else have the server's certificate renewed"
-        return TowerError("TWR502", str(error), mend=mend)
+        return TowerError("TWR502", text, mend=mend)
     code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]
     if error.hop in ("tls", "handshake") and error.code is not None:
         code = wire_fault(error.code, code)
-    return TowerError(code, str(error), retry_after=error.retry_after)
+    return TowerError(code, text, retry_after=error.retry_after)
 
 
 def certs_fault(error: CertsError) -> TowerError:

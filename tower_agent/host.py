@@ -1,4 +1,4 @@
-"""One host as its agent sees it: identity, tunnels, gateway, control streams. Hosts share nothing but the member.
+"""One host as its agent sees it: trust, tunnels, gateway, control streams. Hosts share nothing but the member.
 
 Every part may fail by itself: a refused renewal or a bad revocation list is said and tried again, and the tunnel stays;
 a lost tunnel leaves the gateway's state as it is.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -36,15 +35,14 @@ from tower_agent.config import AgentConfig
 from tower_agent.control import ControlChannel
 from tower_agent.kubesphere import KubeSphere
 from tower_agent.observer import RequestObserver
+from tower_agent.renewal import Renewal
 from tower_agent.services import Services
 from tower_agent.supervisor import LinkParts, LinkState, LinkSupervisor
 from tower_agent.trust import HostTrust
 from tower_agent.wayout import WayOut
 
-RENEWAL_RETRY: Final = (5.0, 600.0)  # least and most seconds between attempts to renew
 TRUST_RETRY: Final = (1.0, 60.0)  # to keep what the host's roots have announced
 COMPARE_EVERY: Final = 60.0  # between two looks at the member's KubeSphere, once a host has asked
-SIBLING_CHECK: Final = 60.0  # how often an identity that a sibling has renewed is looked for
 _TLS_FAULTS: Final = frozenset({"TWR213", "TWR214", "TWR502"})  # a CA file may have been mended since
 
 log = get_logger(__name__)
@@ -82,11 +80,10 @@ class HostAgent:
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
         self._channels: dict[ControlChannel, Tunnel] = {}
-        self._reachable = asyncio.Event()
-        self._renewal_due = asyncio.Event()
-        self._only_renews = asyncio.Event()  # a tunnel has come that serves nobody until the identity is renewed
+        self.renewal: Final = Renewal(
+            trust, self._channels, metrics=around.metrics, use=self._use_identity, report=self.report
+        )
         self._trusting = asyncio.Lock()
-        self._renewal_fault: TowerError | None = None
         self._stale: str | None = None
         self.observer: Final = RequestObserver(trust.host, around.metrics, unreachable=around.unreachable)
         self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
@@ -164,7 +161,7 @@ class HostAgent:
         self._note_expiry()
         for number, link in enumerate(self.links):
             self._tasks.restart(link.run, name=f"link {self.trust.host} {number}")
-        self._tasks.restart(self._renew_forever, name=f"renewal {self.trust.host}")
+        self._tasks.restart(self.renewal.run, name=f"renewal {self.trust.host}")
 
     async def drain(self, text: str) -> None:
         """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any.
@@ -223,7 +220,7 @@ class HostAgent:
             "identity_expires": self.trust.validity.not_after,
             "serving_expires": self.trust.serving_validity.not_after,
             "trust": trust_id(self.trust.identity.trust_number, self.trust.bundle),
-            "renewal": None if self._renewal_fault is None else self._renewal_fault.message,
+            "renewal": None if self.renewal.fault is None else self.renewal.fault.message,
         }
 
     def _stale_revocations(self) -> str | None:
@@ -242,9 +239,7 @@ class HostAgent:
 
         def ready(channel: ControlChannel) -> None:
             self._channels[channel] = tunnel
-            self._reachable.set()
-            if tunnel.renew_only:
-                self._only_renews.set()
+            self.renewal.reachable(only_renews=tunnel.renew_only)
             channel.status(self._status())
 
         incoming.accept(
@@ -261,7 +256,7 @@ class HostAgent:
     def _channel_lost(self, channel: ControlChannel) -> None:
         self._channels.pop(channel, None)
         if not self._channels:
-            self._reachable.clear()
+            self.renewal.unreachable()
 
     def _revocations_came(self, text: str) -> None:
         try:
@@ -280,7 +275,7 @@ class HostAgent:
     def _names_came(self, names: object) -> None:
         if self.trust.take_names(names):
             log.info("names-wanted", host=self.trust.host, names=names)
-            self._renewal_due.set()
+            self.renewal.due.set()
 
     def _compare_came(self, channel: ControlChannel, nonce: str) -> None:
         if self._around.kubesphere is None or channel.answers:
@@ -325,7 +320,7 @@ class HostAgent:
             log.info("trust-taken", host=self.trust.host, number=message["number"])
             self._target = None
             self._use_identity()
-            self._renewal_due.set()
+            self.renewal.due.set()
 
     async def _keep_revocations(self, encoded: bytes) -> None:
         try:
@@ -333,66 +328,7 @@ class HostAgent:
         except (CertsError, TowerError) as error:
             log.error("revocations-not-kept", host=self.trust.host, text=str(error))
 
-    # -- renewal -----------------------------------------------------------------------------------------------------
-
-    async def _renew_forever(self) -> None:
-        backoff = Backoff(random=random.random, minimum=RENEWAL_RETRY[0], maximum=RENEWAL_RETRY[1])
-        while True:
-            wait = self.trust.renew_at - time.time()
-            if wait > 0:
-                self._renewal_due.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(wait, SIBLING_CHECK)):
-                        await self._renewal_due.wait()
-                await self._adopt_sibling()
-                continue
-            if not self._channels:  # the link's own back-off decides when there is one
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SIBLING_CHECK):
-                        await self._reachable.wait()
-                await self._adopt_sibling()
-                continue
-            self._only_renews.clear()
-            try:
-                await self._renew()
-            except TowerError as fault:
-                delay = backoff.next()
-                self._renewal_fault = fault
-                self._around.metrics.certificate_renewals.labels("identity", "failed").inc()
-                log.error("renewal-failed", host=self.trust.host, code=fault.code, text=fault.message, next_in=delay)
-                self.report()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(delay):
-                        await self._only_renews.wait()
-            else:
-                backoff.reset()
-
-    async def _renew(self) -> None:
-        try:
-            if not await self.trust.reload():
-                csr, serving_csr = self.trust.requests()
-                proof = self.trust.prove(csr, serving_csr)
-                if not self._channels:
-                    raise TowerError("TWR504", "the tunnel was lost before the request could leave")
-                channel = min(self._channels, key=lambda each: _trouble(self._channels[each]))
-                chain, serving_chain = await channel.renew(csr, serving_csr, proof)
-                await self.trust.adopt(chain, serving_chain)
-        except CertsError as error:
-            raise TowerError("TWR504", f"the renewed identity cannot be used: {error.text}") from error
-        if self.trust.renew_at <= time.time():
-            raise TowerError("TWR504", "the server sent certificates that are due for renewal already")
-        self._renewal_fault = None
-        self._use_identity()
-        self._around.metrics.certificate_renewals.labels("identity", "ok").inc()
-        log.info("identity-renewed", host=self.trust.host, expires=self.trust.validity.not_after)
-
-    async def _adopt_sibling(self) -> None:
-        try:
-            if await self.trust.reload():
-                self._use_identity()
-                log.info("identity-adopted", host=self.trust.host, expires=self.trust.validity.not_after)
-        except (CertsError, TowerError) as error:
-            log.warning("identity-not-read", host=self.trust.host, text=str(error))
+    # -- what is in force ---------------------------------------------------------------------------------------------
 
     def _use_identity(self) -> None:
         """Everything that shows the identity shows the new one from now on."""
@@ -410,7 +346,3 @@ class HostAgent:
     def _died(self, name: str, error: BaseException) -> None:
         """A defect in one of this host's short tasks: /readyz says it, and nothing else is touched."""
         self._failure = f"TWR112: the task {name!r} ended by {type(error).__name__}; see the log"
-
-
-def _trouble(tunnel: Tunnel) -> tuple[bool, bool]:
-    return tunnel.stalled, tunnel.draining

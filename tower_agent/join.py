@@ -34,6 +34,9 @@ async def join_host(config: AgentConfig, token: str, *, wait: float, flags: Sequ
     )
     click.echo(f"the identity is {store.place(joined.host, 'identity.json')}; it renews by itself", err=True)
     again = shlex.join(["tower-agent", "run", *flags])
-    running = "where it runs: a new host is served within seconds, one that it had after a restart"
-    click.echo(f"next: {again} ({running})", err=True)
+    click.echo(f"next: {again}", err=True)
+    click.echo(
+        "an agent that runs already serves it within seconds; restart it if its identity before still works",
+        err=True,
+    )
     return joined

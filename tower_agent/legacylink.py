@@ -9,16 +9,18 @@ taken, and then serves nobody without a word.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
+from daemon.reminder import Reminder
 from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.sshchannel import ChannelLimits
@@ -28,7 +30,6 @@ from tower_agent.legacychannels import LegacyChannels
 from tower_agent.shipment import Credential, Shipment
 
 LASTED: Final = 5.0  # seconds after which a session counts as a success
-REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 CREDENTIAL_EVERY: Final = 10.0  # how often the credential is looked at
 QUIET: Final = 1.0  # seconds without a relayed byte: nobody is in the middle of a request
 QUIET_WITHIN: Final = 30.0  # a credential is replaced long before it ends; later than this, what runs is cut
@@ -61,9 +62,10 @@ class LegacyLink:
         self._channels = channels
         self._metrics = metrics
         self._backoff = Backoff(random=random.random)
-        self._said = ("", 0.0)
+        self._reminder = Reminder()
         self._name = host.target.authority
         self._stopping = False
+        self._led_nowhere = ""  # the address that was connected to last time, if there was no more to it
         self.session: HostSession | None = None
         self.fault: TowerError | None = None
         self._connected(False)
@@ -109,11 +111,18 @@ class LegacyLink:
 
     async def _open(self, shipment: Shipment) -> HostSession:
         host, token = self._host, self._host.token()
+        hops: dict[str, str] = {}
         try:
-            session = await dial_host(host.target, limits=host.limits, on_channel=self._channels.on_channel)
+            session = await dial_host(
+                replace(host.target, after=self._led_nowhere),
+                limits=host.limits,
+                on_channel=self._channels.on_channel,
+                on_hop=lambda hop: hops.update({hop.name: hop.evidence}),
+            )
         except DialError as error:
             self._metrics.dials.labels(self._name, error.hop, "failed").inc()
-            raise dial_fault(error) from error
+            self._led_nowhere = hops.get("tcp", self._led_nowhere)
+            raise dial_fault(error, hops.get("tcp", "")) from error
         self._channels.announce(shipment)
         try:
             await session.register(shipment.registration(cluster=host.cluster, token=token, version=host.version))
@@ -170,17 +179,16 @@ class LegacyLink:
                 self._metrics.tunnel_rtt.labels(self._name).set(rtt)
 
     async def _changed(self, shipment: Shipment) -> None:
-        said = ""
+        reminder = Reminder(every=math.inf)
         while True:
             await asyncio.sleep(CREDENTIAL_EVERY)
             try:
                 if await self._credential.read() != shipment:
                     return
-                said = ""
+                reminder.reset()
             except TowerError as fault:  # in the middle of a rotation, or for good: what was shipped still holds
-                if said != fault.message:
+                if reminder.due(fault.message):
                     log.warning("credential-not-read", code=fault.code, text=fault.message)
-                said = fault.message
 
     async def _quiet(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
@@ -197,9 +205,7 @@ class LegacyLink:
     async def _failed(self, fault: TowerError) -> None:
         self.fault = fault
         delay = self._backoff.next(retry_after=fault.retry_after)
-        now = time.monotonic()
-        if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
-            self._said = (fault.message, now)
+        if self._reminder.due(fault.message):
             log.warning("tunnel-down", host=self._name, code=fault.code, text=fault.message, next_in=round(delay, 2))
         await asyncio.sleep(delay)
 

@@ -26,7 +26,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PATH: Final = click.Path(path_type=Path)
 
 _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
-    "state_dir": click.option("--state-dir", type=_PATH, help="Where identities are kept."),
+    "state_dir": click.option(
+        "--state-dir", type=_PATH, help=f"Where identities are kept; {defaults.AGENT_STATE_DIR} when left out."
+    ),
     "identity_secret": click.option(
         "--identity-secret", metavar="NAMESPACE/NAME", help="Keep the identity in this Secret of the member."
     ),
@@ -65,7 +67,8 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
         "--log-format", "log_format", type=click.Choice(["auto", "json", "console"]), help="In which form."
     ),
 }
-_FILE: Final = click.option("--config", "file", type=_PATH, help="The configuration file.")
+_FILE_HELP: Final = f"Configuration file; {defaults.AGENT_CONFIG_FILE} when that exists."
+_FILE: Final = click.option("--config", "file", type=_PATH, help=_FILE_HELP)
 _WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
 _DIALECT: Final = tuple(name for name in _OPTIONS if "dialect" in name or name.startswith("kubesphere_v1."))
 _ALL: Final = tuple(_OPTIONS)
@@ -131,7 +134,7 @@ def _native(config: AgentConfig, command: str) -> AgentConfig:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
-@click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help="The configuration file.")
+@click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help=_FILE_HELP)
 @click.version_option(package_name="tower-tunnel", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:

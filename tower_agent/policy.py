@@ -72,7 +72,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    document, _lines = yamlfile.read(path)
+    document, _lines = yamlfile.read(path, decides=True)
     unknown = sorted(set(document) - {"hosts"})
     hosts = document.get("hosts", {})
     if unknown or not isinstance(hosts, dict):

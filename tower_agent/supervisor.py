@@ -3,10 +3,10 @@
 The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
 lasted: a server that welcomes and hangs up at once is not hammered, nor by a tunnel that comes back. A wait for a host
 that was not reached ends early when another link of the same agent reaches it: one dead address among several keeps
-nobody from the rest. When the server drains (GOAWAY) the next tunnel is opened first where there is another server to
-open it to, and the old one goes on until its streams have ended or its deadline has passed. A tunnel that loses its
-link, a draining one too, is given another for as long as it waits; its streams notice a pause. Nothing that happens
-here reaches another host.
+nobody from the rest. Of a name's several addresses the next one has its turn once one was connected to and led nowhere.
+When the server drains (GOAWAY) the next tunnel is opened first where there is another server to open it to, and the old
+one goes on until its streams have ended or its deadline has passed. A tunnel that loses its link, a draining one too,
+is given another for as long as it waits; its streams notice a pause. Nothing that happens here reaches another host.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from daemon.backoff import Backoff
+from daemon.backoff import MAX_RETRY_AFTER, Backoff
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
+from daemon.reminder import Reminder
 from daemon.supervisor import Supervisor
 from daemon.wirefault import wire_fault
 from protocol import events
@@ -43,10 +44,10 @@ LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
 CARRIED: Final = 1.0  # seconds that a link on which no stream got on has to last to be replaced at once
 MOVED: Final = "moved"
 """Key in a tunnel's data: what `_moved` was when it lost its link."""
+MAX_DRAINING: Final = 8  # tunnels at once; a host that drains each new one would have the agent hold all of them
 DRAIN_POLL: Final = 0.1
 DRAIN_LAST: Final = 2.0  # at the deadline of a drain: enough for watches to end before, and for the server's last word
 JUST_LOST: Final = "the link was lost as soon as it stood"
-REMIND_EVERY: Final = 60.0  # seconds between log lines about a failure that stays the same
 
 log = get_logger(__name__)
 
@@ -89,10 +90,11 @@ class LinkSupervisor:
         self._dialled_for: set[Tunnel] = set()  # tunnels that another link is dialled for
         self._made: Tunnel | None = None  # by an attempt to resume, in place of what could not be resumed
         self._linked_at = 0.0
-        self._said = ("", 0.0)
+        self._reminder = Reminder()
         self._renewed = False
         self._stopping = False
         self._reached = asyncio.Event()  # the host, by another link
+        self._led_nowhere = ""  # the address that was connected to last time, if there was no more to it
         self.tunnel: Tunnel | None = None
         self.state = LinkState(False, time.time())
 
@@ -148,9 +150,12 @@ class LinkSupervisor:
     async def _dial(self, resume: Tunnel | None = None) -> Tunnel | None:
         """The next tunnel, or `resume` on a new link; None after a failure and its back-off."""
         outer: list[tuple[bytes, ...]] = []
-        parts = self._parts
+        parts, address = self._parts, ""
 
         def on_hop(hop: Hop) -> None:
+            nonlocal address
+            if hop.name == "tcp":
+                address = hop.evidence
             if hop.name == "tls":
                 outer.append(hop.chain)
                 if resume is not None and resume.data[END_AT_TOWER] and not parts.ends_at_tower(hop.chain):
@@ -160,7 +165,7 @@ class LinkSupervisor:
         try:
             handshake = parts.handshake()
             tunnel = await dial(
-                parts.target(),
+                replace(parts.target(), after=self._led_nowhere),
                 handshake=handshake,
                 instance=parts.instance,
                 budget=parts.budget,
@@ -172,10 +177,11 @@ class LinkSupervisor:
             )
         except DialError as error:
             self._metrics.dials.labels(parts.host, error.hop, "failed").inc()
+            self._led_nowhere = address or self._led_nowhere
             if resume is not None and resume.closed is not None:
                 return None  # it ended by this: whoever holds it says so, and dials anew
             refused = error.hop == "handshake" and error.code is not None  # by the host itself
-            await self._failed(dial_fault(error), resume, reached=refused)
+            await self._failed(dial_fault(error, address), resume, reached=refused)
             return None
         except TowerError as error:
             await self._failed(error, resume)
@@ -183,7 +189,7 @@ class LinkSupervisor:
         tunnel.data[END_AT_TOWER] = bool(outer) and parts.ends_at_tower(outer[-1])
         self._metrics.dials.labels(parts.host, "none", "ok").inc()
         self._linked_at = time.monotonic()
-        self._said = ("", 0.0)
+        self._reminder.reset()
         self._parts.welcomed()
         if tunnel is not resume:
             self._set(LinkState(True, time.time()))
@@ -250,6 +256,8 @@ class LinkSupervisor:
                 leaving.set_result(event)
 
         tunnel.on_going_away = going
+        if tunnel.going_away is not None:  # it came right behind WELCOME
+            going(tunnel, tunnel.going_away)
         closed = loop.create_task(tunnel.wait_closed(), name=f"tunnel {tunnel.id}")
         try:
             either: set[asyncio.Future[Any]] = {closed, leaving}
@@ -265,18 +273,27 @@ class LinkSupervisor:
         log.info(
             "tunnel-drains", host=self._parts.host, tunnel=tunnel.id, why=event.text, deadline=round(event.deadline, 1)
         )
+        if len(self._draining) >= MAX_DRAINING:
+            oldest = min(self._draining, key=lambda each: each.opened_at)
+            oldest.close(Code.DRAINING, f"{MAX_DRAINING} tunnels drain already, this one for longest")
+            self._draining.discard(oldest)
         self._draining.add(tunnel)
         self._tasks.start(self._finish(tunnel, event), name=f"drain {tunnel.id}")
         return event
 
     async def _before_next(self, tunnel: Tunnel, event: events.GoingAway) -> None:
-        """Wait as the server asked. One that goes before the next tunnel may come has put its jitter on top of its
-        deadline: once its end is there, only the jitter is left to wait."""
+        """Wait as the server asked, but not for good. One that goes before the next tunnel may come has put its jitter
+        on top of its deadline: once its end is there, only the jitter is left to wait. One that drains what it has just
+        welcomed is not hammered either."""
+        lasted = asyncio.get_running_loop().time() - tunnel.opened_at >= LASTED
+        asked = min(event.retry_after, MAX_RETRY_AFTER)
         with suppress(TimeoutError):
-            async with asyncio.timeout(event.retry_after):
+            async with asyncio.timeout(asked):
                 closed = await tunnel.wait_closed()
                 self._set(LinkState(False, time.time(), fault=_fault(closed)))
-                await asyncio.sleep(max(0.0, event.retry_after - event.deadline))
+                await asyncio.sleep(max(0.0, asked - event.deadline))
+        if not lasted:
+            await asyncio.sleep(max(0.0, self._backoff.next() - asked))
 
     async def _finish(self, tunnel: Tunnel, event: events.GoingAway) -> None:
         """Let the streams of a draining tunnel end, at most until the deadline: those that would never, once the next
@@ -313,12 +330,10 @@ class LinkSupervisor:
             await self._failed(fault)
 
     async def _failed(self, fault: TowerError, waiting: Tunnel | None = None, *, reached: bool = True) -> None:
-        now = time.monotonic()
         if waiting is None or waiting is self.tunnel:  # one that drains has a successor, which the state is about
             self._set(LinkState(False, self.state.since if not self.state.connected else time.time(), fault=fault))
         delay = self._delay(waiting, fault.retry_after)
-        if self._said[0] != fault.message or now - self._said[1] >= REMIND_EVERY:
-            self._said = (fault.message, now)
+        if self._reminder.due(fault.message):
             log.warning(
                 "tunnel-down",
                 host=self._parts.host,

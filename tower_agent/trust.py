@@ -18,6 +18,7 @@ from certs.errors import CertsError, Untrusted
 from certs.handshake import server_verifier
 from certs.identity import IdentityStore, StoredIdentity
 from certs.keys import key_from_pem, make_csr, signer
+from certs.names import MAX_HOST_NAME, MAX_SERVER_NAMES
 from certs.peers import ClientIdentity, Validity, rfc3339
 from certs.renewal import prove_renewal
 from certs.revocation import RevocationList, list_age, newer, verify_list
@@ -89,10 +90,12 @@ class HostTrust:
         return min(self.validity.renew_at, self.serving_validity.renew_at, self._successor_from)
 
     def take_names(self, names: object) -> bool:
-        """What the host says that callers reach this cluster by; True when the serving certificate lacks some of it."""
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        """What the host says that callers reach this cluster by; True when that is news, and the serving certificate
+        lacks some of it. What no certificate could carry is no list of names."""
+        before = self._wanted_names
+        if isinstance(names, list) and len(names) <= MAX_SERVER_NAMES and all(map(_is_name, names)):
             self._wanted_names = frozenset(names)
-        return bool(self._wanted_names - self._names)
+        return self._wanted_names != before and bool(self._wanted_names - self._names)
 
     def handshake(self, *, instance: str, software: str) -> AgentHandshake:
         """A fresh handshake with the identity in use."""
@@ -207,6 +210,10 @@ class HostTrust:
             return False
         self._use(stored)
         return True
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_HOST_NAME
 
 
 def _known_since(held: RevocationList | None, at: float) -> float:

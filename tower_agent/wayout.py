@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from certs.errors import AuthorityError
-from certs.tls import ClientTrust, client_context
+from certs.tls import ClientTrust, client_context, hardened
 from certs.verify import TrustBundle
 from daemon.faults import TowerError
 from protocol import defaults
@@ -45,7 +45,7 @@ class WayOut:
 
     def enrolment(self, url: str) -> DialTarget:
         """Where to enrol. Raises TowerError TWR227 for a plain address that was not asked for."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = hardened(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return self._target(self._address(url), context, "")

@@ -55,6 +55,7 @@ class Papers:
 
     chain: str
     serving_chain: str
+    issued: float
     identity_expires: float
     serving_expires: float
     root: str
@@ -160,13 +161,14 @@ class Agents:
         return root_id(self._authority)
 
     def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> Papers:
-        """Certificates for two keys. Every name in them is the server's decision."""
-        now = time.time()
+        """Certificates for two keys. Every name in them is the server's decision. TowerError TWR505."""
+        now = self._revocations.time_for_agent(cluster.name, agent, at=time.time())
         identity = self._authority.issue_agent(cluster.name, agent, public_key=key, at=now)
         serving = self._authority.issue_serving(cluster.name, cluster.certificate_names, public_key=serving_key, at=now)
         return Papers(
             chain=identity.chain_pem.decode(),
             serving_chain=serving.chain_pem.decode(),
+            issued=now,
             identity_expires=identity.not_after,
             serving_expires=serving.not_after,
             root=self.root,
@@ -190,7 +192,7 @@ class Agents:
             renewed = replace(
                 agent,
                 key=key_fingerprint(key),
-                renewed=time.time(),
+                renewed=papers.issued,
                 identity_expires=papers.identity_expires,
                 serving_expires=papers.serving_expires,
                 root=papers.root,
@@ -234,7 +236,7 @@ class Agents:
         found = await self.update(cluster, agent, lambda held: replace(held, revoked=held.revoked or time.time()))
         since = found.revoked or 0.0
         if self._revocations.current.agents.get((cluster, agent), 0.0) < since:  # else every server and member has it
-            await self._revocations.revoke_agent(cluster, agent, at=max(since, time.time()))
+            await self._revocations.revoke_agent(cluster, agent, at=max(since, time.time(), found.issued))
         self._registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
         return found
 

@@ -41,9 +41,9 @@ class Answer:
 class Answerer:
     """Makes connections end in an answer. `context` is the server's own, made for `*.members.tower`."""
 
-    def __init__(self, context: ssl.SSLContext, *, head_deadline: float = defaults.HEAD_DEADLINE) -> None:
+    def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
-        self._deadline = head_deadline
+        self._deadline = defaults.HEAD_DEADLINE
         self.busy = 0
 
     def start(

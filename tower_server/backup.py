@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from certs.files import replace_file
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
 from tower_server.authority import RECORD
 from tower_server.store.base import Kind
+from tower_server.store.place import PLACE_HEADER
 from tower_server.store.sqlite_file import APPLICATION_ID, MIGRATIONS, explain, open_database
 
 DEADLINE: Final = 60.0
@@ -43,12 +45,17 @@ class Contents:
         return f"{clusters} cluster{'s' * (clusters != 1)}, {agents} agent{'s' * (agents != 1)}"
 
 
-def snapshot(database: Path, admin_socket: Path) -> bytes:
-    """The state as of now. Raises TowerError TWR104, TWR105, TWR107 or what the server refused with."""
+def snapshot(database: Path, admin_socket: Path, *, named: bool = False) -> bytes:
+    """The state as of now: where somebody `named` it the one in `database`, also while another's server answers.
+
+    Raises TowerError TWR104, TWR105, TWR107 or what the server refused with.
+    """
     try:
-        data = _ask(str(admin_socket))
-    except (FileNotFoundError, ConnectionRefusedError):  # no server runs: the file is free to be read
-        data = _read(database)
+        data, place = _ask(str(admin_socket))
+        if named and place and Path(place).resolve() != database.resolve():
+            data = _read(database, f"the server at {admin_socket} keeps its own in {place}")
+    except (FileNotFoundError, ConnectionRefusedError):
+        data = _read(database, f"no server answers at {admin_socket}")
     except (OSError, http.client.HTTPException) as error:
         raise TowerError(
             "TWR602",
@@ -59,7 +66,8 @@ def snapshot(database: Path, admin_socket: Path) -> bytes:
     return data
 
 
-def _ask(path: str) -> bytes:
+def _ask(path: str) -> tuple[bytes, str]:
+    """The server's state, and where it lies."""
     connection = UnixConnection(path, DEADLINE)
     with contextlib.closing(connection):
         connection.request("GET", "/v1/backup")
@@ -69,7 +77,7 @@ def _ask(path: str) -> bytes:
         data = response.read(MAX_BYTES)
         if response.length:
             raise http.client.IncompleteRead(data, response.length)
-        return data
+        return data, unquote(response.headers.get(PLACE_HEADER, ""))
 
 
 def _refusal(status: int, body: bytes) -> TowerError:
@@ -80,15 +88,25 @@ def _refusal(status: int, body: bytes) -> TowerError:
         return TowerError("TWR602", f"the server answered {status} when it was asked for its state")
 
 
-def _read(database: Path) -> bytes:
+def _read(database: Path, other: str) -> bytes:
+    """The file itself, which no server holds; `other` says why none was asked."""
     if not database.exists():
         raise TowerError(
             "TWR104",
-            f"there is no store at {database}, and no server runs that could be asked",
+            f"there is no store at {database}, and {other}",
             mend="name the server's configuration with --config, or its state directory with --state-dir",
         )
-    with _locked(database) as connection:
-        return connection.serialize()
+    try:
+        with _locked(database) as connection:
+            return connection.serialize()
+    except TowerError as error:
+        if error.code != "TWR107":
+            raise
+        raise TowerError(
+            "TWR107",
+            f"{error.message}, and {other}",
+            mend="name the server that holds it by its configuration (--config) or its socket (TOWER_ADMIN_SOCKET)",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -160,13 +178,14 @@ def read_copy(source: Path) -> bytes:
         ) from error
 
 
-def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Path | None]:
-    """Makes the copy the state of the next server; also where the state before was put, if there was one.
+def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Path | None, list[str]]:
+    """Makes the copy the state of the next server; also where the state before was put, if there was one, and what has
+    to be done again.
 
     Raises TowerError: TWR107 while a server runs, TWR104 where a state is there and `replace` is not.
     """
     contents = inspect(data, "the copy")
-    aside = None
+    aside, since = None, list[str]()
     with _locked(database) as connection:
         if _holds_records(connection):
             there = inspect(connection.serialize(), str(database))
@@ -180,10 +199,53 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
             write(connection.serialize(), aside, replace=False)
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             copy.deserialize(_unjournaled(data))
+            if aside is not None:
+                since = _done_since(_deeds(copy), _deeds(connection))
             _renumber(copy)
             _void_tokens(copy)
             copy.backup(connection)
-    return contents, aside
+    return contents, aside, since
+
+
+@dataclass(frozen=True, slots=True)
+class _Deeds:
+    """What operators and members have done; the uid tells a cluster, and its agents, from another of its name."""
+
+    clusters: set[tuple[str, str]]
+    agents: set[tuple[str, str]]
+    revoked: set[str]
+
+
+def _deeds(state: sqlite3.Connection) -> _Deeds:
+    """A record that is damaged counts by its name: the state that is replaced may be just that."""
+    found = _Deeds(set(), set(), set())
+    for kind, name, text in state.execute("SELECT kind, name, data FROM records").fetchall():
+        try:
+            kept = json.loads(text)
+            if kind == Kind.CLUSTER:
+                found.clusters.add((name, kept["uid"]))
+            elif kind == Kind.AGENT:
+                found.agents.add((name.replace(".", "/"), kept["uid"]))
+                found.revoked.update({f"agent {name.replace('.', '/')}"} if kept.get("revoked") else ())
+            elif kind == Kind.REVOCATION:
+                found.revoked.update(f"caller {user}" for user, _ in kept["users"])
+                found.revoked.update(f"certificate {serial}" for serial, _ in kept["serials"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # `_void_tokens` and the next start say what they cannot do without
+    return found
+
+
+def _done_since(copy: _Deeds, there: _Deeds) -> list[str]:
+    """What was done between the copy and the state that it replaces, a sentence each with what to do about it."""
+    added = {name for name, _ in there.clusters - copy.clusters}
+    joined = {name for name, _ in there.agents - copy.agents if name.partition("/")[0] not in added}
+    said = (
+        ({name for name, _ in copy.clusters - there.clusters}, "deleted since, and there again: delete it again"),
+        (added, "added since: `towerctl add cluster`, and the member joins again"),
+        (joined, "joined since, and will be refused: join again with a new token"),
+        (there.revoked - copy.revoked, "revoked since, and not in the copy: revoke it again"),
+    )
+    return [f"{', '.join(sorted(names))}: {what}" for names, what in said if names]
 
 
 def _holds_records(connection: sqlite3.Connection) -> bool:

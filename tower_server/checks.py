@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Final
 from daemon.checks import Check, Graph, Result, fail, ok, warn
 from daemon.units import format_age, format_count, format_duration
 from protocol import defaults
+from tower_server.admin.among import at_the_owner
 from tower_server.member import Member, is_legacy
 
 if TYPE_CHECKING:
     from tower_server.admin.services import Services
+    from tower_server.replicas.replicas import Replicas
 
 CA_WARNS: Final = 30 * 86400.0
 
@@ -35,6 +37,9 @@ def _server_checks(services: Services) -> Iterator[Check]:
     needs = () if services.host is None else ("rights",)
     yield Check("store", partial(_store, services), needs=needs, category="server", title="store", code="TWR105")
     yield Check("public-url", partial(_public_url, services), category="server", title="public URL", code="TWR111")
+    if services.replicas is not None:
+        servers = partial(_servers, services.replicas)
+        yield Check("servers", servers, category="server", title="other servers", code="TWR118")
     yield Check("ca", partial(_ca, services), category="pki", title="tower CA", code="TWR501")
 
 
@@ -86,11 +91,20 @@ async def _port(services: Services, name: str) -> Result:
     return ok("listening")
 
 
+async def _servers(replicas: Replicas) -> Result:
+    links = replicas.links.values()
+    if silent := sorted(f"{link.peer.name} ({link.peer.address})" for link in links if not link.up):
+        return warn("TWR118", f"no heartbeat of {', '.join(silent)} comes to {replicas.name}")
+    return ok(f"{format_count(len(links), 'other server')}")
+
+
 async def _tunnel(member: Member) -> Result:
     if member.serving:
         return ok(f"{format_count(len(member.serving), 'tunnel')}, round trip {format_duration(member.rtt)}")
+    if member.elsewhere is not None:
+        return ok(f"{format_count(member.elsewhere.tunnels, 'tunnel')} at another server")
     evidence = [
-        f"last {entry.event}: {entry.text or entry.code or entry.agent} ({entry.agent} from {entry.remote})"
+        f"last {entry.event}: {', '.join(filter(None, (entry.text or entry.code, entry.agent)))} from {entry.remote}"
         for entry in list(member.history)[:2]
     ]
     verdict = member.verdict
@@ -113,6 +127,8 @@ async def _identity(services: Services, member: Member) -> Result:
 
 
 async def _readyz(services: Services, member: Member) -> Result:
+    if not member.serving and await at_the_owner(services, "ping", member.name) is not None:
+        return ok("/readyz answered at another server")
     result = await services.probing.now(member)
     if result is None:
         return fail("TWR201", "the tunnel was lost during the check")

@@ -13,6 +13,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Callable, Coroutine, Mapping
+from time import monotonic
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -39,6 +40,8 @@ from tower_server.tunnels import TunnelRegistry
 MAX_ID: Final = 64
 RENEWAL_RATE: Final = 1.0  # a second, for all agents of one cluster: one of them renews every few days
 RENEWAL_BURST: Final = 64
+REPORT_RATE: Final = 2.0  # a second, of one tunnel; the next heartbeat says what one that is left out would have
+REPORT_BURST: Final = 64
 Start = Callable[[Coroutine[Any, Any, None], str], object]
 
 log = get_logger(__name__)
@@ -137,7 +140,18 @@ class Control:
 class ControlStream(asyncio.Protocol):
     """The server's end of one."""
 
-    __slots__ = ("_control", "_full", "_member", "_named", "_outdated", "_reader", "_renewing", "_transport", "_tunnel")
+    __slots__ = (
+        "_control",
+        "_full",
+        "_member",
+        "_named",
+        "_outdated",
+        "_reader",
+        "_renewing",
+        "_reports",
+        "_transport",
+        "_tunnel",
+    )
 
     def __init__(self, control: Control, member: Member, tunnel: Tunnel) -> None:
         self._control = control
@@ -148,6 +162,7 @@ class ControlStream(asyncio.Protocol):
         self._full = False
         self._outdated = False
         self._renewing = False
+        self._reports = Bucket(rate=REPORT_RATE, burst=REPORT_BURST, now=monotonic())
         self._named: tuple[str, ...] = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -193,6 +208,9 @@ class ControlStream(asyncio.Protocol):
     def _status(self, message: Message) -> None:
         if self._tunnel.renew_only:
             return  # its identity has expired: it may renew, and say nothing about the member
+        if self._reports.take(monotonic()) is not None:
+            self._control.metrics.throttled.labels("reports").inc()
+            return
         report = cleaned({key: value for key, value in message.items() if key not in ("type", kubesphere.KEY)})
         self._compare(report, message.get(kubesphere.KEY))
         before = self._member.report.get("services")

@@ -1,8 +1,9 @@
-"""An open that a tunnel has not answered yet: asked of another tunnel, or given up, before the caller gives up itself.
+"""What happens to a caller whose stream the agent neither accepts nor refuses: another tunnel is asked in its place, or
+the server gives up before the caller does.
 
-Until the apiserver's end of TLS has spoken, a caller can have asked it for nothing, so another tunnel may be asked
-instead. Where there is none, a silent agent is waited for as long as a lost one: kubectl gives up its TLS handshake
-after ten seconds, and hears no cause then.
+Until the apiserver's end of TLS has spoken, the caller cannot have asked it for anything, so another tunnel may be
+asked without doing something twice. Where there is none, a silent agent is waited for as long as one that was lost:
+kubectl gives up a TLS handshake after ten seconds, and would then hear of no cause.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ STILL_SILENT: Final = "its agent is silent still"  # to callers after one who wa
 
 
 class Doubt:
-    """Calls one of the two, once, unless it is `over` before. Belongs to one unanswered open to an apiserver.
+    """Belongs to one unanswered open to an apiserver. Calls one of the two, once, unless it is `over` before.
 
     Args:
-        elsewhere: there is a better tunnel; None where the caller has been elsewhere often enough.
-        in_vain: the tunnel stalls, the hold is over; gets the reason, for the caller.
+        elsewhere: called when there is a better tunnel; None if the caller has been moved often enough.
+        in_vain: called with the reason, for the caller, when the tunnel has stalled for longer than callers are held.
     """
 
     __slots__ = ("_asked_at", "_elsewhere", "_in_vain", "_loop", "_member", "_timer", "_tunnel")

@@ -137,7 +137,7 @@ class Enrolment:
             papers = self._agents.issue(standing(token), name, key=key, serving_key=serving_key)
             return Enrolled(
                 agent=name,
-                at=time.time(),
+                at=papers.issued,
                 serving_key=key_fingerprint(serving_key),
                 identity_chain=papers.chain,
                 serving_chain=papers.serving_chain,

@@ -31,6 +31,7 @@ SELF_REVIEWS: Final = Resource(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
 )
 AT_ONCE: Final = 8
+PATIENCE: Final = 8.0  # seconds for all of them: a check has 10, and one that is cut short tells of no right
 EVENTS_SPACE: Final = "default"  # events about Clusters, which have no namespace
 
 
@@ -79,7 +80,13 @@ async def check_rights(client: Client, namespace: str) -> Result:
 
     pairs = [(needed, verb) for needed in NEEDED for verb in needed.verbs]
     try:
-        answers = await asyncio.gather(*(denied(needed, verb) for needed, verb in pairs))
+        async with asyncio.timeout(PATIENCE):
+            answers = await asyncio.gather(*(denied(needed, verb) for needed, verb in pairs))
+    except TimeoutError:
+        text = (
+            f"rights could not be asked for: {client.address} took more than {PATIENCE:g} s for {len(pairs)} questions"
+        )
+        return unknown("TWR114", text)
     except KubeError as error:
         return unknown(error.code, f"rights could not be asked for: {error.message}", next_step=error.mend)
     missing: dict[Needed, tuple[str, ...]] = {}

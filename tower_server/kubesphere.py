@@ -11,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from daemon.faults import TowerError
 from daemon.kube.resources import CONFIG_MAPS
 from daemon.kubesphere import CONFIG, NONCE_BYTES, SPACE, jwt_secret, proof
 from daemon.log import get_logger
+from daemon.reminder import Reminder
 from protocol.frames import printable
 from tower_server.records import KUBESPHERE
 
@@ -41,21 +43,22 @@ class HostSecret:
         self.secret = ""
         self._client = client
         self._namespace, _, self._name = place.partition("/")
-        self._said = ""
+        self._reminder = Reminder(every=math.inf)
 
     async def run(self) -> None:
         """Until cancelled. What cannot be read now leaves what was read before."""
         while True:
-            said = ""
+            trouble = ""
             try:
                 self.secret = jwt_secret(await self._client.get(CONFIG_MAPS, self._name, namespace=self._namespace))
             except TowerError as error:
-                said = error.message
+                trouble = error.message
             except ValueError as error:
-                said = str(error)
-            if said and said != self._said:
-                log.warning("kubesphere-config-unreadable", place=f"{self._namespace}/{self._name}", text=said)
-            self._said = said
+                trouble = str(error)
+            if not trouble:
+                self._reminder.reset()
+            elif self._reminder.due(trouble):
+                log.warning("kubesphere-config-unreadable", place=f"{self._namespace}/{self._name}", text=trouble)
             await asyncio.sleep(READ_EVERY)
 
 

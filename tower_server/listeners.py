@@ -3,8 +3,8 @@
 A port that cannot be bound is a condition of its cluster and is tried again until it can; the tunnel and the other
 ports go on meanwhile. Listeners may be inherited from systemd (named `port-6012`), so that a restart refuses nobody.
 
-Whether a caller is anybody is found out at the member's end, within HEAD_DEADLINE; whoever is not is cut off there. So
-a connection of that age has been recognised, and of younger ones a network has a bounded number at each port.
+Callers are recognised at the member's end, which cuts off those that are nobody within HEAD_DEADLINE. So a connection
+that is older than that has been recognised; of younger ones, a network has a bounded number at each port.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tower_server.member import Member
 from tower_server.records import KUBERNETES
 from tower_server.relay import CallerConnection, ConnectionIds, connection_ids
 from tower_server.sockets import listening_socket
+from tower_server.state import UNHEARD
 
 BACKLOG: Final = 1024
 RETRY_EVERY: Final = 5.0  # seconds between attempts to bind a port that another process holds
@@ -115,7 +116,7 @@ class CallerPort:
         else:
             cause = verdict.cause
         return Answer(
-            verdict.code if verdict.code.startswith("TWR2") else "TWR201",
+            verdict.code if verdict.code.startswith("TWR2") or verdict.code == UNHEARD else "TWR201",
             f"cluster {member.name} cannot be reached: {cause}",
             retry_after=RETRY_AFTER if hold.return_likely or member.serving else None,
             status=503,
@@ -317,7 +318,7 @@ class CallerPorts:
         while True:
             await asyncio.sleep(RETRY_EVERY)
             for port in self:
-                if not port.listening and await port.listen():
+                if not (self.draining or port.listening) and await port.listen():
                     log.info("port-listening", cluster=port.member.name, port=port.port)
                     port.member.judge()
                 for connection in list(port.connections):

@@ -27,6 +27,7 @@ from tower_server.config import CONFIG_VARIABLE, ServerConfig, user_places
 
 NAME: Final = "tower-server"
 COMPLETE_VARIABLE: Final = "_TOWER_SERVER_COMPLETE"
+USERS_OWN: Final = "default of a user"
 DISTRIBUTION: Final = "tower-tunnel"
 SHELLS: Final = ("bash", "zsh", "fish")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +71,7 @@ def load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig
     if not unset:
         return loaded
     moved = configuration.load(ServerConfig, **options, flags={**flags, **unset})
-    return Loaded(moved.value, {**moved.origins, **{(key,): "default of a user" for key in unset}})
+    return Loaded(moved.value, {**moved.origins, **dict.fromkeys(((key,) for key in unset), USERS_OWN)})
 
 
 def _load(config_file: Path | None, flags: dict[str, Any]) -> Loaded[ServerConfig]:
@@ -132,8 +133,9 @@ def backup_command(config_file: Path | None, file: Path, overwrite: bool, state_
     """
     from tower_server import backup
 
-    config = _load(config_file, {"state_dir": state_dir}).value
-    data = backup.snapshot(_database(config), config.admin_socket)
+    loaded = _load(config_file, {"state_dir": state_dir})
+    config, named = loaded.value, loaded.origins.get(("state_dir",), USERS_OWN) != USERS_OWN
+    data = backup.snapshot(_database(config), config.admin_socket, named=named)
     backup.write(data, file, replace=overwrite)
     click.echo(f"{file}: {backup.inspect(data, str(file))}, {format_bytes(len(data))}", err=True)
 
@@ -148,15 +150,19 @@ def restore_command(config_file: Path | None, file: Path, replace: bool, state_d
     from tower_server import backup
 
     database = _database(_load(config_file, {"state_dir": state_dir}).value)
-    contents, aside = backup.restore(backup.read_copy(file), database, replace=replace)
+    contents, aside, since = backup.restore(backup.read_copy(file), database, replace=replace)
     click.echo(f"{database}: {contents}", err=True)
     if aside is not None:
         click.echo(f"The state before lies in {aside}.", err=True)
-    click.echo(
-        "What was revoked after the copy was made is not revoked in it: revoke it again. "
-        "Tokens that were not used up are void: make new ones.",
-        err=True,
-    )
+    for done in since:
+        click.echo(done, err=True)
+    if aside is None:
+        click.echo(
+            "What was done after the copy was made is not in it: revoke again what was revoked, delete again what was "
+            "deleted, and have members join again that joined since.",
+            err=True,
+        )
+    click.echo("Tokens that were not used up are void: make new ones.", err=True)
 
 
 def _database(config: ServerConfig) -> Path:

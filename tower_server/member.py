@@ -17,7 +17,7 @@ from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import CHECK_INSTANCE, SUBPROTOCOL, Code
 from tower_server.flapping import Flaps
 from tower_server.hold import Hold
-from tower_server.state import Ended, Facts, ProbeResult, Verdict, judge
+from tower_server.state import UNHEARD, Ended, Facts, ProbeResult, Verdict, judge
 
 HISTORY: Final = 20
 EXPECTED_AFTER: Final = 60.0  # seconds that a number of tunnels must last before it is what is expected
@@ -32,8 +32,8 @@ FAREWELLS: Final = frozenset(
 
 
 _MEANT: Final = frozenset(
-    code.name for code in (*FAREWELLS, Code.REPLACED, Code.REVOKED, Code.EXPIRED, Code.DELETED)
-)  # ends of tunnels that somebody wanted
+    (UNHEARD, *(code.name for code in (*FAREWELLS, Code.REPLACED, Code.REVOKED, Code.EXPIRED, Code.DELETED)))
+)  # ends of tunnels that somebody wanted, or that may be none
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +273,9 @@ class Member:
         self.report, self.reported_at = report, time.time()
         self.judge()
 
-    def note_elsewhere(self, found: Elsewhere | None, why: str, *, cut: bool = False) -> None:
-        """What other servers hold of it; None: no longer anything, and `why`; `cut`: its tunnel was lost there."""
+    def note_elsewhere(self, found: Elsewhere | None, why: str, *, cut: bool = False, unheard: bool = False) -> None:
+        """What other servers hold of it; None: no longer anything, and `why`; `cut`: its tunnel was lost there;
+        `unheard`: nobody knows, since nothing more is heard of that server."""
         before, self.elsewhere = self.elsewhere, found
         if found is not None:
             self._told_at = time.time()
@@ -282,7 +283,8 @@ class Member:
             if before is None:
                 self.hold.release()
         elif before is not None:
-            self.last_close = Ended(time.time(), (Code.TUNNEL_LOST if cut else Code.SHUTDOWN).name, why)
+            code = UNHEARD if unheard else (Code.TUNNEL_LOST if cut else Code.SHUTDOWN).name
+            self.last_close = Ended(time.time(), code, why)
             if not self.serving:
                 self.hold.lost()
         self.judge()

@@ -1,9 +1,10 @@
-"""What hangs on a cluster beside its record, agents and tokens, and how it ends with it.
+"""What hangs on a cluster beside its own record, its agents and enrolment tokens, and how they end with it.
 
-An identity that was handed out stands on record since before it was, and its record goes only when the revocation list
-covers it. So whoever dies in between leaves a record of a cluster that is gone, from which anybody (`tidy`, the next
-leader) knows what is still to be revoked, and up to when: what is issued later, to an agent of that name in a cluster
-of that name, is another's and stays good. Until then the cluster's uid on the record keeps it out.
+An agent's record is written before the agent gets its identity, and deleted only when that identity is covered by the
+revocation list. So a server that dies in the middle of a deletion leaves agents' records whose cluster is gone, and
+from these anybody (`tidy`, the next leader) knows what is still to be revoked, and up to which time of issue: what is
+issued later, to an agent of that name in a new cluster of that name, is another's and stays good. Until it is revoked,
+an identity is kept out by the cluster's uid on its record, which no cluster has any more.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import httptools
 from certs.ca import Authority
 from certs.keys import generate_key, key_to_pem
 from certs.names import member_name
+from certs.tls import hardened, load_pair
 from daemon.faults import FAULTS
 from daemon.log import get_logger
 from daemon.wirefault import wire_fault
@@ -31,7 +32,6 @@ from protocol.errors import ProtocolError
 from protocol.frames import printable
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
-from tower_server.servercert import load_pem
 from tower_server.state import ProbeResult
 
 DEADLINE: Final = 5.0
@@ -58,7 +58,7 @@ class ProbeCredential:
         self._authority = authority
         self._renew_at = 0.0
         self._number = 0
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context = hardened(ssl.PROTOCOL_TLS_CLIENT)
         self.user = probe_user(authority.host)
         self.passthrough = _passthrough_context()
 
@@ -68,10 +68,9 @@ class ProbeCredential:
             self._number = self._authority.number
             key = generate_key()
             issued = self._authority.issue_client(self.user, public_key=key.public_key(), at=now)
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context = hardened(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(cadata=self._authority.bundle.root_pem.decode())
-            context.set_alpn_protocols(["http/1.1"])
-            load_pem(context, issued.chain_pem, key_to_pem(key))
+            load_pair(context, chain_pem=issued.chain_pem, key_pem=key_to_pem(key))
             self._context = context
             self._renew_at = now + (issued.not_after - now) * defaults.RENEW_AT
         return self._context
@@ -82,10 +81,9 @@ def _passthrough_context() -> ssl.SSLContext:
 
     Nothing secret is sent over it and nothing that comes back is trusted but as an answer to "is it there".
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = hardened(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols(["http/1.1"])
     return context
 
 

@@ -39,18 +39,10 @@ log = get_logger(__name__)
 class Probing:
     """Run `run` as a task; `start(work, name)` owns the probes that it begins."""
 
-    def __init__(
-        self,
-        registry: TunnelRegistry,
-        credential: ProbeCredential,
-        *,
-        start: Start,
-        interval: float = defaults.PROBE_INTERVAL,
-    ) -> None:
+    def __init__(self, registry: TunnelRegistry, credential: ProbeCredential, *, start: Start) -> None:
         self._registry = registry
         self._credential = credential
         self._start = start
-        self._interval = interval
         self._due: dict[str, float] = {}  # what counts; the queue may hold older entries of a cluster
         self._queue: list[tuple[float, str]] = []
         self._busy: set[str] = set()
@@ -118,7 +110,7 @@ class Probing:
         return 0.0
 
     async def _probe(self, member: Member) -> None:
-        again = self._interval * (0.9 + random.random() / 5)  # noqa: S311 - spreads what began at one moment
+        again = defaults.PROBE_INTERVAL * (0.9 + random.random() / 5)  # noqa: S311 - spreads what began at one moment
         try:
             result = await self.now(member)
             if result is not None and not result.ok:

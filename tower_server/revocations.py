@@ -23,6 +23,7 @@ from tower_server.papers import Upto
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
 
 RECORD: Final = "list"
+MOST_AHEAD: Final = defaults.CERTIFICATE_BACKDATE / 2  # the other half stays for the clocks of members
 ATTEMPTS: Final = 16  # writers of one record that meet; each time somebody gets on
 Change = Callable[[RevocationList], RevocationList]
 
@@ -61,6 +62,16 @@ class Revocations:
             return cls(store, authority, empty, None, at=at)
         return cls(store, authority, _read(record.data, authority.host), record.version, at=at)
 
+    def time_for_caller(self, user: str, *, at: float) -> float:
+        """When a certificate for `user` is to be issued so that the list does not take it for one that is revoked."""
+        return _issue_time(self.current.users.get(user, -1.0), f"of {user}", at=at)
+
+    def time_for_agent(self, cluster: str, agent: str, *, at: float) -> float:
+        """The same for an agent's identity. TowerError TWR505 where a clock ran ahead too far."""
+        held = self.current.agents
+        upto = max(held.get((cluster, each), -1.0) for each in (agent, ALL_AGENTS))
+        return _issue_time(upto, f"of agents of cluster {cluster}", at=at)
+
     def subscribe(self, observer: Callable[[], None]) -> None:
         """`observer` is called when there is something to send: after every change, and every now and then."""
         self._observers.append(observer)
@@ -84,10 +95,12 @@ class Revocations:
             await self._change(lambda held: replace(held, agents={**held.agents, **_uncovered(held, upto)}), at)
 
     async def revoke_user(self, user: str, *, at: float) -> None:
-        """What they were issued until then; a clock that was set back gives nothing back that was taken before."""
+        """What they were issued until then; a clock that was set back gives nothing back that was taken before, and
+        spares nothing that was issued since (`time_for_caller`)."""
 
         def change(held: RevocationList) -> RevocationList:
-            return replace(held, users={**held.users, user: max(at, held.users.get(user, at))})
+            since = held.users.get(user)
+            return replace(held, users={**held.users, user: at if since is None else max(at, int(since) + 1.0)})
 
         await self._change(change, at)
 
@@ -182,6 +195,22 @@ class Revocations:
                 for s, end in sorted(held.serials.items())
             ),
         ]
+
+
+def _issue_time(upto: float, whose: str, *, at: float) -> float:
+    """Now, or a moment later where another server's clock, or this one's before it was set back, ran ahead."""
+    if int(at) > upto:  # certificates carry whole seconds
+        return at
+    later = int(upto) + 1.0
+    if later - at <= MOST_AHEAD:
+        return later
+    raise TowerError(
+        "TWR505",
+        f"certificates {whose} are revoked until {rfc3339(upto)}, and here it is {rfc3339(at)}: what is made now would "
+        "be refused",
+        mend="correct this server's clock if it is behind; if another ran ahead when it was revoked, wait until then, "
+        "or use another name",
+    )
 
 
 def _uncovered(held: RevocationList, upto: Upto) -> Upto:

@@ -8,13 +8,12 @@ wait in a listener that outlives the process; what is left after `drain` ends wi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import socket
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon.faults import TowerError
+from daemon.faults import TowerError, cannot_listen
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics, sample_loop_lag
 from daemon.process import Process
@@ -28,10 +27,12 @@ from tower_server.expiry import Expiry
 from tower_server.hosted import make_controller, open_operators, open_replicas
 from tower_server.housekeeping import Housekeeping
 from tower_server.publicaddress import LOOK_EVERY
+from tower_server.sockets import check_inherited
 from tower_server.store.base import Kind
 from tower_server.store.place import open_store, state_of
 
 DRAIN_POLL: Final = 0.05
+SAVED_WITHIN: Final = 10.0  # seconds, at a stop
 
 if TYPE_CHECKING:
     from daemon.kube.client import Client
@@ -63,6 +64,7 @@ class Server:
 
     async def start(self) -> None:
         """Everything stands when this returns. TowerError says what is in the way; what stood by then is ended."""
+        check_inherited(self._process.listeners, legacy=self._config.kubesphere_v1.enabled)
         store = await open_store(self._config, version=self._version)
         try:
             assembly = Assembly(
@@ -100,11 +102,7 @@ class Server:
                 sock=_first(inherited, "tunnel"),
             )
         except OSError as error:
-            raise TowerError(
-                "TWR103",
-                f"the tunnel port {config.listen} cannot be listened on: {error.strerror or error}",
-                mend="stop what listens there (`ss -ltnp` names it), or set another `listen`",
-            ) from error
+            raise cannot_listen(f"the tunnel port {config.listen}", error, key="listen") from error
         parts.services.listen = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
         if parts.legacy is not None:
             await parts.legacy.start(_first(inherited, "kubesphere-v1"))
@@ -177,8 +175,7 @@ class Server:
         if parts.replicas is not None:
             parts.replicas.close()
         registry.close_all(Code.SHUTDOWN, "the server stops")
-        with contextlib.suppress(TowerError):  # a store that fails now has said so already; the rest must still end
-            await parts.services.clusters.save()
+        await self._save(parts)
         for member in registry.members.values():
             member.hold.close()
         await asyncio.sleep(0)
@@ -187,6 +184,17 @@ class Server:
         await parts.health.stop()
         await parts.store.close()
         self._parts = None
+
+    async def _save(self, parts: Parts) -> None:
+        """What a start can do without: a slow store must not keep lease and replica's name from being given back."""
+        try:
+            async with asyncio.timeout(SAVED_WITHIN):
+                await parts.services.clusters.save()
+        except TowerError:
+            pass  # a store that fails now has said so already
+        except TimeoutError:
+            text = f"the store took more than {SAVED_WITHIN:g} s to note when tunnels were there last"
+            log.warning("not-saved", text=text, next_start="callers of agents that come back are perhaps not held")
 
     async def _drain(self, parts: Parts) -> None:
         """Lets what runs end, at most until the deadline. Agents are told to come back after it, spread over the time
@@ -241,7 +249,8 @@ async def serve(config: ServerConfig, process: Process, *, version: str) -> None
         ca=services.authority.bundle.fingerprint,
     )
     if services.public.known is None:
-        log.warning("no-public-url", text=services.public.missing.message)
+        missing = services.public.missing
+        log.warning("no-public-url", code=missing.code, text=missing.message, mend=missing.mend)
     await process.ready(f"serving {len(services.clusters.names())} clusters on {services.listen}")
     try:
         await process.stop.wait()

@@ -8,20 +8,21 @@ a renewed certificate is loaded into them and serves from the next handshake on.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import IssueRefused
+from certs.generation import Issued
 from certs.keys import PrivateKey, generate_key, key_to_pem, signer
 from certs.names import MEMBERS_DOMAIN, parse_host
 from certs.published import published
+from certs.tls import hardened, load_pair
 from daemon.faults import TowerError
 from protocol import defaults
 from protocol.aio.listener import Credentials
@@ -38,9 +39,8 @@ class ServerCertificate:
         self._names = tuple(dict.fromkeys([*names, f"*.{MEMBERS_DOMAIN}"]))
         self._also: tuple[str, ...] = ()
         self.key: PrivateKey = generate_key()
-        self.tunnel_context = tls_context()
-        self.answer_context = tls_context()
-        self.answer_context.set_alpn_protocols(["http/1.1"])
+        self.tunnel_context = hardened(ssl.PROTOCOL_TLS_SERVER)
+        self.answer_context = hardened(ssl.PROTOCOL_TLS_SERVER)
         self.issued: Issued
         self.credentials: Credentials
         self.renew(at=at)
@@ -60,7 +60,7 @@ class ServerCertificate:
         self.issued = self._authority.issue_server(SERVER_NAME, (*self._names, *self._also), public_key=public, at=at)
         self.credentials = Credentials(self.issued.chain_der, signer(self.key))
         for context in (self.tunnel_context, self.answer_context):
-            load_pem(context, self.issued.chain_pem, key_to_pem(self.key))
+            load_pair(context, chain_pem=self.issued.chain_pem, key_pem=key_to_pem(self.key))
 
 
 class FileCertificate:
@@ -70,7 +70,7 @@ class FileCertificate:
         self._cert = cert
         self._key = key
         self._seen: tuple[int, ...] = ()
-        self.context = tls_context()
+        self.context = hardened(ssl.PROTOCOL_TLS_SERVER)
         self.reload()
 
     def reload(self) -> bool:
@@ -79,9 +79,8 @@ class FileCertificate:
             seen = tuple(path.stat().st_mtime_ns for path in (self._cert, self._key))
             if seen == self._seen:
                 return False
-            tls_context().load_cert_chain(
-                self._cert, self._key
-            )  # a pair that does not fit must not half replace the old
+            # A pair that does not fit must not half replace the old.
+            hardened(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._cert, self._key)
             whose = published(x509.load_pem_x509_certificates(self._cert.read_bytes()))
             if whose is not None:
                 raise TowerError(
@@ -99,31 +98,6 @@ class FileCertificate:
             ) from error
         self._seen = seen
         return True
-
-
-def tls_context() -> ssl.SSLContext:
-    """A server's context: TLS 1.2 and later, no tickets, so that every connection is checked anew."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0
-    return context
-
-
-def load_pem(context: ssl.SSLContext, chain: bytes, key: bytes) -> None:
-    """Loads a chain and key that never touch a disk: the ssl module reads files only, so they stand in memory ones."""
-    with memory_file(chain) as chain_path, memory_file(key) as key_path:
-        context.load_cert_chain(chain_path, key_path)
-
-
-@contextlib.contextmanager
-def memory_file(data: bytes) -> Iterator[str]:
-    descriptor = os.memfd_create("tower", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, data)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
 
 
 def own_names(*candidates: str) -> list[str]:

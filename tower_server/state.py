@@ -22,6 +22,10 @@ FAILURES_UNTIL_NOT_READY: Final = 2
 _AUTH_FAULTS: Final = frozenset({"TWR305", "TWR401", "TWR402", "TWR403", "TWR404", "TWR405", "TWR406", "TWR407"})
 
 
+UNHEARD: Final = "TWR118"
+"""The code of an end that is none, maybe: the server that held the last tunnel is not heard of any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How the last tunnel ended, or how the last handshake was refused; `at` is wall-clock time."""
@@ -114,7 +118,8 @@ def _without_tunnel(facts: Facts) -> Verdict:
         return Verdict(
             "TunnelDown", "False", "TWR201", f"no tunnel since the server last saw one ({rfc3339(facts.connected)})"
         )
-    return Verdict("TunnelDown", "False", "TWR201", f"no tunnel since {rfc3339(closed.at)}: {closed.text}")
+    code = UNHEARD if closed.code == UNHEARD else "TWR201"
+    return Verdict("TunnelDown", "False", code, f"no tunnel since {rfc3339(closed.at)}: {closed.text}")
 
 
 def _failed(facts: Facts, probe: ProbeResult) -> Verdict:

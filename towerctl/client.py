@@ -60,15 +60,15 @@ class AdminClient:
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Object:
         return self._call("GET", path, query=query)
 
-    def post(self, path: str, body: Object | None = None, *, timeout: float | None = None) -> Object:
-        return self._call("POST", path, body={} if body is None else body, timeout=timeout)
+    def post(self, path: str, body: Object | None = None) -> Object:
+        return self._call("POST", path, body={} if body is None else body)
 
     def delete(self, path: str) -> Object:
         return self._call("DELETE", path)
 
     def watch(self, path: str, query: Mapping[str, str]) -> Iterator[Object]:
         """Objects as the server sends them, one JSON object a line; ends when the server ends it. No deadline."""
-        with self._answer("GET", path, query=query, body=None, timeout=self.timeout) as (connection, response):
+        with self._answer("GET", path, query=query, body=None) as (connection, response):
             if connection.sock is not None:
                 connection.sock.settimeout(None)  # between two changes there may lie days
             while line := response.readline(MAX_LINE_BYTES):
@@ -82,10 +82,8 @@ class AdminClient:
         *,
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
-        timeout: float | None = None,
     ) -> Object:
-        deadline = self.timeout if timeout is None else timeout
-        with self._answer(method, path, query=query, body=body, timeout=deadline) as (_, response):
+        with self._answer(method, path, query=query, body=body) as (_, response):
             data = response.read(MAX_ANSWER_BYTES + 1)
             if response.length and len(data) <= MAX_ANSWER_BYTES:  # a bounded read does not complain by itself
                 raise http.client.IncompleteRead(data, response.length)
@@ -95,9 +93,9 @@ class AdminClient:
 
     @contextlib.contextmanager
     def _answer(
-        self, method: str, path: str, *, query: Mapping[str, str] | None, body: Object | None, timeout: float
+        self, method: str, path: str, *, query: Mapping[str, str] | None, body: Object | None
     ) -> Iterator[tuple[UnixConnection, http.client.HTTPResponse]]:
-        connection = UnixConnection(self.path, timeout)
+        connection = UnixConnection(self.path, self.timeout)
         payload = None if body is None else json.dumps(body).encode()
         headers = {"Accept": "application/json", **self.headers} | (
             {"Content-Type": "application/json"} if payload is not None else {}
@@ -110,7 +108,7 @@ class AdminClient:
                 raise refusal_of(response.status, response.reason, response.read(MAX_LINE_BYTES), self.label)
             yield connection, response
         except (OSError, http.client.HTTPException) as error:
-            raise self.fault() or unreachable(error, self.label, timeout) from error
+            raise self.fault() or unreachable(error, self.label, self.timeout) from error
         finally:
             connection.close()
 

@@ -21,11 +21,15 @@ def _socket() -> str:
 
 
 def _own_socket() -> str | None:
-    if os.geteuid() == 0:
+    """In any place that the server may have had by its own environment: it can be of another session than this."""
+    if (user := os.geteuid()) == 0:
         return None
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    path = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or state, "tower", os.path.basename(defaults.ADMIN_SOCKET))
-    return path if os.path.exists(path) else None
+    for place in (os.environ.get("XDG_RUNTIME_DIR"), state, f"/run/user/{user}"):
+        path = os.path.join(place or state, "tower", os.path.basename(defaults.ADMIN_SOCKET))
+        if os.path.exists(path):
+            return path
+    return None
 
 
 @dataclass(slots=True)

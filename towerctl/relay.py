@@ -128,7 +128,10 @@ class Forwarder:
         try:
             yield socket
         finally:
-            await socket.close()
+            try:
+                await socket.close()
+            finally:
+                socket.transport.abort()  # of which nothing is left to do, unless the close was cut short
 
 
 async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, socket: ClientConnection) -> None:

@@ -13,9 +13,9 @@ COMPLETE_VARIABLE: Final = "_TOWERCTL_COMPLETE"
 TABLE: Final = {
     "add": ("towerctl.commands.add:add", "Add a cluster and print the one command that joins it."),
     "get": ("towerctl.commands.get:get", "List clusters, tunnels, streams, agents or tokens."),
-    "describe": ("towerctl.commands.describe:describe", "Show one cluster or agent with its state, cause and history."),
-    "delete": ("towerctl.commands.delete:delete", "Delete a cluster and all that belongs to it."),
-    "create": ("towerctl.commands.create:create", "Create an enrolment token for a cluster."),
+    "describe": ("towerctl.commands.describe:describe", "Show one cluster or agent with its history, or the tower CA."),
+    "delete": ("towerctl.commands.delete:delete", "Delete a cluster with all of it, or what lets Go agents in."),
+    "create": ("towerctl.commands.create:create", "Create a token for agents, or a window for a move."),
     "revoke": ("towerctl.commands.revoke:revoke", "Revoke a token, an agent, a caller or a certificate."),
     "rotate": ("towerctl.commands.rotate:rotate", "Rotate the tower CA without a pause."),
     "kubeconfig": (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import ssl
 import time
@@ -26,6 +27,7 @@ from certs.tls import ClientTrust, client_context, load_pair
 from daemon.faults import TowerError
 from daemon.kube.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
 from daemon.log import get_logger
+from daemon.reminder import Reminder
 from protocol.aio.proxydial import DialTarget, open_connection
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -59,7 +61,7 @@ class Access:
         """Counts what was taken over from disk: whoever keeps a context or a target makes it anew then."""
         self._read = read
         self._reread_at = time.monotonic() + CONFIG_REREAD
-        self._unusable = ""
+        self._reminder = Reminder(every=math.inf)
         self._config = config
         self._token: str | None = config.token
         self._stale_at = float("inf") if config.token else 0.0
@@ -83,11 +85,10 @@ class Access:
             if found != self._config:
                 self._take_over(found)
         except TowerError as error:
-            if error.message != self._unusable:
+            if self._reminder.due(error.message):
                 log.warning("access-not-reread", code=error.code, text=error.message, mend=error.mend)
-            self._unusable = error.message
         else:
-            self._unusable = ""
+            self._reminder.reset()
 
     def _take_over(self, found: Kubeconfig) -> None:
         new = Access(found)

@@ -214,11 +214,11 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """At most `limit` exchanges at once, over connections that are kept for the next one."""
+    """At most `MAX_CONNECTIONS` exchanges at once, over connections that are kept for the next one."""
 
-    def __init__(self, endpoint: Endpoint, *, limit: int = MAX_CONNECTIONS) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._turns = asyncio.Semaphore(limit)
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: list[Connection] = []
         self._open: WeakSet[Connection] = WeakSet()
         self.closed = False

@@ -54,7 +54,7 @@ def without_owners(body: Object) -> Object:
 
 
 class Reflector:
-    """`run` it as a task of its owner's. `keep` may cut what need not be held of an object."""
+    """`run` it as a task of its owner's."""
 
     def __init__(
         self,
@@ -63,7 +63,6 @@ class Reflector:
         *,
         namespace: str | None = None,
         labels: str = "",
-        keep: Callable[[Object], Object] = without_owners,
         silence: float = SILENCE,
         backoff: Backoff | None = None,
     ) -> None:
@@ -76,7 +75,6 @@ class Reflector:
         self.watches = 0
         self._client = client
         self._namespace, self._labels = namespace, labels
-        self._keep = keep
         self._silence = silence
         self._backoff = backoff or Backoff(random=random.random)
         self._items: dict[Key, Object] = {}
@@ -168,9 +166,9 @@ class Reflector:
                     heard = True
                     self._well()
                 if event.type == DELETED:
-                    self._deleted(self._keep(event.object))
+                    self._deleted(without_owners(event.object))
                 elif event.type in (ADDED, MODIFIED):
-                    self._present(self._keep(event.object))
+                    self._present(without_owners(event.object))
                 elif event.type != BOOKMARK:
                     continue  # a type of a later apiserver: nothing that changes an object
                 self.version = version_of(event.object) or self.version
@@ -180,7 +178,7 @@ class Reflector:
 
     def _typed(self, body: Object) -> Object:
         """Items of a list come without kind and apiVersion, those of a watch with them."""
-        return self._keep({"apiVersion": self.resource.api_version, "kind": self.resource.kind, **body})
+        return without_owners({"apiVersion": self.resource.api_version, "kind": self.resource.kind, **body})
 
     def _present(self, body: Object) -> None:
         key = key_of(body)

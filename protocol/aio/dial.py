@@ -209,7 +209,7 @@ class UpgradingLink(Link, Generic[T]):
         """Nothing waits yet."""
 
     def link_lost(self, reason: str) -> None:
-        self.fail(DialError(self.hop, reason))
+        self.fail(DialError(self.hop, f"{reason} before it answered the upgrade" if self.hop == "http" else reason))
 
 
 class _ClientLink(UpgradingLink[Tunnel]):
@@ -243,6 +243,11 @@ class _ClientLink(UpgradingLink[Tunnel]):
             self.close(reason)
         else:
             self.abort(reason)
+
+    def link_lost(self, reason: str) -> None:
+        if self.hop == "handshake" and not self._challenged:
+            reason += " right behind the upgrade: something on the way lets that through, and nothing more"
+        super().link_lost(reason)
 
     def link_received(self, data: memoryview) -> None:
         if self.opened.done():

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from time import monotonic
 from typing import Final, Protocol, cast
 
 from websockets.speedups import apply_mask
@@ -29,6 +30,7 @@ _TCP_NOTSENT_LOWAT: Final = 25  # Linux; socket has no name for it
 _SO_MAX_PACING_RATE: Final = 47  # the same
 ANY_PACE: Final = 2**32 - 2  # bytes a second; all ones would say that there is none
 PACE_STEP: Final = 1 / 8  # a change that matters
+LONG_READ: Final = 0.005  # seconds of work by one read; one that is full of data takes a fraction of that
 
 
 class LinkOwner(Protocol):
@@ -63,6 +65,7 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._late: asyncio.TimerHandle | None = None
         self._pace = 0.0
+        self._resting = False  # reads nothing for a turn of the loop
         self.owner = owner
         self.writable = True
         self.closing = False
@@ -85,6 +88,26 @@ class Link(asyncio.BufferedProtocol):
 
     def received(self, data: memoryview) -> None:
         """Bytes off the wire."""
+        began = monotonic()
+        self._take(data)
+        if monotonic() - began > LONG_READ and not self._resting:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Give every other connection a turn: the loop would read on here for as long as there is more, 32 times, and a
+        peer that floods with the smallest of frames has 20,000 in each."""
+        transport = self._transport
+        if transport is not None and not self.closing and not transport.is_closing():
+            self._resting = True
+            transport.pause_reading()
+            self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._resting = False
+        if self._transport is not None and not self.closing and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _take(self, data: memoryview) -> None:
         whole = self._decoder.whole(data)
         if whole is not None:
             if not self.closing:
@@ -130,10 +153,10 @@ class Link(asyncio.BufferedProtocol):
 
     # ---- the owner's side ---------------------------------------------------------------------------------------
 
-    def write(self, buffers: Sequence[Buffer]) -> None:
-        """One binary message holding `buffers`, in one write."""
+    def write(self, buffers: Sequence[Buffer]) -> int:
+        """One binary message holding `buffers`, in one write. The bytes in it."""
         if self._transport is None or self.closing:
-            return
+            return 0
         length = sum(map(len, buffers))
         if not self._client:
             self._transport.write(b"".join((header(Op.BINARY, length, None), *buffers)))
@@ -142,6 +165,7 @@ class Link(asyncio.BufferedProtocol):
         else:
             key = os.urandom(4)
             self._transport.write(header(Op.BINARY, length, key) + apply_mask(b"".join(buffers), key))
+        return length
 
     def pace(self, rate: float) -> None:
         """Let the kernel send no more than `rate` bytes a second, about; 0 lets it send all there is."""

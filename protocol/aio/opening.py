@@ -1,6 +1,7 @@
 """Opening a stream and waiting for the peer's answer, on tunnels of either dialect.
 
-A protocol hears of a stream that was agreed to, from `connection_made` on, and nothing of one that was not.
+The protocol hears nothing until the peer has agreed, and then `connection_made` first. Of a stream that comes to
+nothing it never hears: whoever opens it gets the reason as an exception.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class DialTarget:
     proxy_ssl_context: ssl.SSLContext | None = None
     expected_ca: str = ""
     deadline: float = defaults.DIAL_DEADLINE
+    after: str = ""  # an address that led nowhere: see `tcpdial`
     tls_deadline: float = defaults.HANDSHAKE_DEADLINE  # a server under a storm takes its agents one after the other
 
     @property
@@ -103,7 +104,7 @@ async def open_connection(
     note = on_hop or unnoted
     proxy = target.route()
     if proxy is None:
-        sock = await connect_tcp(target.host, target.port, target.deadline, note)
+        sock = await connect_tcp(target.host, target.port, target.deadline, note, after=target.after)
         if target.ssl_context is None:
             return await _adopt(sock, protocol_factory)
         transport, _idle = await _adopt(sock, _Idle)
@@ -179,7 +180,7 @@ async def _adopt(sock: socket.socket, factory: Callable[[], P]) -> tuple[asyncio
 
 async def _through_proxy(proxy: Proxy, target: DialTarget, note: OnHop) -> asyncio.Transport:
     try:
-        sock = await connect_tcp(proxy.host, proxy.port, target.deadline, note)
+        sock = await connect_tcp(proxy.host, proxy.port, target.deadline, note, after=target.after)
     except DialError as error:
         raise DialError("proxy", f"the proxy {proxy} cannot be reached: {error}") from error
     exchange = _ConnectExchange(asyncio.get_running_loop().create_future())
@@ -298,7 +299,7 @@ async def _chain_end(target: DialTarget, proxy: Proxy | None) -> str | None:
     try:
         async with asyncio.timeout(target.deadline):
             if proxy is None:
-                sock = await connect_tcp(target.host, target.port, target.deadline, unnoted)
+                sock = await connect_tcp(target.host, target.port, target.deadline, unnoted, after=target.after)
                 transport, _ = await _adopt(sock, _Idle)
             else:
                 transport = await _through_proxy(proxy, target, unnoted)

@@ -1,13 +1,17 @@
-"""The connections at a port that have not proven who they are: how many, whose turn it is to go, when to take no more.
+"""The connections at a port that have not yet proven who they are: how many there are, when no more are accepted, and
+which one goes when all places are taken.
 
-While many agents come at once and prove themselves, a port that accepted all of them would have them all in their
-handshakes, of which none ends in time. So `room` waits while enough of them are under way: whoever is not accepted yet
-waits in the kernel, and wordlessly turned away is nobody. That must give nobody a way to keep others out by saying
-nothing. So it waits only for connections that are young, from networks that have not shown that they waste places, and
-only while agents prove themselves, or may yet: of nothing but silence the first second alone is waited for.
+In a storm of agents, a port that accepted all of them would have them all in their handshakes at once, and none would
+be done in time. So `room` makes whoever accepts wait while enough handshakes are under way. Agents that are not
+accepted yet wait in the kernel's backlog; nobody is turned away without a word.
 
-When all places are taken, the network with most of them gives one up: its oldest that has long said nothing, or for
-a network with fewer its oldest. So who sits and says nothing keeps out nobody, not even a neighbour.
+This must not let anybody keep others out by connecting and saying nothing. So `room` counts only connections that are
+young, and none from networks that are known for wasting their places; and it waits only while agents do prove
+themselves, or for the first second, in which they may yet.
+
+When all places are taken, the network that holds most of them gives one up: its oldest connection that has been silent
+for long. Where it has none, its oldest goes for a newcomer from a network with fewer places; any other newcomer is
+refused. So silence keeps out nobody, not even a neighbour.
 """
 
 from __future__ import annotations
@@ -19,11 +23,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Protocol
 
-UNDER_WAY: Final = 64  # handshakes at a time, while they end well: those of half a second where a core does a hundred
+UNDER_WAY: Final = 64  # handshakes at a time: the work of half a second, where a core does about a hundred a second
 YOUNG: Final = 2.0  # seconds; who takes longer is not waited for, and who has said nothing by then goes first
-PROVEN: Final = 8  # in the last `YOUNG` seconds: agents come, and what is held up is taken up
+PROVEN: Final = 8  # so many proofs within `YOUNG` seconds show that agents come in, so that the wait is worth it
 BEGINNING: Final = 1.0  # seconds, in which the first of many may prove themselves
-GOOD_NAME: Final = 16  # at most so many good or bad ends of a network's connections weigh
+GOOD_NAME: Final = 16  # up to which good ends of a network's connections, or bad ones, are counted
 MAX_NETWORKS: Final = 1024  # whose names are remembered
 
 

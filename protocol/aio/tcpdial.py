@@ -1,7 +1,8 @@
 """From a host name to a connected socket.
 
 Addresses of both families are tried in turn, a quarter of a second apart, and the first to answer wins (RFC 8305); the
-losers are closed. A failure names every address that was tried and what each one said.
+losers are closed. A failure names every address that was tried and what each one said. Whether an address that answers
+is good for anything shows behind this hop only: who finds one that is not says so by `after`, and it comes last.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import chain, zip_longest
 from typing import Any, Final
 
 from protocol.aio.hops import DialError, Hop, OnHop, reason
+from protocol.aio.lookup import look_up
 from protocol.aio.proxyenv import bracketed
 
 STAGGER: Final = 0.25  # seconds between attempts at the addresses of one name
@@ -21,22 +23,32 @@ MAX_ADDRESSES: Final = 16
 _Where = tuple[int, tuple[Any, ...]]  # address family, socket address
 
 
-async def connect_tcp(host: str, port: int, deadline: float, note: OnHop) -> socket.socket:
+async def connect_tcp(host: str, port: int, deadline: float, note: OnHop, *, after: str = "") -> socket.socket:
+    """`after`: what the hop tcp showed as its evidence before; addresses are tried from the one behind it on."""
     started = time.monotonic()
     addresses = await _lookup(host, port, deadline)
+    begin = next((at for at, where in enumerate(addresses, 1) if _shown(where[1][0], port) == after), 0)
+    addresses = addresses[begin:] + addresses[:begin]
     shown = ", ".join(dict.fromkeys(str(address[1][0]) for address in addresses))
     note(Hop("dns", shown, time.monotonic() - started))
     started = time.monotonic()
     sock = await _race(host, port, addresses, deadline)
-    note(Hop("tcp", f"{bracketed(sock.getpeername()[0])}:{port}", time.monotonic() - started))
+    try:
+        peer = sock.getpeername()[0]
+    except OSError as error:  # accepted and reset in one breath
+        sock.close()
+        raise DialError("tcp", f"cannot connect to {_shown(host, port)}: the connection was reset at once") from error
+    note(Hop("tcp", _shown(peer, port), time.monotonic() - started))
     return sock
 
 
+def _shown(address: str, port: int) -> str:
+    return f"{bracketed(address)}:{port}"
+
+
 async def _lookup(host: str, port: int, deadline: float) -> list[_Where]:
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(deadline):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = await look_up(host, port, deadline)
     except TimeoutError as error:
         raise DialError(
             "dns", f"no answer for {host!r} within {deadline:g} s: is the name server reachable?"

@@ -66,6 +66,7 @@ class Tunnel:
         opened_at: the monotonic clock, seconds (a loop's own clock may stand still within a turn).
         on_stream: called for each stream that the peer asks for; it answers with `accept` or `refuse`.
         on_going_away: called once when the peer starts to drain.
+        going_away: what the peer said then, for who asks later.
         on_detached: called with the reason whenever the link is lost and the tunnel waits for another.
         on_resumed: called with the seconds of the pause when another link carries it.
         on_closed: called once at the end.
@@ -102,6 +103,7 @@ class Tunnel:
         self.data: dict[str, Any] = {}  # the owner's notes about this tunnel
         self.on_stream = on_stream
         self.on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None
+        self.going_away: events.GoingAway | None = None
         self.on_closed: Callable[[Tunnel, Closed], None] | None = None
         self.on_detached: Callable[[Tunnel, str], None] | None = None
         self.on_resumed: Callable[[Tunnel, float], None] | None = None
@@ -437,6 +439,7 @@ class Tunnel:
             future.set_result(event.seconds)
 
     def _on_going_away(self, event: events.GoingAway) -> None:
+        self.going_away = event
         if self.on_going_away is not None:
             self.on_going_away(self, event)
 
@@ -511,13 +514,12 @@ class Tunnel:
 
     def _flush(self) -> None:
         session, link = self.session, self._link
-        while link is not None and link.writable and session.wants_to_send:
+        while link is not None and link.writable:
             buffers = session.data_to_send(monotonic(), session.chunk)
             if not buffers:
                 break
-            self.bytes_out += sum(map(len, buffers))
             link.pace(session.pace)
-            link.write(buffers)
+            self.bytes_out += link.write(buffers)
         self._dispatch(session.take_events())
         if self._closing:
             self._drop_flushed()

@@ -1,7 +1,8 @@
-"""Dear work in slices: so much processor time in a turn of the loop, the rest in the next, first come first served.
+"""Expensive work in slices, in the order in which it was asked for: a bounded amount of processor time in a turn of the
+loop, the rest in those that follow.
 
-Processor time and not the clock's: where others have the processor every turn is long, and fewer pieces in each would
-only make it worse.
+The slice is measured in processor time, not by the clock: on a busy machine every turn takes long by the clock, and
+doing less in each would only make it worse.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 class Turns:
-    """`do` what is dear."""
+    """`do` runs a piece of expensive work when its turn has come."""
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()

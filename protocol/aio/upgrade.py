@@ -21,6 +21,8 @@ from protocol.defaults import MAX_HEAD_BYTES
 EVIDENCE_BYTES: Final = 200  # of an unwanted answer's body, for the error
 _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3}) ?([^\r\n]{0,100})")
 _LENGTH: Final = re.compile(r"\r\ncontent-length: *(\d{1,9})\r\n", re.IGNORECASE)
+_TELLING: Final = re.compile(r"\r\n(server|via|location): *([^\r\n]{1,100})", re.IGNORECASE)
+"""Headers that tell which hop has answered."""
 _RETRY_AFTER: Final = re.compile(r"\r\nretry-after: *(\d{1,5})\r\n", re.IGNORECASE)
 
 
@@ -87,5 +89,7 @@ class ClientUpgrade:
         wait = _RETRY_AFTER.search(head)
         said = body[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
         text = f"the server answered {status[1]} {status[2]} to the upgrade"
+        if told := ", ".join(f"{name.capitalize()}: {value.strip()}" for name, value in _TELLING.findall(head)[:4]):
+            text += f" ({told})"
         text += f": {said}" if said else ""
         raise DialError("http", text, code=int(status[1]), retry_after=float(wait[1]) if wait else None)

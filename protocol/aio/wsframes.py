@@ -96,19 +96,25 @@ class WebSocketDecoder:
         self._in_message = False
 
     def whole(self, data: memoryview) -> memoryview | None:
-        """The payload where `data` is one small unmasked message and nothing else; None, and nothing done, if not.
+        """The payload where `data` is one small message that no mask changes; None, and nothing done, if not.
 
-        A host's requests come so to an agent, each in a read of its own: they need no parser.
+        Requests and their answers come so over a private link, in a read of their own: they need no parser.
         """
         size = len(data)
-        if self._expect_mask or self._left or self._in_message or self._partial or size < 5 or data[0] != _WHOLE_BINARY:
+        if self._left or self._in_message or self._partial or size < 5 or data[0] != _WHOLE_BINARY:
             return None
-        length = data[1]
-        if length < 126:
-            return data[2:] if length == size - 2 else None
-        if length == 126 and (data[2] << 8 | data[3]) == size - 4:
-            return data[4:]
-        return None
+        length, at = data[1], 2
+        if self._expect_mask:
+            length ^= 0x80
+        if length == 126:
+            length, at = data[2] << 8 | data[3], 4
+        elif length > 126:
+            return None
+        if self._expect_mask:
+            at += 4
+            if bytes(data[at - 4 : at]) != NO_MASK:
+                return None
+        return data[at:] if 0 < length == size - at else None
 
     def feed(self, data: memoryview) -> Iterator[tuple[Op, memoryview]]:
         """Yield what `data` holds. WebSocketError when the peer breaks a rule."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
+from certs.generation import Issued
 from certs.keys import PrivateKey, generate_key
 
 AT = 1_800_000_000.0

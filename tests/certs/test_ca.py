@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import datetime as dt
-import itertools
 import re
 from collections.abc import Callable
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import AuthorityError, IssueRefused, Untrusted
+from certs.generation import Issued
 from certs.keys import PrivateKey, generate_key, public_key_from_csr
 from protocol import defaults
 from tests.certs.conftest import AT, DAY, HOUR
@@ -35,21 +32,6 @@ def test_an_authority_comes_back_from_its_pem(authority: Authority) -> None:
     assert again.bundle.fingerprint == authority.bundle.fingerprint
     issued = again.issue_agent("edge-1", "a1", public_key=generate_key().public_key(), at=AT)
     assert authority.bundle.verify_agent(issued.chain_der, AT).agent == "a1"
-
-
-def test_root_and_issuers_have_their_lifetimes_and_path_lengths(authority: Authority) -> None:
-    root = authority.bundle.root
-    assert root.not_valid_after_utc.timestamp() == AT + defaults.CA_DAYS * DAY
-    assert root.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 1
-    assert {issuer.name for issuer, _ in authority.bundle.issuers} == {
-        "tower-servers",
-        "agent-serving",
-        "agents",
-        "clients",
-    }
-    for _, certificate in authority.bundle.issuers:
-        assert certificate.not_valid_after_utc.timestamp() == AT + defaults.ISSUER_DAYS * DAY
-        assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
 
 
 def damaged(pem: bytes) -> list[tuple[bytes, str]]:
@@ -87,12 +69,6 @@ def test_an_authority_of_before_gets_the_issuer_of_replicas_under_its_own_root(
     assert new.bundle.to_pem() == old.bundle.to_pem(), "what agents and callers trust is the same"
     issued = new.issue_replica("tower-0", public_key=key.public_key(), at=AT + DAY)
     assert new.inner_bundle.verify_replica(issued.chain_der, AT + DAY).name == "tower-0"
-
-
-def test_an_issuer_that_is_added_late_ends_with_its_root(authority: Authority) -> None:
-    late = before_replicas(authority).completed(at=AT + (defaults.CA_DAYS - 10) * DAY)
-    (added,) = [each for issuer, each in late.inner_bundle.issuers if issuer.name == "replicas"]
-    assert added.not_valid_after_utc == late.bundle.root.not_valid_after_utc
 
 
 def test_in_the_middle_of_a_rotation_both_generations_are_completed(authority: Authority, key: PrivateKey) -> None:
@@ -208,47 +184,3 @@ def test_of_a_request_only_the_key_is_taken(authority: Authority) -> None:
         ExtendedKeyUsageOID.CLIENT_AUTH
     ]
     assert common_name(issued.certificate) == "a1"
-
-
-def test_serial_numbers_do_not_repeat_or_count(authority: Authority, key: PrivateKey) -> None:
-    serials = [authority.issue_agent("e", "a", public_key=key.public_key(), at=AT).serial for _ in range(20)]
-    assert len(set(serials)) == 20
-    assert all(abs(a - b) > 1 << 64 for a, b in itertools.pairwise(serials))
-
-
-def test_another_implementation_accepts_servers_and_clients(
-    authority: Authority, every_kind: dict[str, Issued]
-) -> None:
-    store = verification.Store([authority.bundle.root])
-    builder = verification.PolicyBuilder().store(store).time(dt.datetime.fromtimestamp(AT, dt.UTC))
-    for kind, name in (
-        ("server", "tower.example"),
-        ("server", "edge-9.members.tower"),
-        ("serving", "edge-1.members.tower"),
-    ):
-        verifier = builder.build_server_verifier(x509.DNSName(name))
-        assert len(verifier.verify(every_kind[kind].certificate, [every_kind[kind].issuer])) == 3
-    for kind in ("client", "agent"):
-        verified = builder.build_client_verifier().verify(every_kind[kind].certificate, [every_kind[kind].issuer])
-        assert verified.subjects is not None
-    with pytest.raises(verification.VerificationError):
-        builder.build_server_verifier(x509.DNSName("edge-1.members.tower")).verify(
-            every_kind["agent"].certificate, [every_kind["agent"].issuer]
-        )
-
-
-def test_a_leaf_cannot_sign(authority: Authority, every_kind: dict[str, Issued], key: PrivateKey) -> None:
-    forged = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tower:hq:admin")]))
-        .issuer_name(every_kind["client"].certificate.subject)
-        .public_key(ec.generate_private_key(ec.SECP256R1()).public_key())
-        .serial_number(1)
-        .not_valid_before(dt.datetime.fromtimestamp(AT, dt.UTC))
-        .not_valid_after(dt.datetime.fromtimestamp(AT + DAY, dt.UTC))
-        .sign(key, SHA256())
-    )
-    builder = verification.PolicyBuilder().store(verification.Store([authority.bundle.root]))
-    verifier = builder.time(dt.datetime.fromtimestamp(AT, dt.UTC)).build_client_verifier()
-    with pytest.raises(verification.VerificationError):
-        verifier.verify(forged, [every_kind["client"].certificate, every_kind["client"].issuer])

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
+from certs.generation import Issued
 from certs.handshake import agent_verifier, server_verifier
 from certs.keys import PrivateKey, generate_key, signer
 from certs.peers import RENEWAL_GRACE, AgentIdentity, ServerIdentity

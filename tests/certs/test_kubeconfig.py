@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from certs import kubeconfig
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import KubeconfigError
+from certs.generation import Issued
 from certs.keys import PrivateKey, key_to_pem
 from certs.kubeconfig import Connection
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
+from certs.generation import Issued
 from certs.peers import rfc3339
 from tests.certs.conftest import AT, DAY
 

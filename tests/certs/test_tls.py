@@ -15,8 +15,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from certs import tls
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import AuthorityError, Reason, Untrusted
+from certs.generation import Issued
 from certs.keys import PrivateKey, generate_key, key_to_pem
 from certs.revocation import RevocationList
 from certs.tls import ClientTrust
@@ -61,10 +62,16 @@ def caller(tower: Authority, pair: Pair | None = None) -> ssl.SSLContext:
 
 
 def shake(
-    server: ssl.SSLContext, client: ssl.SSLContext, *, name: str = NAME, session: ssl.SSLSession | None = None
+    server: ssl.SSLContext,
+    client: ssl.SSLContext,
+    *,
+    name: str = NAME,
+    session: ssl.SSLSession | None = None,
+    to_server: ssl.MemoryBIO | None = None,
+    to_client: ssl.MemoryBIO | None = None,
 ) -> tuple[ssl.SSLObject, ssl.SSLObject]:
     """A whole handshake in memory, and a byte each way so that TLS 1.3 alerts and tickets arrive too."""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    to_server, to_client = to_server or ssl.MemoryBIO(), to_client or ssl.MemoryBIO()
     server_end = server.wrap_bio(to_server, to_client, server_side=True)
     client_end = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
     waiting = [client_end.do_handshake, server_end.do_handshake]
@@ -94,6 +101,17 @@ def test_a_caller_is_known_by_its_certificate(tower: Authority, serving: Pair) -
     assert tower.bundle.verify_client(shown(server_end), NOW).user == "tower:hq:admin"
     assert client_end.version() == "TLSv1.3"
     assert server_end.selected_alpn_protocol() == "http/1.1"
+
+
+@pytest.mark.parametrize("cut", ["caller", "server"])
+def test_a_cut_does_not_pass_for_the_end_of_what_was_sent(tower: Authority, serving: Pair, cut: str) -> None:
+    """Whatever the Python: an answer that ends with the connection may lack its half, where nobody said goodbye."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = shake(callers(tower, serving), caller(tower), to_server=to_server, to_client=to_client)
+    reader = dict(zip(("caller", "server"), ends, strict=True))[cut]
+    (to_server if cut == "caller" else to_client).write_eof()
+    with pytest.raises(ssl.SSLError, match=r"(?i)eof"):
+        reader.read(1)
 
 
 def test_a_caller_may_show_nothing(tower: Authority, serving: Pair) -> None:

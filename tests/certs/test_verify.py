@@ -12,8 +12,9 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import AuthorityError, Reason, Untrusted
+from certs.generation import Issued
 from certs.issuers import CLIENT_AUTH, CLIENTS, SERVER_AUTH, leaf_key_usage
 from certs.keys import PrivateKey, generate_key, key_fingerprint
 from certs.peers import RENEWAL_GRACE

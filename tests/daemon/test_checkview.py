@@ -50,6 +50,7 @@ def test_the_way_out_is_read_hop_by_hop() -> None:
         item("dns", "ok", "203.0.113.9"),
         item("tcp", "ok", "8ms"),
         item("tls", "failed", 'chain ends at "Corp"', code="TWR214", next="exempt it"),
+        item("clock", "warning", "it runs behind"),
         item("upgrade", "skipped", root="TWR214"),
         item("apiserver", "skipped", root="TWR214"),
     )
@@ -57,8 +58,9 @@ def test_the_way_out_is_read_hop_by_hop() -> None:
         "ok dns 203.0.113.9 | ok tcp 8ms",
         ' x TWR214 tls: chain ends at "Corp"',
         "     next: exempt it",
+        " ! clock: it runs behind",
         " - not checked: upgrade, apiserver (needs TWR214)",
-        "2 passed, 0 warnings, 1 failed, 2 skipped in 0.5s; towerctl explain TWR214",
+        "2 passed, 1 warning, 1 failed, 2 skipped in 0.5s; towerctl explain TWR214",
     ]
 
 

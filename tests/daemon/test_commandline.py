@@ -91,6 +91,23 @@ def test_a_reader_that_has_read_enough_is_no_failure_to_report(words: str) -> No
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("tower-agent join <&-", 1, b"TWR207: there is no token: the input is empty"),
+        ("towerctl explain TWR201 >&-", 0, b""),
+        ("towerctl get clusters --socket /nowhere 2>&-", 1, b""),
+        ("tower-server rum 2>&-", 2, b""),
+    ],
+)
+def test_a_stream_that_the_shell_closed_is_an_empty_one(words: str, code: int, said: bytes) -> None:
+    done = subprocess.run(["sh", "-c", f"{BIN}/{words}"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def ended(words: str, output: int) -> subprocess.CompletedProcess[bytes]:
     name, *rest = words.split()
     done = subprocess.run([str(BIN / name), *rest], stdout=output, stderr=subprocess.PIPE, env=BUFFERED, timeout=30)

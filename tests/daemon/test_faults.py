@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
-from daemon.faults import FAULTS, TowerError, fault
+from daemon.faults import FAULTS, TowerError, cannot_listen, fault
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("protocol", "certs", "gateway", "daemon", "tower_server", "tower_agent", "towerctl", "deploy")
@@ -65,6 +68,27 @@ def test_an_error_can_bring_its_own_mend_and_usage_exits_2() -> None:
     assert TowerError("TWR601", "x").exit_code == 2
     assert TowerError("TWR602", "x", exit_code=3).exit_code == 3
     assert TowerError("TWR221", "x", retry_after=2.5).retry_after == 2.5
+
+
+@pytest.mark.parametrize(
+    ("error", "why", "mend"),
+    [
+        (OSError(errno.EADDRINUSE, "while attempting to bind"), "Address already in use", "`ss -ltnp` names it"),
+        (OSError(errno.EACCES, ""), "Permission denied", f"a right that uid {os.geteuid()} has not"),
+        (OSError(errno.EADDRNOTAVAIL, ""), "Cannot assign requested address", "an address of this machine"),
+        (
+            socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+            "Name or service not known",
+            "another `listen`",
+        ),
+        (OSError("reuse_port is not supported"), "reuse_port is not supported", "another `listen`"),
+    ],
+)
+def test_an_address_that_cannot_be_bound_comes_with_the_mend_for_its_cause(error: OSError, why: str, mend: str) -> None:
+    said = cannot_listen("the port :443", error, key="listen")
+    assert (said.code, said.message) == ("TWR103", f"the port :443 cannot be listened on: {why}")
+    assert mend in said.mend
+    assert "`listen`" in said.mend
 
 
 def test_an_unknown_code_is_a_defect_at_once() -> None:

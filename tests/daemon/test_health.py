@@ -242,8 +242,8 @@ async def test_a_taken_address_is_named_with_a_mend() -> None:
         with pytest.raises(TowerError) as caught:
             await Health().start(address)
     assert caught.value.code == "TWR103"
-    assert f"cannot listen on {address} for health and metrics: " in caught.value.message
-    assert "address already in use" in caught.value.message
+    assert f"{address} for health and metrics cannot be listened on: " in caught.value.message
+    assert "Address already in use" in caught.value.message
     assert "ss -ltnp" in caught.value.mend
     assert "another `health_address`" in caught.value.mend
 

@@ -52,6 +52,24 @@ def test_a_console_gets_words_without_colour_when_it_is_no_terminal(out: io.Stri
     assert "\x1b" not in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "coloured"), [("NO_COLOR", "1", False), ("TERM", "dumb", False), ("TERM", "xterm", True)]
+)
+def test_a_terminal_gets_colour_where_it_takes_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, coloured: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(name, value)
+    log.configure(stream=(out := Terminal()))
+    log.get_logger("x").warning("tunnel-closed")
+    assert ("\x1b" in out.getvalue()) is coloured
+
+
 def test_the_level_is_obeyed_by_ours_and_by_the_standard_library(out: io.StringIO) -> None:
     log.configure(level="warning", stream=out)
     log.get_logger("x").info("no")

@@ -55,6 +55,19 @@ def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
         yamlfile.read(large)
 
 
+def test_what_decides_whom_to_trust_is_not_everybodys_to_write(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("hosts: {}\n")
+    path.chmod(0o666)
+    with pytest.raises(TowerError, match=r"may be written by everybody \(mode 0666\)") as caught:
+        yamlfile.read(path, decides=True)
+    assert caught.value.code == "TWR102"
+    assert caught.value.mend == f"`chmod o-w {path}`, after a look at what is in it"
+    assert yamlfile.read(path)[0] == {"hosts": {}}, "a kubeconfig on a file system without modes"
+    path.chmod(0o664)
+    assert yamlfile.read(path, decides=True)[0] == {"hosts": {}}
+
+
 def bomb(levels: int) -> str:
     """Each level merges the one before eight times: YAML's own loader takes 8^levels steps."""
     lines = ["a0: &a0 {k: v}"]

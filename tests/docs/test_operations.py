@@ -56,7 +56,7 @@ def test_every_default_has_its_row() -> None:
 def keys_of(heading: str) -> list[str]:
     """The keys in the first column of the first table after a heading."""
     table = TEXT.partition(heading)[2].partition("| key |")[2].partition("\n\n")[0]
-    found = [key for row in table.splitlines()[2:] for key in re.findall(r"`([a-z_.]+)[`:]", row.split("|")[1])]
+    found = [key for row in table.splitlines()[2:] for key in re.findall(r"`([a-z0-9_.]+)[`:]", row.split("|")[1])]
     assert found
     return found
 
@@ -73,6 +73,21 @@ def has_key(model: type[BaseModel], key: str) -> bool:
 @pytest.mark.parametrize(("heading", "model"), [("## The server", ServerConfig), ("### The agent's", AgentConfig)])
 def test_every_key_that_is_described_exists(heading: str, model: type[BaseModel]) -> None:
     assert [key for key in keys_of(heading) if not has_key(model, key)] == []
+
+
+def keys_in(model: type[BaseModel], above: str = "") -> list[str]:
+    """Every key that a file may hold, sections opened."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        section = isinstance(inner, type) and issubclass(inner, BaseModel)
+        found += keys_in(inner, f"{above}{name}.") if section else [f"{above}{name}"]
+    return found
+
+
+@pytest.mark.parametrize(("heading", "model"), [("## The server", ServerConfig), ("### The agent's", AgentConfig)])
+def test_every_key_that_exists_is_described(heading: str, model: type[BaseModel]) -> None:
+    assert [key for key in keys_in(model) if key not in keys_of(heading)] == []
 
 
 def test_every_code_that_is_named_exists() -> None:

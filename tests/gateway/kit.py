@@ -14,7 +14,7 @@ from pathlib import Path
 from certs.ca import Authority
 from certs.keys import generate_key, key_to_pem
 from certs.revocation import RevocationList
-from certs.tls import callers_context
+from certs.tls import ClientTrust, callers_context, client_context
 from certs.verify import ClientIdentity
 from gateway.audit import RequestRecord
 from gateway.policy import Policy
@@ -230,7 +230,7 @@ class Pki:
         return context
 
     def caller_context(self, certificate: tuple[str, str] | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.root))
+        context = client_context(ClientTrust(ca_file=str(self.root)))
         if certificate is not None:
             context.load_cert_chain(*certificate)
         return context
@@ -319,7 +319,7 @@ async def world(
     )
     made.gateway.start()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(made.gateway.serve_socket, "127.0.0.1", 0)
+    server = await loop.create_server(made.gateway.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

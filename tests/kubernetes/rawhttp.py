@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from certs.tls import ClientTrust, client_context
 from tests.kubernetes.views import View
 
 DEADLINE = 20.0
@@ -39,7 +40,7 @@ class Connection:
         cluster: dict[str, Any] = config["clusters"][0]["cluster"]
         user: dict[str, Any] = {} if anonymous else config["users"][0]["user"]
         where = urlsplit(cluster["server"])
-        context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+        context = client_context(ClientTrust(ca_pem=base64.b64decode(cluster["certificate-authority-data"])))
         context.set_alpn_protocols(["http/1.1"])
         if "client-certificate-data" in user:
             _load(context, user["client-certificate-data"], user["client-key-data"])

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(500)]
 NAME = "faraway"
 BYTES = 4 * 1024 * 1024
 SILENCES = 2
+UNDER_WAY = 64 * 1024
 TUNED = {"liveness": {"ping": "1500ms", "dead_after": "5s"}}
 COPY_DEADLINE = 300.0
 BACK = 60.0
@@ -58,6 +59,12 @@ def tower(apart: ControlPlane) -> Iterator[TowerWorld]:
         yield world
 
 
+def busy(tower: TowerWorld) -> int:
+    """How many streams have carried more than a handshake and a request."""
+    streams = tower.call("GET", f"/v1/streams?cluster={NAME}")[1]["items"]
+    return sum(max(stream["bytes_in"], stream["bytes_out"]) > UNDER_WAY for stream in streams)
+
+
 def test_a_slow_and_lossy_link_loses_nothing(apart: ControlPlane, tower: TowerWorld) -> None:
     net, caller, log = apart.network, view(apart, "tunnel", tower.kubeconfig(NAME)), tower.members[NAME].agent.log
     assert net is not None
@@ -82,6 +89,8 @@ def test_a_slow_and_lossy_link_loses_nothing(apart: ControlPlane, tower: TowerWo
                 copy("to", "exec", "-n", "slow", "-i", "pod", "--", "sha256sum", stdin=data),
                 copy("from", "logs", "-n", "slow", "bulk"),
             ]
+            # Who comes while the link is silent is told so after two seconds: the copies have to be under way.
+            wait_until(lambda: busy(tower) == len(copies), "both copies under way", BACK)
             for number in range(SILENCES):
                 flows.more(5)
                 silences = log.read_text().count("nothing heard")

@@ -25,7 +25,6 @@ from tests.lab.hostplane import crds
 from tests.tower_server.controller.kit import said
 from tests.tower_server.kit import Agent, Running, admin, enrol, running
 from tests.tower_server.test_ports import free_range
-from tower_server.probing import Probing
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.asyncio, pytest.mark.timeout(180)]
 NAMESPACE = "tower-beats"
@@ -65,7 +64,6 @@ def _scaled(monkeypatch: pytest.MonkeyPatch) -> None:
         module, _, name = place.rpartition(".")
         monkeypatch.setattr(place, getattr(__import__(module, fromlist=[name]), name) / FASTER)
     monkeypatch.setattr(defaults, "PROBE_INTERVAL", defaults.PROBE_INTERVAL / FASTER)
-    monkeypatch.setitem(Probing.__init__.__kwdefaults__ or {}, "interval", defaults.PROBE_INTERVAL)
 
 
 @pytest.fixture

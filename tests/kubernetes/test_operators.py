@@ -57,6 +57,15 @@ def binding(name: str, role: str, *, cluster: bool) -> dict:
     }
 
 
+def one_cluster(cluster: str) -> dict:
+    """A Role that gives all that can be given of one cluster, as somebody would write it."""
+    resources = ["clusters", *(f"clusters/{each}" for each in ("tokens", "credentials", "forward"))]
+    rule = {"apiGroups": ["admin.tower.kubesphere.io"], "resources": resources, "verbs": ["*"]}
+    rule["resourceNames"] = [cluster]
+    meta = {"name": f"only-{cluster}", "namespace": NAMESPACE}
+    return {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": [rule]}
+
+
 @pytest.fixture(scope="module")
 def tower(member: ControlPlane) -> Iterator[TowerWorld]:
     from tests.lab.controlplane import NODE
@@ -164,6 +173,23 @@ def test_a_reader_reads_and_is_told_which_right_is_missing(tower: TowerWorld, me
     assert "TWR614" in told
     assert "bob may not create clusters/tokens.admin.tower.kubesphere.io named edge-1" in told
     assert "tower-operator" in told
+
+
+def test_a_role_for_one_cluster_gives_no_certificate_which_every_cluster_would_take(
+    tower: TowerWorld, member: ControlPlane
+) -> None:
+    member.install([one_cluster("edge-a"), binding("erin", "tower-login", cluster=True)])
+    member.install([binding("erin", "tower-viewer", cluster=False), binding("erin", "only-edge-a", cluster=False)])
+    alice, erin = Person(member, tower, "alice"), Person(member, tower, "erin")
+    for name in ("edge-a", "edge-b"):
+        alice.ok("add", "cluster", name, "--no-join")
+    told = erin.refused("kubeconfig", "edge-a", "--embed")
+    assert "TWR614" in told
+    assert "erin may not create clusters/credentials.admin.tower.kubesphere.io of all clusters" in told
+    assert "delete clusters.admin.tower.kubesphere.io named edge-b" in erin.refused("delete", "cluster", "edge-b", "-y")
+    erin.ok("delete", "cluster", "edge-a", "-y")
+    alice.ok("kubeconfig", "edge-b", "--embed")
+    alice.ok("delete", "cluster", "edge-b", "-y")
 
 
 def test_the_way_alone_lets_nobody_in(tower: TowerWorld, member: ControlPlane) -> None:

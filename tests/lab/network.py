@@ -54,12 +54,12 @@ COMMAND_DEADLINE = 30.0
 
 def lacking() -> str | None:
     """Why no namespace can be made here, or None."""
+    if os.geteuid() != 0:  # first: others do not have /usr/sbin on their PATH, and a package would not help them
+        return "not root"
     missing = [program for program in ("ip", "nft") if shutil.which(program) is None]
     if missing:
         packages = " ".join({"ip": "iproute2", "nft": "nftables"}[program] for program in missing)
         return f"{' and '.join(missing)} not installed (apt-get install {packages})"
-    if os.geteuid() != 0:
-        return "not root"
     try:
         with MemberNetwork():
             return None

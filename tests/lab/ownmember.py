@@ -103,7 +103,10 @@ class OwnMember:
             end="",
         )
         print("Create these? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        answer = sys.stdin.readline()
+        if not sys.stdin.isatty():  # nothing has ended the line of the question
+            print()
+        if answer.strip().lower() not in ("y", "yes"):
             raise MemberRefused("not confirmed; nothing was created")
         for document in objects:
             self._create(document)

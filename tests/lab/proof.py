@@ -75,7 +75,7 @@ class Proof:
         for line in lines[:SHOWN_LINES]:
             print(f"    {line}")
         if len(lines) > SHOWN_LINES:
-            print(f"    ... {len(lines) - SHOWN_LINES} more lines")
+            print(f"    ... and {len(lines) - SHOWN_LINES} more")
         if done.returncode != code:
             return self._verdict(f"exit code {done.returncode}, not {code}")
         if expect not in done.stdout:

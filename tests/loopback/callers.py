@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from certs.tls import ClientTrust, client_context
 from tests.kubernetes.rawhttp import Answer, Connection
 from tests.kubernetes.views import View
 from tests.lab.processes import wait_until, whole_lines
@@ -71,8 +72,7 @@ class Caller:
 
 def context_of(caller: Caller, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
     """TLS that believes the cluster's authority, with a certificate of the test's own."""
-    authority = base64.b64decode(caller.cluster["certificate-authority-data"]).decode()
-    context = ssl.create_default_context(cadata=authority)
+    context = client_context(ClientTrust(ca_pem=base64.b64decode(caller.cluster["certificate-authority-data"])))
     if certificate is not None:
         context.load_cert_chain(certificate, key)
     return context

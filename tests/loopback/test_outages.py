@@ -161,7 +161,7 @@ def test_a_killed_agent_cuts_its_streams_with_a_reason_and_new_callers_are_held_
         assert running.line().startswith(b"HTTP/1.1 200")
         killed = time.monotonic()
         tower.members[NAME].agent.send(signal.SIGKILL)
-        with pytest.raises(OSError, match=r"EOF occurred in violation|reset"):  # never an end that looks complete
+        with pytest.raises(OSError, match=r"(?i)eof|reset"):  # never an end that looks complete
             drain(running)
         assert time.monotonic() - killed < WINDOW + 2.0  # nobody can tell it from a cut link before
     gone(tower)

@@ -84,6 +84,13 @@ def test_a_service_is_left_little_that_it_could_harm(here: list[Path], service: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("service", ["tower-server.service", "tower-agent.service"])
+def test_a_service_that_cannot_start_now_is_tried_again_for_as_long_as_it_takes(service: str) -> None:
+    """Nobody is there at night to say `systemctl reset-failed`."""
+    found = unit(service)
+    assert (found["Service"]["Restart"], found["Unit"].get("StartLimitIntervalSec")) == ("always", "0")
+
+
 @contextlib.contextmanager
 def started(service: str, world: TowerWorld, held: dict[str, socket.socket], **env: str) -> Iterator[None]:
     """The service as its unit starts it, until it says that it is ready; SIGTERM must end it well."""

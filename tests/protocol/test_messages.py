@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,14 @@ def test_a_line_above_the_bound_is_refused_before_it_ends() -> None:
     with pytest.raises(RemoteProtocolError, match="above 262144 bytes") as refused:
         reader.feed(b"x")
     assert refused.value.code is Code.TOO_LARGE
+
+
+def test_a_line_that_comes_byte_by_byte_costs_each_byte_once() -> None:
+    """A line that was looked at anew for each byte took a server seconds: nobody else's turn came meanwhile."""
+    reader, began = MessageReader(), time.process_time()
+    for _ in range(MAX_CONTROL_LINE_BYTES // 2):
+        reader.feed(b"x")
+    assert time.process_time() - began < 2.5
 
 
 def test_a_line_that_every_receiver_would_refuse_is_not_sent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from certs.identity_files import DirectoryIdentityStore
 from daemon.faults import TowerError
 from daemon.process import Process
+from protocol.constants import Code
 from tests.tower_agent.backend import Request
 from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember, Member, echo_identity
-from tests.tower_agent.tower import Control, Tower, control_of, new_tower, serving_tower, state_dir
+from tests.tower_agent.tower import CLUSTER, Control, Tower, control_of, new_tower, serving_tower, state_dir
 from tower_agent import agent as agent_module
 from tower_agent.agent import Agent, _instance
 from tower_agent.config import AgentConfig
@@ -84,6 +86,30 @@ async def test_a_host_that_is_joined_or_mended_while_the_agent_runs_is_served(
                 assert (await caller.ask())[0] == 403
                 caller.close()
             assert first.closed is None
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_host_that_is_joined_anew_after_its_agent_was_revoked_is_served_without_a_restart(
+    make_member: MakeMember, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "HOSTS_EVERY", 0.05)
+    folder = state_dir(tmp_path)
+    east, west = new_tower("east"), new_tower("west")
+    async with make_member() as member, serving_tower(east), serving_tower(west):
+        await join(folder, east, west)
+        async with running(member, folder):
+            other, first = await west.tunnel(), await east.tunnel()
+            east.revoke(agents={(CLUSTER, "a1"): time.time() + 60})
+            first.close(Code.REVOKED, "revoked")
+            east.agent = "a2"
+            await join(folder, east)
+            second = await east.tunnel()
+            assert (first.peer.agent, second.peer.agent) == ("a1", "a2")
+            caller = await Caller.open(second, east.caller_context(east.client("nobody")))
+            assert (await caller.ask())[0] == 403
+            caller.close()
+            assert other.closed is None
 
 
 def forgetful(request: Request) -> tuple[int, object]:

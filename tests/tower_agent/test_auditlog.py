@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 
 import pytest
 
 from gateway.audit import RequestRecord
+from tests.waiting import until
 from tower_agent.auditlog import MAX_LINES, AuditLog
 
 
@@ -37,9 +37,7 @@ async def test_lines_are_json_and_leave_together() -> None:
     audit.write(record())
     audit.write(record(who='"},{"\n\x1b[31m', path='/a"b\\', code=401, fault="TWR401"))
     assert stream.writes == 0
-    async with asyncio.timeout(30):
-        while not stream.writes:
-            await asyncio.sleep(0.01)
+    await until(lambda: stream.writes)
     assert stream.writes == 1
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert first["event"] == "request"

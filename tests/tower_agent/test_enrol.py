@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,28 @@ async def test_a_server_that_is_away_is_named_by_hop(tmp_path: Path) -> None:
     error = await refused(tower, state_dir(tmp_path))
     assert error.code == "TWR211"
     assert f"127.0.0.1:{tower.port}" in error.message
+
+
+@pytest.mark.asyncio
+async def test_another_address_is_asked_where_the_first_is_no_tower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lookup(_host: str, port: int, _deadline: float) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, (address, port)) for address in addresses]
+
+    monkeypatch.setattr("protocol.aio.tcpdial._lookup", lookup)
+    async with serving_tower(new_tower()) as tower:
+        impostor = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.2", tower.port)
+        try:
+            addresses = ["127.0.0.2", "127.0.0.1"]
+            await join(tower, state_dir(tmp_path), wait=30.0)
+            addresses = ["127.0.0.2"]
+            error = await refused(tower, state_dir(tmp_path, "other"))
+        finally:
+            impostor.close()
+            await impostor.wait_closed()
+    assert error.code == "TWR213"
+    assert f"127.0.0.2:{tower.port}" in error.message
 
 
 @pytest.mark.asyncio

@@ -37,7 +37,7 @@ async def test_join_then_run_then_stop(make_member: MakeMember, tmp_path: Path) 
         assert code == 0, err
         assert out == ""
         assert "joined host east as agent a1 of cluster edge" in err
-        assert f"next: tower-agent run --config {config} " in err
+        assert f"next: tower-agent run --config {config}\n" in err
         assert token.secret not in err
 
         async with running(tmp_path / "log", "run", "--config", config) as agent:

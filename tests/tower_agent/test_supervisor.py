@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import ssl
 import time
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from protocol.errors import HandshakeRejected
 from tests.tower_agent.caller import Caller
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import Tower, new_tower, serving_tower
+from tests.waiting import until
 from tower_agent import supervisor as supervisor_module
 from tower_agent.host import HostAgent
 from tower_agent.trust import HostTrust
@@ -29,17 +31,13 @@ ADMIN = ("tower:east:admin", "tower:east:cluster-admins")
 
 async def fault(agent: HostAgent, code: str) -> str:
     """The text of the state's fault, once it has this code."""
-    async with asyncio.timeout(30):
-        while agent.state.fault is None or agent.state.fault.code != code:
-            await asyncio.sleep(0.01)
+    await until(lambda: agent.state.fault is not None and agent.state.fault.code == code)
     return agent.state.fault.message
 
 
 async def connected(agent: HostAgent) -> None:
     """The agent knows of its tunnel."""
-    async with asyncio.timeout(30):
-        while agent.not_ready() is not None:
-            await asyncio.sleep(0.01)
+    await until(lambda: agent.not_ready() is None)
 
 
 @pytest.mark.asyncio
@@ -92,6 +90,74 @@ async def test_a_server_that_goes_has_its_streams_ended_at_once_and_is_dialled_w
         await tower.tunnel()
         assert time.monotonic() - closed < 10.0
         await connected(agent)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_host_that_drains_what_it_has_just_welcomed_is_not_hammered(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        began = time.monotonic()
+        for _ in range(4):
+            (await tower.tunnel()).drain(Code.DRAINING, "elsewhere", deadline=60.0, retry_after=0.0)
+        assert time.monotonic() - began >= 3 * defaults.BACKOFF_MIN
+
+
+@pytest.mark.asyncio
+async def test_a_word_to_stay_away_does_not_hold_for_good(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ends the outer TLS could say it too: 49 days of it are fewer bytes than a line of text."""
+    monkeypatch.setattr(supervisor_module, "MAX_RETRY_AFTER", 0.1)
+    monkeypatch.setattr(supervisor_module, "LASTED", 0.0)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        old = await tower.tunnel()
+        old.drain(Code.SHUTDOWN, "the server stops", deadline=0.0, retry_after=4e6)
+        old.close(Code.SHUTDOWN, "the server stops")
+        assert (await tower.tunnel()).closed is None
+
+
+@pytest.mark.asyncio
+async def test_tunnels_that_drain_are_bounded_and_the_oldest_gives_way(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "MAX_DRAINING", 2)
+    monkeypatch.setattr(supervisor_module, "LASTED", 0.0)
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        callers = []
+        for _ in range(3):
+            tunnel = await tower.tunnel()
+            callers.append(await Caller.open(tunnel, tower.caller_context(tower.client(*ADMIN))))
+            tunnel.drain(Code.DRAINING, "elsewhere", deadline=3600.0, retry_after=0.0)
+        first, *others = tower.tunnels[:3]
+        closed = await asyncio.wait_for(first.wait_closed(), 30)
+        assert (closed.code, closed.text) == (Code.DRAINING, "2 tunnels drain already, this one for longest")
+        assert [each.closed for each in others] == [None, None]
+        for caller in callers:
+            caller.close()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_goes_right_after_it_welcomed_is_heard(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "LASTED", 0.0)
+    tower = new_tower()
+    taken = tower.on_tunnel
+
+    def going_at_once(tunnel: Tunnel) -> None:
+        taken(tunnel)
+        if len(tower.tunnels) == 1:
+            tunnel.drain(Code.DRAINING, "elsewhere", deadline=60.0, retry_after=0.0)
+
+    tower.on_tunnel = going_at_once  # type: ignore[method-assign]
+    async with make_member() as member, serving_tower(tower):
+        await member.agent(tower)
+        first = await tower.tunnel()
+        assert (await tower.tunnel()) is not first
+        assert (await asyncio.wait_for(first.wait_closed(), 30)).code is Code.NONE
 
 
 @pytest.mark.slow
@@ -151,6 +217,30 @@ async def test_a_server_that_returns_is_found_again(make_member: MakeMember) -> 
             assert all(link.tunnel is None or link.tunnel.closed is None for link in agent.links)
 
 
+@pytest.mark.asyncio
+async def test_of_two_addresses_the_second_has_its_turn_when_the_first_is_no_tower(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lookup(_host: str, port: int, _deadline: float) -> list[tuple[int, tuple[str, int]]]:
+        return [(socket.AF_INET, (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        impostor = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.2", tower.port)
+        try:
+            agent = await member.agent(tower)
+            first = await tower.tunnel()
+            monkeypatch.setattr("protocol.aio.tcpdial._lookup", lookup)
+            said: list[str] = []
+            link = agent.links[0]
+            monkeypatch.setattr(link, "_set", lambda state: said.append(state.fault.message) if state.fault else None)
+            first.close(Code.INTERNAL, "dial again")
+            await tower.tunnel()
+            assert any("tls" in text and f"(at 127.0.0.2:{tower.port})" in text for text in said), said
+        finally:
+            impostor.close()
+            await impostor.wait_closed()
+
+
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once(
@@ -167,15 +257,11 @@ async def test_a_host_that_one_link_has_reached_is_dialled_by_the_others_at_once
         tower = new_tower()
         async with serving_tower(tower):
             agent = await member.agent(tower, links=3)
-            async with asyncio.timeout(30):
-                while not all(link.state.connected for link in agent.links):
-                    await asyncio.sleep(0.01)
+            await until(lambda: all(link.state.connected for link in agent.links))
         monkeypatch.setattr(supervisor_module, "dial", behind_a_balancer)
         for link in agent.links[1:]:
             link._backoff = Backoff(random=lambda: 0.0, minimum=3600.0)  # one that waits for an hour from now on
-        async with asyncio.timeout(30):
-            while not all(link._backoff.failures for link in agent.links[1:]):
-                await asyncio.sleep(0.01)
+        await until(lambda: all(link._backoff.failures for link in agent.links[1:]))
         silent = False
         async with serving_tower(tower), asyncio.timeout(20):
             while not all(link.state.connected for link in agent.links):
@@ -259,9 +345,7 @@ async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_ever_mo
 
         tunnel.on_resumed = hang_up
         cut(tunnel)
-        async with asyncio.timeout(20):
-            while len(resumed) < 6:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(resumed) >= 6)
         waits = [after - before for before, after in itertools.pairwise(resumed)]
         assert all(wait >= 0.01 * 2**number for number, wait in enumerate(waits, 1)), waits
 
@@ -285,9 +369,7 @@ async def test_a_host_that_another_link_reaches_while_a_dial_fails_is_dialled_ag
     monkeypatch.setattr(supervisor_module, "Backoff", lambda random: Backoff(random=random, minimum=3600.0))
     async with make_member() as member, serving_tower(new_tower()) as tower:
         agent = await member.agent(tower)
-        async with asyncio.timeout(20):
-            while not dialled[0]:
-                await asyncio.sleep(0.01)
+        await until(lambda: dialled[0])
         agent.links[0].host_reached()
         fail.set()
         await connected(agent)

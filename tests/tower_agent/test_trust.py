@@ -12,18 +12,23 @@ from certs.errors import ListRefused, Untrusted
 from certs.identity_files import DirectoryIdentityStore
 from daemon.faults import TowerError
 from protocol.defaults import REVOCATIONS_STALE
-from tests.tower_agent.tower import new_tower, serving_tower, state_dir
+from tests.tower_agent.tower import Tower, new_tower, serving_tower, state_dir
 from tower_agent.enrol import Enrolment
 from tower_agent.trust import HostTrust
 from tower_agent.wayout import WayOut
 
 
-@pytest.mark.asyncio
-async def test_lists_move_forward_only_and_survive_a_restart(tmp_path: Path) -> None:
-    store = DirectoryIdentityStore(state_dir(tmp_path))
+async def joined(folder: Path) -> tuple[Tower, DirectoryIdentityStore, HostTrust]:
+    """A tower, which is gone again, and what an agent that joined it holds."""
+    store = DirectoryIdentityStore(state_dir(folder))
     async with serving_tower(new_tower()) as tower:
         await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
-    trust = await HostTrust.load(store, "east")
+    return tower, store, await HostTrust.load(store, "east")
+
+
+@pytest.mark.asyncio
+async def test_lists_move_forward_only_and_survive_a_restart(tmp_path: Path) -> None:
+    tower, store, trust = await joined(tmp_path)
     first, second = tower.revoke(), tower.revoke(users={"jane": time.time() + 60})
     assert trust.take_revocations(second) is True
     assert trust.take_revocations(second) is False
@@ -48,10 +53,7 @@ async def test_lists_move_forward_only_and_survive_a_restart(tmp_path: Path) -> 
 async def test_a_list_that_could_not_be_kept_is_kept_when_it_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = DirectoryIdentityStore(state_dir(tmp_path))
-    async with serving_tower(new_tower()) as tower:
-        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
-    trust = await HostTrust.load(store, "east")
+    tower, store, trust = await joined(tmp_path)
     tower.revoke(users={"jane": time.time() + 60})
     assert tower.revocations is not None
     first, again = (
@@ -75,10 +77,7 @@ async def test_a_list_that_could_not_be_kept_is_kept_when_it_comes_again(
 
 @pytest.mark.asyncio
 async def test_only_a_server_of_this_host_ends_the_outer_tls(tmp_path: Path) -> None:
-    store = DirectoryIdentityStore(state_dir(tmp_path))
-    async with serving_tower(new_tower()) as tower:
-        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
-    trust = await HostTrust.load(store, "east")
+    tower, _, trust = await joined(tmp_path)
     assert trust.ends_at_tower(tower.server.chain_der)
     assert not trust.ends_at_tower(())
     assert not trust.ends_at_tower(new_tower("east").server.chain_der)
@@ -109,10 +108,7 @@ async def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.asyncio
 async def test_a_list_that_grows_old_is_noticed_and_no_replay_makes_it_young(tmp_path: Path) -> None:
-    store = DirectoryIdentityStore(state_dir(tmp_path))
-    async with serving_tower(new_tower()) as tower:
-        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
-    trust = await HostTrust.load(store, "east")
+    tower, _, trust = await joined(tmp_path)
     now = time.time()
     assert trust.stale_revocations(now) is None
     assert trust.stale_revocations(now + REVOCATIONS_STALE + 60) is not None, "one that never came"
@@ -139,14 +135,15 @@ async def test_a_list_that_grows_old_is_noticed_and_no_replay_makes_it_young(tmp
 async def test_a_name_that_the_serving_certificate_lacks_makes_it_due_and_one_that_it_has_does_not(
     tmp_path: Path,
 ) -> None:
-    store = DirectoryIdentityStore(state_dir(tmp_path))
-    async with serving_tower(new_tower()) as tower:
-        await Enrolment(str(tower.token()), store=store, way=WayOut()).run()
-    trust = await HostTrust.load(store, "east")
+    _, _, trust = await joined(tmp_path)
     assert trust.take_names([f"{trust.identity.cluster}.members.tower"]) is False
     assert trust.renew_at > time.time()
     assert trust.take_names("nonsense") is False
+    assert trust.take_names([f"10.96.0.{number}" for number in range(65)]) is False
+    assert trust.take_names(["n" * 254]) is False
     assert trust.take_names(["10.96.0.9"]) is True
+    assert trust.renew_at == 0.0
+    assert trust.take_names(["10.96.0.9"]) is False, "that is no news, and not worth a line each time"
     assert trust.renew_at <= time.time()
     assert trust.take_names([]) is False
     assert trust.renew_at > time.time()

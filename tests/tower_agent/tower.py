@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.enrolment import EnrolmentReply, receive
 from certs.errors import CertsError
+from certs.generation import Issued
 from certs.handshake import agent_verifier
 from certs.keys import PrivateKey, generate_key, key_to_pem, public_key_from_csr, signer
 from certs.peers import RENEWAL_GRACE, AgentIdentity
@@ -84,6 +85,7 @@ class Tower:
     """One host. `tunnels` are those that were welcomed, the newest last."""
 
     authority: Authority
+    agent: str = "a1"
     identity_ttl: float = defaults.AGENT_IDENTITY_DAYS * 86400.0
     backdate: float = 0.0
     refuse: HandshakeRejected | None = None
@@ -175,12 +177,12 @@ class Tower:
         return HttpResponse(200, received.seal_reply(self.reply(received.request.csr, received.request.serving_csr)))
 
     def reply(self, csr: bytes, serving_csr: bytes) -> EnrolmentReply:
-        chain, serving_chain = self.issue(CLUSTER, "a1", csr, serving_csr)
+        chain, serving_chain = self.issue(CLUSTER, self.agent, csr, serving_csr)
         signed = self.revocations.sign(self.authority.revocation_signer()) if self.revocations else b""
         return EnrolmentReply(
             host=self.host,
             cluster=CLUSTER,
-            agent="a1",
+            agent=self.agent,
             chain=chain,
             serving_chain=serving_chain,
             trust=self.bundle.to_pem(),

@@ -15,7 +15,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import time
@@ -26,6 +26,7 @@ from certs.handshake import server_verifier
 from certs.keys import PrivateKey, generate_key, key_to_pem, make_csr, signer
 from certs.renewal import prove_renewal
 from certs.sealing import check_offer
+from certs.tls import hardened, load_pair
 from certs.token import EnrolmentToken, parse_token
 from certs.verify import TrustBundle, load_chain
 from daemon.process import Process
@@ -43,7 +44,8 @@ from tests.tower_server.test_ports import free_range
 from tests.waiting import PATIENCE, until
 from tower_server.config import ServerConfig
 from tower_server.server import Server
-from tower_server.servercert import load_pem, tls_context
+
+Connection = AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
 
 # ---- the server -------------------------------------------------------------------------------------------------
 
@@ -169,18 +171,21 @@ def _anonymous(pem: bytes) -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def calling(server: Running, name: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A caller's TLS connection to a cluster's port, verified under the member's name."""
+async def connection(port: int, **tls: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """To this machine; cut off at the end."""
     async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", server.port(name), ssl=anonymous(server), server_hostname=f"{name}.members.tower"
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, **tls)
     try:
         yield reader, writer
     finally:
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+def calling(server: Running, name: str) -> Connection:
+    """A caller's TLS connection to a cluster's port, verified under the member's name."""
+    return connection(server.port(name), ssl=anonymous(server), server_hostname=f"{name}.members.tower")
 
 
 async def call(server: Running, name: str, path: str = "/version", *, method: str = "GET") -> Answer:
@@ -193,16 +198,9 @@ async def call(server: Running, name: str, path: str = "/version", *, method: st
 
 async def http(server: Running, method: str, target: str, body: bytes = b"") -> Answer:
     """A plain request on the tunnel port."""
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", server.tunnel_port, ssl=anonymous(server), server_hostname="localhost"
-    )
-    try:
-        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with connection(server.tunnel_port, ssl=anonymous(server), server_hostname="localhost") as (reader, writer):
         return await exchange(reader, writer, head.encode() + body)
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
 
 class Refused(Exception):
@@ -222,8 +220,8 @@ class Identity:
 
     @functools.cached_property
     def serving_context(self) -> ssl.SSLContext:
-        context = tls_context()
-        load_pem(context, self.reply.serving_chain, key_to_pem(self.serving_key))
+        context = hardened(ssl.PROTOCOL_TLS_SERVER)
+        load_pair(context, chain_pem=self.reply.serving_chain, key_pem=key_to_pem(self.serving_key))
         return context
 
 
@@ -401,15 +399,8 @@ async def joined(server: Running, name: str, **agent: Any) -> AsyncIterator[Agen
 # ---- raw bytes --------------------------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def raw(server, name, service="kubernetes"):
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port(name, service))
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+def raw(server: Running, name: str, service: str = "kubernetes") -> Connection:
+    return connection(server.port(name, service))
 
 
 class Echo(asyncio.Protocol):

@@ -7,7 +7,9 @@ import time
 import pytest
 
 from certs.ca import Authority
+from certs.errors import Untrusted
 from certs.keys import generate_key
+from certs.revocation import ALL_AGENTS
 from certs.verify import load_chain
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
@@ -51,6 +53,19 @@ async def test_revoking_an_agent_closes_its_tunnel_at_once_and_keeps_it_out(tmp_
         assert (verdict.state, verdict.code) == ("AuthFailed", "TWR209")
         assert (await call(server, "edge-2")).status == 200
         assert other.closed == []
+
+
+async def test_who_joins_after_a_deletion_by_a_clock_that_ran_ahead_serves_and_can_be_revoked(tmp_path):
+    async with running(tmp_path) as server:
+        services = server.services
+        await services.revocations.revoke_agent("edge-1", ALL_AGENTS, at=time.time() + 60.0)
+        async with joined(server, "edge-1") as agent:
+            assert (await call(server, "edge-1")).status == 200
+            reply = agent.identity.reply
+            identity = services.authority.bundle.verify_agent(load_chain(reply.chain), time.time())
+            await services.agents.revoke("edge-1", reply.agent)
+            with pytest.raises(Untrusted, match="was revoked"):  # by the list, which is all that other servers ask
+                identity.check(time.time(), services.revocations.current)
 
 
 @pytest.mark.parametrize("what", ["revoked", "deleted", "made anew"])

@@ -16,6 +16,7 @@ from certs.errors import ListRefused
 from certs.revocation import RevocationList, verify_list
 from certs.revocation import newer as later
 from certs.rotation import announce, announced
+from certs.token import parse_token
 from daemon.faults import TowerError
 from tests.tower_server.kit import Refused, Running, admin, enrol, running
 from tower_server import backup
@@ -50,7 +51,7 @@ async def test_a_copy_of_a_running_server_makes_the_same_server_elsewhere(tmp_pa
         port, root = server.port("edge-1"), server.services.authority.bundle.root_pem
         data = await copied(here)
         await server.add("edge-2")  # after the copy: not in it
-    contents, aside = restore(data, database(there), replace=False)
+    contents, aside, _ = restore(data, database(there), replace=False)
     assert (contents.counts[Kind.CLUSTER], aside) == (1, None)
     assert stat.S_IMODE(database(there).stat().st_mode) == 0o600
     async with running(there, ports={"range": (port, port), "bind": "127.0.0.1"}) as server:
@@ -83,6 +84,35 @@ async def test_without_a_server_the_file_itself_is_read(tmp_path: Path) -> None:
     async with running(tmp_path) as server:
         await server.add("edge-1")
     assert str(inspect(await copied(tmp_path), "copy")) == "1 cluster, 0 agents"
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_state_directory_that_is_named_is_copied_also_while_another_ones_server_answers(tmp_path: Path) -> None:
+    asked, other = tmp_path / "asked", tmp_path / "other"
+    asked.mkdir()
+    other.mkdir()
+
+    async def named(folder: Path) -> bytes:
+        return await asyncio.to_thread(snapshot, database(folder), asked / "admin.sock", named=True)
+
+    async with running(asked) as server:
+        await server.add("edge-1")
+        assert str(inspect(await named(asked), "copy")) == "1 cluster, 0 agents"
+        with pytest.raises(TowerError) as caught:
+            await named(other)
+        refused(caught, "TWR104", f"no store at {database(other)}, and the server at {asked}/admin.sock", "--state-dir")
+        async with running(other):
+            with pytest.raises(TowerError) as caught:
+                await named(other)
+            refused(caught, "TWR107", f"keeps its own in {database(asked)}", "--config")
+            with pytest.raises(TowerError) as caught:
+                await asyncio.to_thread(snapshot, database(other), tmp_path / "none.sock")
+            refused(caught, "TWR107", f"no server answers at {tmp_path}/none.sock", "TOWER_ADMIN_SOCKET")
+        words = ["backup", str(tmp_path / "copy"), "--state-dir", str(database(other).parent)]
+        env = {"TOWER_ADMIN_SOCKET": str(asked / "admin.sock")}
+        made = await asyncio.to_thread(CliRunner().invoke, cli, words, env=env)
+        assert f"{tmp_path}/copy: 0 clusters, 0 agents, " in made.stderr
 
 
 @pytest.mark.asyncio
@@ -127,7 +157,7 @@ async def test_a_state_that_is_there_is_replaced_only_on_request_and_put_aside(t
     with pytest.raises(TowerError) as caught:
         restore(empty, database(tmp_path), replace=False)
     refused(caught, "TWR104", "holds a state already (1 cluster, 0 agents)", "--replace")
-    contents, aside = restore(empty, database(tmp_path), replace=True)
+    contents, aside, _ = restore(empty, database(tmp_path), replace=True)
     assert str(contents) == "0 clusters, 0 agents"
     assert aside is not None
     assert stat.S_IMODE(aside.stat().st_mode) == 0o600
@@ -191,6 +221,32 @@ async def test_a_token_that_was_used_after_the_copy_lets_in_nobody_else_after_th
         assert caught.value.code == "TWR208"
         keys = {"key": joined_before.key, "serving_key": joined_before.serving_key}
         assert (await enrol(server, before, **keys)).reply.chain == joined_before.reply.chain
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_what_was_done_between_the_copy_and_its_restore_is_named_with_what_is_to_be_done_again(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as server:
+        tokens = {name: await server.add(name) for name in ("stays", "goes", "made-anew")}
+        first = await enrol(server, tokens["stays"])
+        await enrol(server, tokens["goes"])
+        data = await copied(tmp_path)
+        made = (await admin(server, "POST", "/v1/clusters/stays/tokens", {})).json()
+        joined = await enrol(server, parse_token(made["token"]))
+        await admin(server, "POST", f"/v1/agents/stays/{first.reply.agent}/revoke")
+        await admin(server, "POST", "/v1/callers/alice/revoke")
+        for name in ("goes", "made-anew"):
+            await admin(server, "DELETE", f"/v1/clusters/{name}")
+        await server.add("made-anew")
+        await enrol(server, await server.add("comes"))
+    assert restore(data, database(tmp_path), replace=True)[2] == [
+        "goes, made-anew: deleted since, and there again: delete it again",
+        "comes, made-anew: added since: `towerctl add cluster`, and the member joins again",
+        f"stays/{joined.reply.agent}: joined since, and will be refused: join again with a new token",
+        f"agent stays/{first.reply.agent}, caller alice: revoked since, and not in the copy: revoke it again",
+    ]
 
 
 def some_state(folder: Path) -> bytes:
@@ -264,5 +320,5 @@ def test_the_commands_say_what_they_copied_and_what_is_to_be_done(tmp_path: Path
     assert f"{copy}: 0 clusters, 0 agents, " in made.stderr
     back = CliRunner().invoke(cli, ["restore", str(copy), "--config", str(config)])
     assert back.exit_code == 0, back.output
-    assert "revoke it again" in back.stderr
+    assert "revoke again what was revoked" in back.stderr
     assert backup.inspect(copy.read_bytes(), "copy").schema == len(MIGRATIONS)

@@ -111,6 +111,19 @@ async def test_a_bad_request_to_renew_is_refused_and_the_tunnel_lives(tmp_path, 
         assert (await call(server, "edge-1")).status == 200
 
 
+async def test_reports_have_a_rate_and_those_beyond_it_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "REPORT_BURST", 2)
+    monkeypatch.setattr(control, "REPORT_RATE", 0.001)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None and agent.control.of("revocations"))
+        for number in range(4):
+            agent.control.send("status", version=f"v{number}")
+        agent.control.send("renew", id="behind", **renewal(agent.identity))
+        await until(lambda: agent.control.of("renewed"))
+        assert server.member("edge-1").report == {"version": "v1"}
+        assert b'tower_throttled_total{limit="reports"} 2.0' in server.services.metrics.render()
+
+
 async def test_renewals_of_one_cluster_have_a_rate_and_those_of_others_are_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(control, "RENEWAL_BURST", 2)
     monkeypatch.setattr(control, "RENEWAL_RATE", 0.001)

@@ -90,6 +90,29 @@ async def test_a_leader_counts_from_before_the_call_that_renewed():
 
 
 @pytest.mark.asyncio
+async def test_a_leader_whose_apiserver_takes_two_seconds_for_each_call_goes_on():
+    clock = Clock()
+
+    class Slow(Stored):
+        async def read(self) -> Held | None:
+            self._late()
+            return await super().read()
+
+        async def write(self, lease: Held) -> Held:
+            written = await super().write(lease)
+            led.append(first.term)
+            return written
+
+    stored, led = Slow(), list[int | None]()
+    first = elector(stored, "a", clock)
+    stored.delay = 2.0
+    for _ in range(10):
+        assert await first.attempt() == 1
+        clock.now += TIMING.retry
+    assert led == [None] + [1] * 9, "at no renewal was its time over before the answer came"
+
+
+@pytest.mark.asyncio
 async def test_a_silent_leader_is_over_before_the_next_one_begins():
     stored, clock = Stored(), Clock()
     first, second = elector(stored, "a", clock), elector(stored, "b", clock)

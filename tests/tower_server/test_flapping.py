@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from protocol.defaults import HOLD
 from tower_server.flapping import LOSSES, STEADY, WITHIN, Flaps
 
 NOW = 1_800_000_000.0
@@ -78,3 +79,30 @@ def test_what_flaps_is_the_tunnel_or_only_what_is_behind_it(tunnel: bool, of_tun
     assert flaps.of_tunnel is of_tunnel
     lose(flaps, NOW + 60, tunnel=True)
     assert flaps.of_tunnel
+
+
+def test_a_proxy_that_ends_each_connection_after_a_while_makes_nothing_flap() -> None:
+    flaps = Flaps()
+    flaps.look(NOW, well=True)
+    lose(flaps, NOW + 30, 40, every=2 * HOLD)
+    assert flaps.since is not None, "it is lost all the time"
+    flaps = Flaps()
+    flaps.look(NOW, well=True)
+    for number in range(1, 41):
+        lose(flaps, NOW + 30 * number, every=0.5)
+    assert flaps.since is None
+    lose(flaps, NOW + 2000, LOSSES)
+    assert flaps.since is not None
+    for number in range(1, 4):
+        lose(flaps, NOW + 2030 + 30 * number, every=0.5)
+        flaps.look(NOW + 2055 + 30 * number, well=True)
+    assert flaps.since is None, "nor does it keep it from settling"
+
+
+@pytest.mark.parametrize(("tunnel", "away"), [(False, 0.2), (True, HOLD + 0.5)])
+def test_what_callers_notice_counts(tunnel: bool, away: float) -> None:
+    flaps = Flaps()
+    flaps.look(NOW, well=True)
+    for number in range(1, LOSSES + 1):
+        lose(flaps, NOW + 30 * number, every=2 * away, tunnel=tunnel)
+    assert flaps.since is not None

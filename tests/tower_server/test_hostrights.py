@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from daemon.checks import Result
 from daemon.kube.errors import KubeError, Unreachable
+from tower_server import hostrights
 from tower_server.hostrights import NEEDED, check_rights
 
 RBAC = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
@@ -18,13 +20,16 @@ RBAC = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
 class Host:
     """Denies what `lacks` says, or answers nothing."""
 
-    def __init__(self, *lacks: tuple[str, str], broken: KubeError | None = None) -> None:
-        self._lacks, self._broken = lacks, broken
+    address = "127.0.0.1:6443"
+
+    def __init__(self, *lacks: tuple[str, str], broken: KubeError | None = None, seconds: float = 0.0) -> None:
+        self._lacks, self._broken, self._seconds = lacks, broken, seconds
         self.asked: list[dict[str, str]] = []
 
     async def create(self, _resource: object, body: dict[str, Any]) -> dict[str, Any]:
         if self._broken is not None:
             raise self._broken
+        await asyncio.sleep(self._seconds)
         asked = body["spec"]["resourceAttributes"]
         self.asked.append(asked)
         return {"status": {"allowed": (asked["verb"], asked["resource"]) not in self._lacks}}
@@ -77,3 +82,11 @@ async def test_an_apiserver_that_says_nothing_leaves_it_unknown() -> None:
     result = await check(Host(broken=Unreachable("TWR114", "no answer within 10 s")))
     assert (result.status, result.code) == ("unknown", "TWR114")
     assert "no answer within 10 s" in result.message
+
+
+@pytest.mark.asyncio
+async def test_an_apiserver_that_is_slow_lacks_no_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostrights, "PATIENCE", 0.05)
+    result = await check(Host(seconds=60.0))
+    assert (result.status, result.code) == ("unknown", "TWR114")
+    assert result.message.startswith("rights could not be asked for: 127.0.0.1:6443 took more than 0.05 s for ")

@@ -73,6 +73,36 @@ async def test_a_service_that_is_declared_while_the_server_ends_opens_no_port(tm
             await asyncio.open_connection("127.0.0.1", port.port + 1)
 
 
+async def test_a_server_that_stops_does_not_say_that_its_ports_listen(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.listeners.RETRY_EVERY", 0.01)
+
+    class Looked:
+        listening, turns = True, 0
+
+        @property
+        def connections(self):
+            self.turns += 1
+            return ()
+
+        def drain(self):
+            pass
+
+        def close(self, why):
+            pass
+
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        ports, looked = server.server._parts.ports, Looked()
+        ports._ports["looked", "at"] = looked
+        ports.drain()
+        ports.close("the server stops")
+        before = looked.turns
+        with structlog.testing.capture_logs() as said:
+            await until(lambda: looked.turns > before + 2)
+        del ports._ports["looked", "at"]
+    assert [line for line in said if line["event"] == "port-listening"] == []
+
+
 @pytest.mark.slow
 async def test_a_thousand_connections_leave_nothing_behind(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:

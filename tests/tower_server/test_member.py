@@ -370,14 +370,16 @@ async def test_an_apiserver_that_comes_and_goes_is_no_matter_of_the_tunnel(metri
     assert not member.flaps.of_tunnel
 
 
-@pytest.mark.parametrize(("cut", "flaps"), [(True, True), (False, False)])
-async def test_a_tunnel_that_another_server_lost_counts_and_a_server_that_goes_does_not(metrics, cut, flaps):
+@pytest.mark.parametrize(
+    ("cut", "unheard", "flaps"), [(True, False, True), (False, False, False), (False, True, False)]
+)
+async def test_a_tunnel_that_another_server_lost_counts_and_a_server_that_goes_does_not(metrics, cut, unheard, flaps):
     member = await made(metrics)
     for _ in range(4):
         member.note_elsewhere(Elsewhere(1, Verdict("Connected", "True"), {}), "")
         assert member.verdict.ready == "True"
-        member.note_elsewhere(None, "server b is gone", cut=cut)
-        assert member.verdict.state == "TunnelDown"
+        member.note_elsewhere(None, "server b is gone", cut=cut, unheard=unheard)
+        assert (member.verdict.state, member.verdict.code) == ("TunnelDown", "TWR118" if unheard else "TWR201")
     assert (member.flaps.since is not None) is flaps
 
 

@@ -7,6 +7,9 @@ import pytest
 import pytest_asyncio
 
 from certs.ca import Authority
+from certs.errors import Untrusted
+from certs.keys import generate_key
+from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, verify_list
 from daemon.faults import TowerError
 from tower_server.revocations import Revocations
@@ -48,9 +51,35 @@ async def test_a_clock_that_was_set_back_gives_nothing_back_that_was_taken(store
         await held.revoke_user("alice", at=at)
         await held.revoke_agent("edge-1", "a1", at=at)
         await held.revoke_serial(0x1F, expires=at + 60, at=at)
-    assert held.current.users == {"alice": NOW}
+    assert held.current.users == {"alice": int(NOW) + 1}  # what was issued since bears at least that
     assert held.current.agents == {("edge-1", "a1"): NOW}
     assert held.current.serials == {0x1F: NOW + 60}
+
+
+async def test_what_is_issued_after_a_clock_ran_ahead_is_good_or_refused_and_never_dead_on_arrival(store):
+    held = await load(store)
+    await held.revoke_user("alice", at=NOW + 60)  # by a server whose clock is a minute ahead
+    await held.revoke_agent("edge-1", ALL_AGENTS, at=NOW + 60)  # as its deletion does
+    for upto, at in (
+        (held.current.users["alice"], held.time_for_caller("alice", at=NOW)),
+        (held.current.agents["edge-1", ALL_AGENTS], held.time_for_agent("edge-1", "a1", at=NOW)),
+    ):
+        assert upto < int(at) <= NOW + 61
+    public_key = generate_key().public_key()
+    issued = AUTHORITY.issue_client("alice", public_key=public_key, at=held.time_for_caller("alice", at=NOW))
+    AUTHORITY.bundle.verify_client(issued.chain_der, NOW, revocations=held.current)
+    await held.revoke_user("alice", at=NOW)  # again, by the clock that is right: what was issued since goes too
+    with pytest.raises(Untrusted, match="the certificate of alice was revoked"):
+        AUTHORITY.bundle.verify_client(issued.chain_der, NOW, revocations=held.current)
+    assert held.time_for_caller("bob", at=NOW) == held.time_for_agent("edge-2", "a1", at=NOW) == NOW
+    assert held.time_for_caller("alice", at=NOW + 63) == NOW + 63
+    await held.revoke_user("alice", at=NOW + 86400)
+    await held.revoke_agent("edge-1", "a1", at=NOW + 86400)
+    for ask in (lambda: held.time_for_caller("alice", at=NOW), lambda: held.time_for_agent("edge-1", "a1", at=NOW)):
+        with pytest.raises(TowerError, match=f"are revoked until {rfc3339(NOW + 86400)}") as refused:
+            ask()
+        assert refused.value.code == "TWR505"
+        assert "correct this server's clock" in refused.value.mend
 
 
 async def test_what_agents_get_is_signed_and_names_no_agents(store):

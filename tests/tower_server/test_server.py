@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog.testing
 
 from protocol.aio.hops import DialError
 from protocol.constants import Code
@@ -99,6 +100,20 @@ async def test_what_outlasts_the_drain_is_cut_with_a_reason(tmp_path):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert "the server stops" in str(await asyncio.wait_for(protocol.lost, 30))
+
+
+async def test_a_store_that_is_slow_keeps_no_server_from_giving_back_what_others_wait_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.server.SAVED_WITHIN", 0.1)
+    async with running(tmp_path) as server, joined(server, "edge-1"):
+
+        async def slow(*_args, **_more):
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(server.services.store, "update", slow)
+        with structlog.testing.capture_logs() as said:
+            await asyncio.wait_for(server.server.stop(), 30)
+    (line,) = [line for line in said if line["event"] == "not-saved"]
+    assert line["text"] == "the store took more than 0.1 s to note when tunnels were there last"
 
 
 async def test_a_handshake_under_way_does_not_disturb_the_stop(tmp_path):

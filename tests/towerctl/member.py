@@ -28,7 +28,11 @@ ANSWERS: dict[str, Any] = {
 
 
 class Apiserver(BaseHTTPRequestHandler):
-    """Answers what an agent and a probe ask. `ready` is the apiserver's own health."""
+    """Answers what an agent and a probe ask. `ready` is the apiserver's own health.
+
+    Each connection ends with its answer: one that an agent of the session keeps for later would be seen as left behind
+    by whichever test runs when it is opened.
+    """
 
     protocol_version = "HTTP/1.1"
     ready = True
@@ -52,6 +56,7 @@ class Apiserver(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -33,3 +33,6 @@ def test_a_server_that_runs_as_this_user_is_found(
     own.parent.mkdir(parents=True)
     own.touch()
     assert Ctl().socket == str(own)
+    if not runtime:  # it was started by a session without, as `su`, cron or nohup have
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+        assert Ctl().socket == str(own)

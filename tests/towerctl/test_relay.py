@@ -13,6 +13,7 @@ from websockets.asyncio.server import ServerConnection, unix_serve
 from websockets.http11 import Request, Response
 
 from daemon.faults import TowerError
+from tests.waiting import until
 from towerctl.client import AdminClient
 from towerctl.relay import Forwarder
 
@@ -34,9 +35,7 @@ class Local:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
     async def said_something(self) -> str:
-        async with asyncio.timeout(30):
-            while not self.said:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.said)
         return self.said[0]
 
 
@@ -118,9 +117,7 @@ async def test_the_member_may_end_first_and_still_read(folder: Path) -> None:
         writer.write(b"after the end")
         writer.write_eof()
         await close(writer)
-        async with asyncio.timeout(30):
-            while bytes(got) != b"after the end":
-                await asyncio.sleep(0.005)
+        await until(lambda: bytes(got) == b"after the end")
 
 
 async def test_bytes_before_a_close_all_arrive(folder: Path) -> None:
@@ -168,9 +165,7 @@ async def test_a_local_side_that_does_not_go_is_let_go(folder: Path, monkeypatch
     async with forwarding(folder, greet) as local:
         reader, writer = await local.connect()
         assert await reader.read() == b"220 hello"
-        async with asyncio.timeout(30):
-            while local.forwarder._tasks:
-                await asyncio.sleep(0.005)
+        await until(lambda: not local.forwarder._tasks)
         assert local.said == [], "it has taken everything"
         await close(writer)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ from tower_server.admin.services import Services
 from tower_server.admin.watch import watch_clusters
 from tower_server.faultof import error_body, retry_after, store_fault
 from tower_server.store.base import StoreError
+from tower_server.store.place import PLACE_HEADER
 
 HOST: Final = "localhost"
 
@@ -114,8 +115,9 @@ class AdminApp:
                 return watch_clusters(self._services)
             if parts == ["backup"] and request.method == "GET":
                 log.info("admin", caller=_caller(request.scope), method=request.method, path=request.url.path)
-                data = await self._services.store.snapshot()
-                return Response(data, 200, {"Cache-Control": "no-store"}, "application/vnd.sqlite3")
+                data, place = await self._services.store.snapshot(), self._services.store.place
+                headers = {"Cache-Control": "no-store", PLACE_HEADER: quote(place)}
+                return Response(data, 200, headers, "application/vnd.sqlite3")
             call, arguments, pattern = _find(request.method, parts)
             document = await read_object(request)
             if pattern not in _WITH_BODY:
@@ -256,9 +258,9 @@ def _caller(scope: Scope) -> str:
     return f"{client[0]} {client[1]}" if client else "unknown"
 
 
-def json_response(status: int, document: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+def json_response(status: int, document: dict[str, Any]) -> Response:
     body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    return _response(status, body, headers or {})
+    return _response(status, body, {})
 
 
 def _response(status: int, body: bytes, headers: Mapping[str, str]) -> Response:

@@ -209,7 +209,8 @@ async def create_credential(services: Services, cluster: str, document: dict[str
     ttl = defaults.CALLER_HOURS * 3600.0 if asked.ttl is None else asked.ttl
     try:
         key = public_key_from_csr(asked.csr.encode())
-        issued = services.authority.issue_client(user, groups, public_key=key, at=time.time(), ttl=ttl)
+        at = services.revocations.time_for_caller(user, at=time.time())
+        issued = services.authority.issue_client(user, groups, public_key=key, at=at, ttl=ttl)
     except CertsError as error:
         raise certs_fault(error) from error
     return {

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from daemon.faults import TowerError
+from daemon.faults import TowerError, cannot_listen
 from daemon.log import get_logger
 from daemon.units import split_address
 from tower_server.admin.app import AdminApp, admitted, error_response, json_response, pattern_of, read_parts, read_query
@@ -99,11 +99,7 @@ class OperatorPort(AdminSocket):
         try:
             sock = sock or listening_socket(host, port, backlog=BACKLOG)
         except OSError as error:
-            raise TowerError(
-                "TWR103",
-                f"the operators' port {self._listen} cannot be listened on: {error.strerror or error}",
-                mend="stop what listens there (`ss -ltnp` names it), or set another `operators.listen`",
-            ) from error
+            raise cannot_listen(f"the operators' port {self._listen}", error, key="operators.listen") from error
         self.address = "{}:{}".format(*sock.getsockname()[:2])
         self._server = await asyncio.get_running_loop().create_server(self._connection, sock=sock)
 

@@ -1,7 +1,9 @@
 """What RBAC calls each call of the admin API, and whether a person of the host cluster may make it.
 
 The names come from the paths: `POST /v1/clusters/edge/tokens` is `create` on `clusters/tokens` named `edge`, in the API
-group `admin.tower.kubesphere.io` and the tower's namespace. The apiserver decides for every call anew, so a right that
+group `admin.tower.kubesphere.io` and the tower's namespace. A caller's certificate names no cluster: whoever has one is
+let in by every member that admits its user. So that call is asked about without a name, and a rule that is bound to
+single clusters does not give it. The apiserver decides for every call anew, so a right that
 is taken away counts at once; only what runs already (a watch, a forward) goes on until it ends.
 """
 
@@ -18,6 +20,8 @@ from daemon.kube.resources import Resource
 
 REVIEWS: Final = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
 LISTS: Final = frozenset({"clusters", "tunnels", "streams", "agents", "tokens", "revocations"})
+OF_ALL: Final = ("clusters", "credentials")
+"""Made by the path of one cluster, and good for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Right:
 
     def __str__(self) -> str:
         named = f" named {self.name}" if self.name else ""
+        if (self.resource, self.subresource) == OF_ALL:
+            named = " of all clusters, each of which a caller's certificate is good for,"
         return f"{self.verb} {'/'.join(filter(None, (self.resource, self.subresource)))}.{OPERATOR_GROUP}{named}"
 
 
@@ -51,7 +57,9 @@ def right_of(method: str, pattern: Sequence[str], parts: Sequence[str], *, watch
     verb = {"POST": "create", "DELETE": "delete"}.get(method)
     if verb is None:
         verb = "watch" if watch else "list" if len(pattern) == 1 and literal[0] in LISTS else "get"
-    return Right(verb, literal[0], "/".join(literal[1:]), arguments[0] if arguments else "")
+    resource, subresource = literal[0], "/".join(literal[1:])
+    named = bool(arguments) and (resource, subresource) != OF_ALL
+    return Right(verb, resource, subresource, arguments[0] if named else "")
 
 
 async def permit(client: Client, person: Person, right: Right, *, namespace: str) -> None:

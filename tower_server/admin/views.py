@@ -109,7 +109,7 @@ def entry_view(entry: Entry) -> Object:
 
 def conditions(member: Member, ports: Iterable[CallerPort]) -> list[Object]:
     verdict = member.verdict
-    available = bool(member.serving)
+    available = member.tunnels_of_host > 0
     ready = {"True": "True", "False": "False"}.get(verdict.ready, "Unknown") if available else "Unknown"
     cause = verdict.cause
     found = [

@@ -29,8 +29,8 @@ from tower_server.controller.limits import (
     WORKERS,
     WRITE_DEADLINE,
 )
-from tower_server.controller.reconcile import Again
 from tower_server.controller.registry import Registry
+from tower_server.controller.reporter import Again
 from tower_server.controller.view import Watches
 from tower_server.controller.workqueue import WorkQueue
 from tower_server.controller.writer import Deposed, Writer

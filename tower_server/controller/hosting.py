@@ -30,6 +30,7 @@ from tower_server.controller.names import MANAGER
 from tower_server.controller.reach import Reach
 from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
+from tower_server.controller.reporter import Reporter
 from tower_server.controller.twins import Twins
 from tower_server.controller.view import Watches
 from tower_server.controller.writer import Writer
@@ -186,15 +187,21 @@ class HostController:
 
     def _make(self, watches: Watches, writer: Writer, poke: Callable[[str], None]) -> Reconciler:
         self._errands.begin(fence=writer.fence, poke=poke)
+        events = Events(self._client, instance=self._name)
         return Reconciler(
             client=self._client,
             registry=self._records,
             view=watches,
             writer=writer,
-            events=Events(self._client, instance=self._name),
+            events=events,
             facts=self._facts,
-            authority=self._authority,
-            revocations=lambda: self._revocations.current,
+            reporter=Reporter(
+                view=watches,
+                writer=writer,
+                events=events,
+                authority=self._authority,
+                revocations=lambda: self._revocations.current,
+            ),
             namespace=self._namespace,
             twins=Twins(poke),
             membership=Membership(errands=self._errands, registry=self._records),

@@ -1,4 +1,4 @@
-"""One answer for all who ask at once: of a call that began after each of them had asked.
+"""One call for all who ask at the same time: each of them gets the answer of a call that began after it had asked.
 
 A hundred clusters that are deleted together each need to know what there is at that moment, and need not ask for it one
 by one. An answer from before somebody asked is never given; whose call fails fails alone, and the next one asks anew.

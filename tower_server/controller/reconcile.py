@@ -1,76 +1,36 @@
 """One cluster made true: from what is asked for and what is there to what should be there. Level-triggered.
 
 Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
-What ends is the business of `ending`.
-The order is that of need: the port and the Service carry callers, so they come first; then what others read of it (our
-Member's status, the Cluster resource). Nothing waits for a write to the Cluster: a webhook may refuse it for as long as
-a member is down, and then a condition of our own says which one does. Nothing here waits for the member: what is to be
-done there is an errand's.
+What ends is the business of `ending`, what others read of it that of `reporter`. The order is that of need: the port
+and the Service carry callers, so they come first; what is said of them comes last. Nothing here waits for the member:
+what is to be done there is an errand's.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
 
-from certs.ca import Authority
 from certs.errors import IssueRefused
-from certs.kubeconfig import Connection
-from certs.names import check_serving_name, member_name
-from certs.peers import rfc3339
-from certs.revocation import RevocationList
+from certs.names import check_serving_name
 from daemon.faults import TowerError, fault
-from daemon.kube.errors import Conflict, KubeError, NotFound
-from daemon.kube.resources import (
-    CLUSTERS,
-    ENDPOINT_SLICES,
-    ENDPOINTS,
-    MEMBERS,
-    SERVICES,
-    Object,
-    Resource,
-)
-from tower_server.controller import desired, kubeconfig
-from tower_server.controller.conditions import Condition, merged
+from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, ENDPOINTS, SERVICES, Object, Resource
+from tower_server.controller import desired
 from tower_server.controller.ending import Ending
-from tower_server.controller.events import transitions
 from tower_server.controller.facts import Sight
-from tower_server.controller.membership import withheld
-from tower_server.controller.names import FINALIZER, external_name, is_of, service_name
-from tower_server.controller.status import (
-    Mirror,
-    Outcome,
-    conditions,
-    endpoint,
-    member_status,
-    mirrored,
-    problem_of,
-    refused,
-    troubled,
-)
+from tower_server.controller.names import external_name, is_of, service_name
+from tower_server.controller.reporter import Again, Reporter
+from tower_server.controller.status import Outcome, problem_of
 from tower_server.controller.wanted import Problem, Wanted
-from tower_server.controller.writer import Deposed
+from tower_server.controller.writer import Deposed, NameTaken
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
-
-LOOK_AGAIN: Final = 6 * 3600.0  # a date is looked at anew, should the clock have been set meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """When to look at the cluster again, in seconds; `failed` for something that is tried with a growing back-off."""
-
-    after: float | None = None
-    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciler(Ending):
     """Everything that one reconcile needs."""
 
-    authority: Authority
-    revocations: Callable[[], RevocationList | None]
+    reporter: Reporter
     namespace: str
     own_names: frozenset[str] = frozenset()
     """Of the tower's servers, which no cluster's certificate carries."""
@@ -97,7 +57,7 @@ class Reconciler(Ending):
             if record is not None:  # added by hand, or kept: a resource that asks for something else is none of ours
                 again = await self._serve(name, None, None, record)
             elif wanted is not None and wanted.proxied:
-                return await self._tell(resource, Outcome(problems=wanted.problems), None)
+                return await self.reporter.tell(resource, Outcome(problems=wanted.problems), None)
             await self.let_go(resource, wanted)
             return again
         record = await self.registry.follow(name, resource=wanted.uid)
@@ -120,28 +80,8 @@ class Reconciler(Ending):
         return Again(failed=not await self.let_go(resource, wanted))
 
     async def failed(self, name: str, error: Exception) -> None:
-        """The cluster's work fails again and again: said where people look for it, once for each kind of failure. What
-        stands of the cluster stays as it is meanwhile."""
-        resource, member = self.view.get(CLUSTERS, name), self.view.get(MEMBERS, name)
-        about = resource or member
-        if about is None:
-            return
-        fault_of = error if isinstance(error, TowerError) else TowerError("TWR114", str(error) or "it took too long")
-        text = f"what follows from the cluster cannot be written: {fault_of.message}"
-        said = troubled(Problem("ResourceWritable", fault_of.reason, fault_of.code, text, fault_of.mend))
-        holder = member or resource or {}
-        status = holder.get("status") if isinstance(holder.get("status"), dict) else {}
-        held = (status or {}).get("conditions")
-        worth = transitions(held, [said])
-        if not worth:
-            return
-        if member is not None:
-            listed = merged(
-                held, [said], now=rfc3339(time.time()), generation=int(member["metadata"].get("generation", 0))
-            )
-            body = {**member, "status": {**(status or {}), "conditions": listed}}
-            await self.writer.replace(MEMBERS, body, subresource="status")
-        await self.events.tell(about, worth)
+        """The cluster's work fails again and again. What stands of the cluster stays as it is meanwhile."""
+        await self.reporter.failed(name, error)
 
     # ---- a cluster that is wanted -------------------------------------------------------------------------------
 
@@ -167,7 +107,7 @@ class Reconciler(Ending):
                 sight=sight,
                 hosted_as=self.view.hosted_as,
             )
-        return await self._tell(resource, outcome, sight, record=record, wanted=wanted)
+        return await self.reporter.tell(resource, outcome, sight, record=record)
 
     async def _ports(self, outcome: Outcome, wanted: Wanted | None, record: Cluster, sight: Sight | None) -> Outcome:
         """A port for the apiserver, and one for the second service once the member declares it."""
@@ -216,7 +156,10 @@ class Reconciler(Ending):
                 await self.take_service(name, external_name(name))
             return outcome
         only = desired.external_service(name, outcome.ports, namespace=self.namespace, annotations=wanted.annotations)
-        found = await self._ensure(SERVICES, only)
+        try:
+            found = await self._ensure(SERVICES, only)
+        except NameTaken as taken:
+            return outcome.with_problem(problem_of("ExternalAccessReady", taken))
         await self._slices(external_name(name), name, _of_apiserver(outcome))
         return replace(outcome, external=True, external_address=_published(found))
 
@@ -258,78 +201,6 @@ class Reconciler(Ending):
 
     async def _ensure(self, resource: Resource, wanted: Object) -> Object:
         return await self.writer.ensure(resource, wanted, self.view.get(resource, wanted["metadata"]["name"]))
-
-    # ---- saying so ----------------------------------------------------------------------------------------------
-
-    async def _tell(
-        self,
-        resource: Object | None,
-        outcome: Outcome,
-        sight: Sight | None,
-        *,
-        record: Cluster | None = None,
-        wanted: Wanted | None = None,
-    ) -> Again:
-        again = Again()
-        if resource is not None:
-            outcome, again = await self._mirror(resource, outcome, sight, usable=record is not None)
-        member = self.view.get(MEMBERS, record.name) if record is not None else None
-        if member is not None:
-            await self._status(member, resource or member, outcome, sight)
-        return again
-
-    async def _mirror(
-        self, resource: Object, outcome: Outcome, sight: Sight | None, *, usable: bool
-    ) -> tuple[Outcome, Again]:
-        """Our fields on the Cluster resource, the kubeconfig among them."""
-        text, again = None, Again()
-        if usable and outcome.address:
-            outcome, text, again = self._kubeconfig(resource, outcome, sight)
-        held = (resource.get("status") or {}).get("conditions")
-        mirror = Mirror(outcome, conditions(outcome, sight, held=held), FINALIZER if usable else "", text)
-        body = mirrored(resource, mirror, now=rfc3339(time.time()))
-        if body is None:
-            return outcome, again
-        try:
-            stored = await self.writer.replace(CLUSTERS, body)
-        except (Conflict, NotFound):
-            raise
-        except KubeError as error:
-            return outcome.with_problem(refused(error)), Again(failed=True)
-        if not usable:
-            await self.events.tell(stored, transitions(held, mirror.conditions))
-        return outcome, again
-
-    def _kubeconfig(self, resource: Object, outcome: Outcome, sight: Sight | None) -> tuple[Outcome, str | None, Again]:
-        name, now = resource["metadata"]["name"], time.time()
-        bundle = self.authority.bundle
-        server = endpoint("https", outcome.address, 6443)
-        connection = Connection(server=server, tls_server_name=member_name(name), ca_pem=bundle.root_pem)
-        held: Any = ((resource.get("spec") or {}).get("connection") or {}).get("kubeconfig")
-        healthy = sight is not None and sight.healthy
-        decision = kubeconfig.decide(
-            held, connection, bundle=bundle, revocations=self.revocations(), now=now, healthy=healthy
-        )
-        if decision.action == "keep":
-            due = min(LOOK_AGAIN, max(1.0, (decision.renew_at or now) - now))
-            return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), None, Again(due)
-        withheld_for = "" if held else withheld(outcome, (resource.get("status") or {}).get("conditions"))
-        if decision.action == "wait" or withheld_for:
-            text = f"{decision.why}; {withheld_for or 'it is written once a request gets through to the member'}"
-            return replace(outcome, kubeconfig=Condition("KubeconfigReady", "False", "Waiting", text)), None, Again()
-        made = kubeconfig.issue(self.authority, connection, cluster=name, now=now)
-        return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), made, Again(LOOK_AGAIN)
-
-    async def _status(self, member: Object, about: Object, outcome: Outcome, sight: Sight | None) -> None:
-        held = member.get("status") if isinstance(member.get("status"), dict) else {}
-        generation = int(member["metadata"].get("generation", 0))
-        now = rfc3339(time.time())
-        status = member_status(held or {}, outcome, sight, now=now, generation=generation)
-        if status == held:
-            return
-        await self.writer.replace(MEMBERS, {**member, "status": status}, subresource="status")
-        listed = (held or {}).get("conditions")
-        await self.events.tell(about, transitions(listed, conditions(outcome, sight, held=listed)))
 
 
 def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[str]:

@@ -71,8 +71,9 @@ class Watches:
             self.hosted_as = "" if change.type == DELETED else name_of(change.object)
         if change.type == ADDED or change.type == DELETED or _differs(change):
             cluster = cluster_of(change.object) or cluster_of(change.old or {})
-            if cluster:
-                self._changed(cluster)
+            freed = _could_have(change.object) if change.type == DELETED else set()
+            for each in ({cluster} | freed) - {""}:
+                self._changed(each)
 
 
 def cluster_of(body: Object) -> str:
@@ -87,6 +88,15 @@ def cluster_of(body: Object) -> str:
     if not service.startswith(SERVICE_PREFIX):
         return ""
     return service.removeprefix(SERVICE_PREFIX).removesuffix(EXTERNAL_SUFFIX)
+
+
+def _could_have(body: Object) -> set[str]:
+    """The clusters that wait for the name of a Service to be free: `mc-a-external` may be wanted by two."""
+    name = name_of(body)
+    if body.get("kind") != SERVICES.kind or not name.startswith(SERVICE_PREFIX) or not name.endswith(EXTERNAL_SUFFIX):
+        return set()
+    cluster = name.removeprefix(SERVICE_PREFIX)
+    return {cluster, cluster.removesuffix(EXTERNAL_SUFFIX)}
 
 
 def _service_of(body: Object | None) -> str:

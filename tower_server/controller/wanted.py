@@ -16,7 +16,7 @@ from typing import Any, Final
 from certs.names import is_label
 from certs.token import hash_secret
 from daemon.kube.resources import Object
-from tower_server.controller.names import EXTERNAL_SUFFIX, LB_ANNOTATIONS, MAX_SERVICE_NAME, SERVICE_PREFIX
+from tower_server.controller.names import DOMAIN, EXTERNAL_SUFFIX, LB_ANNOTATIONS, MAX_SERVICE_NAME, SERVICE_PREFIX
 from tower_server.ports import PortRange
 from tower_server.records import KUBERNETES, KUBESPHERE, LEGACY_TOKEN
 
@@ -25,7 +25,8 @@ MAX_EXTERNAL_NAME: Final = MAX_NAME - len(EXTERNAL_SUFFIX)
 MAX_LB_ANNOTATIONS: Final = 64
 _PORT_FIELDS: Final = {KUBERNETES: "kubernetesAPIServerPort", KUBESPHERE: "kubesphereAPIServerPort"}
 _ANNOTATION: Final = re.compile(
-    r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+    r"((?=.{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
 )
 
 
@@ -178,9 +179,12 @@ def _annotations(annotations: Mapping[str, Any], problems: list[Problem]) -> dic
     if not why and not isinstance(found, dict):
         why = "it is not a JSON object"
     if isinstance(found, dict):
-        bad = [key for key, value in found.items() if not isinstance(value, str) or not _ANNOTATION.fullmatch(key)]
+        bad = [key for key, value in found.items() if not _is_text(value) or not _ANNOTATION.fullmatch(key)]
+        own = [key for key in found if key.partition("/")[0] == DOMAIN]
         if bad:
             why = f"{bad[0][:80]!r} is not an annotation with a text as its value"
+        elif own:
+            why = f"{own[0][:80]!r} is one that the tower itself writes"
         elif len(found) > MAX_LB_ANNOTATIONS:
             why = f"it holds {len(found)} annotations, more than {MAX_LB_ANNOTATIONS}"
     if not why and isinstance(found, dict):
@@ -195,3 +199,8 @@ def _annotations(annotations: Mapping[str, Any], problems: list[Problem]) -> dic
         )
     )
     return {}
+
+
+def _is_text(value: object) -> bool:
+    """Half a character would come back as another one, and be written again at every look."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)

@@ -14,7 +14,7 @@ from daemon.kube.errors import AlreadyExists, NotFound
 from daemon.kube.resources import Object, Resource, name_of, namespace_of, version_of
 from tower_server.controller.desired import drifted, written, written_term
 from tower_server.controller.limits import WRITE_DEADLINE
-from tower_server.controller.names import MANAGER
+from tower_server.controller.names import CLUSTER_LABEL, MANAGER
 
 
 class Deposed(TowerError):
@@ -22,6 +22,17 @@ class Deposed(TowerError):
 
     def __init__(self, text: str) -> None:
         super().__init__("TWR113", f"this server no longer leads: {text}")
+
+
+class NameTaken(TowerError):
+    """What is wanted for one cluster is there already, as another's: `mc-a-external` is `a`'s and `a-external`'s."""
+
+    def __init__(self, found: Object) -> None:
+        owner, what = _cluster(found), f"{found.get('kind')} {name_of(found)}"
+        mend = (
+            f"delete one of the two Clusters, or set `externalKubeAPIEnabled: false` where {what} is the external one"
+        )
+        super().__init__("TWR120", f"{what} belongs to cluster {owner}", mend=mend)
 
 
 class Writer:
@@ -45,7 +56,7 @@ class Writer:
 
     async def ensure(self, resource: Resource, wanted: Object, found: Object | None) -> Object:
         """The object as wanted; nothing is written when it is so already. One that is there although no watch has told
-        of it yet is read: what this server has just made is no failure."""
+        of it yet is read: what this server has just made is no failure. NameTaken for one of another cluster."""
         if found is None:
             body = written(wanted, None, term=self.fence())
             self.writes += 1
@@ -57,6 +68,8 @@ class Writer:
                 if not listed:
                     raise
                 found = listed[0]
+        if _cluster(found) not in ("", _cluster(wanted)):
+            raise NameTaken(found)
         if not drifted(wanted, found):
             return found
         body = written(wanted, found, term=self.fence(found))
@@ -81,3 +94,8 @@ class Writer:
         return await self._client.replace(
             resource, body, subresource=subresource, field_manager=MANAGER, deadline=WRITE_DEADLINE
         )
+
+
+def _cluster(body: Object) -> str:
+    """Which one an object was made for; empty for what says nothing of it, such as what is taken over from Go Tower."""
+    return str((body["metadata"].get("labels") or {}).get(CLUSTER_LABEL) or "")

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 from certs.ca import Authority
 from certs.errors import CertsError
-from daemon.faults import TowerError
+from daemon.faults import TowerError, cannot_listen
 from daemon.log import get_logger
 from daemon.units import split_address
 from protocol import defaults
@@ -140,12 +140,8 @@ class LegacyAgents:
         try:
             found = await self._port.start(host or None, port, context, sock=sock)
         except OSError as error:
-            raise TowerError(
-                "TWR103",
-                f"the port of the dialect {DIALECT}, {self._config.listen}, cannot be listened on: "
-                f"{error.strerror or error}",
-                mend="stop what listens there (`ss -ltnp` names it), or set another `kubesphere_v1.listen`",
-            ) from error
+            what = f"the port of the dialect {DIALECT}, {self._config.listen},"
+            raise cannot_listen(what, error, key="kubesphere_v1.listen") from error
         self.address = f"[{found[0]}]:{found[1]}" if ":" in found[0] else f"{found[0]}:{found[1]}"
         log.warning("dialect-enabled", dialect=DIALECT, address=self.address, tls=self._file is not None)
 

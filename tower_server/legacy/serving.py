@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 from certs.ca import Authority
 from certs.keys import generate_key, key_to_pem
 from certs.peers import ClientIdentity
+from certs.pemfile import in_memory
 from certs.tls import callers_context
 from daemon.log import get_logger
 from gateway.audit import RequestRecord
@@ -26,7 +27,6 @@ from gateway.upstream import Upstreams
 from protocol import defaults
 from tower_server.legacy.registration import Credential, Target
 from tower_server.revocations import Revocations
-from tower_server.servercert import memory_file
 
 UNREACHABLE: Final = frozenset({"TWR301", "TWR303"})
 Connect = Callable[[Callable[[], Any]], Awaitable[tuple[Any, Any]]]
@@ -115,7 +115,7 @@ def _apiserver(target: Target, credential: Credential) -> Apiserver:
 def _context(apiserver: Apiserver, credential: Credential) -> ssl.SSLContext:
     if not credential.certificate_pem:
         return upstream_context(apiserver)
-    with memory_file(credential.certificate_pem) as chain, memory_file(credential.key_pem) as key:
+    with in_memory(credential.certificate_pem) as chain, in_memory(credential.key_pem) as key:
         return upstream_context(apiserver, certificate_file=chain, key_file=key)
 
 

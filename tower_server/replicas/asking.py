@@ -56,7 +56,7 @@ async def ask(link: Link, asking: Asking) -> Told:
     """The answer of one server. Its own refusal, or TowerError TWR118 when there was none."""
     try:
         async with asyncio.timeout(DEADLINE):
-            return _read(link, await _exchange(link, asking))
+            return _read(await _exchange(link, asking))
     except TimeoutError as error:
         raise _unanswered(link, f"no answer within {DEADLINE:g} s") from error
     except Untrusted as error:
@@ -79,7 +79,7 @@ async def _exchange(link: Link, asking: Asking) -> bytes:
         writer.transport.abort()
 
 
-def _read(link: Link, data: bytes) -> Told:
+def _read(data: bytes) -> Told:
     if not data.endswith(b"\n"):
         raise ValueError("its answer was cut")
     try:

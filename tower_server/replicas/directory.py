@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import math
 import random
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from daemon.kube.reflector import Change, Reflector, key_of
 from daemon.kube.resources import LEASES, Object, name_of, version_of
 from daemon.kube.watch import DELETED
 from daemon.log import get_logger
+from daemon.reminder import Reminder
 from daemon.units import split_address
 
 LABEL: Final = "tower.kubesphere.io/replica"
@@ -105,19 +107,18 @@ class Directory:
 
     async def publish(self) -> None:
         """Writes the Lease now and then until cancelled, then takes it away."""
-        backoff, said = Backoff(random=random.random), ""
+        backoff, reminder = Backoff(random=random.random), Reminder(every=math.inf)
         try:
             while True:
                 try:
                     await self._write()
                     await self._bury()
                 except (KubeError, TowerError) as error:
-                    if said != error.code:
+                    if reminder.due(error.code):
                         log.warning("replica-not-published", code=error.code, text=error.message)
-                    said = error.code
                     await asyncio.sleep(backoff.next(retry_after=error.retry_after))
                     continue
-                said = ""
+                reminder.reset()
                 backoff.reset()
                 await asyncio.sleep(WRITTEN_EVERY * (0.9 + 0.2 * random.random()))  # noqa: S311
         finally:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 
-from certs.ca import Authority, Issued
+from certs.ca import Authority
 from certs.errors import Reason, Untrusted
+from certs.generation import Issued
 from certs.keys import PrivateKey, generate_key, key_to_pem
 from certs.peers import ReplicaIdentity
 from certs.tls import replica_contexts

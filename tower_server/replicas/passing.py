@@ -75,6 +75,10 @@ class PassedStream:
         if self._pump is not None:
             self._pump.resume_reading()
 
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        """As a tunnel's stream has it; which tunnel carries this one, its owner knows."""
+        return default
+
     def reset(self, _code: Code, _text: str) -> None:
         """The caller is gone. The owner sees a cut, which is what it is."""
         self.lose(None)

@@ -1,8 +1,7 @@
 """The replica port: where the other servers of the host follow this one and pass callers on to it.
 
 Nobody gets past the TLS handshake without a certificate of the host, nor further without one of a replica. Then one
-head, bounded in size and time, says what is wanted. What is passed on goes into a tunnel that this server holds
-itself and nowhere else. Connections that have not said what they want are bounded in number.
+head, bounded in size and time, says what is wanted. Connections that have not said it are bounded in number.
 """
 
 from __future__ import annotations
@@ -13,33 +12,19 @@ from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from certs.errors import Untrusted
-from daemon.faults import TowerError
+from daemon.faults import cannot_listen
 from daemon.log import get_logger
 from protocol import defaults
 from protocol.aio.tlsfailure import TlsError
 from protocol.aio.tlspump import TlsServerSocketPump
-from protocol.constants import Code
-from protocol.errors import ProtocolError, StreamRefused
-from tower_server.doubt import STILL_SILENT, Doubt
+from protocol.errors import ProtocolError
 from tower_server.member import Member
-from tower_server.records import KUBERNETES
-from tower_server.relay import address_text, reset
+from tower_server.relay import address_text
 from tower_server.replicas.asking import Answer, Asked
 from tower_server.replicas.carrying import MAX_CARRIED, Carried
 from tower_server.replicas.identity import ReplicaCertificate
-from tower_server.replicas.wire import (
-    ACCEPTED,
-    MAX_HEAD_BYTES,
-    Asking,
-    Carrying,
-    Held,
-    Passing,
-    alive,
-    holds,
-    lost,
-    read_head,
-    refused,
-)
+from tower_server.replicas.passed import Passed
+from tower_server.replicas.wire import MAX_HEAD_BYTES, Asking, Carrying, Held, alive, holds, lost, read_head, refused
 from tower_server.sockets import listening_socket
 
 BACKLOG: Final = 1024
@@ -47,11 +32,9 @@ MAX_IN_HANDSHAKE: Final = 512  # of TLS: who says nothing gives way, so that it 
 MAX_UNASKED: Final = 512  # connections that have not yet said what they want: a burst of callers passed on
 MAX_FOLLOWERS: Final = 64
 MAX_ASKED: Final = 64
-WRITE_HIGH: Final = 256 * defaults.KIB
 REFUSALS_SAID_EVERY: Final = 10.0
 
 log = get_logger(__name__)
-audit = get_logger("audit")
 
 
 class Host(Protocol):
@@ -84,7 +67,7 @@ class ReplicaPort:
         self.in_handshake: dict[TlsServerSocketPump, None] = {}  # oldest first
         self.unasked: set[_Arrival] = set()
         self.followers: set[_Follower] = set()
-        self.passed: set[_Passed] = set()
+        self.passed: set[Passed] = set()
         self.asked: set[Asked] = set()
         self.carried: set[Carried] = set()
         self._server: asyncio.Server | None = None
@@ -96,11 +79,7 @@ class ReplicaPort:
             sock = listening_socket(host, port, backlog=BACKLOG)
             self._server = await asyncio.get_running_loop().create_server(self._connection, sock=sock)
         except OSError as error:
-            raise TowerError(
-                "TWR103",
-                f"the replica port {host}:{port} cannot be listened on: {error.strerror or error}",
-                mend="stop what listens there (`ss -ltnp` names it), or set another `replica.listen`",
-            ) from error
+            raise cannot_listen(f"the replica port {host}:{port}", error, key="replica.listen") from error
         self.address = sock.getsockname()[:2]
 
     def _connection(self) -> TlsServerSocketPump:
@@ -199,7 +178,8 @@ class _Arrival(asyncio.Protocol):
                 return
             Carried(self.transport, self._port.carried, self._port.host.link(head.remote)).begin(rest)
         else:
-            _Passed(self._port, self.transport, head, self.replica).begin(rest)
+            member = self._port.host.member(head.cluster)
+            Passed(self.transport, self._port.passed, head, member=member, replica=self.replica).begin(rest)
 
     def eof_received(self) -> bool:
         return False
@@ -262,155 +242,3 @@ class _Follower(asyncio.Protocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._port.followers.discard(self)
-
-
-class _Passed(asyncio.Protocol):
-    """One caller of another server, on the way into a tunnel of this one."""
-
-    def __init__(self, port: ReplicaPort, transport: Any, head: Passing, replica: str) -> None:
-        self._port = port
-        self._head = head
-        self._replica = replica
-        self._stream: Any = None
-        self._accepted = False
-        self._doubt: Doubt | None = None
-        self._outcome = ""
-        self._began = asyncio.get_running_loop().time()
-        self.transport = transport
-
-    def begin(self, early: bytes) -> None:
-        self._port.passed.add(self)
-        self.transport.set_protocol(self)
-        self.transport.set_write_buffer_limits(high=WRITE_HIGH)
-        head, member = self._head, self._port.host.member(self._head.cluster)
-        tunnel = member.pick() if member is not None else None
-        apiserver = head.service == KUBERNETES
-        try:
-            if member is None or tunnel is None:
-                raise StreamRefused(Code.DRAINING, f"this server holds no tunnel of cluster {head.cluster}")
-            if apiserver and member.hopeless(tunnel):
-                raise StreamRefused(Code.DEAD_PEER, STILL_SILENT)
-            self._stream = tunnel.start_open(
-                head.service, _StreamEnd(self), caller=head.caller, connection_id=head.connection
-            )
-        except StreamRefused as error:
-            self._refuse(error)
-            return
-        if early:
-            self._stream.write(early)
-        if apiserver:
-            self._doubt = Doubt(member, tunnel, elsewhere=self._ask_another, in_vain=self._give_up)
-
-    def _ask_another(self) -> None:
-        """The other server, which has the caller's first bytes, asks anew."""
-        self._refuse(StreamRefused(Code.TUNNEL_LOST, "the tunnel stalls"))
-
-    def _give_up(self, why: str) -> None:
-        self._refuse(StreamRefused(Code.DEAD_PEER, why))
-
-    def _answered(self) -> None:
-        if self._doubt is not None:
-            self._doubt.over()
-            self._doubt = None
-
-    def _refuse(self, error: ProtocolError) -> None:
-        self._answered()
-        self._outcome = f"refused: {error.text}"
-        self.transport.write(refused(error))
-        self.transport.close()
-
-    # ---- the other server's side --------------------------------------------------------------------------------
-
-    def data_received(self, data: Any) -> None:
-        if self._stream is not None:
-            self._stream.write(bytes(data))
-
-    def eof_received(self) -> bool:
-        if self._stream is None or self.transport.get_extra_info("tls_truncated"):
-            return False
-        self._stream.write_eof()
-        return True
-
-    def pause_writing(self) -> None:
-        if self._stream is not None:
-            self._stream.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._stream is not None:
-            self._stream.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._port.passed.discard(self)
-        self._answered()
-        stream, head = self._stream, self._head
-        if stream is not None:
-            stream.reset(Code.CANCELLED, "the caller is gone")
-        audit.info(
-            "passed",
-            connection=head.connection,
-            caller=head.caller,
-            cluster=head.cluster,
-            service=head.service,
-            via=self._replica,
-            bytes_up=stream.bytes_out if stream is not None else 0,
-            bytes_down=stream.bytes_in if stream is not None else 0,
-            seconds=round(asyncio.get_running_loop().time() - self._began, 4),
-            outcome=self._outcome or ("caller gone" if exc is not None else "finished"),
-        )
-
-    # ---- the stream's side --------------------------------------------------------------------------------------
-
-    def accepted(self) -> None:
-        self._accepted = True
-        self._answered()
-        self.transport.write(ACCEPTED)
-
-    def deliver(self, data: memoryview) -> None:
-        self.transport.write(data)
-
-    def deliver_eof(self) -> None:
-        self.transport.write_eof()
-
-    def stream_full(self, full: bool) -> None:
-        if full:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-
-    def stream_lost(self, error: ProtocolError | None) -> None:
-        if self.transport.is_closing():
-            return
-        if not self._accepted:
-            self._refuse(error or StreamRefused(Code.TUNNEL_LOST, "the stream ended before it was accepted"))
-        elif error is None:
-            self._outcome = self._outcome or "finished"
-            self.transport.close()
-        else:
-            self._outcome = f"cut: {error}"
-            reset(self.transport)
-
-
-class _StreamEnd(asyncio.Protocol):
-    """The stream's callbacks; the connection's own names are taken by its transport's."""
-
-    def __init__(self, connection: _Passed) -> None:
-        self._connection = connection
-
-    def stream_accepted(self) -> None:
-        self._connection.accepted()
-
-    def data_received(self, data: memoryview) -> None:  # type: ignore[override]
-        self._connection.deliver(data)
-
-    def eof_received(self) -> bool:
-        self._connection.deliver_eof()
-        return True
-
-    def pause_writing(self) -> None:
-        self._connection.stream_full(True)
-
-    def resume_writing(self) -> None:
-        self._connection.stream_full(False)
-
-    def connection_lost(self, exc: Any) -> None:
-        self._connection.stream_lost(exc)

@@ -263,7 +263,8 @@ class Replicas:
             return
         for cluster in clusters:
             # Only what its owner says it has lost is the member's own trouble: a server that goes is not.
-            self._refresh(cluster, f"server {link.peer.name}, which held its tunnel, is gone: {why}", cut=why == CUT)
+            said = f"server {link.peer.name}, which held its tunnel, is gone: {why}"
+            self._refresh(cluster, said, cut=why == CUT, unheard=not link.up)
         touched: Iterable[str] = clusters
         if link.serving != (link.peer.name in self._taking):
             self._taking ^= {link.peer.name}
@@ -274,7 +275,7 @@ class Replicas:
         if not link.up:
             self.lost()
 
-    def _refresh(self, cluster: str, why: str, *, cut: bool = False) -> None:
+    def _refresh(self, cluster: str, why: str, *, cut: bool = False, unheard: bool = False) -> None:
         member = self._registry.members.get(cluster)
         if member is None:
             return
@@ -286,7 +287,7 @@ class Replicas:
             tunnels = sum(link.holds[cluster].tunnels for link in owners)
             member.note_elsewhere(Elsewhere(tunnels, said.verdict, said.report), why)
         else:
-            member.note_elsewhere(None, why, cut=cut)
+            member.note_elsewhere(None, why, cut=cut, unheard=unheard)
         if member.known_report.get("services") != before:
             self._start(self._clusters.declare(member), f"declare-{cluster}")
 

@@ -104,6 +104,9 @@ class Change:
 class Store(ABC):
     """Records by (kind, name). They raise `StoreError`, and `daemon.faults.TowerError` when the store itself fails."""
 
+    place = ""
+    """The file that it is kept in, if it is one: who asks for a copy is told of what."""
+
     @abstractmethod
     async def get(self, kind: Kind, name: str) -> Record:
         """The record, or `NotFound`."""

@@ -8,6 +8,7 @@ from tower_server.config import ServerConfig
 from tower_server.store.base import Store
 
 STORE_FILE: Final = "tower.db"
+PLACE_HEADER: Final = "Tower-Store"  # of the answer that is a copy: the file that it is of
 DEADLINE: Final = 5.0  # of one operation: an agent that waits for its record gives its handshake 10 s
 
 

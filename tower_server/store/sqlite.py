@@ -1,7 +1,8 @@
 """The store of one machine: SQLite behind one connection in one worker thread.
 
 Writes are serialised by that thread, committed with a full sync before they are acknowledged, and published to watchers
-in commit order. A caller that goes away does not undo its write: the change is published all the same.
+in commit order. A caller that goes away does not undo its write: the change is published all the same. Nothing is
+written once the file was taken from its place: it would be acknowledged, and gone with this process.
 """
 
 from __future__ import annotations
@@ -50,10 +51,11 @@ class SqliteStore(Store):
     """Make it with `await SqliteStore.open(path)`."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, worker: ThreadPoolExecutor, log: ChangeLog) -> None:
-        self._path = path
+        self._path, self.place = path, str(path.absolute())
         self._connection = connection
         self._worker = worker
         self._log = log
+        self._file = _file(path)
         self._pending = 0
         self._closed = False
 
@@ -97,6 +99,7 @@ class SqliteStore(Store):
     async def check(self) -> str:
         """Writes as much as a record may hold, and takes it away again: a full disk is read without a complaint."""
         said = await super().check()
+        await self._run(self._in_place)
         await self._run(lambda: _try_to_write(self._connection))
         free = await self._run(lambda: _free(self._path.parent))
         if free < ROOM:  # the log has room of its own for a while, what it holds has none where it is to go
@@ -126,7 +129,11 @@ class SqliteStore(Store):
             log.error("store-not-closed", code=error.code, text=error.message, mend=error.mend)
 
     async def _write(self, operation: Callable[[], Change]) -> Change:
-        return await self._run(lambda: _transaction(self._connection, operation), self._publish)
+        def write() -> Change:
+            self._in_place()
+            return _transaction(self._connection, operation)
+
+        return await self._run(write, self._publish)
 
     def _publish(self, change: Change) -> None:
         self._log.append(int(change.record.version), change)
@@ -155,12 +162,33 @@ class SqliteStore(Store):
         except TimeoutError as error:
             raise self._too_slow(f"it has not answered for {OPERATION_DEADLINE:g} s") from error
 
+    def _in_place(self) -> None:
+        """Raises TowerError where the file in use is no longer the one that the next start will open."""
+        if _file(self._path) == self._file:
+            return
+        raise TowerError(
+            "TWR105",
+            f"the store {self._path} was removed or replaced while this server has it open: what it writes would be "
+            "lost with its process",
+            mend="`tower-server backup FILE` now, while it runs, still has all of it; then stop it, and start it with "
+            f"what is at {self._path}, or after `tower-server restore FILE --replace`",
+        )
+
     def _too_slow(self, what: str) -> TowerError:
         return TowerError(
             "TWR105",
             f"the store {self._path} does not keep up: {what}",
             mend=f"look at the disk of {self._path.parent}: it is overloaded or failing",
         )
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file lies there; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _free(folder: Path) -> int:

@@ -10,6 +10,7 @@ shared memory: only one connection ever writes or checkpoints.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS, migrate
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()
+        _refuse_lockless(path)
         raise explain(error, path) from error
     except BaseException:
         if connection is not None:
@@ -98,6 +100,22 @@ def _refuse_intruders(path: Path) -> None:
         )
 
 
+def _refuse_lockless(path: Path) -> None:
+    """SQLite takes a file system without locks for one where somebody else has them. Asked where no connection is open:
+    closing a file gives up every lock that this process has on it."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise TowerError(
+                "TWR105",
+                f"the store {path} cannot be locked ({os.strerror(error.errno)}): its file system has no locks, and "
+                "two servers could write it",
+                mend="set state_dir to a local disk, or have the lock service of the network file system run",
+            ) from error
+
+
 def _prepare(connection: sqlite3.Connection, path: Path, migrations: Sequence[str], *, migrate: bool) -> None:
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("BEGIN EXCLUSIVE")  # takes the lock now, so that a second server is refused at its start
@@ -140,11 +158,7 @@ def explain(error: sqlite3.Error, path: Path) -> TowerError:
             mend="stop the other tower-server that uses this state directory, or give this one a state_dir of its own",
         )
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-        return TowerError(
-            "TWR105",
-            f"the store {path} cannot be written: {error}",
-            mend=f"make room on the file system of {path.parent}; the store works again as soon as there is some",
-        )
+        return _unwritable(error, path, full=name.startswith("SQLITE_FULL"))
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "malformed" in str(error):
         return TowerError(
             "TWR105",
@@ -156,3 +170,19 @@ def explain(error: sqlite3.Error, path: Path) -> TowerError:
         f"the store {path} failed: {error}",
         mend=f"see that {path.parent} exists and can be written by this user (uid {os.geteuid()})",
     )
+
+
+def _unwritable(error: sqlite3.Error, path: Path, *, full: bool) -> TowerError:
+    """A disk that fails is mostly mounted read-only by the kernel, and to SQLite all of it is an I/O error."""
+    said, mend = f"the store {path} cannot be written: {error}", f"make room on the file system of {path.parent}"
+    if not full:
+        mend += ", or where there is some see what the kernel says of its disk (`dmesg`)"
+    try:
+        if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+            said += ", and its file system is mounted read-only"
+            mend = (
+                f"see in the kernel's log (`dmesg`) why, and mount what {path.parent} is on so that it can be written"
+            )
+    except OSError:
+        pass  # it is not even there: the error as it is says so
+    return TowerError("TWR105", said, mend=f"{mend}; the store works again as soon as it can be written")

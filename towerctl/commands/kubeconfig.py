@@ -69,11 +69,13 @@ def kubeconfig(
         raise usage("--use and --overwrite go with --merge", mend="add --merge")
     if context_name is not None and not (context_name.strip() and context_name.isprintable()):
         raise usage(f"{context_name!r} cannot be the name of a context", mend="use printable characters")
-    config = _config(ctl, cluster, name=context_name or cluster, user=user, groups=groups, embed=embed, ttl=ttl)
+    config, remark = _config(ctl, cluster, name=context_name or cluster, user=user, groups=groups, embed=embed, ttl=ttl)
     try:
         _deliver(config, file=file, merge=merge, use=use, overwrite=overwrite)
     except KubeconfigError as error:
         raise TowerError(error.fault, error.text, mend=error.mend) from error
+    if remark:
+        say(remark)
     if user is not None:
         say(f"The member decides about {user!r}: until its owner allows that name, a 403 says which lines to add.")
 
@@ -87,7 +89,8 @@ def _config(
     groups: tuple[str, ...],
     embed: bool,
     ttl: float | None,
-) -> Object:
+) -> tuple[Object, str]:
+    """The kubeconfig, and what is to be said of it once it is written."""
     from certs import kubeconfig as files
 
     client = ctl.client()
@@ -98,8 +101,8 @@ def _config(
         issued = issue(client, cluster, user=user, groups=groups, ttl=ttl)
         connection = _connection(issued.answer)
         left = times.until(times.rfc3339(issued.not_after))
-        say(f"The file is as secret as a password and good for {left}; `{PROGRAM} revoke caller` ends it earlier.")
-        return files.embedded(connection, name=name, chain_pem=issued.chain_pem, key_pem=issued.key_pem)
+        remark = f"The file is as secret as a password and good for {left}; `{PROGRAM} revoke caller` ends it earlier."
+        return files.embedded(connection, name=name, chain_pem=issued.chain_pem, key_pem=issued.key_pem), remark
     connection = _connection(_get_connection(client, cluster))
     arguments = ["credential", cluster]
     if ctl.context:
@@ -109,7 +112,7 @@ def _config(
     arguments += ["--ca", hashlib.sha256(connection.ca_pem).hexdigest()[:16]]
     if user is not None:
         arguments += ["--as", user, *(part for group in groups for part in ("--group", group))]
-    return files.with_plugin(connection, name=name, command=plugin_command(), arguments=arguments)
+    return files.with_plugin(connection, name=name, command=plugin_command(), arguments=arguments), ""
 
 
 def _get_connection(client: AdminClient, cluster: str) -> Object:

@@ -48,7 +48,14 @@ class _Service(click.ParamType[tuple[str, str]]):
     epilog="Example, by the member's own kubeconfig: towerctl manifest edge-1 | kubectl --kubeconfig FILE apply -f -",
 )
 @click.argument("cluster", type=Cluster())
-@click.option("-n", "--namespace", type=Name("namespace"), default="tower-system", show_default=True)
+@click.option(
+    "-n",
+    "--namespace",
+    type=Name("namespace"),
+    default="tower-system",
+    show_default=True,
+    help="Where the agent lives in the member.",
+)
 @click.option("--image", help="The image of the agent. [default: tower-tunnel:VERSION]")
 @click.option(
     "--replicas",

@@ -14,6 +14,7 @@ from protocol.aio.sshchannel import Channel, ChannelLimits
 from protocol.aio.sshlink import SshLink
 from protocol.aio.sshoptions import agent_options, server_options
 from protocol.flow import Budget, Limits
+from tests.waiting import until
 
 MIB = 1024 * 1024
 
@@ -171,7 +172,5 @@ async def echoed(pair: Pair, data: bytes) -> bytes:
     """What comes back of it through a channel of its own."""
     end = Collect()
     pair.server.open("echo", end).write(data)
-    async with asyncio.timeout(20):
-        while len(end.data) < len(data):
-            await asyncio.sleep(0.005)
+    await until(lambda: len(end.data) >= len(data))
     return bytes(end.data)

@@ -149,7 +149,12 @@ async def test_the_hops_of_a_good_way_are_noted(contexts: Any) -> None:
         (b"HTTP/1.0 502 Bad Gateway\r\nContent-Length: 100000\r\n\r\n" + b"x" * 500, 502, None, "502 Bad Gateway"),
         (b"HTTP/1.1 407 Proxy\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 407, None, "407 Proxy"),
         (b"HTTP/1.1 200 OK\r\n\r\n<html>\x1b[2J", 200, None, "<html>?[2J"),
-        (b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere/\r\nContent-Length: 0\r\n\r\n", 302, None, "302 Found"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: https://elsewhere/\r\nServer: box/1\r\nContent-Length: 0\r\n\r\n",
+            302,
+            None,
+            "302 Found to the upgrade (Location: https://elsewhere/, Server: box/1)",
+        ),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", None, None, "no WebSocket there"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", None, None, "no HTTP there: it says b'SSH-2.0"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (MAX_HEAD_BYTES + 1), None, None, "more than 65536 bytes"),
@@ -184,7 +189,7 @@ async def test_a_server_that_hangs_up_at_once() -> None:
 
     failed = await fails(serve)
     assert failed.hop == "http"
-    assert "closed the connection" in failed.text
+    assert "closed the connection before it answered the upgrade" in failed.text
 
 
 @pytest.mark.parametrize("subprotocol", [None, "kubesphere-v1"])
@@ -269,13 +274,15 @@ async def test_a_server_that_skips_its_proof_gets_nothing(sent: bytes, code: Cod
     assert says in failed.text
 
 
-async def test_a_server_that_leaves_in_the_middle() -> None:
+@pytest.mark.parametrize("spoke", [False, True])
+async def test_a_server_that_leaves_in_the_middle(spoke: bool) -> None:
     async def serve(raw: RawTower) -> None:
-        await raw.challenge()
+        await (raw.challenge() if spoke else raw.upgrade())
         raw.writer.transport.abort()
 
     failed = await fails(serve)
     assert failed.hop == "handshake"
+    assert ("something on the way lets that through" in failed.text) is not spoke
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 import protocol.aio.link as link_module
 from protocol.aio.link import ANY_PACE, NOTSENT_LOWAT, WRITE_HIGH, Link
-from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, frame
+from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, frame, header
 from protocol.defaults import KIB, MIB
 from tests.protocol.aio.tunnels import PATIENCE
 
@@ -224,3 +225,45 @@ async def test_a_burst_leaves_no_faster_than_the_pace_that_was_set() -> None:
         link.pace(1_000_000.0)
         link.pace(0.0)
         assert paced() == ANY_PACE
+
+
+async def test_a_read_that_took_long_is_the_only_one_until_all_others_had_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop of our processes reads on where there is more, 32 times, before it looks at anybody else."""
+    monkeypatch.setattr(link_module, "LONG_READ", 0.0)
+    monkeypatch.setattr(link_module, "shared_buffer", lambda _loop: memoryview(bytearray(4 * KIB)))
+    size = 60 * KIB
+
+    async def reads() -> list[int]:
+        loop, owner, turn, seen = asyncio.get_running_loop(), Owner(), 0, []
+
+        def count() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count)
+
+        def received(data: memoryview) -> None:
+            seen.append(turn)
+            Owner.link_received(owner, data)
+
+        owner.link_received = received  # type: ignore[method-assign]
+        near, far = socket.socketpair()
+        with far:
+            far.sendall(header(Op.BINARY, size, NO_MASK) + bytes(size))
+            count()
+            transport, _ = await loop.create_connection(
+                lambda: Link(client=False, private=True, owner=owner), sock=near
+            )
+            while len(owner.received) < size:
+                await owner.change()
+            transport.abort()
+        return seen
+
+    def run() -> list[int]:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(reads())
+
+    seen = await asyncio.get_running_loop().run_in_executor(None, run)
+    assert len(seen) >= size // (4 * KIB)
+    assert len(set(seen)) == len(seen)

@@ -18,6 +18,7 @@ from protocol.errors import HandshakeRejected, StreamRefused, TunnelLost
 from protocol.flow import Limits
 from tests.protocol.aio.rawagent import connected, request
 from tests.protocol.aio.tunnels import Echo, Recorder, accepting, agent, quiet, tower
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -265,9 +266,7 @@ async def test_of_two_dials_for_one_tunnel_only_the_newest_goes_on_and_nothing_c
 
     async def behind(number: int) -> asyncio.Task[Tunnel]:
         dialled = asyncio.create_task(again(made, agent_end, handshake=fresh(instance="again")))
-        async with asyncio.timeout(30):
-            while asked < number:
-                await asyncio.sleep(0.01)
+        await until(lambda: asked >= number)
         return dialled
 
     async with lasting(authenticate=admit) as made:

@@ -11,6 +11,7 @@ from protocol.aio.sshchannel import SEND_HIGH, Channel
 from protocol.constants import Code
 from protocol.errors import StreamRefused, StreamReset, TunnelLost
 from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Pair, channel_limits, connected
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,11 +25,23 @@ async def opened(pair: Pair, end: Collect | None = None) -> tuple[Channel, Colle
     return channel, end
 
 
+def held_by(held: list[Channel]) -> Callable[[Channel, bytes], None]:
+    """Takes every channel, and keeps it there."""
+
+    def take(channel: Channel, target: bytes) -> None:
+        held.append(channel)
+        channel.accept(Collect())
+
+    return take
+
+
+def end_of(channel: Channel) -> Collect:
+    return cast("Collect", channel.get_protocol())
+
+
 async def settled(pair: Pair) -> None:
     """Both ends have forgotten every channel."""
-    async with asyncio.timeout(30):
-        while pair.server.channel_count or pair.agent.channel_count:
-            await asyncio.sleep(0.01)
+    await until(lambda: not pair.server.channel_count and not pair.agent.channel_count)
 
 
 async def test_bytes_go_both_ways_and_the_budget_comes_back() -> None:
@@ -53,14 +66,10 @@ async def test_data_written_before_the_answer_leaves_after_it() -> None:
         end = Collect()
         channel = pair.server.open("slow:1", end)
         channel.write(b"early")
-        async with asyncio.timeout(30):
-            while not held:
-                await asyncio.sleep(0.01)
+        await until(lambda: held)
         assert not end.accepted.is_set()
         held[0].accept(Echo())
-        async with asyncio.timeout(30):
-            while bytes(end.data) != b"early":
-                await asyncio.sleep(0.01)
+        await until(lambda: bytes(end.data) == b"early")
 
 
 async def test_what_is_written_overtakes_neither_its_own_channel_nor_others_in_line() -> None:
@@ -78,9 +87,7 @@ async def test_what_is_written_overtakes_neither_its_own_channel_nor_others_in_l
         two.write(b"2")
         one.write(b"3")
         two.write(b"4")
-        async with asyncio.timeout(30):
-            while len(got) < 4:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(got) >= 4)
         assert got == b"1234"
 
 
@@ -98,65 +105,42 @@ async def test_a_refusal_carries_its_reason() -> None:
 
 @pytest.mark.slow
 async def test_a_reader_that_stops_stops_its_own_channel_only() -> None:
-    far: list[Collect] = []
-
-    def take(channel: Channel, target: bytes) -> None:
-        far.append(Collect())
-        channel.accept(far[-1])
-
+    far: list[Channel] = []
     limits = channel_limits()
-    async with connected(take=take, limits=limits) as pair:
+    async with connected(take=held_by(far), limits=limits) as pair:
         stopped, stopped_end = await opened(pair)
         _, other = await opened(pair)
         stopped.pause_reading()
-        for end in far:
-            end.transport.write(b"x" * (8 * MIB))
-        async with asyncio.timeout(20):
-            while len(other.data) < 8 * MIB:
-                await asyncio.sleep(0.01)
+        for channel in far:
+            channel.write(b"x" * (8 * MIB))
+        await until(lambda: len(other.data) >= 8 * MIB)
         assert not stopped_end.data
         assert stopped._held_size <= stopped.credit.window <= 2 * MIB
-        assert not far[0].writable.is_set()
+        assert not end_of(far[0]).writable.is_set()
         stopped.resume_reading()
-        async with asyncio.timeout(20):
-            while len(stopped_end.data) < 8 * MIB:
-                await asyncio.sleep(0.01)
-        assert far[0].writable.is_set()
+        await until(lambda: len(stopped_end.data) >= 8 * MIB)
+        assert end_of(far[0]).writable.is_set()
 
 
 async def test_one_byte_packets_to_a_stopped_reader_cost_no_more_than_its_window() -> None:
-    far: list[Any] = []
-
-    def take(channel: Channel, target: bytes) -> None:
-        far.append(channel)
-        channel.accept(Collect())
-
-    async with connected(take=take) as pair:
+    far: list[Channel] = []
+    async with connected(take=held_by(far)) as pair:
         channel, end = await opened(pair)
         channel.pause_reading()
         for _ in range(5000):
             far[0].write(b"1")
             pair.agent.pump()
-        async with asyncio.timeout(30):
-            while channel._held_size < 5000:
-                await asyncio.sleep(0.01)
+        await until(lambda: channel._held_size >= 5000)
         assert len(channel._held) < 10
         channel.resume_reading()
-        async with asyncio.timeout(30):
-            while len(end.data) < 5000:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(end.data) >= 5000)
 
 
 async def test_a_writer_is_paused_by_the_peers_window() -> None:
-    far: list[Any] = []
-
-    def take(channel: Channel, target: bytes) -> None:
-        far.append(channel)
-        channel.accept(Collect())
-        channel.pause_reading()
-
-    async with connected(take=take) as pair:
+    far: list[Channel] = []
+    async with connected(take=held_by(far)) as pair:
         channel, end = await opened(pair)
+        far[0].pause_reading()
         while end.writable.is_set():
             channel.write(b"y" * 65536)
             await asyncio.sleep(0)
@@ -167,23 +151,19 @@ async def test_a_writer_is_paused_by_the_peers_window() -> None:
 
 
 async def test_reset_is_an_end_at_once_and_gives_everything_back() -> None:
-    far: list[Collect] = []
-
-    def take(channel: Channel, target: bytes) -> None:
-        far.append(Collect())
-        channel.accept(far[-1])
-
+    far: list[Channel] = []
     limits = channel_limits()
-    async with connected(take=take, limits=limits) as pair:
+    async with connected(take=held_by(far), limits=limits) as pair:
         channel, end = await opened(pair)
         channel.pause_reading()
-        far[0].transport.write(b"z" * 100_000)
+        theirs = end_of(far[0])
+        far[0].write(b"z" * 100_000)
         await asyncio.sleep(0.05)
         channel.reset(Code.CANCELLED, "the caller is gone")
         channel.reset(Code.CANCELLED, "twice")
         async with asyncio.timeout(30):
             assert await end.lost is None
-            await far[0].lost
+            await theirs.lost
         await settled(pair)
         assert limits.budget.used == 0
 
@@ -193,9 +173,7 @@ async def test_a_reset_before_the_answer_closes_the_channel_when_it_comes() -> N
     async with connected(take=lambda channel, _: held.append(channel)) as pair:
         end = Collect()
         channel = pair.server.open("slow:1", end)
-        async with asyncio.timeout(30):
-            while not held:
-                await asyncio.sleep(0.01)
+        await until(lambda: held)
         channel.reset(Code.CANCELLED, "")
         far = Collect()
         held[0].accept(far)
@@ -210,9 +188,7 @@ async def test_an_open_that_is_given_up_holds_no_memory_and_one_that_was_answere
     async with connected(take=lambda channel, _: held.append(channel), limits=limits) as pair:
         end = Collect()
         channel = pair.server.open("slow:1", end)
-        async with asyncio.timeout(30):
-            while not held:
-                await asyncio.sleep(0.01)
+        await until(lambda: held)
         channel.give_up()
         assert limits.budget.used == 0
         async with asyncio.timeout(30):
@@ -263,9 +239,7 @@ async def test_a_protocol_that_fails_loses_its_own_channel_only() -> None:
         async with asyncio.timeout(30):
             assert isinstance(await end.lost, StreamReset)
         well.write(b"still here")
-        async with asyncio.timeout(30):
-            while bytes(other.data) != b"still here":
-                await asyncio.sleep(0.01)
+        await until(lambda: bytes(other.data) == b"still here")
     assert [type(each["exception"]) for each in failures] == [ValueError]
 
 
@@ -298,19 +272,12 @@ async def test_data_beyond_the_window_ends_the_connection() -> None:
 async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_data_is_still_read(more: str) -> None:
     """Go's ends lose the whole connection by a packet for a channel that both have closed."""
     held: list[Channel] = []
-
-    def take(channel: Channel, target: bytes) -> None:
-        held.append(channel)
-        channel.accept(Collect())
-
-    async with connected(take=take) as pair:
+    async with connected(take=held_by(held)) as pair:
         channel, end = await opened(pair)
         channel.pause_reading()
         held[0].write(b"the last words" * 1000)
         held[0].close()
-        async with asyncio.timeout(30):
-            while pair.agent.channel_count:
-                await asyncio.sleep(0.005)
+        await until(lambda: not pair.agent.channel_count)
         if more in ("data", "both"):
             channel.write(b"a caller that still speaks")
         if more in ("end", "both"):
@@ -333,18 +300,8 @@ async def test_nothing_is_sent_on_a_channel_that_the_peer_has_closed_while_its_d
 # ---- ends that must be told -----------------------------------------------------------------------------------------
 
 
-def held_by(held: list[Channel]) -> Any:
-    def take(channel: Channel, target: bytes) -> None:
-        held.append(channel)
-        channel.accept(Collect())
-
-    return take
-
-
 async def closed_by_the_peer(pair: Pair) -> None:
-    async with asyncio.timeout(30):
-        while pair.agent.channel_count:
-            await asyncio.sleep(0.005)
+    await until(lambda: not pair.agent.channel_count)
 
 
 async def test_who_closes_a_channel_without_reading_the_peers_last_words_hears_its_end_at_once() -> None:
@@ -395,9 +352,7 @@ async def test_who_waits_for_room_is_let_go_on_when_the_peer_has_closed() -> Non
         while end.writable.is_set():
             channel.write(b"a long question" * 4000)
             await asyncio.sleep(0)
-        async with asyncio.timeout(30):
-            while not channel._held_size:
-                await asyncio.sleep(0.005)
+        await until(lambda: channel._held_size)
         held[0].abort()
         async with asyncio.timeout(30):
             await end.writable.wait()
@@ -426,9 +381,7 @@ async def test_a_protocol_that_fails_at_any_callback_stops_no_other_channel(call
         async with asyncio.timeout(30):
             assert isinstance(await end.lost, StreamReset)
         well.write(b"still here")
-        async with asyncio.timeout(30):
-            while bytes(other.data) != b"still here":
-                await asyncio.sleep(0.01)
+        await until(lambda: bytes(other.data) == b"still here")
         assert not pair.server_owner.lost.is_set()
     assert [str(each) for each in failures] == [call]
 
@@ -471,7 +424,7 @@ async def test_in_whatever_order_channels_are_used_each_end_is_told_and_nothing_
         rekey = {"rekey_bytes": chance.choice((50_000, 1 << 40))}
         async with connected(take=held_by(far), limits=limits, agent_limits=theirs, server=rekey) as pair:
             both = [await opened(pair) for _ in range(4)]
-            both += [(channel, cast("Collect", channel.get_protocol())) for channel in far]
+            both += [(channel, end_of(channel)) for channel in far]
             for _ in range(60):
                 channel, _end = chance.choice(both)
                 (name,) = chance.choices(tuple(OPERATIONS), WEIGHTS)

@@ -21,6 +21,7 @@ from protocol.aio.sshgcm import Sealer
 from protocol.aio.sshoptions import CIPHERS, server_options
 from protocol.errors import TunnelLost
 from tests.protocol.aio.sshpeers import Collect, Echo, Owner, Pair, channel_limits, connected, echoed, ended
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 ROOT = Path(__file__).parents[3]
@@ -190,9 +191,7 @@ async def test_rekeying_under_load_loses_and_alters_nothing() -> None:
             channel = pair.server.open("echo", end)
             for at in range(0, len(data), 100_000):
                 channel.write(data[at : at + 100_000])
-        async with asyncio.timeout(40):
-            while any(len(end.data) < 3_000_000 for end in ends):
-                await asyncio.sleep(0.02)
+        await until(lambda: all(len(end.data) >= 3_000_000 for end in ends))
         assert [bytes(end.data) for end in ends] == sent
 
 
@@ -211,9 +210,7 @@ async def test_a_peer_that_does_not_exchange_keys_anew_is_left(monkeypatch: pyte
         for _ in range(50):
             channel.write(b"bulk" * 1000)
         if goes_on:
-            async with asyncio.timeout(20):
-                while len(end.data) < 200_000:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(end.data) >= 200_000)
             await asyncio.sleep(0.25)  # the time that it has had
             assert await pair.server.request("ping") == (True, b"")
         else:

@@ -10,6 +10,7 @@ from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshlink import MOST_UNSENT, WRITE_AT, SshLink
 from protocol.aio.sshoptions import server_options
 from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Owner, channel_limits, connected
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -113,9 +114,7 @@ async def test_a_full_link_stops_channels_and_goes_on_when_it_has_room() -> None
         assert channel.get_write_buffer_size() == MIB
         assert not end.writable.is_set()
         pair.server_link.resume_writing()
-        async with asyncio.timeout(30):
-            while len(end.data) < MIB:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(end.data) >= MIB)
 
 
 async def test_the_loss_of_the_link_is_the_loss_of_the_connection() -> None:

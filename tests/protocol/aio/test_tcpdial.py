@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import pytest
 
-from protocol.aio.hops import DialError, Hop
+from protocol.aio import tcpdial
+from protocol.aio.hops import DialError, Hop, unnoted
 from protocol.aio.tcpdial import connect_tcp
 
 
@@ -122,3 +126,42 @@ async def test_a_single_address_is_dialled_by_itself_and_named_with_what_it_said
         pytest.raises(DialError, match=r"\(127.0.0.1: no answer within 0.1 s\)"),
     ):
         await connect_tcp("127.0.0.1", silent, 0.1, hops.append)
+
+
+@pytest.mark.asyncio
+async def test_an_address_that_led_nowhere_is_the_last_to_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = one_port("127.0.0.1", "127.0.0.2")
+    bad.listen()  # it accepts, which is all that can be seen from here
+    with bad:
+        async with listening(good) as port:
+            named(monkeypatch, "127.0.0.1", "127.0.0.2")
+            reached = []
+            for after in ("", f"127.0.0.1:{port}", f"127.0.0.2:{port}", "10.0.0.1:1"):
+                sock = await connect_tcp("tower.test", port, 5.0, lambda _hop: None, after=after)
+                reached.append(sock.getpeername()[0])
+                sock.close()
+    assert reached == ["127.0.0.1", "127.0.0.2", "127.0.0.1", "127.0.0.1"]
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_is_reset_as_soon_as_it_stands_is_a_failed_hop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no DialError ends the task that keeps the link."""
+    race = tcpdial._race
+
+    async def reset_at_once(host: str, *rest: Any) -> socket.socket:
+        sock = await race(host, *rest)
+        far, _ = listener.accept()
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        await asyncio.get_running_loop().run_in_executor(None, select.select, [sock], [], [], 30)
+        return sock
+
+    monkeypatch.setattr(tcpdial, "_race", reset_at_once)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(DialError) as caught:
+            await connect_tcp("127.0.0.1", port, 30.0, unnoted)
+    assert (caught.value.hop, caught.value.text) == (
+        "tcp",
+        f"cannot connect to 127.0.0.1:{port}: the connection was reset at once",
+    )

@@ -80,6 +80,7 @@ class Pki:
         self.other = ClusterCA(folder, "other")
         server = self.ca.server("server", ["localhost"])
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # as the product's
         self.server.load_cert_chain(server.certificate, server.key)
         self.client_pair = self.ca.client("client", "alice")
         self.foreign_pair = self.other.client("foreign", "eve")
@@ -90,6 +91,7 @@ class Pki:
 
     def client(self, pair=None, ca=None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=(ca or self.ca).pem.decode())
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # as the product's
         if pair is not None:
             context.load_cert_chain(pair.certificate, pair.key)
         return context

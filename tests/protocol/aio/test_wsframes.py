@@ -125,19 +125,38 @@ def test_a_rule_broken_among_fragments_is_found(last: bytes, code: int) -> None:
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 125, 126, 127, 1000, 65535])
-def test_a_whole_message_in_a_read_of_its_own_is_taken_at_once_and_nothing_else_is(size: int) -> None:
-    decoder, payload = WebSocketDecoder(expect_mask=False), bytes(i % 251 for i in range(size))
-    raw = header(Op.BINARY, size, None) + payload
+@pytest.mark.parametrize("mask", [None, NO_MASK])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 125, 126, 127, 1000, 65535])
+def test_a_whole_message_in_a_read_of_its_own_is_taken_at_once_and_nothing_else_is(
+    size: int, mask: bytes | None
+) -> None:
+    masked = mask is not None
+    decoder, payload = WebSocketDecoder(expect_mask=masked), bytes(i % 251 for i in range(size))
+    raw = header(Op.BINARY, size, mask) + payload
     whole = decoder.whole(memoryview(raw))
-    assert whole == payload or (whole is None and size < 3)
+    assert whole == payload if size > 2 else whole in (None, payload or None)
     for other in (raw[:-1], raw + b"x", raw[:1], b"\x02" + raw[1:], b"\x8a" + raw[1:], b"\xc2" + raw[1:]):
         assert decoder.whole(memoryview(other)) is None
-    assert WebSocketDecoder(expect_mask=True).whole(memoryview(raw)) is None
-    found(decoder, b"\x02\x01a")  # a message has begun
+    assert WebSocketDecoder(expect_mask=not masked).whole(memoryview(raw)) is None
+    assert decoder.whole(memoryview(header(Op.BINARY, size, b"KEY1") + payload)) is None
+    bit = b"\0\0\0\0" if masked else b""
+    found(decoder, bytes((0x02, 0x80 * masked | 1)) + bit + b"a")  # a message has begun
     assert decoder.whole(memoryview(raw)) is None
-    found(decoder, b"\x80\x02b")  # and lacks a byte
+    found(decoder, bytes((0x80, 0x80 * masked | 2)) + bit + b"b")  # and lacks a byte
     assert decoder.whole(memoryview(raw)) is None
+
+
+@pytest.mark.parametrize(
+    ("masked", "head", "size"),
+    [
+        (False, b"\x82\x7f", 127),  # a length of eight bytes
+        (True, b"\x82\xff", 4 + 127),
+        (False, b"\x82\x85", 0x85),  # a mask where none may be
+        (True, b"\x82\x05", 4 + 5),  # none where one must be
+    ],
+)
+def test_what_only_has_the_size_of_a_whole_message_is_left_to_the_parser(masked: bool, head: bytes, size: int) -> None:
+    assert WebSocketDecoder(expect_mask=masked).whole(memoryview(head + bytes(size))) is None
 
 
 @given(size=sizes, key=st.none() | st.just(NO_MASK) | st.binary(min_size=4, max_size=4))

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.tower_server.kit import admin, call, running
+from tower_server.member import Entry
 
 pytestmark = pytest.mark.asyncio
 
@@ -154,13 +155,16 @@ async def test_a_mend_is_a_command_that_can_be_run_as_it_stands(tmp_path):
     """Of a cluster whose agent was revoked: wherever a person reads what to do, the cluster is named."""
     async with running(tmp_path) as server:
         await server.add("edge-1")
-        server.member("edge-1").refuse("a1", "192.0.2.1:5", "TWR209", "the agent a1 was revoked", proven=True)
+        server.member("edge-1").history.appendleft(Entry(0.0, "opened", "a1", "192.0.2.1:4"))
+        server.member("edge-1").refuse("a1", "192.0.2.1:5", "TWR209", "it was revoked", proven=True)
         command = "`towerctl create token edge-1`"
         ping = (await admin(server, "POST", "/v1/clusters/edge-1/ping", body={})).json()
         assert (ping["code"], command in ping["mend"]) == ("TWR209", True), ping
         checked = (await admin(server, "GET", "/v1/check?cluster=edge-1")).json()["items"]
         (tunnel,) = [item for item in checked if item["name"] == "tunnel/edge-1"]
         assert (tunnel["code"], command in tunnel["next"]) == ("TWR209", True), tunnel
+        evidence = ["last refused: it was revoked, a1 from 192.0.2.1:5", "last opened: a1 from 192.0.2.1:4"]
+        assert tunnel["evidence"] == evidence
         told = (await call(server, "edge-1")).json()
         assert "edge-1" in told["message"]
         assert command in json.dumps(told)

@@ -25,7 +25,6 @@ def right(method: str, path: str, **more: bool) -> str:
         ("POST", "clusters", {}, "create clusters"),
         ("DELETE", "clusters/edge", {}, "delete clusters named edge"),
         ("POST", "clusters/edge/tokens", {}, "create clusters/tokens named edge"),
-        ("POST", "clusters/edge/credentials", {}, "create clusters/credentials named edge"),
         ("GET", "clusters/edge/connection", {}, "get clusters/connection named edge"),
         ("POST", "clusters/edge/forward/grafana", {"websocket": True}, "create clusters/forward named edge"),
         ("POST", "agents/edge/one/revoke", {}, "create agents/revoke named edge"),
@@ -41,6 +40,13 @@ def test_a_call_has_the_name_that_rbac_knows(method: str, path: str, more: dict,
     resource, _, named = rest.partition(" named ")
     wanted = f"{verb} {resource}.admin.tower.kubesphere.io" + (f" named {named}" if named else "")
     assert right(method, path, **more) == wanted
+
+
+def test_a_right_that_is_bound_to_one_cluster_makes_no_certificate_that_is_good_for_all() -> None:
+    parts = ["clusters", "edge", "credentials"]
+    asked = right_of("POST", pattern_of(parts), parts)
+    assert (asked.verb, asked.resource, asked.subresource, asked.name) == ("create", "clusters", "credentials", "")
+    assert "of all clusters, each of which a caller's certificate is good for" in str(asked)
 
 
 def test_who_may_only_read_changes_nothing_by_any_call() -> None:

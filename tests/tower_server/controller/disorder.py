@@ -31,7 +31,7 @@ from daemon.kube.resources import (
     name_of,
 )
 from tests.tower_server.controller.apiserver import Apiserver, Caller, copied
-from tests.tower_server.controller.kit import NAMESPACE, Counts, World, said
+from tests.tower_server.controller.kit import NAMESPACE, Counts, World, reporter, said
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.controller import Controller
 from tower_server.controller.events import Events
@@ -268,15 +268,15 @@ class Disorder:
         registry = self.registries[name] = Registry(store, allocation, revoke=revoke)
 
         def make(watches: Any, writer: Any, poke: Any) -> Reconciler:
+            events = Events(client, instance=name)  # type: ignore[arg-type]
             return Reconciler(
                 client=client,  # type: ignore[arg-type]
                 registry=registry,
                 view=watches,
                 writer=writer,
-                events=Events(client, instance=name),  # type: ignore[arg-type]
+                events=events,
                 facts=self.world,
-                authority=self.authority,
-                revocations=lambda: None,
+                reporter=reporter(watches, writer, events, self.authority),
                 namespace=NAMESPACE,
                 twins=Twins(poke),
             )

@@ -36,6 +36,7 @@ from tower_server.controller.facts import Sight
 from tower_server.controller.lease import KubeLease
 from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
+from tower_server.controller.reporter import Reporter
 from tower_server.controller.twins import Twins
 from tower_server.election import Elector, Timing
 from tower_server.papers import Upto
@@ -89,6 +90,10 @@ class Counts:
         self.results[result] = self.results.get(result, 0) + 1
 
 
+def reporter(view: Any, writer: Any, events: Events, authority: Authority) -> Reporter:
+    return Reporter(view=view, writer=writer, events=events, authority=authority, revocations=lambda: None)
+
+
 class Host:
     """One apiserver, one store, one tower: and as many controllers as a test starts on them."""
 
@@ -126,15 +131,15 @@ class Host:
         registry = Registry(self.store, allocation, revoke=revoke)
 
         def make(watches: Any, writer: Any, poke: Callable[[str], None]) -> Reconciler:
+            events = Events(own, instance=name)
             return Reconciler(
                 client=own,
                 registry=registry,
                 view=watches,
                 writer=writer,
-                events=Events(own, instance=name),
+                events=events,
                 facts=self.world,
-                authority=self.authority,
-                revocations=lambda: None,
+                reporter=reporter(watches, writer, events, self.authority),
                 namespace=NAMESPACE,
                 twins=Twins(poke),
                 own_names=frozenset({"tower.example.com"}),

@@ -12,7 +12,7 @@ import pytest_asyncio
 import structlog
 import yaml
 
-from daemon.kube.resources import CLUSTERS, ENDPOINTS, EVENTS, SERVICES
+from daemon.kube.resources import CLUSTERS, ENDPOINTS, EVENTS, MEMBERS, SERVICES
 from tests.tower_server.controller.kit import DOWN, NAMESPACE, UP, Host, host, records, running, said, up
 from tower_server.controller.desired import Replica
 from tower_server.controller.names import LB_ANNOTATIONS
@@ -279,6 +279,40 @@ async def test_external_access_publishes_the_apiserver_alone_and_follows_its_add
         await lab.until("it is published no more", gone)
         await lab.settled(controller)
         assert "externalKubernetesAPIEndpoint" not in (await lab.get(CLUSTERS, "edge-1"))["spec"]["connection"]
+
+
+@pytest.mark.parametrize("first", ["edge-1", "edge-1-external"])
+async def test_no_cluster_takes_the_service_of_another_that_is_called_like_its_external_one(lab: Host, first: str):
+    controller = lab.controller()
+    async with running(controller):
+        await lab.create(first, external=first == "edge-1")
+        before = await lab.service("mc-edge-1-external")
+        second = "edge-1" if first == "edge-1-external" else "edge-1-external"
+        await lab.create(second, external=second == "edge-1")
+        if second == "edge-1":
+            found = await lab.cluster("edge-1", lambda found: said(found, "ExternalAccessReady") == "False", "refused")
+            told = said(found, "ExternalAccessReady", "message")
+            assert said(found, "Initialized") == "True", "the rest of it is followed"
+        else:
+            member = await lab.until("it is said", lambda: refused_name(lab))
+            told = said(member, "ResourceWritable", "message")
+        assert f"Service mc-edge-1-external belongs to cluster {first}" in told
+        after = await lab.service("mc-edge-1-external")
+        assert after["spec"] == before["spec"]
+        (piece,) = await lab.slices("mc-edge-1-external")
+        assert piece["metadata"]["labels"]["tower.kubesphere.io/cluster"] == first
+        await lab.client.delete(CLUSTERS, first)
+
+        async def theirs() -> bool:
+            held = await lab.get(SERVICES, "mc-edge-1-external")
+            return held is not None and held["metadata"]["labels"]["tower.kubesphere.io/cluster"] == second
+
+        await lab.until("the name is free, and taken", theirs)
+
+
+async def refused_name(lab: Host):
+    member = await lab.get(MEMBERS, "edge-1-external")
+    return member if member and said(member, "ResourceWritable") == "False" else None
 
 
 async def test_slices_follow_the_replicas(lab: Host):

@@ -12,6 +12,7 @@ from certs.revocation import ALL_AGENTS
 from daemon.faults import TowerError
 from protocol.defaults import BACKOFF_MIN
 from tests.tower_server.controller.test_allocation import Shuffled, add, allocation
+from tests.waiting import until
 from tower_server.controller.registry import Registry
 from tower_server.records import Agent, Cluster
 from tower_server.store.base import Expired, Kind
@@ -190,9 +191,7 @@ async def test_a_list_that_cannot_be_followed_is_not_asked_for_without_a_pause()
 
     store.list = noted
     following = asyncio.create_task(made(store)[0].run(lambda _name: None))
-    async with asyncio.timeout(30.0):
-        while len(at) < 4:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(at) >= 4)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert min(after - before for before, after in itertools.pairwise(at)) >= BACKOFF_MIN * 0.9

@@ -48,6 +48,16 @@ def test_what_changes_is_told_once_and_a_mere_version_is_not():
     assert told == ["a"] * 3
 
 
+def test_a_name_that_is_free_again_is_told_to_both_who_may_want_it():
+    told: list[str] = []
+    watches = Watches(None, namespace="ks", changed=told.append)
+    body = {"kind": "Service", "metadata": {"name": "mc-a-external", "labels": {"tower.kubesphere.io/cluster": "a"}}}
+    heard(watches, "ADDED", body)
+    assert told == ["a"]
+    heard(watches, "DELETED", body, body)
+    assert sorted(told[1:]) == ["a", "a-external"]
+
+
 def test_slices_are_found_by_their_service_whoever_made_them():
     watches = Watches(None, namespace="ks", changed=lambda _: None)
     body = {"kind": "EndpointSlice", "metadata": {"name": "x1", "labels": {"kubernetes.io/service-name": "mc-a"}}}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from certs.token import secret_matches
-from tower_server.controller.names import LB_ANNOTATIONS
+from tower_server.controller.names import APPLIED, CLUSTER_LABEL, LB_ANNOTATIONS, PASSED, TERM
 from tower_server.controller.wanted import read_wanted
 from tower_server.ports import PortRange
 
@@ -84,6 +84,21 @@ def test_a_broken_annotation_is_named_and_nothing_of_it_is_passed_on(text):
     assert wanted.external
     assert wanted.problems[0].reason == "InvalidAnnotation"
     assert LB_ANNOTATIONS in wanted.problems[0].text
+
+
+@pytest.mark.parametrize("key", [APPLIED, TERM, PASSED, CLUSTER_LABEL])
+def test_what_the_tower_itself_writes_on_a_service_is_nobody_elses(key):
+    """Two would write the same one: the Service would never be as wanted, and be written at every look."""
+    wanted = read(external=True, annotations={LB_ANNOTATIONS: json.dumps({"a.example/b": "x", key: "99999"})})
+    assert not wanted.annotations
+    assert f"'{key}' is one that the tower itself writes" in wanted.problems[0].text
+
+
+@pytest.mark.parametrize("given", [{"a..b/c": ""}, {"a-.b/c": ""}, {f"{'a.' * 127}b/c": ""}, {"a": "\ud800"}])
+def test_an_annotation_that_the_apiserver_would_refuse_or_change_is_not_passed_on(given):
+    wanted = read(external=True, annotations={LB_ANNOTATIONS: json.dumps(given)})
+    assert not wanted.annotations
+    assert wanted.problems[0].reason == "InvalidAnnotation"
 
 
 @pytest.mark.parametrize("broken", [{}, {"spec": None}, {"spec": {"connection": 5}}, {"spec": [], "metadata": {}}])

@@ -6,8 +6,8 @@ import pytest
 
 from daemon.kube.resources import SERVICES
 from tests.tower_server.controller.apiserver import Apiserver, Caller
-from tower_server.controller.desired import service, written
-from tower_server.controller.writer import Deposed, Writer
+from tower_server.controller.desired import external_service, service, written
+from tower_server.controller.writer import Deposed, NameTaken, Writer
 
 
 def test_without_a_term_nothing_is_written():
@@ -41,3 +41,21 @@ async def test_what_it_made_itself_and_has_not_heard_of_yet_is_no_failure():
     other = await writer.ensure(SERVICES, service("a", {"kubernetes": 6001}, namespace="ks"), None)
     assert other["spec"]["ports"][0]["targetPort"] == 6001
     assert other["metadata"]["uid"] == made["metadata"]["uid"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("heard", [True, False], ids=["known", "not told of yet"])
+async def test_what_is_another_clusters_is_left_alone(heard: bool):
+    """`mc-a-external` is the Service of `a-external`, and would be the external one of `a`."""
+    writer = Writer(Caller(Apiserver(random.Random(1)), "tower"), term=lambda: 3)
+    theirs = await writer.ensure(SERVICES, service("a-external", {"kubernetes": 6001}, namespace="ks"), None)
+    ours = external_service("a", {"kubernetes": 6000}, namespace="ks", annotations={})
+    before = writer.writes
+    with pytest.raises(NameTaken) as caught:
+        await writer.ensure(SERVICES, ours, theirs if heard else None)
+    assert caught.value.code == "TWR120"
+    assert "Service mc-a-external belongs to cluster a-external" in caught.value.message
+    assert "delete one of the two Clusters" in (caught.value.mend or "")
+    assert writer.writes == before + (0 if heard else 1), "no more than the attempt to make it"
+    from_go = {**theirs, "metadata": {**theirs["metadata"], "labels": {}}}
+    assert (await writer.ensure(SERVICES, ours, from_go))["spec"]["type"] == "LoadBalancer"

@@ -208,7 +208,14 @@ class GoAgent(Owner):
     async def dial(self, **more: Any) -> Self:
         """Up to SSH's authentication."""
         await self.upgrade(**more)
-        self.wire = AgentConnection(self, await agent_options(), channel_limits())
+        self.speak(AgentConnection(self, await agent_options(), channel_limits()))
+        async with asyncio.timeout(30):
+            await self.ready.wait()
+        return self
+
+    def speak(self, wire: AgentConnection) -> None:
+        """SSH over the WebSocket that is open."""
+        self.wire = wire
         transport, rest = self._upgraded
         self.link.connection_made(transport)
         SshLink(self.link, self.wire, remote="127.0.0.1:0")
@@ -216,9 +223,6 @@ class GoAgent(Owner):
         if rest:
             self.link.received(memoryview(rest))
         transport.resume_reading()
-        async with asyncio.timeout(30):
-            await self.ready.wait()
-        return self
 
     async def register(self, document: Any) -> str:
         """The text of the refusal; empty when it is in, as Go reads it."""

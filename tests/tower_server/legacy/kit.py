@@ -12,10 +12,10 @@ from time import time
 from typing import Any
 
 from certs.keys import generate_key, key_to_pem
+from certs.tls import load_pair
 from tests.tower_server.kit import Answer, Running, admin, call, caller_context, exchange, running
 from tests.tower_server.legacy.goagent import TOKEN, Apiserver, GoAgent, apiserver, config_of
 from tests.waiting import until
-from tower_server.servercert import load_pem
 
 CLUSTER = "edge-1"
 
@@ -55,7 +55,7 @@ class Host:
             key = generate_key()
             authority = self.running.services.authority
             issued = authority.issue_client(user, groups, public_key=key.public_key(), at=time())
-            load_pem(context, issued.chain_pem, key_to_pem(key))
+            load_pair(context, chain_pem=issued.chain_pem, key_pem=key_to_pem(key))
         return context
 
     async def ask(

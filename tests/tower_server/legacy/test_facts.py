@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol import defaults
 from tests.tower_server.kit import caller_context
 from tests.tower_server.legacy.kit import host
 from tests.tower_server.legacy.test_binding import upstreams
@@ -60,9 +61,7 @@ async def test_a_member_with_a_go_agent_is_listed_like_any_other(tmp_path: Path)
 async def test_an_apiserver_that_fails_a_caller_is_looked_into_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tower_server.probing import Probing
-
-    monkeypatch.setitem(Probing.__init__.__kwdefaults__, "interval", 3600.0)
+    monkeypatch.setattr(defaults, "PROBE_INTERVAL", 3600.0)
     async with host(tmp_path) as tower:
         await tower.registered()
         await until(lambda: tower.member.verdict.state == "Connected")

@@ -287,16 +287,8 @@ async def test_weak_key_exchanges_only_are_refused_and_others_go_on(tower: Host)
     healthy = await tower.registered()
     weak = GoAgent(tower.port)
     await weak.upgrade()
-    weak.wire = AgentConnection(weak, await agent_options(kex_algs=("diffie-hellman-group1-sha1",)), channel_limits())
-    from protocol.aio.sshlink import SshLink
-
-    transport, rest = weak._upgraded
-    weak.link.connection_made(transport)
-    SshLink(weak.link, weak.wire, remote="127.0.0.1:0")
-    transport.set_protocol(weak.link)
-    if rest:
-        weak.link.received(memoryview(rest))
-    transport.resume_reading()
+    options = await agent_options(kex_algs=("diffie-hellman-group1-sha1",))
+    weak.speak(AgentConnection(weak, options, channel_limits()))
     async with asyncio.timeout(30):
         await weak.lost.wait()
     assert "key exchange" in weak.reason

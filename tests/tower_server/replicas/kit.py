@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from certs.ca import Authority
 from protocol.aio.pipe import PipeEnd, pipe
 from protocol.errors import StreamRefused
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 from tower_server.replicas.directory import Peer
 from tower_server.replicas.identity import ReplicaCertificate
 from tower_server.replicas.link import Link
@@ -148,3 +149,16 @@ class Caller:
             self.link, head or Passing("edge", "kubernetes", "192.0.2.1:5", "c-1"), end, start=self.start
         )
         return end.transport
+
+
+async def said(port: ReplicaPort, context: ssl.SSLContext, line: bytes) -> bytes:
+    """All that the port answers to a line."""
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection(*port.address, ssl=context, server_hostname="owner")
+        try:
+            writer.write(line)
+            return await reader.read()
+        except OSError:
+            return b""
+        finally:
+            writer.transport.abort()

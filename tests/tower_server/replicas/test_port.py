@@ -16,7 +16,7 @@ from certs.keys import generate_key, key_to_pem
 from certs.tls import replica_contexts
 from daemon.faults import TowerError
 from protocol.constants import Code
-from tests.tower_server.replicas.kit import AUTHORITY, CONNECTED, Host, certificate, serving
+from tests.tower_server.replicas.kit import AUTHORITY, CONNECTED, Host, certificate, said, serving
 from tests.waiting import PATIENCE, until
 from tower_server.replicas import port as module
 from tower_server.replicas.port import ReplicaPort
@@ -37,19 +37,6 @@ def context_of(kind: str) -> ssl.SSLContext:
         "client": lambda: AUTHORITY.issue_client("tower:hq:admin", public_key=public, at=at),
     }[kind]()
     return replica_contexts(AUTHORITY.inner_bundle, chain_pem=issued.chain_pem, key_pem=key_to_pem(key))[1]
-
-
-async def said(port: ReplicaPort, context: ssl.SSLContext, line: bytes) -> bytes:
-    """All that the port answers to a line."""
-    async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection(*port.address, ssl=context, server_hostname="owner")
-        try:
-            writer.write(line)
-            return await reader.read()
-        except OSError:
-            return b""
-        finally:
-            writer.transport.abort()
 
 
 @pytest.mark.parametrize("kind", ["server", "agent", "serving", "client", "stranger", "nobody"])
@@ -120,37 +107,6 @@ async def test_strangers_without_a_handshake_are_bounded_in_number_and_keep_nobo
         for _, writer in silent:
             writer.transport.abort()
         await until(lambda: not port.in_handshake)
-
-
-@pytest.mark.parametrize("cluster", ["edge", "nowhere"])
-async def test_a_server_without_a_tunnel_passes_nothing_further_on(cluster):
-    host = Host()
-    host.tunnel = None
-    async with serving(host) as port:
-        head = Passing(cluster, "kubernetes", "192.0.2.1:5", "c-1")
-        answer = json.loads(await said(port, certificate("other").calling, head.line()))
-        assert (answer["type"], answer["code"]) == ("refused", Code.DRAINING)
-        assert f"no tunnel of cluster {cluster}" in answer["text"]
-
-
-async def test_one_line_of_the_audit_names_the_caller_and_by_whom_it_came():
-    host = Host()
-    with structlog.testing.capture_logs() as lines:
-        async with serving(host) as port:
-            reader, writer = await asyncio.open_connection(
-                *port.address, ssl=certificate("other").calling, server_hostname="owner"
-            )
-            writer.write(HEAD.line() + b"abc")
-            await until(lambda: host.tunnel.far)
-            host.tunnel.far[0].transport.write(b"answer")
-            assert await reader.readexactly(len(b'{"type":"accepted"}\nanswer'))
-            host.tunnel.far[0].transport.reset(Code.INTERNAL, "the member fell over")
-            await until(lambda: not port.passed)
-            writer.transport.abort()
-    (line,) = [each for each in lines if each["event"] == "passed"]
-    assert (line["caller"], line["connection"], line["via"]) == ("192.0.2.1:5", "c-1", "other")
-    assert (line["bytes_up"], line["bytes_down"]) == (3, 6)
-    assert "the member fell over" in line["outcome"]
 
 
 async def test_a_follower_is_told_what_is_held_and_each_change():

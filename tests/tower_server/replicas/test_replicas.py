@@ -205,6 +205,53 @@ async def test_whoever_is_asked_knows_the_tunnels_of_all_and_names_a_server_that
     await agent.close()
 
 
+async def test_a_check_finds_well_what_another_server_holds_and_that_server_where_nothing_is_heard_of_it(
+    pair: Pair,
+) -> None:
+    token = await pair.one.add("checked")
+    agent = Agent(pair.two, await enrol(pair.one, token))
+    await until(lambda: "checked" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    await until(lambda: pair.one.member("checked").verdict.ready == "True")
+
+    async def checked() -> dict[str, dict]:
+        report = (await admin(pair.one, "GET", "/v1/check?cluster=checked")).json()
+        return {each["name"]: each for each in report["items"]}
+
+    found = await checked()
+    names = ("servers", "tunnel/checked", "readyz/checked", "redundancy/checked")
+    assert {name: found[name]["status"] for name in names} == dict.fromkeys(names, "ok"), found
+    shown = (await admin(pair.one, "GET", "/v1/clusters/checked")).json()
+    assert {each["status"] for each in shown["conditions"]} == {"True"}, shown["conditions"]
+
+    pair.two.server._parts.replicas.close()  # its replica port is out of reach; its tunnels are not
+    await until(lambda: pair.one.member("checked").verdict.ready == "False")
+    found = await checked()
+    for name, status in (("servers", "warning"), ("tunnel/checked", "failed")):
+        assert (found[name]["status"], found[name]["code"]) == (status, "TWR118"), found[name]
+        assert "tower-2" in found[name]["message"]
+        assert "`replica.address`" in found[name]["next"]
+    refused = (await call(pair.one, "checked")).json()
+    assert refused["details"]["causes"][0]["reason"] == "TWR118", refused
+    await agent.close()
+
+
+async def test_a_caller_is_told_by_any_server_why_its_stream_was_not_opened(pair: Pair) -> None:
+    token = await pair.one.add("refusing")
+    agent = Agent(pair.two, await enrol(pair.one, token))
+    await until(lambda: "refusing" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    await until(lambda: pair.one.member("refusing").verdict.ready == "True")
+    agent.refusal = (Code.DIAL_FAILED, "the apiserver is not there")
+    for server in (pair.one, pair.two):
+        answer = await call(server, "refusing")
+        assert (answer.status, answer.json()["details"]["causes"][0]["reason"]) == (502, "TWR301")
+        assert "the apiserver is not there" in answer.json()["message"]
+    await agent.close()
+
+
 async def test_a_forward_is_passed_on_to_the_server_that_holds_the_tunnel(pair: Pair) -> None:
     token = await pair.one.add("passed")
     agent = Agent(pair.two, await enrol(pair.one, token))

@@ -296,3 +296,12 @@ async def test_an_apiserver_that_is_away_is_an_error_with_a_cause_within_its_dea
     assert caught.value.code == "TWR114"
     with pytest.raises(NotFound):
         await store.get(Kind.CLAIM, "port-1")
+
+
+async def test_a_start_asks_once_for_each_kind_of_object_however_many_records_are_kept_as_one(
+    plane: ControlPlane, namespace: str
+) -> None:
+    client = client_of(plane)
+    store = await KubernetesStore.open(client, namespace=namespace)
+    assert client.requests == 3, "each of which may take seconds"
+    await store.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -100,6 +102,18 @@ async def test_a_second_server_on_the_same_file_is_refused(store, tmp_path, monk
     assert "stop the other tower-server" in caught.value.mend
 
 
+async def test_a_file_system_without_locks_is_not_taken_for_another_server(store, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(sqlite_file, "LOCK_WAIT", 0.01)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(TowerError, match="its file system has no locks") as caught:
+        await SqliteStore.open(tmp_path / "state" / "tower.db")  # SQLite says "busy", as it does there
+    assert caught.value.code == "TWR105"
+    assert "a local disk" in caught.value.mend
+
+
 async def test_a_newer_file_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "tower.db"
     await (await SqliteStore.open(path)).close()
@@ -178,6 +192,21 @@ async def test_a_disk_that_is_read_only_is_to_be_mounted_and_not_to_be_given_to_
     assert caught.value.mend.startswith(f"mount what {tmp_path} is on so that it can be written")
 
 
+async def test_a_disk_that_failed_is_told_from_a_full_one(tmp_path, monkeypatch):
+    failed = sqlite3.OperationalError("disk I/O error")
+    failed.sqlite_errorname = "SQLITE_IOERR_WRITE"
+    error = sqlite_file.explain(failed, tmp_path / "tower.db")
+    assert error.message == f"the store {tmp_path}/tower.db cannot be written: disk I/O error"
+    assert error.mend.startswith(
+        f"make room on the file system of {tmp_path}, or where there is some see what the kernel"
+    )
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))  # as the kernel does then
+    error = sqlite_file.explain(failed, tmp_path / "tower.db")
+    assert error.message.endswith("disk I/O error, and its file system is mounted read-only")
+    assert "make room" not in error.mend
+    assert "`dmesg`" in error.mend
+
+
 async def test_a_full_disk_is_named_and_heals_by_itself(store):
     await store.create(Kind.CLUSTER, "first", {})
     connection = store._connection
@@ -192,6 +221,24 @@ async def test_a_full_disk_is_named_and_heals_by_itself(store):
     since = (await store.list(Kind.CLUSTER)).version
     await store.create(Kind.CLUSTER, "big", {"x": "y" * 100_000})
     assert [change.record.name for change in await take(store, Kind.CLUSTER, since, 1)] == ["big"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_acknowledged_that_the_next_start_would_not_find(store, tmp_path, replaced):
+    path = tmp_path / "state" / "tower.db"
+    made = await store.create(Kind.CLUSTER, "a", {})
+    if replaced:
+        (tmp_path / "copy").write_bytes(path.read_bytes())
+        (tmp_path / "copy").rename(path)
+    else:
+        path.unlink()
+    for attempt in (store.create(Kind.CLUSTER, "b", {}), store.delete(Kind.CLUSTER, "a"), store.check()):
+        with pytest.raises(TowerError, match="was removed or replaced while this server has it open") as caught:
+            await attempt
+        assert caught.value.code == "TWR105"
+        assert "`tower-server backup FILE` now" in caught.value.mend
+    assert (await store.list(Kind.CLUSTER)).items == (made,), "who comes is served as before"
+    assert b"CREATE TABLE records" in await store.snapshot()
 
 
 async def test_a_disk_that_hangs_keeps_no_server_from_stopping(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import stat
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def test_a_file_that_cannot_be_written_is_named(live: Shell, cluster: str) -> No
     live("kubeconfig", cluster, "-f", "/proc/nowhere/x").refused("/proc/nowhere", "TWR610")
 
 
+def test_of_a_file_that_was_not_written_nothing_is_said_but_why(live: Shell, cluster: str, folder: Path) -> None:
+    (folder / "there").write_text("mine")
+    ran = live("kubeconfig", cluster, "--embed", "-f", str(folder / "there"))
+    assert ran.code == 1
+    assert ran.err.startswith("error: ")
+
+
 def test_merging_keeps_what_others_wrote(
     live: Shell, cluster: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +147,9 @@ def test_another_clusters_entry_is_not_overwritten_unasked(live: Shell, cluster:
     theirs = {"name": cluster, "cluster": {"server": "https://10.0.0.1:6443"}}
     path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", "clusters": [theirs]}))
     live("kubeconfig", cluster, "--merge", "-f", str(path)).refused("another cluster", "--context-name", "TWR610")
+    live.ok("kubeconfig", cluster, "--merge", "-f", str(path), "--overwrite")
+    path.write_text(re.sub("(certificate-authority-data: ).*", r"\1b2xk", path.read_text()))  # as after a rotation
+    live("kubeconfig", cluster, "--merge", "-f", str(path)).refused("with another CA", "--overwrite", "TWR610")
     live.ok("kubeconfig", cluster, "--merge", "-f", str(path), "--overwrite")
 
 

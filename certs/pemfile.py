@@ -10,7 +10,7 @@ from contextlib import contextmanager
 @contextmanager
 def in_memory(pem: bytes) -> Iterator[str]:
     """The path of a file that holds `pem` and exists as long as the context; this process alone can open it."""
-    descriptor = os.memfd_create("tower-agent", os.MFD_CLOEXEC)
+    descriptor = os.memfd_create("tower-pem", os.MFD_CLOEXEC)
     try:
         view = memoryview(pem)
         while view:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tower_agent.pemfile import in_memory
+from certs.pemfile import in_memory
 
 
 def test_it_exists_only_inside() -> None:
