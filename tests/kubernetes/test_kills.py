@@ -28,7 +28,7 @@ from tests.kubernetes.views import SPDY, Running, View
 from tests.lab.controlplane import ControlPlane
 from tests.lab.processes import Child, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import ended, lines
+from tests.loopback.callers import ended, lines, the_line
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(300)]
 NAME = "killed"
@@ -191,7 +191,7 @@ def test_after_a_killed_server_every_kind_of_caller_ends_at_once_and_so_does_wha
     tower.stop_server()
     tower.start()
     callers.join(callers.far)
-    (down,) = lines(agent.log, "tunnel-down", "TWR201")
+    down = the_line(agent.log, "tunnel-down", "TWR201")
     assert re.search("no such tunnel for this agent|no new link within", down["text"]), down
     assert max(end.at for end in callers.far.values()) - down["time"] < AT_ONCE
 
@@ -210,7 +210,7 @@ def test_after_a_killed_agent_every_kind_of_caller_ends_with_its_window_and_the_
     callers.join(callers.far)
     assert max(end.at for end in callers.far.values()) - killed < AT_ONCE, "its sockets ended with it"
     callers.join(callers.ends)
-    (closed,) = lines(tower.server.log, "tunnel-closed", why)
+    closed = the_line(tower.server.log, "tunnel-closed", why)
     check(callers.ends, closed["time"])
     count = sum(not name.startswith("connection ") for name in callers.ends)
     cut = lambda: [each for each in lines(tower.server.log, "connection", "cut: ", why) if each["time"] > killed]  # noqa: E731

@@ -108,6 +108,7 @@ class Backend:
             for start in range(0, size, len(CHUNK)):
                 writer.write(CHUNK[: size - start])
                 await writer.drain()
+                await asyncio.sleep(0)  # drain() alone never lets the loop in, nor tells of the end, of a lost TLS peer
         elif path == "/echo" and headers.get("upgrade"):
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
             while data := await reader.read(65536):

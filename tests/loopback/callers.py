@@ -185,3 +185,10 @@ def lines(log: Path, event: str, *words: str) -> list[dict[str, Any]]:
     for entry in found:
         entry["time"] = datetime.fromisoformat(entry["time"]).timestamp()
     return [entry for entry in found if entry["event"] == event and all(word in json.dumps(entry) for word in words)]
+
+
+def the_line(log: Path, event: str, *words: str) -> dict[str, Any]:
+    """The one line of an event with these words, waited for: who sees an end may see it before the log tells of it."""
+    wait_until(lambda: bool(lines(log, event, *words)), f"{event} with {words} in {log.name}", PATIENCE)
+    (line,) = lines(log, event, *words)
+    return line

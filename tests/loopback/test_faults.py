@@ -27,7 +27,7 @@ import pytest
 from tests.kubernetes.rawhttp import Answer, Connection
 from tests.lab.processes import Child, free_ports, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, lines, logs, tunnels, watching
+from tests.loopback.callers import Caller, lines, logs, the_line, tunnels, watching
 from tests.loopback.member import BackendMember
 from tests.loopback.relay import Network, network
 
@@ -118,8 +118,7 @@ def test_after_a_killed_agent_every_caller_gets_its_end_and_a_reason_at_once(wor
     killed = time.time()
     world.members[NAME].agent.send(signal.SIGKILL)
     watchers.join()
-    wait_until(lambda: bool(lines(world.server.log, "tunnel-closed", why)), "the reason in the log", BACK)
-    (closed,) = lines(world.server.log, "tunnel-closed", why)
+    closed = the_line(world.server.log, "tunnel-closed", why)
     assert closed["time"] - killed < WINDOW + 2.0, "a reset link is noticed at once, and waits its window"
     took = max(watchers.ends) - closed["time"]
     print(f"{WATCHERS} callers had their ends {took:.2f} s after the server knew")
