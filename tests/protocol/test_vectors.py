@@ -13,7 +13,7 @@ from protocol.defaults import MIB
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.flow import Budget, Limits
 from protocol.frames import GOAWAY_BODY, U64, FrameDecoder, Open, decode_open, encode, encode_open, encode_reason
-from protocol.handshake import AgentHandshake, Resume, ServerHandshake
+from protocol.handshake import AgentHandshake, Resume, ServerHandshake, Signer, parse_reject, reject
 from protocol.session import Session
 from tests.protocol.document import VECTORS
 from tests.protocol.handshakes import signer, verifier
@@ -25,6 +25,7 @@ def load(name: str) -> Any:
 
 
 FRAMES = load("frames.json")
+REFUSED = load("handshake-refused.json")
 
 
 @pytest.mark.parametrize("vector", FRAMES["frames"], ids=lambda vector: vector["says"][:40])
@@ -55,27 +56,35 @@ def test_a_frame_is_what_it_says(vector: dict[str, Any]) -> None:
 def test_a_breach_is_closed_upon_with_its_code(vector: dict[str, Any]) -> None:
     agent = Session(opens_odd=False, accepts=True, limits=Limits(), budget=Budget(48 * MIB), now=0.0)
     agent.data_to_send(0.0, MIB)
+    said = bytes.fromhex(vector["hex"]) + bytes.fromhex(vector.get("then", "")) * vector.get("times", 1)
     with pytest.raises(RemoteProtocolError) as broken:
-        agent.receive(memoryview(bytes.fromhex(vector["hex"])), 0.0)
+        agent.receive(memoryview(said), 0.0)
     assert broken.value.code is Code[vector["code"]]
     (close,) = spoken(b"".join(agent.data_to_send(0.0, MIB)))
     assert close.startswith(f"CLOSE {vector['code']} ")
 
 
-def test_every_type_of_frame_has_a_vector() -> None:
+@pytest.mark.parametrize("vector", FRAMES["ignored"], ids=lambda vector: vector["why"])
+def test_what_is_to_be_ignored_changes_nothing(vector: dict[str, Any]) -> None:
+    agent = Session(opens_odd=False, accepts=True, limits=Limits(), budget=Budget(48 * MIB), now=0.0)
+    agent.data_to_send(0.0, MIB)
+    told = agent.receive(memoryview(bytes.fromhex(vector["hex"])), 0.0)
+    assert not [event for event in told if isinstance(event, events.DataReceived | events.TunnelLost)]
+    assert not b"".join(agent.data_to_send(0.0, MIB))
+    assert not agent.receive(memoryview(encode(FrameType.PING, 0, bytes(8))), 0.0)
+    assert spoken(b"".join(agent.data_to_send(0.0, MIB))) == ["PONG 0"]
+
+
+def test_every_type_of_frame_and_every_code_has_a_vector() -> None:
     handshake = {FrameType.HELLO, FrameType.CHALLENGE, FrameType.PROOF, FrameType.WELCOME, FrameType.REJECT}
     assert {vector["type"] for vector in FRAMES["frames"]} == {kind.name for kind in set(FrameType) - handshake}
+    said = {vector["fields"].get("code") for vector in FRAMES["frames"]} | {each["code"] for each in REFUSED["rejects"]}
+    assert said - {None} == set(Code.__members__)
 
 
-@pytest.mark.parametrize("name", ["handshake.json", "handshake-resume.json", "handshake-anew.json"])
-def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
-    said = load(name)
-    key = bytes.fromhex(said["key"])
-    transcripts: list[bytes] = []
-
-    def sign(transcript: bytes) -> bytes:
-        transcripts.append(transcript)
-        return signer(key)(transcript)
+def ends(said: dict[str, Any], sign: Signer) -> tuple[AgentHandshake, ServerHandshake]:
+    """The two ends of a vector's handshake."""
+    verify = verifier(bytes.fromhex(said["key"]))
 
     def chain(end: str) -> list[bytes]:
         return [bytes.fromhex(certificate) for certificate in said[end]["chain"]]
@@ -85,7 +94,7 @@ def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
         instance=said["agent"]["instance"],
         chain=chain("agent"),
         sign=sign,
-        verify=verifier(key),
+        verify=verify,
         nonce=bytes.fromhex(said["agent"]["nonce"]),
         features=said["agent"]["features"],
         software=said["agent"]["software"],
@@ -93,10 +102,23 @@ def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
     server = ServerHandshake(
         chain=chain("server"),
         sign=sign,
-        verify=verifier(key),
+        verify=verify,
         nonce=bytes.fromhex(said["server"]["nonce"]),
         features=said["server"]["features"],
     )
+    return agent, server
+
+
+@pytest.mark.parametrize("name", ["handshake.json", "handshake-resume.json", "handshake-anew.json"])
+def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
+    said = load(name)
+    transcripts: list[bytes] = []
+
+    def sign(transcript: bytes) -> bytes:
+        transcripts.append(transcript)
+        return signer(bytes.fromhex(said["key"]))(transcript)
+
+    agent, server = ends(said, sign)
     resume = Resume(**said["resume"]) if "resume" in said else None
     agent.resume = resume
     hello = agent.hello()
@@ -116,6 +138,44 @@ def test_the_handshake_is_reproduced_to_the_byte(name: str) -> None:
         said["transcripts"]["challenge"],
         said["transcripts"]["proof"],
     ]
+
+
+@pytest.mark.parametrize("vector", REFUSED["refused"], ids=lambda vector: vector["why"])
+def test_a_handshake_is_refused_with_its_code(vector: dict[str, Any]) -> None:
+    said = load(REFUSED["of"])
+    agent, server = ends(said, signer(bytes.fromhex(said["key"])))
+    assert agent.hello().hex() == said["frames"]["HELLO"]
+    *before, last = [bytes.fromhex(frame) for frame in vector["hears"]]
+
+    def hear(frame: bytes) -> None:
+        kind, payload = frame[0], frame[HEADER_SIZE:]
+        if vector["end"] == "server":
+            server.greeted(payload) if kind == FrameType.HELLO else server.proven(payload)
+        else:
+            agent.challenged(payload) if kind == FrameType.CHALLENGE else agent.answered(kind, payload)
+
+    for frame in before:
+        hear(frame)
+    with pytest.raises(HandshakeRejected) as refused:
+        hear(last)
+    assert refused.value.code is Code[vector["code"]]
+    assert not refused.value.by_peer
+
+
+@pytest.mark.parametrize("vector", REFUSED["rejects"], ids=lambda vector: vector["code"])
+def test_a_rejection_is_what_it_says(vector: dict[str, Any]) -> None:
+    code, text, retry_after = Code[vector["code"]], vector["text"], vector["retry_after"]
+    assert reject(code, text, retry_after).hex() == vector["hex"]
+    read = parse_reject(bytes.fromhex(vector["hex"])[HEADER_SIZE:])
+    assert (read.code, read.text, read.retry_after, read.by_peer) == (code, text, retry_after, True)
+
+
+def test_a_tunnel_for_renewing_alone_is_said_in_welcome() -> None:
+    said, vector = load(REFUSED["of"]), REFUSED["renew_only"]
+    agent, server = ends(said, signer(bytes.fromhex(said["key"])))
+    assert server.welcome(vector["tunnel"], renew_only=True).hex() == vector["hex"]
+    agent.challenged(bytes.fromhex(said["frames"]["CHALLENGE"])[HEADER_SIZE:])
+    assert agent.answered(FrameType.WELCOME, bytes.fromhex(vector["hex"])[HEADER_SIZE:]).renew_only
 
 
 def told(event: events.Event) -> str:
@@ -148,7 +208,7 @@ def wish(session: Session, now: float, does: list[Any]) -> None:
 def test_the_trace_of_two_ends(name: str) -> None:
     trace = load(name)
     process = Budget(48 * MIB)
-    ends = {
+    sessions = {
         end: Session(
             opens_odd=end == "server",
             accepts=end == "agent",
@@ -160,8 +220,8 @@ def test_the_trace_of_two_ends(name: str) -> None:
         for end in ("server", "agent")
     }
     for number, step in enumerate(trace["steps"]):
-        session, now = ends[step["end"]], step["at"]
-        peer = ends["agent" if step["end"] == "server" else "server"]
+        session, now = sessions[step["end"]], step["at"]
+        peer = sessions["agent" if step["end"] == "server" else "server"]
         for does in step.get("peer_does", []):
             wish(peer, now, does)
         for does in step.get("does", []):
