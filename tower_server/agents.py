@@ -27,7 +27,7 @@ from protocol.constants import Code
 from protocol.errors import HandshakeRejected
 from protocol.handshake import Hello
 from tower_server.authority import root_id
-from tower_server.papers import ATTEMPTS, Upto, tidy
+from tower_server.dependents import ATTEMPTS, Upto, tidy
 from tower_server.records import Agent, Cluster, agent_record_name
 from tower_server.revocations import Revocations
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
@@ -50,8 +50,8 @@ UNPROVEN: Final = frozenset({Code.UNTRUSTED, Code.BAD_SIGNATURE, Code.WRONG_CLUS
 
 
 @dataclass(frozen=True, slots=True)
-class Papers:
-    """A new identity and serving certificate, as PEM chains."""
+class AgentCerts:
+    """An agent's new identity and serving certificate, as PEM chains."""
 
     chain: str
     serving_chain: str
@@ -160,12 +160,12 @@ class Agents:
         """Under which certificates are issued now, as the records keep it."""
         return root_id(self._authority)
 
-    def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> Papers:
+    def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> AgentCerts:
         """Certificates for two keys. Every name in them is the server's decision. TowerError TWR505."""
         now = self._revocations.time_for_agent(cluster.name, agent, at=time.time())
         identity = self._authority.issue_agent(cluster.name, agent, public_key=key, at=now)
         serving = self._authority.issue_serving(cluster.name, cluster.certificate_names, public_key=serving_key, at=now)
-        return Papers(
+        return AgentCerts(
             chain=identity.chain_pem.decode(),
             serving_chain=serving.chain_pem.decode(),
             issued=now,
@@ -174,8 +174,8 @@ class Agents:
             root=self.root,
         )
 
-    async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes, proof: bytes) -> Papers:
-        """New papers for an agent that asks for them with the key of the old ones. CertsError, TowerError refuse."""
+    async def renew(self, identity: AgentIdentity, *, csr: bytes, serving_csr: bytes, proof: bytes) -> AgentCerts:
+        """New certificates for an agent that proves the key of its old ones. CertsError, TowerError refuse."""
         check_renewal(identity, proof, csr=csr, serving_csr=serving_csr)
         name = agent_record_name(identity.cluster, identity.agent)
         key, serving_key = public_key_from_csr(csr), public_key_from_csr(serving_csr)
@@ -188,20 +188,20 @@ class Agents:
             agent = Agent.read(record)
             if agent.revoked is not None or agent.uid != cluster.uid:
                 raise TowerError("TWR209", f"the agent {agent.name} of {agent.cluster} was revoked")
-            papers = self.issue(cluster, agent.name, key=key, serving_key=serving_key)
+            certificates = self.issue(cluster, agent.name, key=key, serving_key=serving_key)
             renewed = replace(
                 agent,
                 key=key_fingerprint(key),
-                renewed=papers.issued,
-                identity_expires=papers.identity_expires,
-                serving_expires=papers.serving_expires,
-                root=papers.root,
+                renewed=certificates.issued,
+                identity_expires=certificates.identity_expires,
+                serving_expires=certificates.serving_expires,
+                root=certificates.root,
             )
             try:
                 await self._store.update(Kind.AGENT, name, renewed.data(), expect=record.version)
             except Conflict:
                 continue
-            return papers
+            return certificates
         raise TowerError("TWR108", f"the record of agent {identity.agent} of {identity.cluster} keeps changing")
 
     async def enrol(self, agent: Agent) -> None:

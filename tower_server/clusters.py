@@ -24,10 +24,10 @@ from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
 from protocol.constants import Code
 from tower_server.agents import Agents
+from tower_server.dependents import ATTEMPTS, dependents, end
 from tower_server.hold import Hold
 from tower_server.listeners import CallerPorts
 from tower_server.member import Member
-from tower_server.papers import ATTEMPTS, end, papers
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
@@ -306,7 +306,7 @@ class Clusters:
             self._end(name, member)
             await end(
                 self._store,
-                (await papers(self._store)).get(cluster.uid, ()),
+                (await dependents(self._store)).get(cluster.uid, ()),
                 revoke=lambda upto: self._revocations.revoke_agents(upto, at=at),
                 cluster=name if taken else "",  # else somebody was first: there may be another one by now, with agents
                 at=at,

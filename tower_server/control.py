@@ -275,15 +275,15 @@ class ControlStream(asyncio.Protocol):
     async def _renewed(self, asked: str, *, csr: bytes, serving_csr: bytes, proof: bytes) -> None:
         peer, metrics = self._tunnel.peer, self._control.metrics
         try:
-            papers = await self._control.agents.renew(peer, csr=csr, serving_csr=serving_csr, proof=proof)
+            certificates = await self._control.agents.renew(peer, csr=csr, serving_csr=serving_csr, proof=proof)
         except CertsError as error:
             self._refuse(asked, certs_fault(error))
         except TowerError as error:
             self._refuse(asked, error)
         else:
             metrics.certificate_renewals.labels("agent", "ok").inc()
-            log.info("renewed", cluster=peer.cluster, agent=peer.agent, expires=papers.identity_expires)
-            self._write("renewed", id=asked, chain=papers.chain, serving_chain=papers.serving_chain)
+            log.info("renewed", cluster=peer.cluster, agent=peer.agent, expires=certificates.identity_expires)
+            self._write("renewed", id=asked, chain=certificates.chain, serving_chain=certificates.serving_chain)
         finally:
             self._renewing = False
 

@@ -134,15 +134,15 @@ class Enrolment:
             return cluster
 
         def issue(token: Token) -> Enrolled:
-            papers = self._agents.issue(standing(token), name, key=key, serving_key=serving_key)
+            certificates = self._agents.issue(standing(token), name, key=key, serving_key=serving_key)
             return Enrolled(
                 agent=name,
-                at=papers.issued,
+                at=certificates.issued,
                 serving_key=key_fingerprint(serving_key),
-                identity_chain=papers.chain,
-                serving_chain=papers.serving_chain,
-                identity_expires=papers.identity_expires,
-                serving_expires=papers.serving_expires,
+                identity_chain=certificates.chain,
+                serving_chain=certificates.serving_chain,
+                identity_expires=certificates.identity_expires,
+                serving_expires=certificates.serving_expires,
             )
 
         try:  # read before the token is compared: issuing must not wait between its check and its write

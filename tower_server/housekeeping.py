@@ -1,5 +1,6 @@
-"""What a server does every few seconds: renews and reloads certificates, heeds what other servers revoked, saves,
-tidies and counts."""
+"""What a server does every ten seconds: renews and reloads certificates, takes over what other servers revoked, saves
+what only memory holds, tidies up and counts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from daemon.log import get_logger
 from daemon.metrics import STATES, ServerMetrics
 from protocol.flow import Budget
 from tower_server.assembly import Parts
-from tower_server.heeding import heed
+from tower_server.revocation_sync import sync_revocations
 from tower_server.servercert import FileCertificate
 
 EVERY: Final = 10.0
@@ -39,7 +40,7 @@ class Housekeeping:
             if now >= parts.replicas.certificate.renew_at:
                 parts.replicas.certificate.renew(at=now)
             await services.rotation.follow()
-            await heed(services.revocations, services.registry)
+            await sync_revocations(services.revocations, services.registry)
         _reload(parts.file_certificate)
         if parts.legacy is not None:
             parts.legacy.housekeeping()

@@ -25,8 +25,8 @@ from protocol.aio.tlsfailure import TlsError
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused, TunnelLost
 from tower_server.answer import Answer
-from tower_server.doubt import STILL_SILENT, Doubt
 from tower_server.records import KUBERNETES
+from tower_server.unanswered import STILL_SILENT, UnansweredOpen
 
 if TYPE_CHECKING:
     from tower_server.listeners import CallerPort
@@ -48,13 +48,13 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_attempts",
-        "_doubt",
         "_early",
         "_early_eof",
         "_late",
         "_loop",
         "_port",
         "_stream_full",
+        "_unanswered_open",
         "_view",
         "caller",
         "code",
@@ -74,7 +74,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._early: bytearray | None = bytearray()
         self._early_eof = False
-        self._doubt: Doubt | None = None  # while a tunnel owes the answer to an open
+        self._unanswered_open: UnansweredOpen | None = None  # while a tunnel owes the answer to an open
         self._late: asyncio.TimerHandle | None = None  # set once the stream has ended, and what it brought is under way
         self._stream_full = False
         self._attempts = 0
@@ -164,7 +164,7 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self.stream.write_eof()
             if ours:
                 again = self._attempts < MAX_ATTEMPTS
-                self._doubt = Doubt(
+                self._unanswered_open = UnansweredOpen(
                     self._port.member,
                     tunnel,
                     elsewhere=self._ask_another if again else None,
@@ -195,9 +195,9 @@ class CallerConnection(asyncio.BufferedProtocol):
 
     def _answered(self) -> None:
         """Nothing has to be looked for any more."""
-        if self._doubt is not None:
-            self._doubt.over()
-            self._doubt = None
+        if self._unanswered_open is not None:
+            self._unanswered_open.over()
+            self._unanswered_open = None
 
     def _held(self, found: bool) -> None:
         """The hold is over."""

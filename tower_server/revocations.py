@@ -19,7 +19,7 @@ from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, RevocationList
 from daemon.faults import TowerError
 from protocol import defaults
-from tower_server.papers import Upto
+from tower_server.dependents import Upto
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
 
 RECORD: Final = "list"

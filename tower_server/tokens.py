@@ -131,7 +131,7 @@ class Tokens:
         return sorted(found, key=lambda token: (token.cluster, token.created, token.id))
 
     async def tidy(self) -> None:
-        """Takes away tokens that have been expired for a day. `papers.tidy` has those of clusters that are gone."""
+        """Takes away tokens that have been expired for a day. `dependents.tidy` has those of clusters that are gone."""
         for record in (await self._store.list(Kind.TOKEN)).items:
             token = Token.read(record)
             if time.time() > token.expires + KEPT_AFTER_EXPIRY:

@@ -30,10 +30,10 @@ from tower_server.admin.views import (
 )
 from tower_server.checks import check_graph
 from tower_server.faultof import certs_fault
-from tower_server.heeding import heed
 from tower_server.probe import probe
 from tower_server.records import Agent
 from tower_server.replicas.wire import Asking
+from tower_server.revocation_sync import sync_revocations
 from tower_server.rotation import Step
 from tower_server.tokens import NewToken
 
@@ -269,7 +269,7 @@ async def told_to_servers(services: Services, asking: Asking) -> Object:
         case "ping" if cluster is not None:
             return await own_ping(services, cluster)
         case "revocations":
-            await heed(services.revocations, services.registry)
+            await sync_revocations(services.revocations, services.registry)
             return object_of("Revocations", {"number": services.revocations.current.number})
     raise unknown(asking.call)
 

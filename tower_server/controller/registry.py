@@ -19,9 +19,9 @@ from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.log import get_logger
 from tower_server.controller.allocation import Allocation
-from tower_server.controller.joint import Joint
+from tower_server.controller.coalesce import Coalesced
 from tower_server.controller.limits import ATTEMPTS
-from tower_server.papers import Revoke, end, papers, tidy
+from tower_server.dependents import Revoke, dependents, end, tidy
 from tower_server.records import Cluster
 from tower_server.store.base import Change, ChangeType, Conflict, Expired, Kind, NotFound, Store
 
@@ -41,7 +41,7 @@ class Registry:
         self._listed = False
         self._ended: dict[str, list[tuple[Cluster, float]]] = {}
         """Clusters whose records are gone, and since when: who joins one of that name later is not revoked for it."""
-        self._papers = Joint(lambda: papers(store))
+        self._dependents = Coalesced(lambda: dependents(store))
 
     async def get(self, name: str) -> Cluster | None:
         """The record as it was heard of; it is asked for only until all of them have been listed."""
@@ -191,7 +191,7 @@ class Registry:
         """Takes away what hung on clusters whose records are gone, once more where that was cut short. Of a server that
         dies in between, the next leader and others tidy up: without its cluster's record no agent is let in."""
         for cluster, at in self._ended.get(name, ()):
-            found = (await self._papers.ask()).get(cluster.uid, ())
+            found = (await self._dependents.ask()).get(cluster.uid, ())
             await end(self._store, found, revoke=self._revoke, cluster=name, at=at)
             await self.allocation.release(cluster)
         self._ended.pop(name, None)

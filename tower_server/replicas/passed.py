@@ -13,11 +13,11 @@ from daemon.log import get_logger
 from protocol import defaults
 from protocol.constants import Code
 from protocol.errors import ProtocolError, StreamRefused
-from tower_server.doubt import STILL_SILENT, Doubt
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
 from tower_server.relay import reset
 from tower_server.replicas.wire import ACCEPTED, Passing, refused
+from tower_server.unanswered import STILL_SILENT, UnansweredOpen
 
 WRITE_HIGH: Final = 256 * defaults.KIB
 
@@ -36,7 +36,7 @@ class Passed(asyncio.Protocol):
         self._replica = replica
         self._stream: Any = None
         self._accepted = False
-        self._doubt: Doubt | None = None
+        self._unanswered_open: UnansweredOpen | None = None
         self._outcome = ""
         self._began = asyncio.get_running_loop().time()
         self.transport = transport
@@ -62,7 +62,7 @@ class Passed(asyncio.Protocol):
         if early:
             self._stream.write(early)
         if apiserver:
-            self._doubt = Doubt(member, tunnel, elsewhere=self._ask_another, in_vain=self._give_up)
+            self._unanswered_open = UnansweredOpen(member, tunnel, elsewhere=self._ask_another, in_vain=self._give_up)
 
     def _ask_another(self) -> None:
         """The other server, which has the caller's first bytes, asks anew."""
@@ -72,9 +72,9 @@ class Passed(asyncio.Protocol):
         self._refuse(StreamRefused(Code.DEAD_PEER, why))
 
     def _answered(self) -> None:
-        if self._doubt is not None:
-            self._doubt.over()
-            self._doubt = None
+        if self._unanswered_open is not None:
+            self._unanswered_open.over()
+            self._unanswered_open = None
 
     def _refuse(self, error: ProtocolError) -> None:
         self._answered()

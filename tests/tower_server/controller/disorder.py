@@ -40,8 +40,8 @@ from tower_server.controller.names import CLUSTER_LABEL, FINALIZER
 from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
 from tower_server.controller.twins import Twins
+from tower_server.dependents import Upto
 from tower_server.election import Elector, Timing
-from tower_server.papers import Upto
 from tower_server.ports import PortRange
 from tower_server.records import Agent, Cluster
 from tower_server.store.base import Kind, StoreError

@@ -1,7 +1,8 @@
-"""One call for all who ask at the same time: each of them gets the answer of a call that began after it had asked.
+"""Coalesces calls: whoever asks while a call runs shares the next one, which begins after they asked.
 
-A hundred clusters that are deleted together each need to know what there is at that moment, and need not ask for it one
-by one. An answer from before somebody asked is never given; whose call fails fails alone, and the next one asks anew.
+When a hundred clusters are deleted together, each has to know what there is at that moment, but they need not list it
+one by one. An answer that was begun before somebody asked is never given to them. A call that fails fails for the one
+who made it; the next one in line calls anew.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Joint(Generic[T]):
-    """`call` is made by one at a time."""
+class Coalesced(Generic[T]):
+    """`call`, made at most once at a time."""
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
         self._call = call
@@ -23,7 +24,7 @@ class Joint(Generic[T]):
         self._answered: tuple[int, T] | None = None
 
     async def ask(self) -> T:
-        """The answer of a call that begins from here on."""
+        """The answer of a call that begins after this was called."""
         before = self._begun
         async with self._lock:
             if self._answered is None or self._answered[0] <= before:

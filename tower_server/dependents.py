@@ -1,10 +1,10 @@
-"""What hangs on a cluster beside its own record, its agents and enrolment tokens, and how they end with it.
+"""The dependents of a cluster, its agents and enrolment tokens: how their records are found and how they are deleted.
 
-An agent's record is written before the agent gets its identity, and deleted only when that identity is covered by the
-revocation list. So a server that dies in the middle of a deletion leaves agents' records whose cluster is gone, and
-from these anybody (`tidy`, the next leader) knows what is still to be revoked, and up to which time of issue: what is
-issued later, to an agent of that name in a new cluster of that name, is another's and stays good. Until it is revoked,
-an identity is kept out by the cluster's uid on its record, which no cluster has any more.
+An agent's record is written before the agent gets its identity, and deleted only once the revocation list covers that
+identity. So if a server dies in the middle of a deletion, the agents' records are left without a cluster, and `tidy`
+(or the next leader) finds in them what is still to be revoked, and up to which time of issue: an agent of the same name
+in a new cluster of the same name gets its identity later and is not affected. Until the revocation is written, such an
+identity is refused because the cluster's uid on its record is no cluster's any more.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from daemon.faults import TowerError
 from tower_server.records import Agent
 from tower_server.store.base import Conflict, Kind, NotFound, Record, Store
 
-ATTEMPTS: Final = 8  # at records that others change meanwhile
+ATTEMPTS: Final = 8  # to change a record that others change at the same time
 Upto = Mapping[tuple[str, str], float]
-"""By (cluster, agent): until when what it was issued is revoked."""
+"""By (cluster, agent): everything that was issued to it up to this time is revoked."""
 Revoke = Callable[[Upto], Awaitable[object]]
 
 
-async def papers(store: Store) -> dict[str, list[Record]]:
-    """The tokens and agents that there are now, by the uid of their cluster."""
+async def dependents(store: Store) -> dict[str, list[Record]]:
+    """The records of all tokens and agents now, by the uid of their cluster."""
     found: dict[str, list[Record]] = {}
     for kind in (Kind.TOKEN, Kind.AGENT):  # a token that is still there could let in one more agent
         for record in (await store.list(kind)).items:
@@ -33,8 +33,8 @@ async def papers(store: Store) -> dict[str, list[Record]]:
 
 
 async def tidy(store: Store, *, revoke: Revoke) -> list[Record]:
-    """Finishes deletions that were cut short: ends the papers of clusters that are gone. What it has taken away."""
-    found = await papers(store)  # first: one that is made from here on has its cluster
+    """Finishes deletions that were cut short: ends the dependents of clusters that are gone, and returns them."""
+    found = await dependents(store)  # before the clusters are listed: what is made from here on has its cluster
     clusters = {record.data.get("uid") for record in (await store.list(Kind.CLUSTER)).items}
     left = [record for uid, records in found.items() if uid not in clusters for record in records]
     await end(store, left, revoke=revoke)
@@ -42,8 +42,8 @@ async def tidy(store: Store, *, revoke: Revoke) -> list[Record]:
 
 
 async def end(store: Store, records: Iterable[Record], *, revoke: Revoke, cluster: str = "", at: float = 0.0) -> None:
-    """Revokes what the agents in `records` were issued, then takes the records away. With `cluster`: and all that its
-    agents were issued until `at`, whether on record or not."""
+    """Revokes what the agents in `records` were issued, then deletes the records. With `cluster`, also revokes all that
+    its agents were issued until `at`, whether there is a record of them or not."""
     left, whole = list(records), {(cluster, ALL_AGENTS): at} if cluster else {}
     for _ in range(ATTEMPTS):
         agents = [Agent.read(each) for each in left if each.kind is Kind.AGENT]
@@ -57,11 +57,11 @@ async def end(store: Store, records: Iterable[Record], *, revoke: Revoke, cluste
 
 
 async def _take_away(store: Store, record: Record) -> Record | None:
-    """None once it is gone, or is of another cluster; else the record as somebody has changed it meanwhile."""
+    """None once the record is gone or belongs to another cluster; else the record as somebody has just changed it."""
     try:
         await store.delete(record.kind, record.name, expect=record.version)
     except NotFound:
-        return None  # a deletion that was cut short, or another server, took it already
+        return None  # an earlier deletion or another server was first
     except Conflict:
         try:
             found = await store.get(record.kind, record.name)

@@ -11,7 +11,7 @@ import pytest_asyncio
 from certs.ca import Authority
 from certs.revocation import ALL_AGENTS
 from protocol.constants import Code
-from tower_server.heeding import heed
+from tower_server.revocation_sync import sync_revocations
 from tower_server.revocations import Revocations
 from tower_server.store.sqlite import SqliteStore
 
@@ -46,26 +46,26 @@ async def test_what_another_server_revoked_is_taken_over_told_and_ended_once(sto
     here, there = [await Revocations.load(store, AUTHORITY, at=NOW) for _ in range(2)]
     registry, told = Registry(), []
     here.subscribe(lambda: told.append(here.current.number))
-    await heed(here, registry)  # type: ignore[arg-type]
+    await sync_revocations(here, registry)  # type: ignore[arg-type]
     assert (registry.ended, told) == ([], [])
     await there.revoke_agent("edge", "a1", at=NOW)
     await there.revoke_serial(0x1F, expires=NOW + 60, at=NOW)
     await there.revoke_agent("gone", ALL_AGENTS, at=NOW)
-    await heed(here, registry)  # type: ignore[arg-type]
+    await sync_revocations(here, registry)  # type: ignore[arg-type]
     assert registry.ended == [("edge", "a1"), 0x1F]
     assert here.current == there.current
     assert told == [int(NOW * 1000) + 2]
-    await heed(here, registry)  # type: ignore[arg-type]
+    await sync_revocations(here, registry)  # type: ignore[arg-type]
     assert len(registry.ended) == 2
     await there.revoke_agent("edge", "a2", at=NOW)
-    await heed(here, registry)  # type: ignore[arg-type]
+    await sync_revocations(here, registry)  # type: ignore[arg-type]
     assert registry.ended[2:] == [("edge", "a2")]
 
 
 async def test_what_is_revoked_here_afterwards_has_the_next_number(store: SqliteStore) -> None:
     here, there = [await Revocations.load(store, AUTHORITY, at=NOW) for _ in range(2)]
     await there.revoke_user("alice", at=NOW)
-    await heed(here, Registry())  # type: ignore[arg-type]
+    await sync_revocations(here, Registry())  # type: ignore[arg-type]
     await here.revoke_user("bob", at=NOW)
     assert here.current.number == int(NOW * 1000) + 1
     assert here.current.users.keys() == {"alice", "bob"}

@@ -1,9 +1,9 @@
-"""What happens to a caller whose stream the agent neither accepts nor refuses: another tunnel is asked in its place, or
-the server gives up before the caller does.
+"""What happens to a caller when the agent neither accepts nor refuses its stream: the caller is moved to another tunnel
+or, where there is none, told so before it gives up by itself.
 
-Until the apiserver's end of TLS has spoken, the caller cannot have asked it for anything, so another tunnel may be
-asked without doing something twice. Where there is none, a silent agent is waited for as long as one that was lost:
-kubectl gives up a TLS handshake after ten seconds, and would then hear of no cause.
+Moving is safe: until the apiserver's end of TLS has answered, the caller cannot have sent it a request, so nothing is
+done twice. Without another tunnel, a silent agent is given as long as one whose tunnel was lost: kubectl gives up a TLS
+handshake after ten seconds, and its own message would name no cause.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from protocol import defaults
 from protocol.aio.tunnel import Tunnel
 from tower_server.member import Member
 
-LOOK_EVERY: Final = 0.125  # of the time after which a tunnel stalls: what was asked last is not overdue at once
-STILL_SILENT: Final = "its agent is silent still"  # to callers after one who waited in vain
+LOOK_EVERY: Final = 0.125  # as a part of STALL_AFTER
+STILL_SILENT: Final = "its agent is silent still"  # said to those who call after somebody has waited in vain
 
 
-class Doubt:
-    """Belongs to one unanswered open to an apiserver. Calls one of the two, once, unless it is `over` before.
+class UnansweredOpen:
+    """Watches one unanswered open to an apiserver. Calls one of the two callbacks, once, unless `over` comes first.
 
     Args:
         elsewhere: called when there is a better tunnel; None if the caller has been moved often enough.

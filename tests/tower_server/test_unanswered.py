@@ -10,13 +10,13 @@ import pytest
 
 from protocol import defaults
 from tests.waiting import until
-from tower_server.doubt import Doubt
+from tower_server.unanswered import UnansweredOpen
 
 pytestmark = pytest.mark.asyncio
 
 
 class World:
-    """A member with one tunnel, and what came of the doubt."""
+    """A member with one tunnel, and what became of an open in it."""
 
     def __init__(self, *, hold: float = 0.0) -> None:
         self.tunnel: Any = SimpleNamespace(stalled=False)
@@ -33,8 +33,8 @@ class World:
         self.looks += 1
         return self.better
 
-    def doubt(self, *, may_move: bool = True) -> Doubt:
-        return Doubt(
+    def open(self, *, may_move: bool = True) -> UnansweredOpen:
+        return UnansweredOpen(
             self.member,
             self.tunnel,
             elsewhere=(lambda: self.said.append("elsewhere")) if may_move else None,
@@ -49,7 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_does_not_stall_is_waited_for_and_left_once_another_is_better() -> None:
     world = World()
-    world.doubt()
+    world.open()
     await until(lambda: world.looks >= 3)
     assert world.said == []
     world.better = world.tunnel.stalled = True
@@ -63,7 +63,7 @@ async def test_a_stalled_tunnel_without_a_better_one_is_given_up_after_the_hold_
     world = World(hold=0.2)
     world.tunnel.stalled = True
     began = asyncio.get_running_loop().time()
-    world.doubt()
+    world.open()
     await until(lambda: world.said)
     assert asyncio.get_running_loop().time() - began >= 0.2
     assert world.said[0].startswith("its agent has not answered for 0.")
@@ -73,7 +73,7 @@ async def test_a_stalled_tunnel_without_a_better_one_is_given_up_after_the_hold_
 async def test_who_has_been_elsewhere_often_enough_stays() -> None:
     world = World(hold=0.1)
     world.better = world.tunnel.stalled = True
-    world.doubt(may_move=False)
+    world.open(may_move=False)
     await until(lambda: world.said)
     assert world.said[0].startswith("its agent has not answered")
 
@@ -81,8 +81,8 @@ async def test_who_has_been_elsewhere_often_enough_stays() -> None:
 async def test_an_answer_ends_it() -> None:
     world = World()
     world.better = world.tunnel.stalled = True
-    doubt = world.doubt()
-    doubt.over()
-    doubt.over()
+    unanswered = world.open()
+    unanswered.over()
+    unanswered.over()
     await asyncio.sleep(0.1)  # several times what it would have waited
     assert (world.said, world.looks) == ([], 0)

@@ -27,7 +27,7 @@ from tests.tower_server.controller.apiserver import Apiserver, Caller
 from tower_server.agents import Agents
 from tower_server.controller.allocation import Allocation
 from tower_server.controller.registry import Registry
-from tower_server.papers import end, papers, tidy
+from tower_server.dependents import dependents, end, tidy
 from tower_server.ports import PortRange
 from tower_server.records import Agent, Cluster, Token
 from tower_server.revocations import Revocations
@@ -178,7 +178,7 @@ async def play(open_store: Open, after: int, *, done: bool, tidied_first: bool) 
         assert next_one.names(old)
         assert next_one.names(other)
         assert await next_one.admits(new)
-        assert cluster.uid not in await papers(next_one.store)
+        assert cluster.uid not in await dependents(next_one.store)
         await next_one.registry.allocation.tidy()
         claims = (await next_one.store.list(Kind.CLAIM)).items
         assert cluster.uid not in {record.data["uid"] for record in claims}
@@ -199,39 +199,39 @@ async def test_whoever_dies_while_a_cluster_ends_leaves_no_identity_of_it_alive(
 @pytest.mark.cluster
 async def test_the_same_on_a_real_apiserver(host_plane):
     crds(host_plane)
-    namespace = f"papers-{next(NUMBERS)}"
+    namespace = f"dependents-{next(NUMBERS)}"
     host_plane.kubectl("create", "namespace", namespace)
 
     def opened() -> Awaitable[Store]:
-        client = Client(Access.find(host_plane.admin_kubeconfig), user_agent="papers-test")
+        client = Client(Access.find(host_plane.admin_kubeconfig), user_agent="dependents-test")
         return KubernetesStore.open(client, namespace=namespace)
 
     await play(opened, 1, done=False, tidied_first=False)
     await play(opened, 3, done=True, tidied_first=True)
 
 
-async def test_tidying_ends_the_papers_of_clusters_that_are_gone_and_no_others(tmp_path):
+async def test_tidying_ends_the_dependents_of_clusters_that_are_gone_and_no_others(tmp_path):
     store, then = await SqliteStore.open(tmp_path / "tower.db"), 10.0
     revoked: dict[tuple[str, str], float] = {}
 
     async def revoke(upto) -> None:
         revoked.update(upto)
 
-    async def papers_of(name: str, uid: str) -> None:
+    async def dependents_of(name: str, uid: str) -> None:
         agent, token = Agent("a", name, uid, "k", then, "t", 2e9, 2e9), Token(f"t-{name}", name, uid, "h", then, 2e9, 1)
         await store.create(Kind.AGENT, agent.record_name, agent.data())
         await store.create(Kind.TOKEN, token.id, token.data())
 
     await store.create(Kind.CLUSTER, "edge-1", Cluster("edge-1", "uid-1", then).data())
-    await papers_of("edge-1", "uid-1")
-    await papers_of("edge-0", "gone")
+    await dependents_of("edge-1", "uid-1")
+    await dependents_of("edge-0", "gone")
     taken = await tidy(store, revoke=revoke)
     assert sorted((each.kind, each.name) for each in taken) == [(Kind.AGENT, "edge-0.a"), (Kind.TOKEN, "t-edge-0")]
-    assert (list(revoked), list(await papers(store))) == ([("edge-0", "a")], ["uid-1"])
+    assert (list(revoked), list(await dependents(store))) == ([("edge-0", "a")], ["uid-1"])
     await store.close()
 
 
-async def test_tidying_leaves_the_papers_of_a_cluster_that_is_made_meanwhile(tmp_path, monkeypatch):
+async def test_tidying_leaves_the_dependents_of_a_cluster_that_is_made_meanwhile(tmp_path, monkeypatch):
     store = await SqliteStore.open(tmp_path / "tower.db")
     listed, new = store.list, Cluster("edge-2", "uid-2", 1.0)
 
@@ -247,7 +247,7 @@ async def test_tidying_leaves_the_papers_of_a_cluster_that_is_made_meanwhile(tmp
 
     monkeypatch.setattr(store, "list", busily)
     assert await tidy(store, revoke=revoke) == []
-    assert list(await papers(store)) == ["uid-2"]
+    assert list(await dependents(store)) == ["uid-2"]
     await store.close()
 
 
@@ -258,13 +258,13 @@ async def test_who_dies_while_tidying_leaves_it_to_the_next(open_store):
         old = await before.enrol(Cluster(name, "gone", then), at=then)
     for after, done in ((0, False), (0, True), (0, False), (0, True)):  # the list, then the record
         async with host(open_store, authority) as looking:
-            assert looking.names(old) or "gone" in await papers(looking.store), "nothing tells of it any more"
+            assert looking.names(old) or "gone" in await dependents(looking.store), "nothing tells of it any more"
         async with host(open_store, authority, dies=(after, done)) as dying:
             with suppress(Died):
                 await dying.agents.tidy()
     async with host(open_store, authority) as looking:
         assert looking.names(old)
-        assert not await papers(looking.store)
+        assert not await dependents(looking.store)
 
 
 async def test_an_answer_from_before_the_end_does_not_take_the_place_of_an_agent_of_today(open_store):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tower_server.controller.joint import Joint
+from tower_server.controller.coalesce import Coalesced
 
 pytestmark = pytest.mark.asyncio
 
@@ -29,23 +29,23 @@ class World:
 
 async def test_those_who_ask_while_a_call_runs_share_the_next_one() -> None:
     world = World()
-    joint = Joint(world.look)
-    first = asyncio.create_task(joint.ask())
+    coalesced = Coalesced(world.look)
+    first = asyncio.create_task(coalesced.ask())
     await asyncio.sleep(0)
     world.now = 1
-    others = [asyncio.create_task(joint.ask()) for _ in range(20)]
+    others = [asyncio.create_task(coalesced.ask()) for _ in range(20)]
     assert await first == 0
     assert await asyncio.gather(*others) == [1] * 20, "what was seen before they asked is no answer"
     assert world.calls == 2
-    assert await joint.ask() == 1
+    assert await coalesced.ask() == 1
     assert world.calls == 3
 
 
 async def test_a_call_that_fails_or_is_given_up_is_nobody_elses() -> None:
     world = World()
     world.fails = 1
-    joint = Joint(world.look)
-    first, second, third = (asyncio.create_task(joint.ask()) for _ in range(3))
+    coalesced = Coalesced(world.look)
+    first, second, third = (asyncio.create_task(coalesced.ask()) for _ in range(3))
     with pytest.raises(OSError, match="away"):
         await first
     second.cancel()
