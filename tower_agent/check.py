@@ -128,7 +128,9 @@ async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tup
         shown = _shown(passed, upgraded=error.hop == "handshake")
         # What lies behind is skipped, since each needs the one before.
         result = failed(dial_fault(error))
-        result = replace(result, message=result.message.removeprefix(f"{title}: "))  # it is printed behind its title
+        result = replace(
+            result, message=result.message.removeprefix(f"{error.hop}: ")
+        )  # it is printed behind its title
         return [*shown, (title, result), *((each, ok()) for each in behind)]
     return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(evidence(passed[-1])))]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from dataclasses import replace
 from typing import Final
@@ -24,7 +25,9 @@ from daemon.backoff import Backoff
 from daemon.faults import FAULTS, TowerError, of_cluster
 from daemon.log import get_logger
 from protocol import defaults
-from protocol.aio.hops import DialError
+from protocol.aio.hops import DialError, wait_of
+from protocol.aio.proxyenv import BadProxy
+from protocol.constants import Code
 from protocol.frames import printable
 from tower_agent.faultof import certs_fault, dial_fault
 from tower_agent.http import Answer, fetch
@@ -32,8 +35,7 @@ from tower_agent.wayout import WayOut
 
 PATH: Final = "/v1/enrolment"
 JOIN_WAIT: Final = 30.0  # seconds that `join` goes on after failures that may pass
-_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_PASSING_HOPS: Final = frozenset({"dns", "tcp", "http"})
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, Code.BUSY})
 
 log = get_logger(__name__)
 
@@ -158,7 +160,7 @@ class Enrolment:
             if address:
                 self._tried.add(address)
                 self._target = replace(self._target, after=address)
-            if another or error.hop in _PASSING_HOPS or (error.hop == "proxy" and error.code is None):
+            if another or _may_pass(error):
                 raise _Passing(fault) from error
             raise fault from error
         if answer.status == 200:
@@ -179,10 +181,16 @@ class _Passing(Exception):
         self.fault = fault
 
 
+def _may_pass(error: DialError) -> bool:
+    """Whether the way may be open later: not where it was refused, or a setting or a certificate cannot be used."""
+    if error.code is not None:
+        return error.code in _PASSING
+    return not isinstance(error.__cause__, BadProxy | ssl.SSLError)
+
+
 def refusal_of(answer: Answer, what: str) -> TowerError:
     """The server's own words where it sent an Error of ours, else what came in their place."""
-    retry = answer.headers.get("retry-after", "")
-    retry_after = float(retry) if retry.isdecimal() and len(retry) < 6 else None
+    retry_after = wait_of(answer.headers.get("retry-after", ""))
     try:
         document = answer.json()
     except ValueError:

@@ -20,7 +20,7 @@ from daemon.kube.connection import Connection, Connections, Cut, Endpoint, Head
 from daemon.kube.errors import Ask, Gone, KubeError, Throttled, Unreachable, refusal
 from daemon.kube.resources import Object, Resource, name_of, namespace_of
 from daemon.kube.watch import Event, Lines, decode
-from protocol.aio.hops import DialError
+from protocol.aio.hops import DialError, wait_of
 
 DEADLINE: Final = 10.0  # of one call, all tries included
 RETRY_MIN: Final = 0.1
@@ -343,8 +343,7 @@ class Client:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + data
 
     def _refused(self, ask: Ask, head: Head, body: bytes, *, safe: bool = False) -> KubeError:
-        told = head.headers.get("retry-after", "")
-        retry_after = float(told) if told.isascii() and told.isdigit() else None
+        retry_after = wait_of(head.headers.get("retry-after", ""))
         error = refusal(ask, self.address, head.status, body, retry_after=retry_after)
         unavailable = isinstance(error, Throttled | Unreachable)
         error.again = unavailable and (safe or retry_after is not None or head.status == 429)

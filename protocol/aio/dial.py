@@ -97,9 +97,9 @@ async def dial(
         async with asyncio.timeout_at(connected + deadline):
             tunnel = await client.opened
     except TimeoutError as error:
-        hop = client.hop
+        failure = client.overdue(_STEP[client.hop], deadline)
         client.give_up("the handshake took too long", over=resume is None)
-        raise DialError(hop, f"{target.authority} did not complete the {_STEP[hop]} within {deadline:g} s") from error
+        raise failure from error
     except BaseException as error:
         client.give_up("whoever dialled waits no longer", over=resume is None or resume.closed is not None)
         if resume is not None and isinstance(error, DialError) and error.hop == "handshake":
@@ -156,6 +156,7 @@ class UpgradingLink(Link, Generic[T]):
     def __init__(self, target: DialTarget, upgrade: ClientUpgrade) -> None:
         super().__init__(client=True, private=target.ssl_context is not None, owner=self)
         self._upgrade: ClientUpgrade | None = upgrade
+        self._authority = target.authority
         self.hop: HopName = "http"
         self.opened: asyncio.Future[T] = self._loop.create_future()
 
@@ -184,13 +185,18 @@ class UpgradingLink(Link, Generic[T]):
             if rest:
                 super().received(memoryview(rest))
 
-    def eof_received(self) -> bool:
-        if self._upgrade is not None:
-            try:
+    def overdue(self, step: str, deadline: float) -> DialError:
+        """What a dial that has taken too long came to."""
+        return self._broken(f"{self._authority} did not complete the {step} within {deadline:g} s")
+
+    def _broken(self, text: str) -> DialError:
+        """What the far end has said so far tells more than that it says no more."""
+        try:
+            if self._upgrade is not None:
                 self._upgrade.ended()
-            except DialError as error:
-                self.fail(error)
-        return super().eof_received()
+        except DialError as error:
+            return error
+        return DialError(self.hop, text)
 
     def fail(self, error: DialError) -> None:
         """The dial has come to nothing, unless it is over already."""
@@ -209,7 +215,7 @@ class UpgradingLink(Link, Generic[T]):
         """Nothing waits yet."""
 
     def link_lost(self, reason: str) -> None:
-        self.fail(DialError(self.hop, f"{reason} before it answered the upgrade" if self.hop == "http" else reason))
+        self.fail(self._broken(f"{reason} before it answered the upgrade" if self.hop == "http" else reason))
 
 
 class _ClientLink(UpgradingLink[Tunnel]):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
+import time
+from calendar import timegm
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from protocol.frames import printable
 
 HopName = Literal["dns", "tcp", "proxy", "tls", "http", "subprotocol", "handshake"]
+_RETRY_AFTER: Final = re.compile(r"\r\nretry-after:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+_HTTP_DATE: Final = "%a, %d %b %Y %H:%M:%S GMT"
 
 
 class DialError(Exception):
@@ -66,3 +71,19 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
+
+
+def asked_to_wait(head: str) -> float | None:
+    """The seconds of the `Retry-After` in an HTTP head; None where there is none that can be read."""
+    told = _RETRY_AFTER.search(head)
+    return None if told is None else wait_of(told[1])
+
+
+def wait_of(retry_after: str) -> float | None:
+    """The seconds of a `Retry-After`, which is a number or a moment (RFC 9110, 10.2.3); None for what is neither."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after[:10])
+    try:
+        return max(0.0, timegm(time.strptime(retry_after, _HTTP_DATE)) - time.time())
+    except ValueError:
+        return None

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from protocol import defaults
-from protocol.aio.hops import DialError, Hop, OnHop, reason, unnoted
+from protocol.aio.hops import DialError, Hop, OnHop, asked_to_wait, reason, unnoted
 from protocol.aio.proxyenv import BadProxy, Proxy, bracketed, parse_proxy, proxy_from_environment
 from protocol.aio.tcpdial import connect_tcp
 from protocol.aio.tlsfailure import BUSY_REASON
@@ -191,7 +191,7 @@ async def _through_proxy(proxy: Proxy, target: DialTarget, note: OnHop) -> async
             transport = await _tls_to_proxy(transport, exchange, proxy, target)
         transport.write(_connect_request(proxy, target.authority))
         async with asyncio.timeout(defaults.HANDSHAKE_DEADLINE):
-            status, line = await exchange.reply
+            status, head = await exchange.reply
     except TimeoutError as error:
         transport.abort()
         text = f"{proxy} did not answer CONNECT {target.authority} within {defaults.HANDSHAKE_DEADLINE:g} s"
@@ -204,7 +204,8 @@ async def _through_proxy(proxy: Proxy, target: DialTarget, note: OnHop) -> async
         raise
     if not 200 <= status < 300:
         transport.abort()
-        raise DialError("proxy", _refused(proxy, target.authority, status, line), code=status)
+        text = _refused(proxy, target.authority, status, head.partition("\r\n")[0][:120])
+        raise DialError("proxy", text, code=status, retry_after=asked_to_wait(head))
     note(Hop("proxy", f"{proxy} CONNECT {status}", time.monotonic() - started))
     return transport
 
@@ -268,7 +269,7 @@ class _ConnectExchange(asyncio.Protocol):
         elif words[1].startswith("2") and len(self._head) > end + 4:
             self.reply.set_exception(_BadReply("sent bytes that nobody asked for"))
         else:
-            self.reply.set_result((int(words[1][:3]), line[:120]))
+            self.reply.set_result((int(words[1][:3]), self._head[: end + 4].decode("latin-1")))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.reply.done():

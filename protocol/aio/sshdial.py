@@ -171,10 +171,10 @@ async def dial_host(
             await client.opened
             await session.authenticated()
     except TimeoutError as error:
-        hop, step = client.hop, _STEP[client.hop]
+        failure = client.overdue(_STEP[client.hop], deadline)
         session.close("the handshake took too long")
         client.abort("the handshake took too long")
-        raise DialError(hop, f"{target.authority} did not complete the {step} within {deadline:g} s") from error
+        raise failure from error
     except BaseException:
         session.close("the handshake failed")
         client.abort("the handshake failed")

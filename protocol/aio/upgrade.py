@@ -14,7 +14,7 @@ from websockets.exceptions import NegotiationError
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from protocol.aio.hops import DialError
+from protocol.aio.hops import DialError, asked_to_wait
 from protocol.aio.proxydial import DialTarget
 from protocol.defaults import MAX_HEAD_BYTES
 
@@ -23,7 +23,6 @@ _STATUS: Final = re.compile(r"HTTP/1\.[01] (\d{3}) ?([^\r\n]{0,100})")
 _LENGTH: Final = re.compile(r"\r\ncontent-length: *(\d{1,9})\r\n", re.IGNORECASE)
 _TELLING: Final = re.compile(r"\r\n(server|via|location): *([^\r\n]{1,100})", re.IGNORECASE)
 """Headers that tell which hop has answered."""
-_RETRY_AFTER: Final = re.compile(r"\r\nretry-after: *(\d{1,5})\r\n", re.IGNORECASE)
 
 
 class ClientUpgrade:
@@ -73,10 +72,12 @@ class ClientUpgrade:
         return rest
 
     def ended(self) -> None:
-        """The server has ended the connection: DialError with what it said, if it said anything."""
-        head, _, body = bytes(self._answer).partition(b"\r\n\r\n")
-        if body:
+        """Nothing more will come: DialError with what the server said, if it said anything."""
+        head, whole, body = bytes(self._answer).partition(b"\r\n\r\n")
+        if whole:
             self._unwanted(f"{head.decode('latin-1')}\r\n", body, ended=True)
+        if head:
+            raise DialError("http", f"an answer to the upgrade that ends in its head: {head[:EVIDENCE_BYTES]!r}")
 
     def _unwanted(self, head: str, body: bytes, *, ended: bool = False) -> None:
         """Another status than 101: an error with what the server says about it, as far as that is announced."""
@@ -86,10 +87,9 @@ class ClientUpgrade:
         length = _LENGTH.search(head)
         if length is not None and len(body) < min(int(length[1]), EVIDENCE_BYTES) and not ended:
             return
-        wait = _RETRY_AFTER.search(head)
         said = body[:EVIDENCE_BYTES].decode("utf-8", "replace").strip()
-        text = f"the server answered {status[1]} {status[2]} to the upgrade"
+        text = f"the server answered {' '.join(status.groups()).strip()} to the upgrade"
         if told := ", ".join(f"{name.capitalize()}: {value.strip()}" for name, value in _TELLING.findall(head)[:4]):
             text += f" ({told})"
         text += f": {said}" if said else ""
-        raise DialError("http", text, code=int(status[1]), retry_after=float(wait[1]) if wait else None)
+        raise DialError("http", text, code=int(status[1]), retry_after=asked_to_wait(head))

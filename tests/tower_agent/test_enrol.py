@@ -6,6 +6,8 @@ import asyncio
 import json
 import socket
 import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tower_agent.enrol import Enrolment, refusal_of
 from tower_agent.http import Answer
 from tower_agent.wayout import WayOut
 
+BUSY_ALERT = bytes.fromhex("15030300020250")
 STEERING = "\x1b]0;owned\x07\x9b2J\u202e"
 
 
@@ -111,6 +114,81 @@ async def test_a_server_that_is_away_is_named_by_hop(tmp_path: Path) -> None:
     error = await refused(tower, state_dir(tmp_path))
     assert error.code == "TWR211"
     assert f"127.0.0.1:{tower.port}" in error.message
+
+
+@asynccontextmanager
+async def poor_way(port: int, first: bytes) -> AsyncIterator[tuple[int, list[int]]]:
+    """A way to `port`, as a proxy too, whose first connection hears `first` and is closed; how many came."""
+    came = [0]
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came[0] += 1
+        said = await reader.read(65536)
+        if came[0] == 1:
+            writer.write(first)
+            writer.close()
+            return
+        far_reader, far = await asyncio.open_connection("127.0.0.1", port)
+        if said.startswith(b"CONNECT "):
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        else:
+            far.write(said)
+        await asyncio.gather(pump(reader, far), pump(far_reader, writer), return_exceptions=True)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], came
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("first", [BUSY_ALERT, b""], ids=["busy", "cut"])
+async def test_a_server_that_has_no_room_for_the_tls_of_a_join_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    monkeypatch.setattr("protocol.defaults.COME_BACK", 0.05)
+    async with serving_tower(new_tower()) as tower, poor_way(tower.port, first) as (port, came):
+        await join(tower, state_dir(tmp_path), str(tower.token(url=f"https://127.0.0.1:{port}")), wait=30.0)
+    assert came[0] == 3
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("status", "code"), [(502, None), (503, None), (504, None), (403, "TWR212"), (407, "TWR212")], ids=str
+)
+async def test_what_a_proxy_says_of_a_server_that_is_away_may_pass_and_its_rules_do_not(
+    tmp_path: Path, status: int, code: str | None
+) -> None:
+    answer = f"HTTP/1.1 {status} No\r\n\r\n".encode()
+    async with serving_tower(new_tower()) as tower, poor_way(tower.port, answer) as (port, came):
+        way = WayOut(proxy=f"http://127.0.0.1:{port}")
+        store = DirectoryIdentityStore(state_dir(tmp_path))
+        enrolment = Enrolment(str(tower.token()), store=store, way=way, wait=30.0)
+        if code is None:
+            await enrolment.run()
+        else:
+            with pytest.raises(TowerError) as caught:
+                await enrolment.run()
+            assert caught.value.code == code
+        assert came[0] == (3 if code is None else 1)
+
+
+@pytest.mark.asyncio
+async def test_a_setting_that_cannot_be_used_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.test:1080")
+    monkeypatch.setattr("tower_agent.enrol.Backoff.next", None)  # whoever waits fails
+    tower = new_tower()
+    token = str(tower.token(url="https://tower.test:1"))
+    with pytest.raises(TowerError) as caught:
+        await join(tower, state_dir(tmp_path), token, wait=30.0)
+    assert (caught.value.code, "a proxy of kind 'socks5' is not supported" in caught.value.message) == ("TWR212", True)
 
 
 @pytest.mark.asyncio

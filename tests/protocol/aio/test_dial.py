@@ -6,6 +6,8 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -180,6 +182,23 @@ async def test_an_answer_that_is_cut_short_is_still_evidence() -> None:
     failed = await fails(serve)
     assert (failed.hop, failed.code) == ("http", 500)
     assert "only this" in failed.text
+
+
+@pytest.mark.parametrize("end", ["reset", "silence"])
+async def test_an_answer_whose_body_never_comes_is_still_evidence(end: str) -> None:
+    async def serve(raw: RawTower) -> None:
+        await raw.head()
+        raw.writer.write(b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\n")
+        if end == "reset":
+            reset = struct.pack("ii", 1, 0)
+            raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            raw.writer.close()
+        else:
+            await raw.reader.read()
+
+    failed = await fails(serve, deadline=0.5 if end == "silence" else PATIENCE)
+    assert (failed.hop, failed.code, failed.retry_after) == ("http", 503, 7.0)
+    assert failed.text == "the server answered 503 Busy to the upgrade"
 
 
 async def test_a_server_that_hangs_up_at_once() -> None:

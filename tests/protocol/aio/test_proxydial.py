@@ -290,7 +290,7 @@ def test_a_wrong_name_and_a_plain_server_break_at_tls(run: Callable[..., object]
     [
         (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "it wants a user and password", 407),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "its rules forbid this destination", 403),
-        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502 Bad Gateway", 502),
+        (b"HTTP/1.1 502 Bad Gateway\r\nRetry-After: 7\r\n\r\n", "502 Bad Gateway", 502),
         (b"SSH-2.0-OpenSSH_9\r\n\r\n", "which is not HTTP/1.1", None),
         (b"HTTP/1.1 200 OK\r\n\r\nsurprise", "sent bytes that nobody asked for", None),
         (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000, "more than 16384 bytes", None),
@@ -308,6 +308,7 @@ def test_a_proxy_that_refuses(
                 )
             )
             assert (error.hop, error.code) == ("proxy", code)
+            assert error.retry_after == (7.0 if b"Retry-After" in answer else None)
             assert told in error.text
             assert "tower.test:8443" in error.text
 

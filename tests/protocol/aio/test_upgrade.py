@@ -76,6 +76,19 @@ def test_a_body_without_a_length_is_told_at_its_first_bytes_and_one_that_is_cut_
         upgrade.ended()
 
 
+def test_an_answer_that_ends_behind_or_in_its_head_is_evidence_too() -> None:
+    upgrade, _ = asked()
+    upgrade.ended()
+    assert upgrade.receive(b"HTTP/1.1 403\r\nServer: waf\r\nContent-Length: 99\r\n\r\n") is None
+    with pytest.raises(DialError) as caught:
+        upgrade.ended()
+    assert (caught.value.text, caught.value.code) == ("the server answered 403 to the upgrade (Server: waf)", 403)
+    upgrade, _ = asked()
+    assert upgrade.receive(b"HTTP/1.1 503 Busy\nServer: old\n\n") is None
+    with pytest.raises(DialError, match="ends in its head: b'HTTP"):
+        upgrade.ended()
+
+
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 101 Fine\r\n\r\n", b"HTTP/1.1 " + b"x" * 70_000])
 def test_what_is_no_upgrade_is_refused_at_once(said: bytes) -> None:
     upgrade, _ = asked()
