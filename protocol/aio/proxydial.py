@@ -236,7 +236,7 @@ def _refused(proxy: Proxy, authority: str, status: int, line: str) -> str:
     text = f"{proxy} answered CONNECT {authority} with {line!r}"
     if status == 407:
         held = "the given user name and password are wrong" if proxy.credentials else "it wants a user and password"
-        return f"{text}: {held} (http://user:password@host:port)"
+        return f"{text}: {held} (in the proxy's URL they stand before the host: USER:PASSWORD@HOST:PORT)"
     if status == 403:
         return f"{text}: its rules forbid this destination"
     return text

@@ -16,6 +16,7 @@ import pytest
 from certs.identity_files import DirectoryIdentityStore
 from certs.revocation import list_age
 from daemon.faults import TowerError
+from daemon.redact import redact_text
 from tests.tower_agent.tower import Tower, new_tower, serving_tower, state_dir
 from tower_agent.enrol import Enrolment, refusal_of
 from tower_agent.http import Answer
@@ -177,6 +178,7 @@ async def test_what_a_proxy_says_of_a_server_that_is_away_may_pass_and_its_rules
             with pytest.raises(TowerError) as caught:
                 await enrolment.run()
             assert caught.value.code == code
+            assert redact_text(caught.value.message) == caught.value.message  # what it says to do can be read
         assert came[0] == (3 if code is None else 1)
 
 
