@@ -18,6 +18,14 @@ import click
 from daemon.faults import EXIT_FAILED, EXIT_USAGE, TowerError
 from daemon.redact import redact_text
 
+FAIL_ON: Final = click.option(
+    "--fail-on",
+    type=click.Choice(["failure", "warning"]),
+    default="failure",
+    show_default=True,
+    help="What exit code 1 is for: failures alone, or warnings too.",
+)
+"""Of the two commands that check."""
 _OUTPUT_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 

@@ -77,11 +77,13 @@ def load(
     environ: Mapping[str, str] | None = None,
     reserved: Collection[str] = (),
     flags: Mapping[str, Any] | None = None,
+    called: Mapping[str, str] | None = None,
 ) -> Loaded[M]:
     """Loads `model`. Raises TowerError TWR101 (a wrong value or key) or TWR102 (the file cannot be read).
 
     `required=False` lets a missing `file` be: for a default path that nobody named. `flags` maps dotted keys to values;
-    those that are None were not given. `reserved` names environment variables that others read (`TOWER_CONFIG`).
+    those that are None were not given; `called` says what a flag is called that has not its key's last name. `reserved`
+    names environment variables that others read (`TOWER_CONFIG`).
     """
     values: dict[str, Any] = {}
     origins: dict[Key, str] = {}
@@ -101,7 +103,8 @@ def load(
     for name, given in (flags or {}).items():
         if given is not None:
             path = tuple(name.split("."))
-            _put(values, _full(model, path, given), given, origins, f"flag --{path[-1].replace('_', '-')}")
+            flag = (called or {}).get(name) or f"--{path[-1].replace('_', '-')}"
+            _put(values, _full(model, path, given), given, origins, f"flag {flag}")
     try:
         return Loaded(model.model_validate(values), origins)
     except ValidationError as exc:

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from daemon import log
-from daemon.commandline import run_line
+from daemon.commandline import FAIL_ON, run_line
 from daemon.config import Loaded, load
 from daemon.faults import TowerError
 from daemon.process import Process, report, run
@@ -99,6 +99,7 @@ def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
         required=chosen is not None,
         reserved=_OTHERS,
         flags=named,
+        called={"log.level": "--log-level", "log.format": "--log-format"},
     )
 
 
@@ -133,14 +134,28 @@ def _native(config: AgentConfig, command: str) -> AgentConfig:
     return config
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+class _Commands(click.Group):
+    """Options without a command are those of `run`, as Go Tower's agent takes them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        of_run = {name for each in self.commands["run"].params for name in each.opts + each.secondary_opts}
+        at = 0
+        while at < len(args) and args[at].partition("=")[0] == "--config":
+            at += 1 if "=" in args[at] else 2
+        if at < len(args) and args[at].partition("=")[0] in of_run:
+            args = [*args[:at], "run", *args[at:]]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help=_FILE_HELP)
 @click.version_option(package_name="tower-tunnel", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
     """Join this cluster (the member) to tower servers and serve them.
 
-    Start with the command that `towerctl add cluster NAME` prints on the host, then `tower-agent run`.
+    Start with the command that `towerctl add cluster NAME` prints on the host, then `tower-agent run`. Options
+    without a command are those of `run`.
     """
     context.obj = file
 
@@ -217,8 +232,8 @@ def _run(config: AgentConfig) -> int:
 @_options(*_WAY, "token_file", "policy_file", *_DIALECT)
 @click.option("--host", help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
-@click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
-def check(file: Path | None, host: str | None, output: str, fail_on_warning: bool, **flags: Any) -> int:
+@FAIL_ON
+def check(file: Path | None, host: str | None, output: str, fail_on: str, **flags: Any) -> int:
     """Walk the way to each host hop by hop, and name the one that is wrong.
 
     Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
@@ -241,7 +256,7 @@ def check(file: Path | None, host: str | None, output: str, fail_on_warning: boo
             click.echo(by_hop(made, command="towerctl"), nl=False)
         else:
             _print(made.document(), output)
-        return made.exit_code(fail_on_warning=fail_on_warning)
+        return made.exit_code(fail_on_warning=fail_on == "warning")
 
     return run(main, name=PROGRAM)
 

@@ -227,13 +227,14 @@ def test_nothing_is_sent_without_consent(proxy: GoProxy, member: BackendMember, 
     assert "--ship-credential" in told
 
 
-def test_flags_are_enough(proxy: GoProxy, member: BackendMember, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["run"], []], ids=["run", "no command"])
+def test_flags_are_enough(proxy: GoProxy, member: BackendMember, tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "token").touch(0o600)
     (tmp_path / "token").write_text(proxy.token)
     log = tmp_path / "log"
     argv: list[str | Path] = [
         BIN / "tower-agent",
-        "run",
+        *command,
         "--dialect",
         "kubesphere-v1",
         "--server",

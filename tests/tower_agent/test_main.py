@@ -117,6 +117,9 @@ SECRET = "twr1.a-token-that-belongs-on-standard-input"
         (["run"], "", 1, ["TWR309", "KUBERNETES_SERVICE_HOST", "--kubeconfig"]),
         (["run", "--kubeconfig", "/nonexistent"], "", 1, ["TWR102", "/nonexistent"]),
         (["run", "--log-level", "loud"], "", 2, ["loud"]),
+        (["--dialect", "kubesphere-v1"], "", 1, ["TWR231", "--ship-credential"]),
+        (["--no-ship-credential", "--dialect=kubesphere-v1"], "", 1, ["TWR231"]),
+        (["--dance"], "", 2, ["No such option", "tower-agent --help"]),
         (["check"], "", 3, ["TWR225", "there is no identity"]),
         (["leave"], "", 1, ["TWR225", "there is no identity", "--state-dir", "towerctl explain TWR225"]),
         (["policy"], "", 2, ["name the host"]),
@@ -153,7 +156,7 @@ def test_config_show_names_origins_and_hides_passwords(
     assert "hidden" not in out
     assert f"health_address: 127.0.0.1:0  # file {config}:1" in out
     assert "context: member  # environment TOWER_CONTEXT" in out
-    assert "level: debug  # flag --level" in out
+    assert "level: debug  # flag --log-level" in out
     assert "address: grafana:3000" in out
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from daemon.commandline import FAIL_ON
 from daemon.faults import EXIT_COULD_NOT_CHECK
 from towerctl.client import AdminClient
 from towerctl.context import Ctl, pass_ctl
@@ -31,7 +32,7 @@ AGAIN: Final = 1.0
 @click.command(cls=Command)
 @click.argument("cluster", required=False, type=Cluster())
 @click.option("--wait", type=Duration(), metavar="DURATION", help="Check again until nothing fails, such as 2m.")
-@click.option("--fail-on-warning", is_flag=True, help="Exit code 1 for warnings too.")
+@FAIL_ON
 @click.option(
     "--ignore",
     multiple=True,
@@ -41,13 +42,11 @@ AGAIN: Final = 1.0
 )
 @output_option("table", "json", "yaml")
 @pass_ctl
-def check(
-    ctl: Ctl, cluster: str | None, wait: float | None, fail_on_warning: bool, ignore: tuple[str, ...], output: str
-) -> int:
+def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on: str, ignore: tuple[str, ...], output: str) -> int:
     """Check the server and all clusters, or the server and CLUSTER."""
     from daemon.checks import Report
 
-    verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on_warning, ignore=ignore)
+    verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on == "warning", ignore=ignore)
     client = ctl.client(timeout=ctl.timeout if ctl.timeout_given else DEADLINE)
     try:
         document = _measure(client, cluster)

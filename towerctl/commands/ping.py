@@ -70,7 +70,8 @@ def _once(client: AdminClient, cluster: str) -> Object:
 
 
 def _error(error: TowerError) -> Object:
-    return {"kind": "Error", "code": error.code, "message": error.message, "mend": error.mend}
+    said = {"code": error.code, "message": error.message, "mend": error.mend}
+    return {"apiVersion": "tower/v1", "kind": "Error", **said}
 
 
 def _ms(value: float | None) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.towerctl.kit import Shell, peer
+from tests.towerctl.kit import Shell, http, peer
 
 
 def test_a_cluster_without_tunnel_fails_by_its_root_cause_alone(live: Shell, cluster: str) -> None:
@@ -51,6 +51,15 @@ def test_a_fault_that_is_ignored_is_shown_and_does_not_fail(live: Shell, cluster
 
 def test_ignoring_another_fault_changes_nothing(live: Shell, cluster: str) -> None:
     assert live("check", cluster, "--ignore", "TWR5xx").code == 1
+
+
+@pytest.mark.parametrize(("asked", "code"), [((), 0), (("--fail-on=failure",), 0), (("--fail-on=warning",), 1)])
+def test_a_warning_fails_only_where_that_is_asked_for(shell: Shell, asked: tuple[str, ...], code: int) -> None:
+    item = {"category": "pki", "name": "ca", "title": "tower CA", "status": "warning", "code": "TWR503", "message": "-"}
+    with peer(shell.socket, http("200 OK", json.dumps({"kind": "CheckList", "items": [item]}))):
+        ran = shell("check", *asked)
+    assert ran.code == code, ran
+    assert "1 warning" in ran.out
 
 
 def test_a_code_that_is_none_cannot_be_ignored(shell: Shell) -> None:

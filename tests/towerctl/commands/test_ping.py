@@ -20,7 +20,7 @@ def test_json_has_an_item_a_ping_and_the_same_exit_code(live: Shell, cluster: st
     ran = live("ping", cluster, "-c", "1", "-o", "json")
     assert ran.code == 1
     (item,) = json.loads(ran.out)["items"]
-    assert (item["seq"], item["kind"], item["code"]) == (1, "Error", "TWR200")
+    assert (item["seq"], item["apiVersion"], item["kind"], item["code"]) == (1, "tower/v1", "Error", "TWR200")
 
 
 def test_no_server_means_not_checked_and_not_lost(shell: Shell) -> None:
