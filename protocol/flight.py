@@ -1,17 +1,17 @@
-"""How many bytes may be under way on a link: as many as its path holds, and a little more.
+"""How many bytes may be in flight on a link: as many as its path holds, and a little more.
 
-Whatever a sender hands over beyond that only waits in some queue of the network, and every API call waits behind it.
-So a PING, called a *mark*, follows every few milliseconds of data. Its PONG says how much has arrived, how fast, and
-after how long; that rate times the least round trip is what the path holds. Nothing is bounded before both are known,
-and a bound never stops a link for good: while no mark is under way some data may leave, and its PONG opens more.
+Whatever a sender puts beyond that only fills some queue of the network, and every API call waits behind it. So every
+few milliseconds of data are followed by a PING, called a *mark*. Its PONG tells how much has arrived, how fast, and
+after how long; that rate times the smallest round trip is what the path holds (the bandwidth-delay product). Nothing is
+bounded before both are known, and the bound never stops a link for good: while no mark is under way some data may
+leave, and the next PONG opens more.
 
-An end that gets its processor late, or a radio, answers much at once and then nothing for a while. So what arrives at
-once beyond what the rate explains, the *burst*, may be under way too. Without it less would arrive in the next round,
-be taken for what the path holds, and so on down to nothing. (The second version of BBR, a congestion control for TCP,
-knows this as the aggregation of ACKs.)
+A peer that gets little processor time, or a radio link, answers in bursts with pauses between them. So what arrives at
+once beyond the measured rate, the *burst*, may be in flight in addition. Without that allowance less would be sent in
+the next round, measured as a lower rate, and so on down to nothing. (BBRv2 calls this ACK aggregation.)
 
-The least round trip is measured anew every RTT_FOR seconds, by letting the path run half empty for two of them:
-otherwise the time that data spends in a queue of this end's own making would be taken for distance.
+The smallest round trip is measured anew every RTT_FOR seconds by letting the path run half empty for two round trips:
+otherwise the time that data spends in a queue of this end's own making would pass for distance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Whether the peer still lives, and how far away it is: what was heard, what was asked, what came back.
+"""Whether the peer is still alive, and how far away: what was heard from it, which PINGs are open, which came back.
 
-Any byte received is life; a PING is sent on a silent link, and now and then to measure. What was asked on a link that
-was lost is never answered.
+Any received byte proves life. A PING is sent when the link is silent, and now and then to measure the round trip. PINGs
+that were sent on a link that is lost are forgotten: nobody will answer them.
 """
 
 from __future__ import annotations

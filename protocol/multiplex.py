@@ -1,9 +1,9 @@
-"""The streams of one tunnel: what the owner wants of them and what the peer says of them. It knows no link.
+"""The streams of one tunnel: what the owner does with them and what the peer's frames do to them. No links here.
 
 Invariants:
 - Every limit is checked before anything is registered or allocated; a peer that breaks a rule gets RemoteProtocolError.
-- A frame for a stream that was open once is discarded; for one that was never opened it is an error.
-- Bytes that are received and not consumed, and bytes that wait to be sent, are charged to the tunnel's budget.
+- A frame for a stream that has ended is discarded; a frame for one that was never opened is an error.
+- Bytes that were received but not consumed, and bytes that wait to be sent, are charged to the tunnel's budget.
 - A stream that is dropped gives back everything it holds, at once.
 """
 
@@ -37,16 +37,16 @@ from protocol.scheduler import Buffer, Scheduler
 from protocol.streams import MAY_RECEIVE, MAY_SEND, TRANSITIONS, Input, State, Stream
 
 MAX_STREAM_ID: Final = 2**31 - 1
-STALLED: Final = 64 * 1024  # bytes of a stream that wait for credit, or for their turn where memory is short
+STALLED: Final = 64 * 1024  # bytes of one stream that wait for credit (or, where memory is short, for their turn)
 RESET_BURST: Final = 1024.0  # opens that the peer may cancel before they were answered
-RESET_RATE: Final = 256.0  # a second, which refill it
+RESET_RATE: Final = 256.0  # a second, at which that allowance refills
 LAST_IDS: Final = 3600.0  # for the streams of a tunnel that has no ids left
 MAX_DEADLINE_MS: Final = 2**32 - 1
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
 
 
 class Multiplex:
-    """The part of a session that is about streams. See `Session` for the arguments."""
+    """The part of a session that concerns its streams. See `Session` for the arguments."""
 
     def __init__(self, *, opens_odd: bool, accepts: bool, limits: Limits, budget: Budget, now: float) -> None:
         self.limits = limits
@@ -67,7 +67,7 @@ class Multiplex:
         self._scheduler = Scheduler()
         self._events: list[Event] = []
         self._goaway: tuple[Code, str, float, float] | None = None
-        self._clock = now  # the latest time that was heard of
+        self._clock = now  # the latest time that was passed in
         self._resets_left = RESET_BURST
         self._resets_at = now
 

@@ -1,8 +1,8 @@
-"""What waits for the link beside data: frames in their order, and the grants that are yet to be told.
+"""Frames that wait for the link beside stream data: control frames in order, and credit grants still to be sent.
 
 Invariants:
-- Numbered frames outlive a lost link and stay behind what is sent again on the next; the others are made anew.
-- A grant stands here once for each stream, the latest one; it must not overtake the OPEN_OK of its stream.
+- Numbered frames survive a lost link and follow what is sent again on the next one; all others are made anew.
+- A stream has one pending grant at most, the latest. It must not overtake the OPEN_OK of its stream.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""What the peer has not acknowledged: the numbered frames that a new link has to carry again.
+"""The numbered frames that the peer has not acknowledged, which a new link has to carry again.
 
 Invariants:
 - The entries are exactly the frames (acked, sent], in order. Payloads are kept as the pieces that left, without a copy.
-- `used` is the sum of their sizes, each with FRAME_COST on top, and charged to the tunnel's budget.
-- A full buffer holds DATA and the FIN behind it back, never another frame; acknowledgements come whatever readers do,
-  so it always empties. What other frames may add is bounded by RESERVE, beyond which the peer is at fault.
-- In place of DATA and FIN of a stream that was reset meanwhile SKIP is sent again: both ends still count the same
+- `used` is the sum of their sizes, each with FRAME_COST on top, and is charged to the tunnel's budget.
+- When the buffer is full, DATA and the FIN behind it have to wait, and no other frame does. It always empties again,
+  since acknowledgements do not depend on readers. What the other frames may add is bounded by RESERVE; a peer that
+  makes this end exceed it is at fault.
+- For a stream that was reset meanwhile, SKIP is sent again in place of its DATA and FIN: both ends still count the same
   frames, and nobody takes half a stream for a whole one.
 """
 

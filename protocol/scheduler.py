@@ -1,9 +1,9 @@
-"""What leaves next: control frames first, then data by deficit round robin over the streams that may send.
+"""Which frame leaves next: control frames first, then data by deficit round robin over the streams that may send.
 
-Frames are chosen when the link asks for bytes, never earlier, so that a small answer does not wait behind bulk that was
-queued before it. Nor does it wait until every other stream has had its turn: a stream that has not used up its quantum
-in this round goes before those that have. While others wait on a slow link, a DATA frame carries at most what the link
-moves in 50 ms.
+Frames are chosen only when the link asks for bytes, so that a small answer does not wait behind bulk data that was
+queued earlier. Nor does it wait for a full round: a stream that has not used up its quantum in this round goes before
+those that have. While several streams compete for a slow link, a DATA frame carries at most what the link moves in
+50 ms.
 """
 
 from __future__ import annotations

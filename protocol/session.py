@@ -1,11 +1,13 @@
-"""One tunnel as a state machine: bytes in, events out; wishes in, bytes out. No socket, no clock, no callback.
+"""One tunnel as a state machine: received bytes in, events out; the owner's calls in, bytes to send out. It opens no
+socket, reads no clock and calls nobody back.
 
-`multiplex` has what concerns streams; here is what concerns the tunnel, its links and time. Invariants:
-- A peer that breaks a rule gets RemoteProtocolError from `receive`, after which the owner sends what `data_to_send`
-  still gives (a CLOSE) and drops the link.
-- Numbered frames are counted in both directions and acknowledged, without a number on the wire. With the feature
-  `resume` they are kept until then, and a lost link leaves the session *detached*: it takes wishes and says nothing,
-  until `attach` gives it a new link or its window has passed.
+`multiplex` holds what concerns streams; this module holds what concerns the tunnel, its links and time. Invariants:
+- When the peer breaks a rule, `receive` raises RemoteProtocolError. The owner then sends what `data_to_send` still
+  gives (a CLOSE) and drops the link.
+- Both ends count the numbered frames of each direction and acknowledge them; the number itself is not on the wire.
+  With the feature `resume` such frames are kept until they are acknowledged, and a lost link leaves the session
+  *detached*: it still takes the owner's calls but sends nothing, until `attach` gives it a new link or its window has
+  passed.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from protocol.streams import State, Stream
 ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
-DEAF: Final = 2  # times `dead_after`: for a peer that sends and answers nothing, since its way back may just be full
-EARLY: Final = 16 * KIB  # that may leave though the path is full: a small answer does not wait for the next PONG
-RTT_PROBE_EVERY: Final = 1.0  # while data arrives: windows grow by a fresh measure
+DEAF: Final = 2  # times `dead_after`: for a peer that sends but answers nothing, since its way back may only be full
+EARLY: Final = 16 * KIB  # bytes that may leave on a full path: a small answer need not wait for the next PONG
+RTT_PROBE_EVERY: Final = 1.0  # seconds, while data arrives: windows grow by recent measurements
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
 
 
@@ -68,7 +70,7 @@ class Session(Multiplex):
         self._acked_received = 0
         self._bytes_to_ack = 0
         self._ack_at: float | None = None
-        self._owed_at: float | None = None  # since when frames wait for their ACK without any progress
+        self._owed_at: float | None = None  # since when frames have waited for an ACK without progress
         self._receivers: dict[int, Callable[[int, memoryview, float], None]] = {
             FrameType.OPEN: self._receive_open,
             FrameType.OPEN_OK: self._receive_open_ok,
@@ -106,8 +108,8 @@ class Session(Multiplex):
 
     @property
     def _room(self) -> int:
-        """Bytes of data that may leave now: as many as `replay` may keep and `flight` lets be under way, and EARLY
-        more if the next stream has had no turn yet."""
+        """Bytes of data that may leave now: what both `replay` has room to keep and `flight` has room to send, plus
+        EARLY if the next stream has had no turn yet."""
         room = self._flight.room
         if self._scheduler.early:
             room += EARLY
@@ -121,7 +123,7 @@ class Session(Multiplex):
 
     @property
     def chunk(self) -> int:
-        """Bytes to ask `data_to_send` for: no more than a slow link moves in a moment, since nothing overtakes them."""
+        """How many bytes to ask `data_to_send` for at once: few on a slow link, since nothing overtakes what is out."""
         return self._scheduler.chunk
 
     def overdue(self, now: float) -> float:

@@ -1,8 +1,8 @@
-"""Who may be an agent: admission of handshakes, identities and their renewal, revocation of one.
+"""Who may be an agent: admits handshakes, issues and renews identities, revokes agents.
 
-An identity is good while its certificate is (expired ones may only renew), its record stands, and neither is revoked. A
-record is made by enrolment only and goes with its cluster, so an identity of a deleted cluster opens nothing in a new
-one of the same name.
+An identity is valid while its certificate is (an expired one may only renew), while there is a record of its agent, and
+while neither of the two is revoked. Only an enrolment makes such a record, and it is deleted with its cluster; so an
+identity from a deleted cluster opens nothing in a new cluster of the same name.
 """
 
 from __future__ import annotations

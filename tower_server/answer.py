@@ -1,8 +1,8 @@
-"""How the server itself answers a caller: it ends the caller's TLS, reads one head, says why, and hangs up.
+"""How the server answers a caller itself: it ends the caller's TLS, reads one request head, answers why, and closes.
 
-Only for callers that no tunnel can take. The head is counted and dropped, never kept or logged: it may hold a bearer
-token that was meant for the member. The number of callers that are answered at once is bounded, since each costs a TLS
-handshake that nobody has authenticated for.
+Only callers that no tunnel can take are answered so. The head is counted and dropped, never kept or logged: it may hold
+a bearer token that was meant for the member. The number of callers that are being answered is bounded, since each costs
+a TLS handshake with somebody who has not authenticated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a server is made of, in which order, and what knows what. Nothing listens or runs yet."""
+"""Builds the parts of a server and connects them. Nothing listens or runs yet: `server` starts them in order."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""When tunnels are looked at for identities that run out: at that moment, not now and then.
+"""Closes tunnels at the moment at which the identity of their agent expires, rather than by looking every so often.
 
-By the wall clock, which certificates go by; a clock that jumps is noticed within `EVERY`. However many tunnels open at
-once, they are looked at twice a second at most.
+Expiry goes by the wall clock, as certificates do; if the clock jumps, that is noticed within `EVERY` seconds. However
+many tunnels open at once, they are checked twice a second at most.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Expiry:
         registry.subscribe(self._came, self._came)
 
     async def turn(self) -> None:
-        """Closes what has run out, and waits until the next one does or another tunnel is there."""
+        """Closes the tunnels whose identities have expired, then waits for the next expiry or the next new tunnel."""
         self._opened.clear()
         await self._agents.close_expired(at=time.time())
         await asyncio.sleep(AGAIN)

@@ -1,11 +1,13 @@
-"""Whether a cluster comes and goes, so that what is written of it stays still meanwhile. Pure: time is an argument.
+"""Detects clusters that come and go, so that what is written about them can stay still. Pure: time is an argument.
 
 A cluster that was lost `LOSSES` times within `WITHIN` seconds flaps until it has been well for `STEADY` seconds without
-a break; one that begins again soon after has to be well for twice as long each time, up to `WITHIN`. What callers are
-given and what an operator is shown follow the truth all the while: only what costs writes, and makes others act, waits.
-A tunnel that is back before a caller would be refused does not count as lost, unless it had just come back from the
-loss before: proxies and balancers end each connection after half a minute or more, and members behind them are as well
-as others.
+a break. One that soon begins again has to be well for twice as long each time, up to `WITHIN`. Meanwhile callers are
+served, and operators are shown, whatever is true at the moment; only conditions wait, which cost writes and make others
+act.
+
+A tunnel that is back before a caller would be refused does not count as lost, unless the cluster had only just come
+back from another loss: proxies and balancers commonly cut connections every half minute or more, and members behind
+them are as healthy as others.
 """
 
 from __future__ import annotations

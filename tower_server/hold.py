@@ -1,8 +1,9 @@
-"""Callers that wait a moment for a tunnel which was up a moment ago.
+"""Holds callers for a moment after a cluster's last tunnel was lost, since its agent is probably coming back.
 
-The hold belongs to the outage, not to each caller: it ends `seconds` after the first caller began to wait, and whoever
-comes after that is answered at once until a tunnel has been there again. A kubectl that asks five times in a row is so
-held once, and ends within seconds; and a return is called likely only while the hold has not yet been in vain.
+A hold belongs to the outage, not to each caller: it ends `seconds` after the first caller began to wait, and callers
+that come later are answered at once until there has been a tunnel again. So a kubectl that asks five times in a row is
+held once and still ends within seconds. For the same reason a return counts as likely only until the hold has ended in
+vain.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What `towerctl check` says of a cluster on a Kubernetes host beyond its way: what its controller has found inside.
+"""What `towerctl check` adds on a Kubernetes host: what the controller has found inside each member.
 
-The leader looks into members and writes what it finds as conditions, which any server reads from the apiserver.
+The leader looks into the members and writes what it finds as conditions; any server reads those from the apiserver.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""What a server has besides where its records lie in its host cluster: other servers beside it, operators that the
-apiserver knows, the controller, and KubeSphere's secret. What needs the Kubernetes client is imported by then only."""
+"""What a server has in addition when its records are kept in its host cluster: the other servers beside it, operators
+whom the apiserver authenticates, the controller, and KubeSphere's secret. What needs the Kubernetes client is imported
+only when one of these is made.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a server needs of its host's apiserver, asked for before it is missed.
+"""Checks which rights a server lacks at its host's apiserver, before it needs them.
 
-Most rights are used when something happens only: a port is claimed, an agent revoked, a Service repaired. So an account
-that lost one of them works on, until it does not. `towerctl check` asks the apiserver about each (RBAC lets every
-account ask about itself) and names what is missing as lines of `deploy/base/rbac.yaml`; a test compares the two.
+Most rights are used only when something happens: a port is claimed, an agent revoked, a Service repaired. A server that
+has lost one of them works until then. So `towerctl check` asks the apiserver about each right (RBAC lets every
+account ask about itself) and names the missing ones as lines of `deploy/base/rbac.yaml`; a test compares the two.
 """
 
 from __future__ import annotations

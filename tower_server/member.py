@@ -1,7 +1,7 @@
 """One cluster as the server sees it now: its tunnels, their history, the last probe, the agent's last report.
 
-Everything here is in memory; what must survive a restart is on the cluster's record. `changed` is called whenever the
-verdict may be another one, so that watchers, conditions and metrics follow without polling.
+All of it is in memory; what must survive a restart is on the cluster's record. `changed` is called whenever the verdict
+has changed, so that watchers, conditions and metrics need not poll.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ DETACHED: Final = "detached"
 SEEN_FOR: Final = 86400.0  # how long the most tunnels seen stay what is expected
 CONDITIONS: Final = "conditions"
 """Key in a tunnel's data: (type, status, reason, message) of what is true of the cluster while the tunnel serves."""
-FAREWELLS: Final = frozenset(
-    {Code.SHUTDOWN, Code.NONE, Code.DRAINING}
-)  # an agent that ends its tunnel like this meant it
-
-
+FAREWELLS: Final = frozenset({Code.SHUTDOWN, Code.NONE, Code.DRAINING})
+"""How an agent ends its tunnel on purpose."""
 _MEANT: Final = frozenset(
     (UNHEARD, *(code.name for code in (*FAREWELLS, Code.REPLACED, Code.REVOKED, Code.EXPIRED, Code.DELETED)))
-)  # ends of tunnels that somebody wanted, or that may be none
+)
+"""Ends of tunnels that somebody wanted, or that are perhaps none (UNHEARD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Member:
         self.connected = connected
         self.metrics = metrics
         self.hold = hold
-        self.gone = False  # deleted: what is still under way for it changes nothing any more
+        self.gone = False  # deleted: whatever still runs for it has no effect
         self.tunnels: list[Tunnel] = []
         self.history: deque[Entry] = deque(maxlen=HISTORY)
         self.last_close: Ended | None = None
@@ -89,7 +87,7 @@ class Member:
         self.elsewhere: Elsewhere | None = None
         self.flaps = Flaps()
         self._told_at: float | None = None  # by the server that holds its tunnel
-        self._in_vain = ""  # the tunnel that was waited for in vain, until it is seen not to stall
+        self._in_vain = ""  # id of the tunnel that a caller waited for in vain, until it no longer stalls
         self.verdict = Verdict("NeverConnected", "Unknown")
         self.since = time.time()
         self._configured = expected
@@ -112,15 +110,15 @@ class Member:
 
     @property
     def standing(self) -> int:
-        """How many tunnels count: Go agents beside native ones are on their way out, and nobody misses them."""
+        """How many serving tunnels count. Go agents beside native ones do not: they are being replaced."""
         serving = self.serving
         return sum(not is_legacy(each) for each in serving) or len(serving)
 
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
 
-        One that stalls is taken only when there is no other, and so is one whose own probe failed, and one to a Go
-        agent unless the native ones do either.
+        Taken only when there is nothing better: first those of Go agents, then those whose own probe failed, last those
+        that stall.
         """
         found = [each for each in self.serving if each.closed is None]
         if len(found) < 2:
@@ -162,7 +160,7 @@ class Member:
             self.connected = now
             self.refused = None
             if len(self.serving) == 1:
-                self.probe = self.last_ok = None  # what was true of the tunnels before says nothing about this one
+                self.probe = self.last_ok = None  # results of earlier tunnels say nothing about this one
                 self.failures = 0
             self.hold.release()
         self._counted()

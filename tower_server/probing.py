@@ -1,11 +1,14 @@
-"""When each cluster is probed: one task for all of them, however many there are.
+"""Decides when each cluster is probed. One task does it for all clusters, however many there are.
 
-A cluster with a tunnel is due every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady
-trickle; at once when a tunnel opens or is resumed; a second after a probe that failed, then after twice as long each
-time, up to the interval; and at once when somebody could not reach its apiserver, though never twice in a second for
-that, and not where it is known already. Its tunnels take turns.
-No more begin in a second than `PACE`, or what lets every cluster have one within `ROUND`: a probe costs as much as a
-handshake, and when all agents come back at once their handshakes come first.
+A cluster with a tunnel is probed:
+- every `PROBE_INTERVAL`, give or take a tenth, so that a thousand clusters make a steady trickle;
+- at once when a tunnel opens or is resumed;
+- a second after a failed probe, then after twice as long each time, up to the interval;
+- at once when a caller could not reach its apiserver, though no more than once a second for that, and not where that is
+  known already.
+
+Its tunnels take turns. No more probes begin in a second than `PACE`, or than it takes to reach every cluster within
+`ROUND`: a probe costs as much as a handshake, and when all agents come back at once their handshakes come first.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""One caller's connection: bytes between its TCP transport and a stream of a tunnel, nothing looked into.
+"""One caller's connection: relays bytes between its TCP transport and a stream of a tunnel, without looking at them.
 
-A connection goes through: waiting (held until a tunnel is there) -> opening -> relaying, or it ends in an answer of the
-server's own. Until the peer accepts the stream, what the caller sends is kept, at most `EARLY_BYTES` of it: another
-tunnel may need it, or the server's own TLS, should the open be refused. A tunnel that stalls before it has answered is
-left for one that does not: before the apiserver's end of TLS has spoken, a caller can have asked it for nothing yet.
-No task and no buffer per connection: the loop's one read buffer in, transports' own queues out, each side's
-back-pressure pausing the other.
+A connection is first waiting (held until there is a tunnel), then opening, then relaying; or it ends with an answer
+that the server gives itself. Until the peer accepts the stream, up to `EARLY_BYTES` of what the caller sends are kept:
+if the open is refused, another tunnel or the server's own TLS needs them. A tunnel that stalls before it has answered
+is left for one that does not: until the apiserver's end of TLS has spoken, the caller cannot have requested anything.
+
+There is no task and no buffer for each connection: reads go through the loop's one buffer, writes wait in the
+transports' own queues, and each side's back-pressure pauses the other.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from tower_server.listeners import CallerPort
 
 EARLY_BYTES: Final = defaults.RESERVED_CREDIT  # what may leave before the peer has accepted
-WRITE_HIGH: Final = 64 * defaults.KIB  # the kernel has its own beside it; what is queued here is in no budget
-LINGER: Final = 30.0  # seconds in which a caller may take the last bytes of a stream that has ended
-MAX_ATTEMPTS: Final = 4  # tunnels that may turn a stream away because they drain or die, before the caller is told
-_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: the peer gets a reset, not an end that looks orderly
+WRITE_HIGH: Final = 64 * defaults.KIB  # small: the kernel buffers too, and what is queued here is in no budget
+LINGER: Final = 30.0  # seconds that a caller has to read the last bytes of a stream that has ended
+MAX_ATTEMPTS: Final = 4  # how many tunnels are tried, where each drains or dies, before the caller is answered
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER of zero: the peer sees a reset, not a clean end
 
 # Under which result a refused open is counted; "refused" when it is not named here.
 RESULTS: Final = {Code.DIAL_TIMEOUT: "timeout", Code.BUDGET: "limit", Code.TOO_MANY: "limit"}
@@ -117,7 +118,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             self._early_eof = True
             self.stream.write_eof()
             return True
-        return False  # it waits for nothing any more
+        return False  # asyncio closes the transport: nothing is to come any more
 
     def pause_writing(self) -> None:
         if self.stream is not None:
@@ -142,7 +143,7 @@ class CallerConnection(asyncio.BufferedProtocol):
     # ---- the way to the member ----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Opens a stream in the best tunnel, or waits for one, or answers."""
+        """Opens a stream in the best tunnel; without one, waits for it or answers the caller."""
         while (tunnel := self._port.way()) is not None and self._attempts < MAX_ATTEMPTS:
             ours = self._port.service == KUBERNETES and tunnel in self._port.member.tunnels  # not over another server
             if ours and self._port.member.hopeless(tunnel):
@@ -186,15 +187,15 @@ class CallerConnection(asyncio.BufferedProtocol):
         self._unanswered(why)
 
     def _leave(self) -> None:
-        """Part from the stream that is not answered."""
+        """Abandon the stream that the agent does not answer."""
         assert self.stream is not None
         left, self.stream = self.stream, None
-        left.set_protocol(asyncio.Protocol())  # its end is no news any more
+        left.set_protocol(asyncio.Protocol())  # so that its end is not reported to this connection
         left.reset(Code.CANCELLED, "the tunnel stalls")
         self._stream_full = False
 
     def _answered(self) -> None:
-        """Nothing has to be looked for any more."""
+        """The open is decided: stop watching it."""
         if self._unanswered_open is not None:
             self._unanswered_open.over()
             self._unanswered_open = None
@@ -251,7 +252,7 @@ class CallerConnection(asyncio.BufferedProtocol):
             tunnel = self.stream.get_extra_info("tunnel") if self.stream is not None else None
             self.stream = None
             self._stream_full = False
-            if tunnel is None:  # passed on to its owner, which has looked
+            if tunnel is None:  # passed on to the server that owns the tunnel, which has decided
                 silent = error.code == Code.DEAD_PEER
             else:
                 silent = error.code == Code.DIAL_TIMEOUT and tunnel.stalled
@@ -261,12 +262,12 @@ class CallerConnection(asyncio.BufferedProtocol):
                 self._refused(error)
 
     def _linger(self, transport: asyncio.Transport) -> None:
-        """Say that this was all, and go when the caller goes. Whoever still sends, if only a ping, into a socket that
-        was closed at once is reset, and loses what lies unread on the way to it: the end of a download."""
+        """Half-close, and close when the caller does. If the socket were closed at once, a caller that still sends
+        anything would get a reset and lose what it has not read yet: the end of its download."""
         if not transport.is_closing():
             transport.write_eof()
             self._stream_full = False
-            self._steer_reading()  # and drop it
+            self._steer_reading()  # what it still sends is dropped
             self._late = self._loop.call_later(LINGER, transport.abort)
 
     def _refused(self, error: ProtocolError) -> None:
@@ -287,13 +288,13 @@ class CallerConnection(asyncio.BufferedProtocol):
         self._answer(Answer(code, f"cluster {name}: {error.text or code}", retry_after=retry, cluster=name))
 
     def _unanswered(self, why: str) -> None:
-        """The agent is silent, not what is behind it: it has been waited for, and nobody waits for another try."""
+        """The agent itself is silent, not its apiserver: the caller has waited long enough and is answered."""
         self._port.count(RESULTS[Code.DIAL_TIMEOUT])
         name = self._port.member.name
         self._answer(Answer(WIRE_FAULTS[Code.DEAD_PEER], f"cluster {name}: {why}", cluster=name))
 
     def _answer(self, answer: Answer) -> None:
-        """Ends the connection in an answer, where this port gives any."""
+        """Ends the connection with an answer, if this port gives any; else by closing it."""
         transport = self.transport
         if transport is None or transport.is_closing():
             return
@@ -304,7 +305,7 @@ class CallerConnection(asyncio.BufferedProtocol):
         if not self._port.no_tunnel_answers:
             transport.close()
         elif self._port.answerer.start(transport, early, answer, done=self._answer_done):
-            self.transport = None  # it is the answer's now
+            self.transport = None  # the answer owns it now
         else:
             self.outcome = "closed: too many answers at once"
             transport.abort()
@@ -334,7 +335,7 @@ class CallerConnection(asyncio.BufferedProtocol):
 
 
 class _StreamEnd(asyncio.Protocol):
-    """The stream's callbacks; the connection's own names are taken by the socket's."""
+    """The stream's callbacks: their names are those of the socket's callbacks, which the connection has itself."""
 
     __slots__ = ("_connection",)
 

@@ -1,8 +1,8 @@
-"""What an agent reports of its member, as it is kept: bounded, and fit for every reader.
+"""The report of an agent about its member, bounded and cleaned before it is kept.
 
-A heartbeat is shown to people, written to logs and stands in one list beside all other clusters. What one agent says
-must not cost the others that list, nor steer a terminal: texts are cut and lose their control characters (half of a
-surrogate pair, which no encoder takes, is one of them), numbers are finite, and nesting is shallow.
+A report is shown to people, logged, and listed beside those of all other clusters. What one agent says must neither
+break that list for the others nor control somebody's terminal: texts are cut, control characters and lone surrogates
+(which no encoder takes) are removed, numbers have to be finite, and nesting is shallow.
 """
 
 from __future__ import annotations

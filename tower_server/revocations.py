@@ -1,8 +1,8 @@
-"""The host's revocation list: kept in one record, so that its number and its content never part.
+"""The host's revocation list, kept in one record so that its number and its content are always changed together.
 
-The number rises with every change, and is the time (in ms) where that is more: so what is revoked after a restore from
-a backup is above whatever agents have seen, and they heed it at once. Until then they keep to the list that they have,
-which knows more. Whoever must act at once (live tunnels, control streams) subscribes.
+The number rises with every change, and is at least the time in milliseconds. So the first revocation after a restore
+from a backup gets a number above any that agents have seen, and they take that list at once; until then they keep the
+later one that they have, which knows more. Whatever has to act at once (live tunnels, control streams) subscribes.
 """
 
 from __future__ import annotations

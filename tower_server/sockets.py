@@ -1,6 +1,8 @@
-"""Listening sockets for callers' ports, made in one way, so that what allocation tries is what a listener does; and
-those that a service manager hands in, each of which has to be one that this server answers at: whoever connects to
-another waits in the kernel, for nobody."""
+"""Listening sockets for callers' ports, made in one way: a listener can bind whatever port the allocation could bind.
+
+Also takes the sockets that a service manager hands in. Each of them has to be one that this server serves: connections
+to any other would wait in the kernel for somebody who never comes.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What is true of a cluster now: one of the states, whether it is Ready, and the root cause if it is not.
+"""The verdict on a cluster: which state it is in, whether it is Ready, and the root cause if it is not.
 
-Pure: facts in, verdict out. Ready comes from one thing only, a request of the server's own that got through the tunnel
+Pure: facts in, verdict out. Ready rests on one thing only, a request of the server's own that went through the tunnel
 and back within the last `PROBE_FRESH_FOR` seconds; what the agent reports only explains a failure. One failed probe
-after a good one is Degraded, the next one (a second later) is the end of Ready.
+after a good one makes the cluster Degraded; a second one, sent a second later, ends Ready.
 """
 
 from __future__ import annotations

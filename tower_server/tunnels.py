@@ -1,7 +1,7 @@
-"""Every tunnel that this server holds, by cluster. The one place that knows which of them are alive.
+"""Every tunnel that this server holds, by cluster: the one place that knows which of them are alive.
 
-A tunnel enters when its handshake is done and leaves when it has ended; an agent instance that opens a newer tunnel
-replaces its older one at once, so that a cut that only the agent has noticed leaves no dead tunnel to be picked.
+A tunnel enters when its handshake is done and leaves when it has ended. When an agent process opens a newer tunnel, its
+older one is closed at once: if only the agent has noticed a cut, no dead tunnel is left for callers to be sent into.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From a host name to its addresses, as the system's resolver knows them.
+"""Resolves host names through the system's resolver, without waiting for it longer than the caller wants to.
 
-The resolver cannot be stopped and has its own patience: with its first name server dead it answers after five seconds
-and more, which is as long as a dial waits. So a lookup runs in a thread that no stopping process waits for, one at a
-time for a name; whoever gives up leaves it running, and the next one to ask takes what it has found meanwhile.
+A lookup cannot be cancelled, and the resolver's own timeouts are long: with its first name server dead it takes five
+seconds or more, as long as a whole dial may take. So lookups run in a thread that does not hold up the end of the
+process, one at a time for each name. Whoever gives up leaves theirs running, and the next one to ask gets its result.
 """
 
 from __future__ import annotations

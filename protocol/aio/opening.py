@@ -1,7 +1,7 @@
-"""Opening a stream and waiting for the peer's answer, on tunnels of either dialect.
+"""Opens a stream and waits for the peer's answer, on tunnels of either dialect.
 
-The protocol hears nothing until the peer has agreed, and then `connection_made` first. Of a stream that comes to
-nothing it never hears: whoever opens it gets the reason as an exception.
+The given protocol hears nothing before the peer has accepted, and then `connection_made` first. If the open fails it is
+never called at all: whoever opens gets the reason as an exception.
 """
 
 from __future__ import annotations

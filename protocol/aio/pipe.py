@@ -1,8 +1,8 @@
-"""Two ends of a stream inside one process, with the callbacks of a stream of a tunnel.
+"""The two ends of a stream inside one process, with the same callbacks as a stream of a tunnel.
 
-Where the server itself ends a caller's TLS there is no tunnel in between: what one end writes, the other's protocol
-receives in the same call, uncopied. A paused reader pauses the writer at the other end; what was under way is kept.
-Ends are said from the loop, after all data.
+It is used where the server itself ends a caller's TLS, so that there is no tunnel in between. What one end writes
+reaches the other's protocol in the same call, uncopied. A paused reader pauses the writer at the other end, and what
+was under way is kept. EOF and close are delivered from the loop, after all data.
 """
 
 from __future__ import annotations

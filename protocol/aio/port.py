@@ -1,7 +1,7 @@
-"""A port of WebSockets and small HTTP/1.1 requests: who is accepted, how many at a time, and until when.
+"""A port for WebSockets and small HTTP/1.1 requests: whose connections are accepted, how many, and for how long.
 
-Nothing is allocated for a peer before it has proven who it is, but a bounded number of connections, each with a
-deadline and at most one bounded head, body or handshake message in memory.
+Nothing is allocated for a peer that has not proven who it is, except a connection: those are bounded in number, and
+each has a deadline and holds at most one bounded head, body or handshake message in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Relay bytes between two transports, both ways, with back-pressure and half-close.
+"""Relays bytes between two transports, both ways, with back-pressure and half-close.
 
-For streams that nobody looks into: passthrough, declared services, forwards. A socket whose other end has gone in
-order is not closed at once: its peer may still speak, and the reset that it would get eats what it has not read yet.
+For streams whose content nobody reads: passthrough, declared services, forwards. When one side has finished cleanly the
+other socket is not closed at once: its peer may still be sending, and would get a reset that discards what it has not
+read yet.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the dialect `kubesphere-v1` says over SSH: global requests with a raw payload (and a refusal with a text), and
-channels of one type whose extra data is raw `host:port`.
+"""The messages of the dialect `kubesphere-v1` over SSH: global requests with a raw payload (refusals carry a text), and
+one type of channel, whose extra data is a raw `host:port`.
 
-Version lines, packets and all that is asyncssh's own stand in `sshcore`; channels are `sshchannel.Channel`, not
-asyncssh's. The host opens channels and takes none, the agent takes them and opens none.
+What is asyncssh's own (version lines, packets) is in `sshcore`; channels are `sshchannel.Channel` in place of
+asyncssh's. The host opens channels and accepts none; the agent accepts them and opens none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the dialect's SSH is set up with: algorithms, and who authenticates how, which is not at all.
+"""How the dialect's SSH is set up: its algorithms, and an authentication that lets everybody in.
 
-A Go host makes a new key at each start and lets everybody in: what proves an agent is the token in its `config`.
+A Go host makes a new key at each start and accepts any user: what proves an agent is the token in its `config`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A tunnel: one session, the link that carries it now, and its streams as transports.
+"""A tunnel: one session, the link that carries it now, and its streams as asyncio transports.
 
-Where both ends agreed to resume, a lost link leaves the tunnel detached until `attach` hands it another or its window
-has passed; whatever still comes from the older link, or waits in it, is dropped with it.
-The tunnel moves bytes and time into the session and events out of it, and holds no rule of the protocol. All callbacks
-run on the loop's thread; a protocol that raises loses its own stream only.
+Where both ends agreed to resume, losing the link leaves the tunnel detached until `attach` gives it another one or its
+window has passed. Whatever the old link still delivers, or had queued, is dropped with it.
+
+The tunnel passes bytes and the time to the session and the session's events to their owners; it holds no rule of the
+protocol. All callbacks run on the loop's thread; a protocol that raises loses its own stream only.
 """
 
 from __future__ import annotations
