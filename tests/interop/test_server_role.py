@@ -199,6 +199,6 @@ async def test_a_go_agent_outlives_a_restart_of_its_server(tmp_path: Path, vinta
                 await until(lambda: CLUSTER in again.services.registry.members and tower.member.tunnels)
                 assert (await tower.ask("/after")).status == 200
             assert agent.child.returncode is None, "it has seen two tunnels end"
-            assert agent.said.count(" connected") == 2
+            await until(lambda: agent.said.count(" connected") == 2)
         finally:
             await asyncio.to_thread(agent.stop)

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from tests.kubernetes.rawhttp import Answer, Connection
-from tests.lab.processes import Child, free_ports, wait_until
+from tests.lab.processes import Child, free_ports, wait_until, whole_lines
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, lines, logs, the_line, tunnels, watching
 from tests.loopback.member import BackendMember
@@ -349,5 +349,5 @@ def test_a_clock_that_jumps_ends_no_tunnel_and_no_stream_and_who_is_refused_is_t
 def _clock(child: Child, caller: Caller) -> float:
     """How far the clock of a process is off, as what it logs of a request shows."""
     caller.ask("/time")
-    last = next(line for line in reversed(child.log.read_text().splitlines()) if '"time"' in line)
+    last = next(line for line in reversed(whole_lines(child.log)) if '"time"' in line)
     return datetime.fromisoformat(json.loads(last)["time"]).timestamp() - time.time()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.lab.controlplane import run
+from tests.lab.processes import free_ports
 from tests.lab.world import BIN, TowerWorld
 from tests.loopback.callers import Caller, metrics, ticks_until_end
 from tests.loopback.managed import Managed, heard
@@ -31,7 +32,9 @@ def manager(tmp_path: Path) -> Iterator[tuple[socket.socket, dict[str, str]]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20.0)
-        yield listening, {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        # The first beat comes at once, and more of them so rarely that they do not fill the socket, which holds eleven
+        # datagrams: the word of the end would find no room.
+        yield listening, {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "6000000"}
 
 
 def test_a_restart_under_a_service_manager_refuses_no_caller(
@@ -108,9 +111,10 @@ def test_an_identity_that_others_can_read_is_not_used(
 def test_a_place_that_is_taken_is_named_with_its_mend(own_world: Callable[..., TowerWorld], what: str) -> None:
     world = own_world()
     other = yaml.safe_load(world.config.read_text()) | {"state_dir": str(world.folder / "other")}
+    tunnel, health = free_ports(2)
     unlike = {
-        "listen": f"127.0.0.1:{world.tunnel_port + 1}",
-        "health_address": f"127.0.0.1:{world.health_port + 1}",
+        "listen": f"127.0.0.1:{tunnel}",
+        "health_address": f"127.0.0.1:{health}",
         "admin_socket": str(world.folder / "other.sock"),
     }
     del unlike[{"health": "health_address", "tunnel": "listen", "admin": "admin_socket"}[what]]
