@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from daemon.kube.connection import Connection, Cut
 from protocol import defaults
-from protocol.aio.hops import DialError, OnHop
+from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
 from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.frames import printable
 
@@ -51,21 +51,39 @@ async def fetch(
     limit: int = MAX_ANSWER_BYTES,
     on_hop: OnHop | None = None,
 ) -> Answer:
-    """Ask once. Raises DialError (hop http for an answer that cannot be used or does not come in time)."""
+    """Ask once. Raises DialError: where time is up, at the hop that was not passed by then."""
     connection: Connection | None = None
+    passed: set[HopName] = set()
+
+    def note(hop: Hop) -> None:
+        passed.add(hop.name)
+        (on_hop or unnoted)(hop)
+
     try:
         async with asyncio.timeout(deadline):
-            _, connection = await open_connection(target, Connection, on_hop=on_hop)
+            _, connection = await open_connection(target, Connection, on_hop=note)
             head = await connection.ask(_head(target, method, path, headers, len(body)) + body)
             whole = await connection.rest(limit)
             return Answer(head.status, head.headers, whole)
     except TimeoutError as error:
-        raise DialError("http", f"{target.authority} did not answer {method} {path} within {deadline:g} s") from error
+        text = f"{target.authority} did not answer {method} {path} within {deadline:g} s"
+        raise DialError(_open_hop(target, passed), text) from error
     except Cut as error:
         raise DialError("http", f"{target.authority} {error} ({method} {path})") from error
     finally:
         if connection is not None:
             connection.abort()
+
+
+def _open_hop(target: DialTarget, passed: set[HopName]) -> HopName:
+    """The first hop of the way that was not passed; http, the last one, where all are behind."""
+    between: dict[HopName, bool] = {
+        "dns": True,
+        "tcp": True,
+        "proxy": target.route() is not None,
+        "tls": target.ssl_context is not None,
+    }
+    return next((hop for hop, there in between.items() if there and hop not in passed), "http")
 
 
 def _head(target: DialTarget, method: str, path: str, headers: Sequence[Header], length: int) -> bytes:

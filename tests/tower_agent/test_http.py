@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
+from certs.tls import ClientTrust, client_context
 from protocol.aio.hops import DialError
 from protocol.aio.proxydial import DialTarget
 from tests.tower_agent.backend import backend
@@ -68,6 +70,35 @@ async def test_an_unusable_answer_names_its_reason(raw: bytes, told: str) -> Non
         await answered_with(raw)
     assert caught.value.hop == "http"
     assert told in caught.value.text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("hop", ["proxy", "tls", "http"])
+async def test_time_that_is_up_is_told_of_the_hop_that_it_was_spent_at(hop: str) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionResetError):
+            if hop == "tls":
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            await reader.read()
+        writer.close()
+        left.set()
+
+    left = asyncio.Event()
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    proxy = None if hop == "http" else f"http://127.0.0.1:{port}"
+    context = None if hop == "http" else client_context(ClientTrust(system=True))
+    target = DialTarget(host="127.0.0.1", port=port, ssl_context=context, proxy=proxy)
+    try:
+        with pytest.raises(DialError, match=r"did not answer GET /x within 0\.5 s") as caught:
+            await fetch(target, "GET", "/x", deadline=0.5)
+        async with asyncio.timeout(30):
+            await left.wait()
+    finally:
+        server.close()
+        await server.wait_closed()
+    assert caught.value.hop == hop
 
 
 @pytest.mark.asyncio
