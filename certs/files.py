@@ -1,5 +1,6 @@
-"""Private files: a reader sees the old content or the new, after a crash too, and nobody else sees any; kept where
-nobody else can put a file of theirs in their place."""
+"""Writes private files: after a crash too, a reader sees either the old content or the new, and nobody else sees any.
+`intruder` finds directories in which another user could put files of theirs.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an agent signs when it leaves its host for good: its own name, by its own key.
+"""The statement that an agent signs with its own key when it leaves its host for good: who it is.
 
-The statement holds no time and no nonce, since who sends it again revokes an agent that has left already. An expired
-identity may leave too: there is nothing to gain by it.
+It contains no time and no nonce, since replaying it only revokes an agent that has left already. An expired identity
+may leave too: leaving gives its sender nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What an agent signs when it asks for new certificates: both requests, by the key of the identity that it has proven.
+"""What an agent signs to ask for new certificates: both requests, by the key of the identity that it has proven.
 
-A tunnel proves its agent once, at the handshake. Whoever ends the outer TLS in between sees every byte after that and
-can put in its own; without a proof of its own, a request to renew written there would give the middle an identity and a
-serving certificate of the member. What is signed names the agent, so that a proof asks for nothing in another's name;
-one that is sent again only certifies the same keys again.
+A tunnel proves its agent once, at the handshake. Whoever ends the outer TLS in between could inject a request to renew
+later, and would get an identity and a serving certificate of the member; hence this signature. It names the agent, so
+that it cannot be used for another one; replaying it only certifies the same keys again.
 """
 
 from __future__ import annotations

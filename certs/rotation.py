@@ -1,8 +1,8 @@
-"""How agents hear of a change of the tower CA: the new trust bundle, signed by every root that is trusted.
+"""How agents learn of another tower CA: by the new trust bundle, signed by every root that is trusted now.
 
-A tunnel proves its server once, at the handshake; whoever ends the outer TLS in between could put in a line of its own.
-So what is to be trusted from now on is signed by the roots, and an agent takes it by the one it knows. The number only
-goes up: an earlier bundle, in which a root still stands that was taken away, is refused.
+A tunnel proves its server once, at the handshake, and whoever ends the outer TLS in between could inject a message
+later. So the new bundle is signed by the roots, and an agent verifies it by a root that it trusts already. Its number
+only goes up: an earlier bundle, which still contains a root that was taken away, is refused.
 """
 
 from __future__ import annotations

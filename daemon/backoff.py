@@ -1,8 +1,9 @@
 """Back-off with full jitter: each delay is drawn between a floor and a ceiling that doubles with every failure.
 
-Many agents that lost the same server must not come back together, so the whole delay is random and not just a part of
-it. A peer's retry-after is a lower bound: never earlier, jitter on top, at most half as much again: a server that is
-asked by many tells each another moment, and minutes of our own would leave it idle. Randomness comes in as an argument.
+The whole delay is random, not just a part of it, so that many agents that lost the same server do not come back
+together. A peer's retry-after is a lower bound: the delay is that plus jitter of at most half of it. The back-off adds
+no more to it, since a server that sends many agents away tells each another time, and would then be idle for minutes.
+Randomness comes in as an argument.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How a report of checks looks: by category for a host, hop by hop for an agent's way out.
+"""How a report of checks is printed: by category for a host, hop by hop for an agent's way out.
 
-Healthy things take one line a category; broken ones give code, evidence and the next step. Words stand beside every
-colour; `paint` colours a word where the terminal takes it. Texts come from members too: nothing that steers a terminal
-is passed on.
+Healthy checks take one line for each category; failed ones show code, evidence and the next step. No meaning is in
+colour alone; `paint` adds colour where the terminal takes it. Some texts come from members, so terminal control
+sequences are removed.
 """
 
 from __future__ import annotations

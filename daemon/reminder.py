@@ -1,7 +1,7 @@
-"""When to log a failure that may go on: when it begins, when it becomes another, and now and then while it stays.
+"""When to log a failure of something that is retried: when it begins, when it changes, now and then while it lasts.
 
-Whatever tries again and again would fill the log with one line; without any repetition, a line that was rotated away
-would leave nothing that says why something is still down.
+Logging every attempt would fill the log with one line. Logging the first only would leave no trace of why something is
+still down once that line has been rotated away.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a code on the tunnel's wire to the fault that people look up: one table for server, agent and command line."""
+"""Maps the codes of the tunnel's wire to the faults that people look up: one table for server, agent and CLI."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The head of an answer on its way back to the caller. Pure.
+"""The head of an answer, rewritten on its way back to the caller. Pure.
 
-Fields of the hop to the apiserver go; framing that the body keeps stays. `Connection: close` is said whenever the
-gateway will close.
+Hop-by-hop fields of the apiserver's connection are removed; the framing that the body keeps stays. `Connection: close`
+is added whenever the gateway will close.
 """
 
 from __future__ import annotations

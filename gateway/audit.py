@@ -1,7 +1,7 @@
-"""What the gateway reports: one record a request, and what went wrong before there was one.
+"""What the gateway reports: one record for each request, and problems that came before there was a request.
 
-An `Observer` is given in; the hot path calls one method of it a request and touches no global. The path is written
-without its query, which may hold secrets, and no header value is ever part of a record but the caller's own name.
+It calls one method of an injected `Observer` for each request, so the hot path touches nothing global. The path is
+recorded without its query, which may hold secrets; of the header only the caller's own name is ever recorded.
 """
 
 from __future__ import annotations

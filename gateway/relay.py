@@ -1,8 +1,8 @@
-"""The apiserver's side of a request: its answer on the way to the caller, or the splice that it agrees to.
+"""The apiserver's side of a request: relays its answer to the caller, or splices the two connections after an upgrade.
 
 Invariants:
-- The connection to the apiserver is used again only when request and answer ended exactly where their framing says.
-- An answer that came whole in one piece leaves in one write, as it is.
+- The connection to the apiserver is reused only when request and answer both ended exactly where their framing says.
+- An answer that came whole in one piece leaves in one write, unchanged.
 """
 
 from __future__ import annotations

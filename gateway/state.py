@@ -1,8 +1,8 @@
-"""What is known of one caller's connection and of the request under way, and the ways in which both end.
+"""The state of one caller's connection and of its request under way, and every way in which either ends.
 
 Invariants:
-- A request that ends is reported once, whoever ended it.
-- An answer that is cut short is never ended cleanly towards the caller; who has had none yet is told why.
+- A request is reported once when it ends, whatever ended it.
+- An answer that is cut short is never ended cleanly towards the caller; a caller who has had none yet is told why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.upstream import Connection, Pool
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
-DRAIN_IDLE: Final = 1.0  # a draining connection between requests: the next may be on its way already
+DRAIN_IDLE: Final = 1.0  # seconds for a request that is already on its way when the connection is to be closed
 
 
 class Phase(IntEnum):
@@ -48,7 +48,7 @@ CLOSED: Final = Phase.CLOSED
 
 
 class CallerState:
-    """The lowest part of a `CallerConnection`."""
+    """The base of `CallerConnection`: its fields, and how it ends. `AnswerRelay` is in between."""
 
     __slots__ = (
         "address",
@@ -105,12 +105,12 @@ class CallerState:
         self.caller = Caller()
         self.proven = False
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anything else can happen
-        self.tunnel: Any = None  # the one that carries it, if any
+        self.tunnel: Any = None  # the tunnel that carries the connection, if any
         self.phase = HEAD
         self.stem = gateway.audit_stem()
         self.sequence = 0
         self.audit_id = self.stem + "0"
-        self.held = bytearray()  # bytes of heads to come
+        self.held = bytearray()  # bytes received beyond the request under way: part of a head, or pipelined requests
         self.searched = 0
         self.deadline = float("inf")
         self.paused = False  # we do not read from the caller
@@ -118,7 +118,7 @@ class CallerState:
         self.upstream: Connection | None = None
         self.dial: asyncio.Task[None] | None = None
         self.reader = RequestReader()
-        self.known: tuple[object, ...] = ()  # what the last verdict was made from
+        self.known: tuple[object, ...] = ()  # what `verdict` was decided from
         self.verdict: Forward | Refuse | None = None
         self._reset()
 
@@ -137,7 +137,7 @@ class CallerState:
         self.close_after = False
         self.upstream_is_full = False
         self.upstream_ended = False
-        self.ending = -1  # a watch that is to end: what it had got when that was looked at last
+        self.ending = -1  # `bytes_out` at the last look at a watch that is to end
         self.started = 0.0
         self.answered_at = 0.0
         self.bytes_in = 0
@@ -146,12 +146,12 @@ class CallerState:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _idle_limit(self) -> float:
-        """How long it may say nothing: a caller whom nobody has recognised yet holds a stream for a moment only."""
+        """How long the caller may be silent. One who is not authenticated yet may hold a stream for a moment only."""
         return self.gateway.idle_limit if self.proven else self.gateway.head_deadline
 
     @property
     def overstays(self) -> bool:
-        """Whether it is still nobody's after as long as anybody may take to be recognised, however often it asked."""
+        """Whether the caller has used up the time to authenticate in, however many requests it made."""
         return not self.proven and self.loop.time() >= self.opened + self.gateway.head_deadline
 
     def _steer_reading(self) -> None:
@@ -189,7 +189,7 @@ class CallerState:
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def _refuse(self, verdict: Refuse, rest: bytes) -> None:
-        """Answer in the apiserver's place; `rest` is what came behind the request, the next one where there is none."""
+        """Answer in the apiserver's place; `rest` is what came behind its head: the next one, if it has no body."""
         head = self.head
         assert head is not None
         bodiless = not head.length and scanner(head.framing, head.length, RequestError) is None
@@ -215,7 +215,7 @@ class CallerState:
             self._ready(now)
 
     def _refuse_malformed(self, error: RequestError) -> None:
-        """What follows a malformed request cannot be told from its body: the connection ends."""
+        """Answer and end the connection: nobody knows where a malformed request ends and the next one begins."""
         self._fail(error)
 
     def _fail(self, error: GatewayError) -> None:
@@ -252,7 +252,7 @@ class CallerState:
         self.transport.write_eof()
 
     def _record(self, code: int, fault: str = "") -> float:
-        """Report the request; the time it took note of."""
+        """Report the request; returns the loop's time."""
         head, now, started = self.head, self.loop.time(), self.started
         verb, method, path = (
             named(head.method, head.target, head.upgrade is not None) if head is not None else ("other", "", "")
@@ -280,7 +280,7 @@ class CallerState:
         return self.caller.identity.user if self.caller.identity is not None else ""
 
     def tick(self, now: float, wall: float) -> None:
-        """Look at the deadlines: the loop's time, and the wall's for the certificate."""
+        """Act on deadlines: `now` is the loop's time, `wall` the wall clock's, by which certificates expire."""
         identity = self.caller.identity
         if identity is not None and wall > identity.not_after:
             self.recheck()
@@ -292,7 +292,7 @@ class CallerState:
             self.transport.close()
 
     def recheck(self) -> None:
-        """End what runs if the caller's certificate is no longer good."""
+        """End the request under way if the caller's certificate is no longer valid."""
         if self.caller.identity is None:
             return
         caller = self.gateway.recheck_caller(self.caller)
@@ -314,11 +314,11 @@ class CallerState:
         return self.gateway.draining or (self.tunnel is not None and self.tunnel.draining)
 
     def drain(self) -> None:
-        """Called again and again while `leaving`. An answer that begins now says that it is the last one; between two
-        requests the connection closes after a moment, in which one that was on its way is still answered. A watch ends
-        cleanly between two events: behind a whole line, or once nothing has come since the last look.
+        """Called repeatedly while `leaving`. An answer that begins now says that it is the last. Between two requests the
+        connection closes after a moment, so that a request already on its way is still answered. A watch ends
+        cleanly between two events: behind a whole line, or once nothing has come since the last call.
 
-        Only a watch, whose client asks again: an end put into a list would pass for the whole of it.
+        Nothing else is ended so: a client watches again, but would take a list that ends early for the whole list.
         """
         if self.phase is HEAD and not self.held:
             self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE)

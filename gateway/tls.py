@@ -1,4 +1,4 @@
-"""The way to the apiserver: where it is, what proves it, and what we show."""
+"""The upstream end: where the apiserver is, how its certificate is verified, and what certificate we show it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Keeps the agent's identity for one host good: renewed through a tunnel at two thirds of its life, or adopted from the
-store where a sibling, another replica of the same agent, was first.
+"""Keeps the agent's identity for one host valid: renews it through a tunnel at two thirds of its life, or adopts the new
+one from the store if another replica of the same agent (a sibling) was first.
 
-What a host refuses is tried again with a back-off; a tunnel that may do nothing but renew ends that wait, since nobody
-is served until then. Without a tunnel nothing is asked, and what a sibling has renewed is looked for all the same.
+A refused renewal is tried again after a back-off, or at once when a tunnel opens that may do nothing but renew: nobody
+is served until then. Without a tunnel nothing can be requested, but the store is still looked at.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
-"""Keeps one tunnel to a host up: dials, waits, dials again. A host has as many of these as `links` says.
+"""Keeps one tunnel to a host up: dials, waits, dials again. An agent has as many of these for a host as `links` says.
 
-The back-off has full jitter, honours what a server asked for, and is reset only by a tunnel that was welcomed and then
-lasted: a server that welcomes and hangs up at once is not hammered, nor by a tunnel that comes back. A wait for a host
-that was not reached ends early when another link of the same agent reaches it: one dead address among several keeps
-nobody from the rest. Of a name's several addresses the next one has its turn once one was connected to and led nowhere.
-When the server drains (GOAWAY) the next tunnel is opened first where there is another server to open it to, and the old
-one goes on until its streams have ended or its deadline has passed. A tunnel that loses its link, a draining one too,
-is given another for as long as it waits; its streams notice a pause. Nothing that happens here reaches another host.
+- The back-off has full jitter and honours the retry-after of a server. Only a tunnel that was welcomed and then lasted
+  resets it, so that a server that welcomes and hangs up at once is not hammered, not even by resumed tunnels.
+- A wait for a host that could not be reached ends early when another link of this agent reaches it, so that one dead
+  address among several does not keep this link from the others. If the address that was connected to led to no tunnel,
+  the next dial tries the name's other addresses first.
+- When the server drains (GOAWAY), the next tunnel is opened first if there is another server to open it to. The old one
+  goes on until its streams have ended or its deadline has passed.
+- A tunnel that loses its link, even a draining one, is given another for as long as it waits for one; its streams
+  notice a pause only.
+
+Nothing that happens here affects the tunnels to another host.
 """
 
 from __future__ import annotations
@@ -39,12 +43,12 @@ from protocol.handshake import REFUSED_RESUME, AgentHandshake
 from tower_agent.faultof import dial_fault
 from tower_agent.services import END_AT_TOWER
 
-ATTEMPTS_LEFT: Final = 4  # that a waiting tunnel always has time for
+ATTEMPTS_LEFT: Final = 4  # dials that there is always time for while a tunnel waits for a link
 LASTED: Final = 5.0  # seconds after which a tunnel counts as a success
-CARRIED: Final = 1.0  # seconds that a link on which no stream got on has to last to be replaced at once
+CARRIED: Final = 1.0  # seconds that a link without progress on any stream has to last, to be replaced at once
 MOVED: Final = "moved"
 """Key in a tunnel's data: what `_moved` was when it lost its link."""
-MAX_DRAINING: Final = 8  # tunnels at once; a host that drains each new one would have the agent hold all of them
+MAX_DRAINING: Final = 8  # tunnels at once: a host that drains every new tunnel must not make the agent hold them all
 DRAIN_POLL: Final = 0.1
 DRAIN_LAST: Final = 2.0  # at the deadline of a drain: enough for watches to end before, and for the server's last word
 JUST_LOST: Final = "the link was lost as soon as it stood"
@@ -88,19 +92,19 @@ class LinkSupervisor:
         self._backoff = Backoff(random=random.random)
         self._draining: set[Tunnel] = set()
         self._dialled_for: set[Tunnel] = set()  # tunnels that another link is dialled for
-        self._made: Tunnel | None = None  # by an attempt to resume, in place of what could not be resumed
+        self._made: Tunnel | None = None  # opened by an attempt to resume, in place of the tunnel that was gone
         self._linked_at = 0.0
         self._reminder = Reminder()
         self._renewed = False
         self._stopping = False
         self._reached = asyncio.Event()  # the host, by another link
-        self._led_nowhere = ""  # the address that was connected to last time, if there was no more to it
+        self._led_nowhere = ""  # the address that the last dial connected to, if it led to no tunnel
         self.tunnel: Tunnel | None = None
         self.state = LinkState(False, time.time())
 
     async def run(self) -> None:
         """Until it is cancelled; every failure is a state, a log line and a back-off."""
-        if self.tunnel is not None:  # whoever held it has failed
+        if self.tunnel is not None:  # an earlier `run` failed while it held it
             self.tunnel.close(Code.INTERNAL, "the agent failed; its log says more")
         while not self._stopping:
             tunnel, self._made = self._made, None
@@ -118,7 +122,7 @@ class LinkSupervisor:
                 self.tunnel = None
             if going is not None:
                 await self._before_next(tunnel, going)
-        await asyncio.get_running_loop().create_future()  # drained: only cancelling ends this now
+        await asyncio.get_running_loop().create_future()  # stopping: from here on only cancellation ends this
 
     def renewed(self) -> None:
         """The identity has changed: a tunnel that could do nothing but renew is replaced by a full one."""
@@ -161,7 +165,7 @@ class LinkSupervisor:
                 if resume is not None and resume.data[END_AT_TOWER] and not parts.ends_at_tower(hop.chain):
                     handshake.resume = None  # its raw streams must not go on where somebody could look inside
 
-        self._reached.clear()  # what happens from now on is news, while the dial lasts too
+        self._reached.clear()  # also what happens during the dial counts
         try:
             handshake = parts.handshake()
             tunnel = await dial(
@@ -282,9 +286,9 @@ class LinkSupervisor:
         return event
 
     async def _before_next(self, tunnel: Tunnel, event: events.GoingAway) -> None:
-        """Wait as the server asked, but not for good. One that goes before the next tunnel may come has put its jitter
-        on top of its deadline: once its end is there, only the jitter is left to wait. One that drains what it has just
-        welcomed is not hammered either."""
+        """Wait before the next dial for as long as the server asked, but at most MAX_RETRY_AFTER. A retry-after beyond
+        the deadline of the drain means that nobody serves before this tunnel has ended; what it has beyond the deadline
+        is jitter, and only that is waited once the tunnel has ended. A server that drains what it has just welcomed meets the back-off too."""
         lasted = asyncio.get_running_loop().time() - tunnel.opened_at >= LASTED
         asked = min(event.retry_after, MAX_RETRY_AFTER)
         with suppress(TimeoutError):
@@ -296,8 +300,8 @@ class LinkSupervisor:
             await asyncio.sleep(max(0.0, self._backoff.next() - asked))
 
     async def _finish(self, tunnel: Tunnel, event: events.GoingAway) -> None:
-        """Let the streams of a draining tunnel end, at most until the deadline: those that would never, once the next
-        tunnel stands, or while there is time where none does."""
+        """Let the streams of a draining tunnel end, at most until the deadline. Those that never end by themselves are
+        ended (`leaving`) once the next tunnel is up or, if it does not come, shortly before the deadline."""
         until = time.monotonic() + event.deadline
         last = until - min(DRAIN_LAST, event.deadline / 2)
         try:
@@ -308,7 +312,7 @@ class LinkSupervisor:
             self._parts.leaving(tunnel)
             if event.retry_after < event.deadline:
                 await _emptied(tunnel, until - time.monotonic())
-            else:  # its end, which only the server knows the time of, is the sign to dial
+            else:  # nobody serves before it has ended, and only the server knows when that is
                 with suppress(TimeoutError):
                     async with asyncio.timeout(until - time.monotonic() + DRAIN_LAST):
                         await tunnel.wait_closed()

@@ -1,10 +1,11 @@
 """How a process reaches its apiserver, and as whom: the agent its member's, the server its host's.
 
-Two TLS contexts that never mix: the bare one presents nothing and carries callers' own bearer tokens, the other one
-presents the process' own client certificate where it has one. Its own token (a ServiceAccount's, rotated by the
-kubelet; a `tokenFile`'s; an exec plugin's) is read again when it may have changed, and lives in this process only.
-So are the files themselves: an authority, a certificate or a token that was renewed there counts without a restart, and
-what cannot be used, or leads to another address, leaves the one before in force.
+There are two TLS contexts, which never mix: the bare one shows no certificate and carries callers' own bearer tokens;
+the other one shows the process' own client certificate, if it has one. The process' own token (from a ServiceAccount,
+a `tokenFile` or an exec plugin) is read again when it may have changed, and is kept in memory only.
+
+The files are read again too: a renewed authority, certificate or token takes effect without a restart. If what is read
+cannot be used, or names another address, the earlier one stays in force.
 """
 
 from __future__ import annotations
