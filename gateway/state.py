@@ -314,7 +314,7 @@ class CallerState:
         return self.gateway.draining or (self.tunnel is not None and self.tunnel.draining)
 
     def drain(self) -> None:
-        """Called repeatedly while `leaving`. An answer that begins now says that it is the last. Between two requests the
+        """Called repeatedly while `leaving`. An answer that begins now says that it is the last. Between requests the
         connection closes after a moment, so that a request already on its way is still answered. A watch ends
         cleanly between two events: behind a whole line, or once nothing has come since the last call.
 

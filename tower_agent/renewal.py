@@ -1,5 +1,5 @@
-"""Keeps the agent's identity for one host valid: renews it through a tunnel at two thirds of its life, or adopts the new
-one from the store if another replica of the same agent (a sibling) was first.
+"""Keeps the agent's identity for one host valid: renews it through a tunnel at two thirds of its life, or adopts the
+new one from the store if another replica of the same agent (a sibling) was first.
 
 A refused renewal is tried again after a back-off, or at once when a tunnel opens that may do nothing but renew: nobody
 is served until then. Without a tunnel nothing can be requested, but the store is still looked at.

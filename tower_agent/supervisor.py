@@ -288,7 +288,8 @@ class LinkSupervisor:
     async def _before_next(self, tunnel: Tunnel, event: events.GoingAway) -> None:
         """Wait before the next dial for as long as the server asked, but at most MAX_RETRY_AFTER. A retry-after beyond
         the deadline of the drain means that nobody serves before this tunnel has ended; what it has beyond the deadline
-        is jitter, and only that is waited once the tunnel has ended. A server that drains what it has just welcomed meets the back-off too."""
+        is jitter, and only that is waited once the tunnel has ended. A server that drains what it has just welcomed
+        meets the back-off too."""
         lasted = asyncio.get_running_loop().time() - tunnel.opened_at >= LASTED
         asked = min(event.retry_after, MAX_RETRY_AFTER)
         with suppress(TimeoutError):
