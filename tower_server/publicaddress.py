@@ -1,8 +1,8 @@
-"""Under which URL agents reach this tower: what the operator says, else what a Kubernetes host publishes.
+"""The URL under which agents reach this tower: the configured one, else what a Kubernetes host publishes.
 
 Looked for in this order: the address of a LoadBalancer in front of the tunnel port, the host of an Ingress with TLS to
-it, a NodePort at a node that has an external address. An address that may be wrong (a node's internal one, an Ingress
-without TLS or host) is never taken, but named in what is said instead. `find` is pure; `PublicAddress` looks again.
+it, a NodePort on a node with an external address. An address that may be wrong (a node's internal one, an Ingress
+without TLS or host) is never used; the reason given instead names it. `find` is pure; `PublicAddress` repeats it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""How a cluster ends: whether it does, what is taken away, and in which order. Nothing ends on the word of a copy.
+"""How a cluster ends: whether it does, what is deleted, and in which order.
 
-The copies of the watches lag, each in its own way: by them a cluster may only seem to be over, so resource and record
-are read where they are stored, and again after the farewell, which may have taken long. A cluster whose resource goes
-with its whole kind has not been ended by anybody: it is kept, as one that was added by hand. The record goes first and
-our finalizer last, when nothing of the cluster is left.
+Nothing is ended on the word of a watch's copy. The copies lag, each by its own time, so that a cluster may only seem to
+be over; resource and record are therefore read from where they are stored, and once more after the farewell in the
+member, which may take long. A Cluster that disappears because its CRD was deleted has not been ended by anybody: its
+record is kept, like that of a cluster that was added by hand. The record is deleted first and our finalizer last, when
+nothing of the cluster is left.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the controller does inside members: slow work that may fail for as long as a member is away, so it stands beside
-the reconciles and never in them.
+"""What the controller does inside members: slow work that may fail for as long as a member is away, kept out of the
+reconciles.
 
-A reconcile says what a member should be like (`ask`) and takes what is known by now; what has to be done is done here,
-a few members at a time, each with a deadline and a back-off of its own, and the cluster is looked at again when there
-is news. What was arrived at stands until something else is asked for, and is looked at again after hours; a federation,
-which others edit, after minutes.
+A reconcile says what a member should be like (`ask`) and goes on with whatever is known by then. The work itself is
+done here, in a few members at a time, each with a deadline and a back-off of its own; when there is a result the
+cluster is reconciled again. A result stands until something else is asked for, and is verified again after hours; that
+of a federation, which others edit, after minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the controller knows of a member beyond its resource: seen through the tunnel, by whoever holds it."""
+"""What the controller knows of a member beyond its resource, as seen through the tunnel by the server that holds it."""
 
 from __future__ import annotations
 

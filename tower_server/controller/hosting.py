@@ -1,6 +1,6 @@
-"""The controller as a part of one tower server that keeps its records in a host cluster.
+"""Runs the controller inside one tower server that keeps its records in a host cluster.
 
-It sees the members through the tunnels of this server and of the others, and its slices name all of them.
+It sees the members through the tunnels of this server and of the others; the EndpointSlices it writes name all of them.
 """
 
 from __future__ import annotations

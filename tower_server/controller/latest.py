@@ -1,7 +1,7 @@
-"""Records of clusters as they were heard of last: the first try of a write begins there, so mostly nothing is read.
+"""The latest known records of clusters, at which a write begins, so that it mostly need not read first.
 
-What is remembered may be behind, and nothing rests on it: a write names the version that it was made from, and where
-that is no longer the stored one it is refused and made again from what is read then.
+They may be out of date, and nothing depends on them: a write carries the version of the record it was made from. If
+that is no longer the stored version the write is refused, and is made again from what is read then.
 """
 
 from __future__ import annotations

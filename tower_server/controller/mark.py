@@ -1,9 +1,9 @@
-"""The mark that a host leaves in a member which it has accepted, and what the marks of others say. Pure.
+"""The mark that a host leaves in each member that it has accepted, and what the marks of other hosts mean. Pure.
 
-One ConfigMap a host in kube-system, so that hosts never write to the same object, and any of them can be taken away by
-itself. The oldest mark is the owner's. Several hosts in one member are meant to be possible, and never by accident: the
-later ones are accepted only where somebody in the member has said so, either by an agent that serves them both or by
-the annotation `tower.kubesphere.io/shared` on the marks that are in the way.
+It is one ConfigMap for each host in kube-system, so that two hosts never write to the same object and each mark can be
+deleted by itself. The oldest mark is the owner's. Several hosts may share a member, but never by accident: the later
+ones are accepted only if somebody in the member has agreed, either by an agent that serves them both or by the
+annotation `tower.kubesphere.io/shared` on the marks that are in the way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a reconcile asks of the errands for one cluster, and what it makes of their news. It waits for no member."""
+"""Turns what a reconcile wants of a member into errands, and their results into conditions. Waits for no member."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whether a member is accepted under a cluster's name: looked at through its tunnel, once, before others rely on it.
+"""Whether a member is accepted under a cluster's name: looked at through its tunnel once, before others rely on it.
 
-What is refused is named with its mend and holds back the kubeconfig on the resource and the federation, nothing else:
-the port and whoever has credentials of their own are not touched, and a cluster that has its kubeconfig keeps it. What
-the member's owner does not let this host see or write is no refusal; it is said.
+A refusal names its mend, and holds back only the kubeconfig on the resource and the federation: the port works, callers
+with credentials of their own are served, and a cluster that has its kubeconfig already keeps it. If the member's owner
+does not let this host read or write something, that is reported but is no refusal.
 """
 
 from __future__ import annotations

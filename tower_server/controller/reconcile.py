@@ -1,9 +1,9 @@
-"""One cluster made true: from what is asked for and what is there to what should be there. Level-triggered.
+"""Reconciles one cluster: compares what is asked for with what is there, and changes what differs. Level-triggered.
 
-Called with a name, it looks at everything anew and does what is missing; called twice, it does nothing the second time.
-What ends is the business of `ending`, what others read of it that of `reporter`. The order is that of need: the port
-and the Service carry callers, so they come first; what is said of them comes last. Nothing here waits for the member:
-what is to be done there is an errand's.
+Called with a name, it looks at everything anew and does what is missing; called again, it finds nothing to do. `ending`
+deals with clusters that end, `reporter` with what others read. The order follows need: the port and the Service carry
+callers, so they come first; the reports come last. Nothing here waits for the member: what has to be done there is left
+to `errands`.
 """
 
 from __future__ import annotations

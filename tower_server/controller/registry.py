@@ -1,7 +1,8 @@
-"""The clusters' records as the controller keeps them: made, followed and taken away for the Cluster resources.
+"""The clusters' records as the controller keeps them: created, followed and deleted for the Cluster resources.
 
-The record is what every tower server serves by; the resource is where it was asked for. A record that was added by hand
-before its resource appeared is adopted, agents and all; one whose resource was deleted and made anew is another one.
+Every tower server serves by the records; the resources are where clusters are asked for. A record that was added by
+hand before its resource appeared is adopted together with its agents. A resource that was deleted and created anew is
+another cluster.
 """
 
 from __future__ import annotations

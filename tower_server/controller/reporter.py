@@ -1,7 +1,7 @@
-"""What others read of a cluster: its Member's status, our fields on its Cluster resource, and events.
+"""Writes what others read of a cluster: its Member's status, our fields on its Cluster resource, and events.
 
-Each is written only where it has changed. Nothing waits for a write to the Cluster: a webhook may refuse it for as long
-as a member is down, and then a condition of our own says which one does.
+Each is written only when it has changed. Nothing waits for a write to the Cluster, which a webhook may refuse for as
+long as the member is down; then a condition on our own resource says which webhook does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The host's objects as the watches bring them, by name, and which cluster each of them is about."""
+"""The host's objects as the watches deliver them, by name, and which cluster each of them belongs to."""
 
 from __future__ import annotations
 

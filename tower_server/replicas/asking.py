@@ -1,8 +1,8 @@
-"""What one server asks another about what only that one knows: its tunnels, its streams, a ping over one of them.
+"""Asks another server what only that one knows: its tunnels, its streams, a ping over one of them.
 
-A connection of its own for each question, over the replica port: the head names the call, the answer is one line of
-JSON, so that a cut one cannot pass for a whole. Who does not answer within
-the deadline is named with the reason by whoever asked; the others' answers are not held up by it.
+Each question is a connection of its own to the replica port. Its head names the call; the answer is one line of JSON,
+so that one that was cut cannot pass for a whole one. A server that does not answer within the deadline is reported with
+the reason, and does not hold up the answers of the others.
 """
 
 from __future__ import annotations

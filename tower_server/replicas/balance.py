@@ -1,10 +1,9 @@
 """Spreads agents over the servers of the host again after one was added: nothing else would ever move them.
 
-Now and then a server compares the tunnels that it holds with what the others say of theirs. One that has clearly more
-than its share asks a few agents (GOAWAY) to dial again; whoever balances the way in sends most of them elsewhere. It
-never costs a caller anything: only a tunnel whose cluster has another one is asked to move, at most one of a cluster at
-a time, and the agent opens the next tunnel before the old one, whose streams have a minute to end. While servers come
-and go nobody is moved.
+Now and then a server compares its number of tunnels with those of the others. One that has clearly more than its share
+asks a few agents (by GOAWAY) to dial again; whatever balances the way in sends most of them to other servers. No caller
+is cut for it: only a tunnel whose cluster has another one is moved, at most one of a cluster at a time, and the agent
+opens the new tunnel before the old one ends, whose streams have a minute. While servers come and go nobody is moved.
 """
 
 from __future__ import annotations

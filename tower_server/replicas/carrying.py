@@ -1,11 +1,14 @@
-"""An agent's new link for a tunnel that another server holds, carried there as bytes: both ends.
+"""Carries an agent's new link to the server that holds its tunnel, as bytes: both ends.
 
-Whoever balances the way in may send an agent that comes back for its tunnel to any server. It says in the request for
-the WebSocket which tunnel it comes for, and whose that is shows in its name; the server that it came to takes the
-request and everything behind it to the owner, over the replica port, once. The handshake is the owner's own: whoever
-carries sees what the end of the outer TLS sees, proves nothing in its place and decides nothing. Where the owner cannot
-be reached, or does not take it, the agent is served where it is, by the word that there is no such tunnel.
-Nobody has proven anything yet, so connections are bounded in number here, and by the listener's deadline there.
+Whatever balances the way in may send an agent that comes back to any server. The agent names its tunnel in the request
+for the WebSocket, and the tunnel's name shows which server owns it; the server that it came to forwards the request and
+everything behind it over the owner's replica port, once. The handshake is the owner's: the server in between sees no
+more than whatever ends the outer TLS does, proves nothing in the owner's place and decides nothing. If the owner cannot
+be reached or does not take the link, this server answers that there is no such tunnel, and the agent opens a new one
+here.
+
+None of these peers has proven anything yet, so their connections are bounded in number here, and in time by the
+listener's deadline there.
 """
 
 from __future__ import annotations

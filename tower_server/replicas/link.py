@@ -1,9 +1,9 @@
 """What one other server of the host says of itself, followed over its replica port.
 
-A link is up while heartbeats come; what the other holds counts only then. It is dialled again for as long as the
-directory names the server. Connections that were passed on over it are known here: those that wait for an answer are
-given back when the link goes down, so that they can go elsewhere; those that run are left alone for the time that a
-tunnel would wait for its link, since a server that is merely slow may go on.
+A link is up while heartbeats come, and only then does what the other server holds count. It is dialled again for as
+long as the directory names the server. The link knows the callers that were passed on over it: when it goes down, those
+that still wait for an answer are given back, so that they can go elsewhere. Those that are relayed already are left
+alone for as long as a tunnel would wait for its link, since a server that is merely slow may go on.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A caller whom another server has passed on to this one, which holds the tunnel: the far end of `passing`.
 
-It goes into a tunnel of this server's own and nowhere else. An agent that does not answer is doubted here as for this
-server's own callers; the other server, which has kept the caller's first bytes, then asks elsewhere.
+It goes into one of this server's own tunnels and nowhere else. An agent that does not answer is given up here as it is
+for this server's own callers; the other server has kept the caller's first bytes, and then looks for another way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A caller's connection on its way to the server that holds the tunnel: the near end.
+"""A caller's connection on its way to the server that holds the tunnel: the near end. `passed` is the far end.
 
-It has the face of a tunnel's stream for whoever relays the caller, and is a TLS connection of its own to the owner:
-the head goes first, what the caller sent early behind it, and after the owner's answer bytes, with the half-close and
-the back-pressure of TCP below. An end without close_notify is a cut, never an end that looks orderly.
+To whatever relays the caller it behaves like a tunnel's stream. It is a TLS connection of its own to the owner: first a
+head, behind it what the caller sent early, and after the owner's answer plain bytes, with TCP's half-close and
+back-pressure below. An end without close_notify counts as a cut, never as an orderly end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""This server among the others of its host: it tells them what it holds, and knows what they do.
+"""This server among the others of its host: it tells them what it holds, and knows what they hold.
 
-The truth about a cluster is with whoever holds its tunnels: where that is another server, the member here shows what
-that one says (state, report, number of tunnels), and callers are passed on to it. When nobody holds one any more the
-member falls back on its own history, and callers are held or answered as with a single server.
+Whichever server holds a cluster's tunnels knows the truth about it. Where that is another server, the member here shows
+what that one says (state, report, number of tunnels), and callers are passed on to it. When no server holds a tunnel
+any more, the member goes by its own history again, and callers are held or answered as with a single server.
 """
 
 from __future__ import annotations
