@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import NameOID, PublicKeyAlgorithmOID
 
 from certs.errors import AuthorityError, IssueRefused
 
@@ -83,6 +83,19 @@ def make_csr(key: PrivateKey, common_name: str = "") -> bytes:
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
+def elliptic_key(of: x509.Certificate | x509.CertificateSigningRequest) -> PublicKey | None:
+    """The key in it; None for one of another kind, which is not read: to check a Diffie-Hellman group, whose size
+    whoever sends it chooses, takes minutes and hours."""
+    if _kind(of) != PublicKeyAlgorithmOID.EC_PUBLIC_KEY:
+        return None
+    key = of.public_key()
+    return key if isinstance(key, ec.EllipticCurvePublicKey) else None
+
+
+def _kind(of: x509.Certificate | x509.CertificateSigningRequest) -> x509.ObjectIdentifier:
+    return of.public_key_algorithm_oid  # type: ignore[union-attr]  # its stub knows that of certificates only
+
+
 def public_key_from_csr(csr: bytes) -> PublicKey:
     """The key of a PEM or DER request whose holder signed it. Everything else that it asks for is ignored."""
     if len(csr) > MAX_CSR_BYTES:
@@ -90,12 +103,14 @@ def public_key_from_csr(csr: bytes) -> PublicKey:
     pem = csr.lstrip().startswith(b"-----BEGIN")
     try:
         request = x509.load_pem_x509_csr(csr) if pem else x509.load_der_x509_csr(csr)
-        key = request.public_key()
-        valid = isinstance(key, ec.EllipticCurvePublicKey) and request.is_signature_valid
+        kind, key = _kind(request), elliptic_key(request)
+        valid = key is not None and request.is_signature_valid
     except (*UNREADABLE, InvalidSignature) as exc:
         raise IssueRefused(f"the CSR cannot be read ({exc})", "send one PKCS#10 request, PEM or DER") from exc
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise IssueRefused(f"the CSR holds a key of another kind ({type(key).__name__}) than ECDSA P-256", _MAKE_A_KEY)
+    if key is None:
+        raise IssueRefused(
+            f"the CSR holds a key of another kind (OID {kind.dotted_string}) than ECDSA P-256", _MAKE_A_KEY
+        )
     if not isinstance(key.curve, ec.SECP256R1):
         raise IssueRefused(f"the CSR holds a key on the curve {key.curve.name}, not on P-256", _MAKE_A_KEY)
     if not valid:

@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from certs.errors import AuthorityError, Reason, Untrusted
 from certs.issuers import AGENT_SERVING, AGENTS, CLIENTS, ISSUERS, REPLICAS, TOWER_SERVERS, Issuer, leaf_key_usage
-from certs.keys import UNREADABLE, PublicKey
+from certs.keys import UNREADABLE, PublicKey, elliptic_key
 from certs.names import (
     AgentRole,
     ClientRole,
@@ -333,7 +333,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
         extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except _UNFIT:
         return False
-    return constraints.ca and usage.key_cert_sign and isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+    return constraints.ca and usage.key_cert_sign and elliptic_key(certificate) is not None
 
 
 def _role_of(certificate: x509.Certificate) -> Role | None:
@@ -350,8 +350,8 @@ def _key_id(certificate: x509.Certificate) -> bytes:
 
 
 def _p256(certificate: x509.Certificate) -> PublicKey:
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+    key = elliptic_key(certificate)
+    if key is None or not isinstance(key.curve, ec.SECP256R1):
         raise Untrusted(Reason.MALFORMED, "the certificate holds a key of another kind than ECDSA P-256")
     return key
 

@@ -22,6 +22,9 @@ from certs.keys import (
     verify_signature,
 )
 
+# OIDs of a kind of key, and of one that nobody knows: to read a key of that kind raises an exception.
+ELLIPTIC, UNREAD = b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f"
+
 
 def csr_of(key: object, algorithm: SHA256 | None = None) -> bytes:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
@@ -55,7 +58,7 @@ def test_a_request_gives_its_key_in_pem_and_der(key: PrivateKey) -> None:
 @pytest.mark.parametrize(
     ("foreign", "says"),
     [
-        (lambda: rsa.generate_private_key(65537, 1024), "RSA"),
+        (lambda: rsa.generate_private_key(65537, 1024), r"1\.2\.840\.113549\.1\.1\.1"),
         (lambda: ec.generate_private_key(ec.SECP256K1()), "secp256k1"),
         (lambda: ec.generate_private_key(ec.SECP521R1()), "secp521r1"),
     ],
@@ -68,8 +71,13 @@ def test_weak_and_odd_keys_are_refused_with_the_way_to_a_good_one(foreign: objec
 def test_an_edwards_key_is_refused() -> None:
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     request = builder.sign(ed25519.Ed25519PrivateKey.generate(), None).public_bytes(Encoding.DER)
-    with pytest.raises(IssueRefused, match=r"Ed25519"):
+    with pytest.raises(IssueRefused, match=r"OID 1\.3\.101\.112"):
         public_key_from_csr(request)
+
+
+def test_a_key_whose_check_would_take_hours_is_not_even_read(key: PrivateKey) -> None:
+    with pytest.raises(IssueRefused, match=r"another kind \(OID 1\.2\.840\.10045\.2\.127\)"):
+        public_key_from_csr(csr_of(key).replace(ELLIPTIC, UNREAD))
 
 
 def test_a_request_for_somebody_elses_key_is_refused(key: PrivateKey) -> None:

@@ -22,6 +22,7 @@ from certs.revocation import RevocationList
 from certs.verify import TrustBundle, load_chain
 from protocol import defaults
 from tests.certs.conftest import AT, DAY, HOUR
+from tests.certs.test_keys import ELLIPTIC, UNREAD
 
 BACKDATE = defaults.CERTIFICATE_BACKDATE
 
@@ -219,6 +220,12 @@ def test_a_bundle_comes_back_from_its_pem(authority: Authority, every_kind: dict
     assert again.fingerprint == authority.bundle.fingerprint
     assert len(again.fingerprint) == 64
     assert again.verify_agent(every_kind["agent"].chain_der, AT).cluster == "edge-1"
+
+
+def test_a_bundle_is_refused_before_a_key_is_read_whose_check_would_take_hours(authority: Authority) -> None:
+    odd = x509.load_der_x509_certificate(authority.bundle.root.public_bytes(Encoding.DER).replace(ELLIPTIC, UNREAD))
+    with pytest.raises(AuthorityError, match=r"not that of a tower"):
+        TrustBundle.from_certificates([odd, *authority.bundle.roots])
 
 
 def test_a_bundle_takes_no_leaf_for_an_issuer(authority: Authority, every_kind: dict[str, Issued]) -> None:
