@@ -29,6 +29,7 @@ TABLE: Final = {
     "manifest": ("towerctl.commands.manifest:manifest", "Print the manifest that runs the agent in the member."),
     "forward": ("towerctl.commands.forward:forward", "Reach a declared service of a member on a local port."),
     "ping": ("towerctl.commands.ping:ping", "Time mux, stream and apiserver of a cluster apart."),
+    "top": ("towerctl.commands.top:top", "Show what the tunnels of each cluster carry now."),
     "check": ("towerctl.commands.check:check", "Check server and clusters, and name root causes only."),
     "explain": ("towerctl.commands.explain:explain", "Say what a fault code means and how to mend it (offline)."),
     "completion": ("towerctl.commands.completion:completion", "Print the completion script of a shell."),
