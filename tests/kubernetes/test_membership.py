@@ -25,7 +25,7 @@ from tests.lab import kubefed
 from tests.lab.controlplane import ControlPlane, run
 from tests.lab.hostplane import crds
 from tests.lab.kubefed import SPACE
-from tests.lab.processes import free_ports, wait_until
+from tests.lab.processes import free_ports, wait_until, whole_lines
 from tests.lab.world import TowerWorld
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -422,7 +422,7 @@ def test_each_right_in_the_namespace_of_kubefed_is_used_and_none_is_missing(
     tower: TowerWorld, host_plane: ControlPlane
 ) -> None:
     given, refused = set(), set()
-    for line in host_plane.audit_log.read_text().splitlines():
+    for line in whole_lines(host_plane.audit_log):
         event = json.loads(line)
         reference = event.get("objectRef")
         if event["user"].get("username") != ACCOUNT or reference is None or event["stage"] == "RequestReceived":

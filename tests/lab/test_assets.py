@@ -100,49 +100,56 @@ def test_a_build_lands_whole_in_a_folder_named_after_its_inputs_and_happens_once
 SLOW_GO = """#!/bin/sh
 [ $1 = env ] && {{ echo go1.26.1; exit; }}
 echo $$ >> {folder}/builds
-sleep {seconds}
+until [ -e {folder}/enough ]; do sleep 0.1; done
 while [ "$1" != -o ]; do shift; done; echo "#!/bin/sh" > "$2"; chmod +x "$2"
 """
 RUN = "import sys; from pathlib import Path; from tests.lab import assets; assets.CACHE = Path(sys.argv.pop(1)); "
 
 
 def start_build(folder: Path, cache: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN + "sys.exit(assets.main())", str(cache), "etcd"],
-        cwd=assets.ROOT,
-        env={"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """What it says goes to `folder / "said"`."""
+    with (folder / "said").open("ab") as said:
+        return subprocess.Popen(
+            [sys.executable, "-c", RUN + "sys.exit(assets.main())", str(cache), "etcd"],
+            cwd=assets.ROOT,
+            env={"PATH": f"{folder}:/usr/bin:/bin", "HOME": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
 
 
-def slow_go(folder: Path, seconds: float) -> Path:
-    (folder / "go").write_text(SLOW_GO.format(folder=folder, seconds=seconds))
+def slow_go(folder: Path) -> Path:
+    """Builds until there is a file `enough`."""
+    (folder / "go").write_text(SLOW_GO.format(folder=folder))
     (folder / "go").chmod(0o755)
     return folder / "builds"
 
 
 def test_two_builds_at_once_take_turns_and_build_once(tmp_path: Path, empty_cache: Path) -> None:
-    builds = slow_go(tmp_path, 1)
-    first, second = start_build(tmp_path, empty_cache), start_build(tmp_path, empty_cache)
-    outputs = [process.communicate(timeout=20) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0] != ""
+    builds, said, waits = slow_go(tmp_path), tmp_path / "said", "another build of the control plane is running"
+    both = [start_build(tmp_path, empty_cache) for _ in range(2)]
+    try:
+        wait_until(lambda: waits in said.read_text(), "one that waits for the other", 60)
+    finally:
+        (tmp_path / "enough").touch()
+        outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said.read_text()
+    assert outputs[0] == outputs[1] != ""
     assert len(builds.read_text().splitlines()) == 1
-    assert sum("another build of the control plane is running" in said for _, said in outputs) == 1
+    assert said.read_text().count(waits) == 1
 
 
 def test_an_interrupted_build_ends_its_compilers_and_leaves_no_half(tmp_path: Path, empty_cache: Path) -> None:
-    builds = slow_go(tmp_path, 600)
+    builds = slow_go(tmp_path)
     process = start_build(tmp_path, empty_cache)
-    wait_until(lambda: builds.exists() and builds.read_text().endswith("\n"), "the build", 20)
+    wait_until(lambda: builds.exists() and builds.read_text().endswith("\n"), "the build", 60)
     compiler = int(builds.read_text())
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; what is built stays" in said
-    wait_until(lambda: not Path(f"/proc/{compiler}").exists(), "end of the compiler", 5)
+    assert "interrupted; what is built stays" in (tmp_path / "said").read_text()
+    wait_until(lambda: not Path(f"/proc/{compiler}").exists(), "end of the compiler", 30)
     assert [path.name for path in empty_cache.rglob("*etcd*")] == ["etcd.build.log"]
 
 
