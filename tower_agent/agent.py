@@ -26,7 +26,7 @@ from daemon.process import Process
 from protocol.aio.buffers import read_by
 from tower_agent.config import KUBERNETES, KUBESPHERE, AgentConfig, Service
 from tower_agent.enrol import Enrolment
-from tower_agent.host import HostAgent, Surroundings
+from tower_agent.host import AgentContext, HostAgent
 from tower_agent.kubesphere import KubeSphere
 from tower_agent.member import MemberApi
 from tower_agent.policy import PolicyFile, drift
@@ -88,11 +88,11 @@ class Agent:
                 return 0
             trusts = await self._load(places)
             prober = Prober(api, changed=lambda probe: self._probed(probe, metrics))
-            around = self._surroundings(access, metrics, prober)
+            context = self._context(access, metrics, prober)
             for trust in trusts:
-                self._serve(trust, policies, around)
+                self._serve(trust, policies, context)
             self._start_tasks(process, api, prober, policies, metrics)
-            process.tasks.restart(lambda: self._follow_hosts(stores, policies, around, process.stop), name="hosts")
+            process.tasks.restart(lambda: self._follow_hosts(stores, policies, context, process.stop), name="hosts")
             await process.ready(f"serving {', '.join(trust.host for trust in trusts)}")
             log.info(
                 "agent-started",
@@ -144,11 +144,11 @@ class Agent:
             )
         return trusts
 
-    def _surroundings(self, access: Access, metrics: AgentMetrics, prober: Prober) -> Surroundings:
+    def _context(self, access: Access, metrics: AgentMetrics, prober: Prober) -> AgentContext:
         if self._config.services.get(KUBERNETES, Service()).mode == "gateway":
             callers = metrics.streams.labels(KUBERNETES)
             callers.set_function(lambda: sum(len(host.gateway.connections) for host in self._hosts))
-        return Surroundings(
+        return AgentContext(
             config=self._config,
             access=access,
             metrics=metrics,
@@ -165,14 +165,14 @@ class Agent:
         address = self._config.services.get(KUBESPHERE, Service()).address
         return None if address is None else KubeSphere(MemberApi(access, version=self._version), address)
 
-    def _serve(self, trust: HostTrust, policies: PolicyFile, around: Surroundings) -> None:
-        host = HostAgent(trust, policies.policy(trust.host), around)
+    def _serve(self, trust: HostTrust, policies: PolicyFile, context: AgentContext) -> None:
+        host = HostAgent(trust, policies.policy(trust.host), context)
         self._hosts.append(host)
         self._broken.pop(trust.host, None)
         host.start()
 
     async def _follow_hosts(
-        self, stores: list[IdentityStore], policies: PolicyFile, around: Surroundings, stop: asyncio.Event
+        self, stores: list[IdentityStore], policies: PolicyFile, context: AgentContext, stop: asyncio.Event
     ) -> None:
         """Serve hosts that are joined while the agent runs, and those whose identity was mended or replaced."""
         while True:
@@ -181,7 +181,7 @@ class Agent:
                 found = await enrolled(stores)
                 await self._drop_replaced(found)
                 for name in set(found) - {host.trust.host for host in self._hosts}:
-                    await self._serve_new(name, found[name], policies, around, stop)
+                    await self._serve_new(name, found[name], policies, context, stop)
 
     async def _drop_replaced(self, found: dict[str, IdentityStore]) -> None:
         """Let go of hosts that are down and were joined anew meanwhile: the identity before may have been revoked."""
@@ -196,7 +196,7 @@ class Agent:
                     await host.close("the host was joined anew")
 
     async def _serve_new(
-        self, name: str, store: IdentityStore, policies: PolicyFile, around: Surroundings, stop: asyncio.Event
+        self, name: str, store: IdentityStore, policies: PolicyFile, context: AgentContext, stop: asyncio.Event
     ) -> None:
         try:
             trust = await HostTrust.load(store, name)
@@ -206,7 +206,7 @@ class Agent:
                 log.error("host-not-served", host=name, code=error.code, text=error.message, mend=error.mend)
             return
         if not stop.is_set():
-            self._serve(trust, policies, around)
+            self._serve(trust, policies, context)
             log.info("host-joined", host=name)
 
     def _start_tasks(

@@ -49,7 +49,7 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class AgentContext:
     """What all hosts of one agent share."""
 
     config: AgentConfig
@@ -69,69 +69,69 @@ class Surroundings:
 class HostAgent:
     """Serves one host. `start`, then `close`; both on the loop that it serves."""
 
-    def __init__(self, trust: HostTrust, policy: Policy, around: Surroundings) -> None:
-        entry = next((each for each in around.config.hosts if each.name == trust.host), None)
+    def __init__(self, trust: HostTrust, policy: Policy, context: AgentContext) -> None:
+        entry = next((each for each in context.config.hosts if each.name == trust.host), None)
         raw = entry.raw_services_over_foreign_tls if entry else None
         self.trust: Final = trust
         self.drift: str | None = None
-        self._around = around
-        self._way = WayOut.of(around.config, trust.host)
+        self._context = context
+        self._way = WayOut.of(context.config, trust.host)
         self._target: DialTarget | None = None
         self._tasks = Supervisor(on_failure=self._died)
         self._failure: str | None = None
         self._channels: dict[ControlChannel, Tunnel] = {}
         self.renewal: Final = Renewal(
-            trust, self._channels, metrics=around.metrics, use=self._use_identity, report=self.report
+            trust, self._channels, metrics=context.metrics, use=self._use_identity, report=self.report
         )
         self._trusting = asyncio.Lock()
         self._stale: str | None = None
-        self.observer: Final = RequestObserver(trust.host, around.metrics, unreachable=around.unreachable)
-        self.gateway: Final = make_gateway(around.access, trust, policy, observer=self.observer)
-        self._generation = around.access.generation
+        self.observer: Final = RequestObserver(trust.host, context.metrics, unreachable=context.unreachable)
+        self.gateway: Final = make_gateway(context.access, trust, policy, observer=self.observer)
+        self._generation = context.access.generation
         self.services: Final = Services(
-            around.config.services,
-            access=around.access,
+            context.config.services,
+            access=context.access,
             gateway=self.gateway,
             control=self._control_opened,
-            raw_anywhere=around.config.raw_services_over_foreign_tls if raw is None else raw,
-            metrics=around.metrics,
+            raw_anywhere=context.config.raw_services_over_foreign_tls if raw is None else raw,
+            metrics=context.metrics,
             tasks=self._tasks,
-            unreachable=around.unreachable,
+            unreachable=context.unreachable,
         )
-        self.links: Final = [self._link(number) for number in range(around.config.links)]
+        self.links: Final = [self._link(number) for number in range(context.config.links)]
         self._links_changed()
 
     def _link(self, number: int) -> LinkSupervisor:
-        around, trust = self._around, self.trust
-        instance = f"{around.instance}.{number}" if number else around.instance  # the server tells tunnels apart by it
+        context, trust = self._context, self.trust
+        instance = f"{context.instance}.{number}" if number else context.instance  # tells the tunnels apart
         return LinkSupervisor(
             LinkParts(
                 host=trust.host,
                 target=self._dial_target,
-                handshake=lambda: trust.handshake(instance=instance, software=around.version),
+                handshake=lambda: trust.handshake(instance=instance, software=context.version),
                 ends_at_tower=trust.ends_at_tower,
                 on_stream=self.services.on_stream,
                 instance=instance,
-                budget=around.budget,
-                limits=around.config.liveness.limits(around.config.memory),
+                budget=context.budget,
+                limits=context.config.liveness.limits(context.config.memory),
                 changed=self._links_changed,
                 welcomed=self._welcomed,
                 leaving=self.gateway.drain,
             ),
-            metrics=around.metrics,
+            metrics=context.metrics,
             tasks=self._tasks,
         )
 
     def follow_access(self) -> None:
         """Has callers' requests go by the access to the apiserver as it was read last."""
-        if self._generation != self._around.access.generation:
-            self._generation = self._around.access.generation
-            renew_upstreams(self.gateway.upstreams, self._around.access)
+        if self._generation != self._context.access.generation:
+            self._generation = self._context.access.generation
+            renew_upstreams(self.gateway.upstreams, self._context.access)
 
     def _links_changed(self) -> None:
         open_now = sum(link.state.connected for link in self.links)
-        self._around.metrics.tunnels.labels(self.trust.host).set(open_now)
-        self._around.metrics.connected.labels(self.trust.host).set(1 if open_now else 0)
+        self._context.metrics.tunnels.labels(self.trust.host).set(open_now)
+        self._context.metrics.connected.labels(self.trust.host).set(1 if open_now else 0)
 
     def _welcomed(self) -> None:
         for link in self.links:
@@ -168,7 +168,7 @@ class HostAgent:
 
         GOAWAY comes first: whoever asks again because of what ends here must not be sent here again.
         """
-        deadline = self._around.config.drain
+        deadline = self._context.config.drain
         for link in self.links:
             link.leave(text, deadline)
         self.gateway.drain()
@@ -205,15 +205,15 @@ class HostAgent:
             channel.status(self._status())
 
     def _status(self) -> dict[str, Any]:
-        probe = self._around.probe_fields()
+        probe = self._context.probe_fields()
         return {
             "probe": probe,
             "version": probe.get("version"),
             "uid": probe.get("uid"),
             "nodes": probe.get("nodes"),
-            "agent_version": self._around.version,
+            "agent_version": self._context.version,
             "services": self.services.report(),
-            "hosts": self._around.hosts(),
+            "hosts": self._context.hosts(),
             "requests": self.observer.figures(),
             "policy": {"drift": self.drift},
             "revocations": {"stale": self._stale_revocations()},
@@ -278,14 +278,14 @@ class HostAgent:
             self.renewal.due.set()
 
     def _compare_came(self, channel: ControlChannel, nonce: str) -> None:
-        if self._around.kubesphere is None or channel.answers:
+        if self._context.kubesphere is None or channel.answers:
             return
         try:
             asked = base64.b64decode(nonce, validate=True)
         except binascii.Error:
             return  # not of this protocol: no answer is what says so
         channel.answers["kubesphere"] = None
-        self._tasks.start(self._compare(channel, asked, self._around.kubesphere), name=f"compare {self.trust.host}")
+        self._tasks.start(self._compare(channel, asked, self._context.kubesphere), name=f"compare {self.trust.host}")
 
     async def _compare(self, channel: ControlChannel, nonce: bytes, kubesphere: KubeSphere) -> None:
         """For as long as the stream stands: either secret may be changed."""
@@ -339,7 +339,7 @@ class HostAgent:
         self.report()
 
     def _note_expiry(self) -> None:
-        gauge = self._around.metrics.certificate_expiration
+        gauge = self._context.metrics.certificate_expiration
         gauge.labels("identity", self.trust.identity.cluster).set(self.trust.validity.not_after)
         gauge.labels("serving", self.trust.identity.cluster).set(self.trust.serving_validity.not_after)
 

@@ -200,7 +200,7 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
             copy.deserialize(_unjournaled(data))
             if aside is not None:
-                since = _done_since(_deeds(copy), _deeds(connection))
+                since = _done_since(_summary(copy), _summary(connection))
             _renumber(copy)
             _void_tokens(copy)
             copy.backup(connection)
@@ -208,7 +208,7 @@ def restore(data: bytes, database: Path, *, replace: bool) -> tuple[Contents, Pa
 
 
 @dataclass(frozen=True, slots=True)
-class _Deeds:
+class _Summary:
     """What operators and members have done; the uid tells a cluster, and its agents, from another of its name."""
 
     clusters: set[tuple[str, str]]
@@ -216,9 +216,9 @@ class _Deeds:
     revoked: set[str]
 
 
-def _deeds(state: sqlite3.Connection) -> _Deeds:
+def _summary(state: sqlite3.Connection) -> _Summary:
     """A record that is damaged counts by its name: the state that is replaced may be just that."""
-    found = _Deeds(set(), set(), set())
+    found = _Summary(set(), set(), set())
     for kind, name, text in state.execute("SELECT kind, name, data FROM records").fetchall():
         try:
             kept = json.loads(text)
@@ -235,7 +235,7 @@ def _deeds(state: sqlite3.Connection) -> _Deeds:
     return found
 
 
-def _done_since(copy: _Deeds, there: _Deeds) -> list[str]:
+def _done_since(copy: _Summary, there: _Summary) -> list[str]:
     """What was done between the copy and the state that it replaces, a sentence each with what to do about it."""
     added = {name for name, _ in there.clusters - copy.clusters}
     joined = {name for name, _ in there.agents - copy.agents if name.partition("/")[0] not in added}

@@ -20,7 +20,7 @@ from tests.tower_agent.backend import Backend, Pki, Request, backend, write_kube
 from tests.tower_agent.tower import Tower, state_dir
 from tower_agent.config import AgentConfig
 from tower_agent.enrol import Enrolment
-from tower_agent.host import HostAgent, Surroundings
+from tower_agent.host import AgentContext, HostAgent
 from tower_agent.trust import HostTrust
 from tower_agent.wayout import WayOut
 
@@ -56,7 +56,7 @@ class Member:
             await Enrolment(str(tower.token()), store=DirectoryIdentityStore(folder), way=WayOut()).run()
         config = AgentConfig(kubeconfig=self.kubeconfig, state_dir=folder, **settings)
         trust = await HostTrust.load(DirectoryIdentityStore(folder), tower.host)
-        around = Surroundings(
+        context = AgentContext(
             config=config,
             access=Access.find(self.kubeconfig),
             metrics=self.metrics,
@@ -66,7 +66,7 @@ class Member:
             probe_fields=lambda: {"ready": True, "version": "v1.35.4", "uid": "4be1", "nodes": 3},
             unreachable=lambda: self.unreachable.append(tower.host),
         )
-        agent = HostAgent(trust, policy or Policy.default(tower.host), around)
+        agent = HostAgent(trust, policy or Policy.default(tower.host), context)
         self.agents.append(agent)
         agent.start()
         return agent

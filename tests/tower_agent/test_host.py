@@ -168,7 +168,7 @@ async def test_a_host_that_asks_about_kubesphere_is_answered_in_each_status_and_
     monkeypatch.setattr(host_module, "COMPARE_EVERY", 0.05)
     async with make_member() as member, serving_tower(new_tower()) as tower:
         agent, asked = await member.agent(tower), KubeSphere()
-        agent._around = replace(agent._around, hosts=lambda: ["east", "west"], kubesphere=asked)
+        agent._context = replace(agent._context, hosts=lambda: ["east", "west"], kubesphere=asked)
         control = control_of(await tower.tunnel())
         assert "kubesphere" not in await control.next("status")
         agent.report()

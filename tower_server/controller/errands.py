@@ -67,8 +67,8 @@ class Errand:
 
 
 @dataclass(frozen=True, slots=True)
-class Tidings:
-    """What an errand arrived at. None: nothing is known yet, or nothing is to be said."""
+class Findings:
+    """What an errand has found out. None: nothing is known yet, or there is nothing to report."""
 
     accepted: Condition | None = None
     federation: Condition | None = None
@@ -79,11 +79,11 @@ class Tidings:
 @dataclass(slots=True)
 class _State:
     errand: Errand
-    tidings: Tidings | None = None
+    findings: Findings | None = None
     done_for: Errand | None = None
     due: float = 0.0
     busy: bool = False
-    work: asyncio.Task[tuple[Tidings, bool]] | None = None
+    work: asyncio.Task[tuple[Findings, bool]] | None = None
     """What is being done in the member."""
     backoff: Backoff = field(default_factory=lambda: Backoff(random=random.random, minimum=RETRY[0], maximum=RETRY[1]))
 
@@ -119,7 +119,7 @@ class Errands:
         self._states.clear()
         self._queue.clear()
 
-    def ask(self, errand: Errand) -> Tidings | None:
+    def ask(self, errand: Errand) -> Findings | None:
         """What is known of a member by now; what is missing is begun."""
         state = self._states.setdefault(errand.cluster, _State(errand))
         state.errand = errand
@@ -128,7 +128,7 @@ class Errands:
             state.busy = True
             self._queue.append(errand.cluster)
             self._wake.set()
-        return state.tidings
+        return state.findings
 
     async def _forget(self, cluster: str) -> None:
         """What is being done for a cluster that goes would otherwise come after what takes it away."""
@@ -153,12 +153,12 @@ class Errands:
                 await self._do(state)
 
     async def _do(self, state: _State) -> None:
-        errand, before, retry = state.errand, state.tidings, True
+        errand, before, retry = state.errand, state.findings, True
         try:
-            doing = self._errand(errand, before if before is not None else Tidings())
+            doing = self._errand(errand, before if before is not None else Findings())
             state.work = asyncio.create_task(doing, name=f"errand-{errand.cluster}")
             async with asyncio.timeout(DEADLINE):
-                state.tidings, retry = await state.work
+                state.findings, retry = await state.work
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if own is None or own.cancelling():
@@ -168,10 +168,10 @@ class Errands:
             return
         except (TowerError, TimeoutError) as error:
             text = error.message if isinstance(error, TowerError) else f"it took longer than {DEADLINE:g} s"
-            state.tidings = _not_looked(before, text)
+            state.findings = _not_looked(before, text)
             log.warning("errand-failed", cluster=errand.cluster, text=text)
         except Exception as error:  # the boundary: one member's surprise is not the others'
-            state.tidings = _not_looked(before, repr(error))
+            state.findings = _not_looked(before, repr(error))
             log.error("errand-broke", cluster=errand.cluster, exc_info=error)
         finally:
             state.busy = False
@@ -180,13 +180,13 @@ class Errands:
             state.due = time.monotonic() + state.backoff.next()
         else:
             state.backoff.reset()
-            state.due = time.monotonic() + _again(state.tidings, errand)
-        if self._states.get(errand.cluster) is state and (state.tidings != before or state.errand != errand):
+            state.due = time.monotonic() + _again(state.findings, errand)
+        if self._states.get(errand.cluster) is state and (state.findings != before or state.errand != errand):
             self._poke(errand.cluster)
 
     # ---- one errand ---------------------------------------------------------------------------------------------
 
-    async def _errand(self, errand: Errand, before: Tidings) -> tuple[Tidings, bool]:
+    async def _errand(self, errand: Errand, before: Findings) -> tuple[Findings, bool]:
         """What it arrived at, and whether it is to be tried again soon."""
         accepted = await self._accept(errand) if errand.healthy else before.accepted
         try:
@@ -198,8 +198,8 @@ class Errands:
                 ("TWR127", fault("TWR127").reason) if isinstance(error, KubeError) else (error.code, error.reason)
             )
             text = f"{code}: {error.message}; {error.mend}"
-            return Tidings(accepted, Condition(FEDERATION, "False", reason, text)), True
-        return Tidings(accepted, said, left), False
+            return Findings(accepted, Condition(FEDERATION, "False", reason, text)), True
+        return Findings(accepted, said, left), False
 
     async def _accept(self, errand: Errand) -> Condition:
         if errand.passthrough:
@@ -303,15 +303,15 @@ class Errands:
                     await member.delete(CLUSTER_ROLE_BINDINGS, binding_name(self._host))
 
 
-def _not_looked(before: Tidings | None, text: str) -> Tidings:
+def _not_looked(before: Findings | None, text: str) -> Findings:
     if before is not None and before.accepted is not None:
         return before
-    return Tidings(Condition(ACCEPTED, "Unknown", "NotLooked", f"the member could not be looked at: {text}"))
+    return Findings(Condition(ACCEPTED, "Unknown", "NotLooked", f"the member could not be looked at: {text}"))
 
 
-def _again(tidings: Tidings | None, errand: Errand) -> float:
+def _again(findings: Findings | None, errand: Errand) -> float:
     """Seconds until the same is looked at anew."""
-    accepted = tidings.accepted if tidings is not None else None
+    accepted = findings.accepted if findings is not None else None
     if accepted is not None and accepted.status != "True":
         return REFUSED_AGAIN
     unmarked = accepted is not None and accepted.reason == UNMARKED and not errand.passthrough

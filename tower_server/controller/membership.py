@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from daemon.kube.resources import Object
 from tower_server.controller.conditions import Condition, find
-from tower_server.controller.errands import ACCEPTED, Errand, Errands, Tidings
+from tower_server.controller.errands import ACCEPTED, Errand, Errands, Findings
 from tower_server.controller.facts import Sight
 from tower_server.controller.registry import Registry
 from tower_server.controller.status import Outcome, endpoint
@@ -37,15 +37,15 @@ class Membership:
     ) -> Outcome:
         """The outcome with what is known of the member; what is not known now stays as it was said before."""
         errand = _errand(outcome, record=record, wanted=wanted, sight=sight, hosted_as=hosted_as)
-        tidings = self.errands.ask(errand) or Tidings()
-        if tidings.federation is not None and tidings.federation.reason == "Joining" and not record.federated:
+        findings = self.errands.ask(errand) or Findings()
+        if findings.federation is not None and findings.federation.reason == "Joining" and not record.federated:
             record = await self.registry.note_federated(record, True)
-            tidings = self.errands.ask(replace(errand, joined=True)) or tidings
-        elif tidings.left and record.federated and not errand.federate:
+            findings = self.errands.ask(replace(errand, joined=True)) or findings
+        elif findings.left and record.federated and not errand.federate:
             await self.registry.note_federated(record, False)
         held = (resource.get("status") or {}).get("conditions")
-        said = [each for each in (tidings.accepted, tidings.federation) if each is not None]
-        if tidings.accepted is None and find(held, ACCEPTED) is None:
+        said = [each for each in (findings.accepted, findings.federation) if each is not None]
+        if findings.accepted is None and find(held, ACCEPTED) is None:
             said.append(UNSEEN)
         return replace(outcome, inside=tuple(said))
 

@@ -77,9 +77,9 @@ class Lab:
     async def until(self, errand, true):
         """Asks as a reconcile does, until what is known is as awaited."""
         async with asyncio.timeout(PATIENCE):
-            while (tidings := self.errands.ask(errand)) is None or not true(tidings):
+            while (findings := self.errands.ask(errand)) is None or not true(findings):
                 await asyncio.sleep(0.02)
-            return tidings
+            return findings
 
     async def accepted(self, errand, status):
         found = await self.until(errand, lambda each: each.accepted is not None and each.accepted.status == status)

@@ -8,7 +8,7 @@ import pytest
 
 from daemon.faults import TowerError
 from tower_server.controller.conditions import Condition
-from tower_server.controller.errands import Tidings
+from tower_server.controller.errands import Findings
 from tower_server.controller.facts import Sight
 from tower_server.controller.membership import Membership, withheld
 from tower_server.controller.status import Outcome
@@ -28,12 +28,12 @@ YES = Condition("Accepted", "True", "Accepted")
 class Errands:
     """Takes what it is asked, answers what it is told to."""
 
-    def __init__(self, *tidings, left=""):
-        self.asked, self.farewells, self._tidings, self._left = [], [], list(tidings), left
+    def __init__(self, *findings, left=""):
+        self.asked, self.farewells, self._findings, self._left = [], [], list(findings), left
 
     def ask(self, errand):
         self.asked.append(errand)
-        return self._tidings.pop(0) if self._tidings else None
+        return self._findings.pop(0) if self._findings else None
 
     async def farewell(self, errand):
         self.farewells.append(errand)
@@ -126,12 +126,12 @@ async def test_what_nobody_knows_yet_is_said_once_and_then_stays_as_it_was():
 
 async def test_the_join_is_noted_before_anything_of_it_is_made():
     joining = Condition("FederationReady", "Unknown", "Joining")
-    errands, registry = Errands(Tidings(YES, joining)), Registry()
+    errands, registry = Errands(Findings(YES, joining)), Registry()
     outcome = await look(errands, registry, held=resource(federation=True))
     assert registry.noted == [True]
     assert [each.joined for each in errands.asked] == [False, True]
     assert outcome.inside == (YES, joining)
-    errands = Errands(Tidings(YES, joining))
+    errands = Errands(Findings(YES, joining))
     with pytest.raises(TowerError):
         await look(errands, Registry(broken=True), held=resource(federation=True))
     assert not [each for each in errands.asked if each.joined]
@@ -140,9 +140,9 @@ async def test_the_join_is_noted_before_anything_of_it_is_made():
 async def test_the_note_goes_when_nothing_is_left_on_either_side():
     left = Condition("FederationReady", "False", "Left")
     registry, record = Registry(), replace(RECORD, federated=True)
-    await look(Errands(Tidings(YES, left)), registry, record=record)
+    await look(Errands(Findings(YES, left)), registry, record=record)
     assert registry.noted == []
-    await look(Errands(Tidings(YES, left, left=True)), registry, record=record)
+    await look(Errands(Findings(YES, left, left=True)), registry, record=record)
     assert registry.noted == [False]
 
 
