@@ -46,7 +46,6 @@ class Gateway:
         observer: Observer | None = None,
         cluster: str = "",  # for the mends of refusals
         clock: Callable[[], float] = time.time,
-        idle_limit: float = defaults.CALLER_IDLE,
         head_deadline: float = defaults.HEAD_DEADLINE,
         handshake_deadline: float = defaults.HANDSHAKE_DEADLINE,
     ) -> None:
@@ -55,7 +54,7 @@ class Gateway:
         self.policy = policy
         self.observer: Final[Observer] = observer or NullObserver()
         self.cluster: Final = cluster
-        self.idle_limit: Final = idle_limit
+        self.idle_limit: Final = defaults.CALLER_IDLE
         self.head_deadline: Final = head_deadline
         self.connections: set[CallerConnection] = set()
         self.draining = False

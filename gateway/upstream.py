@@ -91,8 +91,6 @@ class Pool:
         authorization: Callable[[], bytes] | None = None,
         connect: Connect | None = None,
         limit: int = defaults.MAX_STREAMS,
-        idle_limit: int = defaults.UPSTREAM_IDLE_CONNECTIONS,
-        idle_for: float = defaults.UPSTREAM_IDLE,
         dial_deadline: float = defaults.DIAL_DEADLINE,
     ) -> None:
         self.name: Final = name
@@ -101,8 +99,6 @@ class Pool:
         self._connect_to = connect or self._dial_tcp
         self._context = context
         self._limit = limit
-        self._idle_limit = idle_limit
-        self._idle_for = idle_for
         self._dial_deadline = dial_deadline
         self._idle: deque[Connection] = deque()
         self._open: set[Connection] = set()
@@ -130,7 +126,7 @@ class Pool:
         connection.served += 1
         connection.idle_since = now
         self._idle.append(connection)
-        if len(self._idle) > self._idle_limit:
+        if len(self._idle) > defaults.UPSTREAM_IDLE_CONNECTIONS:
             self.discard(self._idle[0])
 
     def discard(self, connection: Connection) -> None:
@@ -149,7 +145,7 @@ class Pool:
 
     def expire(self, now: float) -> None:
         """Drop what has been idle for too long; called now and then with the loop's time."""
-        while self._idle and now - self._idle[0].idle_since > self._idle_for:
+        while self._idle and now - self._idle[0].idle_since > defaults.UPSTREAM_IDLE:
             self.discard(self._idle[0])
 
     def renew(self, context: ssl.SSLContext, *, authorization: Callable[[], bytes] | None = None) -> None:

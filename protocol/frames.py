@@ -29,9 +29,9 @@ _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
 Frame = tuple[int, int, int, memoryview]  # type, flags, stream id, payload (borrowed until the next feed)
 
 
-def encode(kind: FrameType, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    """One whole frame."""
-    return HEADER.pack(kind, flags, 0, stream, len(payload)) + payload
+def encode(kind: FrameType, stream: int, payload: bytes = b"") -> bytes:
+    """One whole frame, without flags."""
+    return HEADER.pack(kind, 0, 0, stream, len(payload)) + payload
 
 
 def encode_reason(kind: FrameType, stream: int, code: Code, text: str) -> bytes:

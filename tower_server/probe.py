@@ -87,9 +87,7 @@ def _passthrough_context() -> ssl.SSLContext:
     return context
 
 
-async def probe(
-    member: Member, tunnel: Tunnel, credential: ProbeCredential, *, deadline: float = DEADLINE
-) -> ProbeResult:
+async def probe(member: Member, tunnel: Tunnel, credential: ProbeCredential) -> ProbeResult:
     """One probe; every failure is in the result."""
     began = time.monotonic()
     passthrough = member.passthrough
@@ -101,14 +99,14 @@ async def probe(
     stream: StreamTransport | None = None
     opened: float | None = None
     try:
-        async with asyncio.timeout(deadline):
-            stream = await tunnel.open(KUBERNETES, pump, caller=CALLER, connection_id="", deadline=deadline)
+        async with asyncio.timeout(DEADLINE):
+            stream = await tunnel.open(KUBERNETES, pump, caller=CALLER, connection_id="", deadline=DEADLINE)
             opened = time.monotonic() - began
             status, body = await exchange.answer
             _judge(status, body, passthrough=passthrough)
     except TimeoutError:
         what = "the stream was not opened" if stream is None else "no answer to GET /readyz"
-        return _failed(ProbeFailed("TWR303", f"{what} within {deadline:g} s"), opened)
+        return _failed(ProbeFailed("TWR303", f"{what} within {DEADLINE:g} s"), opened)
     except ProtocolError as error:
         code = wire_fault(error.code, "TWR301")
         return _failed(ProbeFailed(code, error.text or error.code.name), opened)
