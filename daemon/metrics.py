@@ -21,6 +21,7 @@ from daemon.tally import RequestTally
 STATES: Final = ("NeverConnected", "TunnelDown", "ApiserverDown", "AuthFailed", "Degraded", "Connected", "Unknown")
 OPEN_RESULTS: Final = ("ok", "no_tunnel", "refused", "limit", "timeout", "lost")
 RESUME_RESULTS: Final = ("ok", "refused", "expired")
+HOLD_RESULTS: Final = ("tunnel", "in_vain", "left")
 DIRECTIONS: Final = ("to_member", "from_member")
 M: Final = "member_cluster"
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -91,7 +92,9 @@ class ServerMetrics(_Metrics):
         self.tunnels_expected = self._gauge("tunnels_expected", "Tunnels that the cluster should have.", M)
         self.tunnel_rtt = self._gauge("tunnel_rtt_seconds", "Last measured round trip of the best tunnel.", M)
         self.tunnel_closes = self._counter("tunnel_closes_total", "Tunnels closed, by cause.", M, "cause")
-        self.resumes = self._counter("resumes_total", "Tunnels without a link, by what became of them.", M, "result")
+        self.resumes = self._counter(
+            "tunnel_resumes_total", "Tunnels without a link, by what became of them.", M, "result"
+        )
         self.handshakes = self._counter("handshakes_total", "Handshakes on the tunnel port, by result.", "result")
         self.enrolments = self._counter("enrolments_total", "Enrolments by result.", "result")
         self.streams = self._gauge("streams", "Open streams.", M, "service")
@@ -104,6 +107,10 @@ class ServerMetrics(_Metrics):
             "error_responses_total", "Answers that the server itself gave to callers, by fault code.", M, "code"
         )
         self.callers_waiting = self._gauge("callers_waiting", "Callers held until a tunnel returns.", M)
+        self.caller_hold_duration = self._histogram(
+            "caller_hold_duration_seconds", "How long callers were held for a tunnel, by how it ended.", "result"
+        )
+        self.held = {result: self.caller_hold_duration.labels(result) for result in HOLD_RESULTS}
         self.caller_tls_failures = self._counter(
             "caller_tls_failures_total", "TLS handshakes with callers that failed at the server itself.", M
         )
@@ -143,6 +150,7 @@ class ClusterMetrics:
         self.last_transition = metrics.cluster_last_transition.labels(name)
         self.rtt = metrics.tunnel_rtt.labels(name)
         self.waiting = metrics.callers_waiting.labels(name)
+        self.held = metrics.held
         self.tls_failures = metrics.caller_tls_failures.labels(name)
         self.tunnels = metrics.tunnels.labels(name, "tower.v1")
         self.opens = {result: metrics.stream_opens.labels(name, result) for result in OPEN_RESULTS}

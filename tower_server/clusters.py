@@ -125,7 +125,7 @@ class Clusters:
             seconds=self._hold_seconds,
             waiters=self._hold_waiters,
             window=self._resume_window,
-            gauge=metrics.waiting,
+            metrics=metrics,
         )
         member = Member(
             cluster.name,

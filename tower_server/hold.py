@@ -11,23 +11,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from prometheus_client import Gauge
+from daemon.metrics import ClusterMetrics
 
 
 class Hold:
     """Of one cluster. Times are those of the loop."""
 
-    def __init__(self, *, seconds: float, waiters: int, window: float, gauge: Gauge) -> None:
+    def __init__(self, *, seconds: float, waiters: int, window: float, metrics: ClusterMetrics) -> None:
         """`window`: for how long after the loss a return is likely, which is as long as tunnels wait for a new link."""
         self._loop = asyncio.get_running_loop()
         self.seconds = seconds
         self._most = waiters
         self._window = window
-        self._gauge = gauge
+        self._metrics = metrics
         self._lost_at: float | None = None
         self._ends: float | None = None  # of this outage's hold; None before the first caller
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: dict[object, Callable[[bool], None]] = {}
+        self._waiting: dict[object, tuple[float, Callable[[bool], None]]] = {}
 
     def lost(self) -> None:
         """The last tunnel has ended (or the server has just started without one that it had)."""
@@ -58,14 +58,16 @@ class Hold:
         if self._ends is None:
             self._ends = self._loop.time() + self.seconds
             self._timer = self._loop.call_later(self.seconds, self._end, False)
-        self._waiting[key] = then
-        self._gauge.set(len(self._waiting))
+        self._waiting[key] = self._loop.time(), then
+        self._metrics.waiting.set(len(self._waiting))
         return True
 
     def leave(self, key: object) -> None:
         """A caller that waits no longer. One that did not wait is fine."""
-        if self._waiting.pop(key, None) is not None:
-            self._gauge.set(len(self._waiting))
+        waited = self._waiting.pop(key, None)
+        if waited is not None:
+            self._metrics.waiting.set(len(self._waiting))
+            self._metrics.held["left"].observe(self._loop.time() - waited[0])
 
     def close(self) -> None:
         """Ends every wait in vain."""
@@ -76,6 +78,8 @@ class Hold:
             self._timer.cancel()
             self._timer = None
         waiting, self._waiting = self._waiting, {}
-        self._gauge.set(0)
-        for then in waiting.values():
+        self._metrics.waiting.set(0)
+        held, now = self._metrics.held["tunnel" if found else "in_vain"], self._loop.time()
+        for since, then in waiting.values():
+            held.observe(now - since)
             then(found)

@@ -134,7 +134,7 @@ def test_ten_thousand_streams_leave_nothing(tower: TowerWorld) -> None:
 def test_a_thousand_returns_of_an_agent_leave_nothing(tower: TowerWorld, net: tuple[Network, int]) -> None:
     """Each over a link of its own, by which the one tunnel goes on."""
     relay, _ = net
-    resumed = f'tower_resumes_total{{member_cluster="{NAME}",result="ok"}}'
+    resumed = f'tower_tunnel_resumes_total{{member_cluster="{NAME}",result="ok"}}'
 
     def tenth(count: int) -> None:
         for _ in range(count):

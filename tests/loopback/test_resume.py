@@ -40,7 +40,7 @@ def tower(place: Path, net: tuple[Network, int], member: BackendMember) -> Itera
 
 
 def resumed(tower: TowerWorld, result: str = "ok") -> float:
-    return metrics(tower).get(f'tower_resumes_total{{member_cluster="{NAME}",result="{result}"}}', 0.0)
+    return metrics(tower).get(f'tower_tunnel_resumes_total{{member_cluster="{NAME}",result="{result}"}}', 0.0)
 
 
 async def echo(caller: Caller) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.asyncio
 
 async def test_what_else_is_lost_while_callers_wait_is_the_same_outage():
     """Tunnels that end one after the other must not leave two timers, the older of which cuts a later hold short."""
-    gauge = ServerMetrics(version="0").cluster("edge-1").waiting
-    hold, ends = Hold(seconds=60, waiters=4, window=40, gauge=gauge), []
+    metrics = ServerMetrics(version="0")
+    hold, ends = Hold(seconds=60, waiters=4, window=40, metrics=metrics.cluster("edge-1")), []
     hold.lost()
     assert hold.wait("first", ends.append)
     timer = hold._timer
@@ -34,8 +34,13 @@ async def test_what_else_is_lost_while_callers_wait_is_the_same_outage():
     hold.lost()
     assert hold.wait("third", ends.append), "another outage, another hold"
     assert hold._timer is not timer
+    assert hold.wait("fourth", ends.append)
+    hold.leave("fourth")
     hold.close()
     assert ends == [True, True, False]
+    text = metrics.render().decode()
+    for result, count in (("tunnel", 2.0), ("in_vain", 1.0), ("left", 1.0)):
+        assert f'tower_caller_hold_duration_seconds_count{{result="{result}"}} {count}' in text
 
 
 async def test_a_return_is_likely_for_as_long_as_tunnels_wait_for_a_link(tmp_path):

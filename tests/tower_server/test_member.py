@@ -57,7 +57,7 @@ def metrics():
 
 async def made(metrics, *, connected=None, expected=None, changed=lambda _: None):
     bound = metrics.cluster("edge-1")
-    hold = Hold(seconds=2, waiters=4, window=40, gauge=bound.waiting)
+    hold = Hold(seconds=2, waiters=4, window=40, metrics=bound)
     return Member("edge-1", "u", connected=connected, expected=expected, metrics=bound, hold=hold, changed=changed)
 
 

@@ -115,7 +115,7 @@ async def test_what_became_of_lost_links_is_counted_and_listed(tmp_path):
         tunnel.lose(Code.TUNNEL_LOST, "cut by a test; no new link")
         assert member.history[0].event == "closed"
         text = server.server._metrics.render().decode()
-        assert 'tower_resumes_total{member_cluster="edge-1",result="expired"} 1.0' in text
+        assert 'tower_tunnel_resumes_total{member_cluster="edge-1",result="expired"} 1.0' in text
         agent.tunnel.lose(Code.TUNNEL_LOST, "the test ends")
 
 
