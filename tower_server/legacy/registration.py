@@ -16,7 +16,9 @@ from ipaddress import IPv6Address
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from certs.published import published
 from protocol import defaults
@@ -27,6 +29,21 @@ MAX_TOKEN: Final = 1024
 MAX_CERTIFICATES: Final = 32
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[A-Za-z0-9]|\[[0-9A-Fa-f:.]{2,45}\]")
 _BEARER: Final = re.compile(rb"[\x21-\x7e]{1,16384}")
+MAX_RSA_BITS: Final = 4096  # what a signature takes grows with the third power
+_KINDS: Final = (
+    PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5,
+    PublicKeyAlgorithmOID.EC_PUBLIC_KEY,
+    PublicKeyAlgorithmOID.ED25519,
+)
+# Keys of these kinds alone, since the library checks others for hours if they are large: by the PEM's own label, or by
+# the identifier at the beginning of PKCS #8.
+_KEY: Final = re.compile(rb"-----BEGIN ((?:RSA |EC )?)PRIVATE KEY-----([A-Za-z0-9+/=\s]+)-----END \1PRIVATE KEY-----")
+_SIZE: Final = rb"(?:[\x00-\x7f]|\x81.|\x82..)"
+_PKCS8: Final = re.compile(
+    rb"\x30%b\x02\x01[\x00\x01]\x30%b\x06"
+    rb"(?:\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01|\x07\x2a\x86\x48\xce\x3d\x02\x01|\x03\x2b\x65\x70)" % (_SIZE, _SIZE),
+    re.DOTALL,
+)
 
 
 class RegistrationError(Exception):
@@ -138,7 +155,7 @@ def _credential(document: Mapping[str, Any]) -> Credential:
     chain, key = _bytes(document, "CertData"), _bytes(document, "KeyData")
     token = _bytes(document, "BearerToken").strip()
     if chain or key:
-        _check_pair(chain, key)
+        key = _key_of(chain, key)
     elif not token:
         raise RegistrationError(
             "neither CertData and KeyData nor BearerToken is there: without a credential nobody can be served; "
@@ -156,7 +173,7 @@ def _bytes(document: Mapping[str, Any], key: str) -> bytes:
         return b""
     try:
         if not isinstance(value, str):
-            raise ValueError(key)
+            raise ValueError("no key of such a kind")
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         raise RegistrationError(f"{key} is not base64") from None
@@ -180,15 +197,35 @@ def _certificates(pem: bytes, key: str) -> list[x509.Certificate]:
     return found
 
 
-def _check_pair(chain: bytes, key: bytes) -> None:
+def _key_of(chain: bytes, key: bytes) -> bytes:
+    """The one key in KeyData, as PEM, when it is that of the first certificate."""
     certificates = _certificates(chain, "CertData")
     if not certificates or not key:
         raise RegistrationError("CertData and KeyData belong together, and one is missing")
+    if certificates[0].public_key_algorithm_oid not in _KINDS:
+        raise RegistrationError("CertData is a certificate for a key of another kind than RSA, ECDSA or Ed25519")
+    found = _KEY.search(key)
     try:
-        public = load_pem_private_key(key, None).public_key()
+        if found is None or not (found[1] or _PKCS8.match(base64.b64decode(found[2]))):
+            raise ValueError("no key of such a kind")
+        # Without the check of RSA's two primes, which takes half a second for a common key, and hours for a large one.
+        private = load_pem_private_key(found[0], None, unsafe_skip_rsa_key_validation=True)
         form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-        fits = public.public_bytes(*form) == certificates[0].public_key().public_bytes(*form)
+        public = private.public_key().public_bytes(*form)
+        fits = public == certificates[0].public_key().public_bytes(*form)
+        fair = not isinstance(private, rsa.RSAPrivateKey) or _is_fair(private)
     except Exception:  # cryptography raises many kinds; none of them may carry key material into a log
-        raise RegistrationError("KeyData is not an unencrypted private key as PEM") from None
+        raise RegistrationError("KeyData is not an unencrypted private key (RSA, ECDSA or Ed25519) as PEM") from None
     if not fits:
         raise RegistrationError("KeyData is not the key of the certificate in CertData")
+    if not fair:
+        raise RegistrationError(f"KeyData is an RSA key of more than {MAX_RSA_BITS} bits, or its parts do not fit")
+    return found[0] + b"\n"
+
+
+def _is_fair(key: rsa.RSAPrivateKey) -> bool:
+    """Whether no part is larger than the modulus, whose size bounds what each signature costs."""
+    held = key.private_numbers()
+    modulus = held.public_numbers.n
+    parts = (held.public_numbers.e, held.d, held.p, held.q, held.dmp1, held.dmq1, held.iqmp)
+    return modulus.bit_length() <= MAX_RSA_BITS and max(parts) <= modulus

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
+import time
+from datetime import UTC, datetime
+from math import gcd
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.lab.pki import ClusterCA
 from tower_server.legacy.registration import (
@@ -197,6 +205,89 @@ def test_a_key_that_is_another_certificates_is_refused(document: dict[str, Any],
         read({**document, "CertData": chain})
     with pytest.raises(RegistrationError, match="one is missing"):
         read({**document, "KeyData": chain})
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    size = len(content).to_bytes(2, "big")
+    return bytes([tag, 0x82]) + size + content if len(content) > 255 else bytes([tag, 0x81, size[1]]) + content
+
+
+def short(tag: int, content: bytes) -> bytes:
+    return bytes([tag, len(content)]) + content
+
+
+def whole(number: int) -> bytes:
+    content = number.to_bytes(number.bit_length() // 8 + 1, "big")
+    return der(2, content) if len(content) > 127 else short(2, content)
+
+
+def diffie_hellman(prime: int) -> bytes:
+    """A private key of that group, as PKCS #8."""
+    kind = short(6, b"\x2a\x86\x48\x86\xf7\x0d\x01\x03\x01")
+    inner = der(0x30, kind, der(0x30, whole(prime), whole(2)))
+    return pem_of("PRIVATE KEY", der(0x30, whole(0), inner, short(4, whole(5))))
+
+
+def pem_of(label: str, content: bytes) -> bytes:
+    return f"-----BEGIN {label}-----\n{b64(content)}\n-----END {label}-----\n".encode()
+
+
+def rsa_pem(held: rsa.RSAPrivateNumbers) -> bytes:
+    """Byte by byte: the library makes none whose parts do not fit."""
+    public = held.public_numbers
+    parts = (0, public.n, public.e, held.d, held.p, held.q, held.dmp1, held.dmq1, held.iqmp)
+    return pem_of("RSA PRIVATE KEY", der(0x30, *map(whole, parts)))
+
+
+def certificate_for(numbers: rsa.RSAPrivateNumbers) -> bytes:
+    """Of that key; whoever signed it."""
+    name, now = x509.Name([]), datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, numbers.public_numbers.public_key(), 1, now, now)
+    return builder.sign(ec.generate_private_key(ec.SECP256R1()), SHA256()).public_bytes(Encoding.PEM)
+
+
+def rsa_of(one: int, other: int) -> rsa.RSAPrivateNumbers:
+    exponent = next(e for e in range(65537, 70000, 2) if gcd(e, (one - 1) * (other - 1)) == 1)
+    secret = pow(exponent, -1, (one - 1) * (other - 1))
+    public = rsa.RSAPublicNumbers(exponent, one * other)
+    inverse = rsa.rsa_crt_iqmp(one, other)
+    return rsa.RSAPrivateNumbers(one, other, secret, secret % (one - 1), secret % (other - 1), inverse, public)
+
+
+def test_no_key_costs_much_to_read(document: dict[str, Any], ca: ClusterCA) -> None:
+    """Each member's agent may bring one, and everybody waits meanwhile: these would take half a minute and more."""
+    chain = ca.client("c", "agent").certificate.read_bytes()
+    large = rsa_of(2**4423 - 1, 2**4253 - 1)
+    began = time.process_time()
+    with pytest.raises(RegistrationError, match="not an unencrypted private key"):
+        read({**document, "CertData": b64(chain), "KeyData": b64(diffie_hellman(2**9941 - 1))})
+    with pytest.raises(RegistrationError, match="more than 4096 bits"):
+        read({**document, "CertData": b64(certificate_for(large)), "KeyData": b64(rsa_pem(large))})
+    assert time.process_time() - began < 10
+
+
+def test_a_common_rsa_key_is_taken_and_alone(document: dict[str, Any]) -> None:
+    numbers = rsa.generate_private_key(65537, 2048).private_numbers()
+    chain, key = certificate_for(numbers), rsa_pem(numbers)
+    found = read({**document, "CertData": b64(chain), "KeyData": b64(b"a remark\n" + key + diffie_hellman(23))})
+    assert found.credential.key_pem == key
+
+
+def test_an_rsa_key_whose_signatures_would_cost_more_than_its_size_says_is_refused(document: dict[str, Any]) -> None:
+    held = rsa.generate_private_key(65537, 2048).private_numbers()
+    slow = held.dmp1 + (held.p - 1) * 2**8000
+    odd = rsa.RSAPrivateNumbers(held.p, held.q, held.d, slow, held.dmq1, held.iqmp, held.public_numbers)
+    with pytest.raises(RegistrationError, match="its parts do not fit"):
+        read({**document, "CertData": b64(certificate_for(held)), "KeyData": b64(rsa_pem(odd))})
+
+
+def test_a_certificate_for_a_strange_kind_of_key_is_refused(document: dict[str, Any], ca: ClusterCA) -> None:
+    pair = ca.client("d", "agent")
+    plain = ssl.PEM_cert_to_DER_cert(pair.certificate.read_text())
+    chain = pem_of("CERTIFICATE", plain.replace(b"\x2a\x86\x48\xce\x3d\x02\x01", b"\x2a\x86\x48\xce\x3d\x02\x7f"))
+    with pytest.raises(RegistrationError, match="another kind than RSA, ECDSA or Ed25519"):
+        read({**document, "CertData": b64(chain), "KeyData": b64(pair.key.read_bytes())})
 
 
 def test_without_any_credential_the_mend_is_told(document: dict[str, Any]) -> None:
