@@ -22,11 +22,11 @@ from typing import Final
 from protocol import defaults
 
 PRESSURE: Final = 0.75  # of a budget in use: above it, borrowed windows shrink as they are consumed
-PROVEN: Final = 8 * defaults.MIB  # read by a stream: more than buffers of the kernel swallow for a reader that stops
-SHARES: Final = 16  # one of so many of a budget is left to a proven reader while the budget is pressed
+PROVEN: Final = 8 * defaults.MIB  # bytes read by a stream: more than the kernel buffers for a reader that stopped
+SHARES: Final = 16  # under pressure a proven reader keeps one part in this many of the budget
 GROW_WITHIN_ROUND_TRIPS: Final = 2.0
 GRANT_EVERY: Final = 2 * defaults.MIB  # consumed, at most; less where that is more than half a window
-LEAST_RTT: Final = 0.005  # a busy end answers no faster than its event loop turns, whatever an idle PING measured
+LEAST_RTT: Final = 0.005  # seconds: a busy peer answers no faster than its loop turns, whatever an idle PING measured
 ASSUMED_RTT: Final = 0.1  # until a PING has measured it
 
 
@@ -114,17 +114,17 @@ class Budget:
 
     @property
     def pressed(self) -> bool:
-        """Whether borrowers should shrink."""
+        """Whether the budget is under pressure, so that borrowed windows should shrink."""
         return self.used > PRESSURE * self.limit or (self.parent is not None and self.parent.pressed)
 
     @property
     def spare(self) -> int:
-        """What those may have who have not shown yet that they need it: of the first quarter alone."""
+        """What streams may have beyond their reserve before they have shown a need: only from the first quarter."""
         mine = max(0, self.limit // 4 - self.used)
         return mine if self.parent is None else min(mine, self.parent.spare)
 
     def charge(self, size: int) -> None:
-        """Account for bytes that exist already; may pass the limit, which presses the borrowers."""
+        """Account for bytes that exist already. May go over the limit, which puts the budget under pressure."""
         budget = self
         while True:
             before = budget.used

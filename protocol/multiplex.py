@@ -82,7 +82,7 @@ class Multiplex:
         return 0 if found is None else found.queued
 
     def flushed(self, stream: int) -> bool:
-        """Whether all that was sent on a stream, its FIN included, was handed to the link and will be taken.
+        """Whether everything sent on a stream, its FIN included, was handed to the link and will be accepted.
 
         Not before OPEN_OK: a reset would cancel the open together with the data that followed it.
         """
@@ -167,7 +167,7 @@ class Multiplex:
         return not found.full
 
     def _keeps_from_others(self, stream: Stream) -> bool:
-        """Whether a stream above its reserve had better wait: its reader is slow or stopped, or it is one of many."""
+        """Whether a stream above its reserve should wait for others: its reader is slow, or it is one of many."""
         if stream.scheduled:  # the peer takes it, and one that has taken much is worth more than 64 KiB a turn
             return stream.queued > STALLED and stream.sent < PROVEN and not self.budget.spare
         return stream.queued > STALLED or not self.budget.spare
@@ -211,7 +211,7 @@ class Multiplex:
         else:
             grant = credit.consume(size, now, self._liveness.rtt)
         if grant is not None and state in MAY_RECEIVE and state is not State.ASKED:
-            self._outbox.grants[stream] = grant  # in ASKED it is OPEN_OK that will tell
+            self._outbox.grants[stream] = grant  # in ASKED, OPEN_OK will announce it
         if state is _BOTH_FINISHED:
             self._retire(found)
 
@@ -318,7 +318,7 @@ class Multiplex:
         self._events.append(events.StreamReset(stream, code, text))
 
     def _stop_sending(self, stream: Stream) -> None:
-        """The peer sent all it had and reads no more: an orderly end, once its data was passed on."""
+        """The peer has sent all and reads no more (RST with NONE): an orderly end, once its data was passed on."""
         self._unqueue(stream)
         stream.state = State.BOTH_FINISHED
         if stream.full:
@@ -403,7 +403,7 @@ class Multiplex:
         stream.fin_queued = False
 
     def _retire(self, stream: Stream) -> None:
-        """Let a stream go that is finished both ways, once everything was sent and passed on."""
+        """Drop a stream that is finished both ways, once everything was sent and passed on."""
         done = not stream.queued and not stream.fin_queued and stream.credit.consumed == stream.received
         if done and stream.id in self._streams:
             self._drop(stream)

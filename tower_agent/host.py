@@ -123,7 +123,7 @@ class HostAgent:
         )
 
     def follow_access(self) -> None:
-        """Has callers' requests go by the access to the apiserver as it was read last."""
+        """Callers' requests use the access to the apiserver as it was last read."""
         if self._generation != self._context.access.generation:
             self._generation = self._context.access.generation
             renew_upstreams(self.gateway.upstreams, self._context.access)
@@ -138,7 +138,7 @@ class HostAgent:
             link.host_reached()
 
     def _dial_target(self) -> DialTarget:
-        """Kept from dial to dial, since it holds the system's authorities; read anew after TLS was what failed."""
+        """Kept between dials, since it holds the system's authorities; made anew after a dial that failed in TLS."""
         faults = {link.state.fault.code for link in self.links if link.state.fault is not None}
         if self._target is None or faults & _TLS_FAULTS:
             self._target = self._way.tunnel(self.trust.identity.url, self.trust.bundle)
@@ -164,9 +164,9 @@ class HostAgent:
         self._tasks.restart(self.renewal.run, name=f"renewal {self.trust.host}")
 
     async def drain(self, text: str) -> None:
-        """Take nothing new, and let what runs end for a moment: the host moves callers to another agent, if any.
+        """Take no new streams and give those that run a moment to end: the host moves callers to another agent, if any.
 
-        GOAWAY comes first: whoever asks again because of what ends here must not be sent here again.
+        GOAWAY is sent first: a caller that asks again because its stream ended must not be sent here again.
         """
         deadline = self._context.config.drain
         for link in self.links:
@@ -200,7 +200,7 @@ class HostAgent:
     # -- the control stream ------------------------------------------------------------------------------------------
 
     def report(self) -> None:
-        """Send the present status to the host, if a control stream stands."""
+        """Send the present status to the host, if there is a control stream."""
         for channel in self._channels:
             channel.status(self._status())
 
@@ -224,7 +224,7 @@ class HostAgent:
         }
 
     def _stale_revocations(self) -> str | None:
-        """Said in the log when it begins, and when it is over."""
+        """Why the revocation list is stale; None if it is not. Logged when it begins and when it is over."""
         stale = self.trust.stale_revocations(time.time())
         if (stale is None) != (self._stale is None):
             if stale is not None:
@@ -288,7 +288,7 @@ class HostAgent:
         self._tasks.start(self._compare(channel, asked, self._context.kubesphere), name=f"compare {self.trust.host}")
 
     async def _compare(self, channel: ControlChannel, nonce: bytes, kubesphere: KubeSphere) -> None:
-        """For as long as the stream stands: either secret may be changed."""
+        """Repeated for as long as the control stream lives, since either secret may be changed."""
         while channel in self._channels:
             cluster = self.trust.identity.cluster
             before = channel.answers["kubesphere"]
@@ -331,7 +331,7 @@ class HostAgent:
     # -- what is in force ---------------------------------------------------------------------------------------------
 
     def _use_identity(self) -> None:
-        """Everything that shows the identity shows the new one from now on."""
+        """From now on everything presents the new identity."""
         self.gateway.context = serving_context(self.trust)
         self._note_expiry()
         for link in self.links:
@@ -344,5 +344,5 @@ class HostAgent:
         gauge.labels("serving", self.trust.identity.cluster).set(self.trust.serving_validity.not_after)
 
     def _died(self, name: str, error: BaseException) -> None:
-        """A defect in one of this host's short tasks: /readyz says it, and nothing else is touched."""
+        """A defect ended one of this host's short tasks: /readyz reports it, and nothing else is touched."""
         self._failure = f"TWR112: the task {name!r} ended by {type(error).__name__}; see the log"

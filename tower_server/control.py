@@ -95,13 +95,13 @@ class Control:
         except StreamRefused as error:
             tunnel.close(Code.PROTOCOL, f"the control stream cannot be opened: {error.text}")
             return
-        if self.rotation.number > 1:  # what came with the enrolment is not all there is
+        if self.rotation.number > 1:  # the CA was rotated: the agent may have enrolled before that
             stream.send(self.rotation.line())
         stream.send_names()
         stream.send_revocations()
 
     def may_renew(self, member: Member) -> bool:
-        """Whether one more renewal of its agents is looked at now; others are not even worth a line of the log."""
+        """Whether another renewal by this cluster's agents is processed now; those beyond the rate are not logged."""
         now = asyncio.get_running_loop().time()
         bucket = self._renewals.get(member)
         if bucket is None:
@@ -120,7 +120,7 @@ class Control:
                 control.send_names()
 
     def rotated(self) -> None:
-        """Every agent hears at once what is to be trusted from now on."""
+        """Tells every agent at once what to trust from now on."""
         for _, tunnel in self._registry:
             control = tunnel.data.get("control")
             if isinstance(control, ControlStream):
@@ -130,7 +130,7 @@ class Control:
         return encode_message("revocations", list=base64.b64encode(self._revocations.signed).decode())
 
     def revoked(self) -> None:
-        """The list has changed, or was signed again: every agent hears it."""
+        """The list has changed, or was signed again: sends it to every agent."""
         for _, tunnel in self._registry:
             control = tunnel.data.get("control")
             if isinstance(control, ControlStream):
@@ -169,7 +169,7 @@ class ControlStream(asyncio.Protocol):
         self._transport = cast("StreamTransport", transport)
 
     def send_revocations(self) -> None:
-        """Sends the list in force; to an agent that does not read, later, and only the newest."""
+        """Sends the list in force. An agent that does not read gets it later, and only the newest."""
         if self._full:
             self._outdated = True
         elif self._transport is not None:
@@ -183,7 +183,7 @@ class ControlStream(asyncio.Protocol):
             self.send(encode_message("names", names=list(names)))
 
     def send(self, line: bytes) -> None:
-        """One line now; of the few that there are an agent that does not read gets them when it does."""
+        """Sends one line. For an agent that does not read it waits: there are few such lines."""
         if self._transport is not None:
             self._transport.write(line)
 
@@ -223,7 +223,7 @@ class ControlStream(asyncio.Protocol):
             self._control.declared(self._member)
 
     def _compare(self, report: dict[str, Any], said: object) -> None:
-        """Asks about the member's KubeSphere where that is in play, and judges what its agent has answered."""
+        """Asks about the member's KubeSphere, if the host has one, and judges the agent's answer."""
         secret = self._control.kubesphere()
         if is_legacy(self._tunnel) or not kubesphere.in_play(secret, report):
             return  # a Go agent knows no such question
@@ -236,7 +236,7 @@ class ControlStream(asyncio.Protocol):
         )
 
     def _believes(self, said: object) -> None:
-        """Written once for each step of a rotation."""
+        """The agent reports which CA it trusts: noted on its record, once for each step of a rotation."""
         rotation = self._control.rotation
         if rotation.number <= 1 or said != rotation.trust or self._tunnel.data.get("trust") == said:
             return

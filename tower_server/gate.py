@@ -21,7 +21,7 @@ from tower_server.bucket import SharedBucket
 from tower_server.config import Admission
 from tower_server.tunnels import TunnelRegistry
 
-REFUSAL_LINES_RATE: Final = 10.0  # of the log, a second: strangers write them, at no cost of theirs
+REFUSAL_LINES_RATE: Final = 10.0  # log lines a second: peers that nobody has authenticated cause them
 REFUSAL_LINES_BURST: Final = 100
 
 log = get_logger(__name__)
@@ -47,15 +47,15 @@ class Gate:
         self._agents, self._registry, self._metrics, self._goes_at = agents, registry, metrics, goes_at
 
     def admit(self, remote: str) -> None:
-        """Before a handshake costs anything."""
+        """Called before a handshake costs anything. HandshakeRejected turns it away."""
         wait = self._handshakes.take(self._loop.time(), network_of(remote))
         if wait is not None:
             self._metrics.throttled.labels("handshakes").inc()
             raise HandshakeRejected(Code.BUSY, "too many handshakes at once", retry_after=max(1.0, wait))
 
     def admit_new(self, hello: Hello, identity: AgentIdentity, since: float) -> None:
-        """A server that stops takes its own tunnels back, and no new ones; an agent must be good still, and may not
-        have them without number."""
+        """Called before a proven agent gets a new tunnel. HandshakeRejected if this server is stopping (it only resumes
+        tunnels then), if the agent is not admitted any more, or if it has too many tunnels."""
         goes_at = self._goes_at()
         if goes_at is not None:
             left = max(0.0, goes_at - self._loop.time())
@@ -69,7 +69,7 @@ class Gate:
         self._registry.admit(tunnel)
 
     def refused(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None:
-        """Counted, told to the cluster that it says it is of, and logged within bounds."""
+        """Counts a refusal, adds it to the history of the cluster that the peer named, and logs it within bounds."""
         self._metrics.handshakes.labels(code.name.lower()).inc()
         named: dict[str, Any] = {"cluster": hello.cluster, "instance": hello.instance} if hello is not None else {}
         if self._lines.take(self._loop.time(), network_of(remote)) is None:

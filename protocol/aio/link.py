@@ -23,14 +23,14 @@ from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, WebSocketError,
 from protocol.defaults import KIB, LINK_FLUSH
 from protocol.scheduler import Buffer
 
-WRITE_HIGH: Final = 64 * KIB  # of the transport's own buffer: what is beyond the scheduler's sight
+WRITE_HIGH: Final = 64 * KIB  # of the transport's own buffer, which the scheduler does not control
 WRITE_LOW: Final = 16 * KIB
 NOTSENT_LOWAT: Final = 64 * KIB
 _TCP_NOTSENT_LOWAT: Final = 25  # Linux; socket has no name for it
 _SO_MAX_PACING_RATE: Final = 47  # the same
 ANY_PACE: Final = 2**32 - 2  # bytes a second; all ones would say that there is none
-PACE_STEP: Final = 1 / 8  # a change that matters
-LONG_READ: Final = 0.005  # seconds of work by one read; one that is full of data takes a fraction of that
+PACE_STEP: Final = 1 / 8  # the relative change from which on the kernel is told
+LONG_READ: Final = 0.005  # seconds that handling one read may take; a read full of data takes a fraction of that
 
 
 class LinkOwner(Protocol):
@@ -94,8 +94,8 @@ class Link(asyncio.BufferedProtocol):
             self._rest()
 
     def _rest(self) -> None:
-        """Give every other connection a turn: the loop would read on here for as long as there is more, 32 times, and a
-        peer that floods with the smallest of frames has 20,000 in each."""
+        """Stop reading for one turn of the loop, so that other connections get theirs: asyncio would read here up to 32
+        times in a row, and a peer that floods with the smallest frames has 20,000 of them in each read."""
         transport = self._transport
         if transport is not None and not self.closing and not transport.is_closing():
             self._resting = True
@@ -134,7 +134,7 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's last word."""
+        """asyncio.BaseProtocol."""
         self._transport = None
         if self._late is not None:
             self._late.cancel()
@@ -207,7 +207,7 @@ def tune(transport: asyncio.BaseTransport) -> None:
 
 
 def set_option(transport: asyncio.BaseTransport, level: int, option: int, value: int) -> None:
-    """Best effort: an odd socket may refuse."""
+    """Set a socket option if the socket has it."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         with contextlib.suppress(OSError, AttributeError):

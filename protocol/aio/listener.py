@@ -168,7 +168,7 @@ class _TunnelLink(ServerLink):
         listener = self._listener
         if kind == FrameType.REJECT:
             raise parse_reject(payload)
-        if kind == FrameType.CLOSE and self._proof_came:  # it believes that there may be a tunnel by now
+        if kind == FrameType.CLOSE and self._proof_came:  # the agent cannot know whether there is a tunnel by now
             code, text = decode_reason(memoryview(payload))
             raise HandshakeRejected(code, text, by_peer=True)
         if self._handshake is None:
@@ -193,7 +193,7 @@ class _TunnelLink(ServerLink):
         listener.run(self._authenticate(self._handshake, self._handshake.hello, payload), "tunnel-authenticate")
 
     async def _authenticate(self, handshake: ServerHandshake, hello: Hello, proof: bytes) -> None:
-        """The dear parts in slices: many agents that answer at once keep nobody else waiting."""
+        """Do the expensive parts in slices, so that many agents that answer at once do not keep others waiting."""
         turns = self._listener.turns
         try:
             identity = await turns.do(lambda: None if self.closing else handshake.proven(proof))
@@ -210,7 +210,7 @@ class _TunnelLink(ServerLink):
             self._reject(HandshakeRejected(Code.INTERNAL, "internal error; the server's log says more", 5.0))
 
     def _admitted(self, handshake: ServerHandshake, hello: Hello, identity: Any, admission: Admission) -> None:
-        """Welcome a proven agent. HandshakeRejected where that is not the last word."""
+        """Admit and welcome a proven agent. HandshakeRejected if it is refused after all."""
         if self.closing:
             return
         if self._frames.buffered:
@@ -223,7 +223,7 @@ class _TunnelLink(ServerLink):
                     return
             self._listener.admit_new(hello, identity, self._since)
         except HandshakeRejected as error:
-            raise refused or error from None  # that the tunnel is over is the first that its streams have to know
+            raise refused or error from None  # first of all its streams have to learn that the tunnel is over
         if refused is not None:
             self._report(refused.code, refused.text)
         self._settled(proven=True)
@@ -240,7 +240,7 @@ class _TunnelLink(ServerLink):
     ) -> HandshakeRejected | None:
         """Give a tunnel this link, or refuse, which changes nothing.
 
-        The refusal is returned where the agent takes a new tunnel for it, and raised where it does not.
+        The refusal is returned if the agent accepts a new tunnel in its place, else raised.
         """
         try:
             tunnel = None if renew_only else self._listener.find(resume.tunnel, identity)

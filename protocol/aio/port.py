@@ -32,15 +32,15 @@ from protocol.handshake import Hello
 log = logging.getLogger(__name__)
 
 TLS_SHUTDOWN: Final = 2.0
-BACKLOG: Final = 4096  # as far as the kernel lets: who finds it full is never answered, and believes it was accepted
-LATE: Final = 0.6  # of the deadline, passed before a connection was accepted: an agent may give up before its turn
+BACKLOG: Final = 4096  # capped by the kernel; a client that finds it full believes it is connected
+LATE: Final = 0.6  # of the deadline: a connection that waited longer to be accepted may have been given up by its agent
 LONG_TURN: Final = 0.01  # seconds
 PAUSE: Final = 0.005
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 
 
 class Refused(Protocol):
-    """Hears of every connection that did not become a tunnel or an answered request, with a fixed stage name."""
+    """Called for every connection that became neither a tunnel nor an answered request, with a fixed stage name."""
 
     def __call__(self, *, remote: str, stage: str, code: Code, text: str, hello: Hello | None) -> None: ...
 
@@ -91,7 +91,7 @@ class PortListener:
         return str(address[0]), int(address[1])
 
     async def _accept(self, listening: socket.socket, context: ssl.SSLContext | None) -> None:
-        """Takes connections itself: `create_server` tells nobody of TLS handshakes that fail, nor bounds them."""
+        """Accepts connections by itself: `create_server` neither reports failed TLS handshakes nor bounds them."""
         loop = asyncio.get_running_loop()
         word = BUSY_ALERT if context is not None else busy("no room for another handshake now").encoded()
         while True:
@@ -117,9 +117,9 @@ class PortListener:
                 await asyncio.sleep(PAUSE)
 
     def _take(self, sock: socket.socket, address: Any, context: ssl.SSLContext | None, word: bytes) -> None:
-        """Give it a place or, by `word`, none."""
+        """Give the connection a place or, with the reason `word`, turn it away."""
         waited = waited_for(sock)
-        if waited is None:  # it has given up meanwhile: its handshake would be nobody's
+        if waited is None:  # the client has gone meanwhile
             sock.close()
             return
         remote = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local"
@@ -154,7 +154,7 @@ class PortListener:
     # ---- what connections call ----------------------------------------------------------------------------------
 
     def leave(self, link: ServerLink, *, proven: bool) -> None:
-        """It became a tunnel, or went."""
+        """The connection became a tunnel, or ended: its place is free."""
         self._waiting.leave(link, proven=proven)
 
     def run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -189,7 +189,7 @@ class ServerLink(Link):
         self._connecting.add_done_callback(lambda _: self._connected(sock))  # cancelled at once it never began
 
     async def _connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
-        """Through its TLS handshake, whose failure is reported."""
+        """Do the TLS handshake; report it if it fails."""
         options: dict[str, Any] = {}
         if context is not None:
             deadline = self._listener.deadline
@@ -207,7 +207,7 @@ class ServerLink(Link):
             self._connected(sock)
 
     def _connected(self, sock: socket.socket) -> None:
-        """Leave no trace of a connection that came to nothing. Idempotent."""
+        """Clean up after a connection whose TLS handshake came to nothing. Idempotent."""
         if self._transport is None:
             self._settled()
             sock.close()
@@ -218,11 +218,11 @@ class ServerLink(Link):
 
     @property
     def silent(self) -> bool:
-        """Whether nothing but TLS has come of it."""
+        """Whether the peer has sent nothing since its TLS handshake."""
         return not self._heard
 
     def give_way(self) -> None:
-        """Leave the place that it has taken, wherever it is on its way to a tunnel. Who has said something is told."""
+        """Give up the place, at whatever stage this connection is. A peer that has sent something is told why."""
         text = "too many connections that have not authenticated, most of them from there"
         self._report(Code.BUSY, text)
         self._settled()
@@ -332,7 +332,7 @@ class ServerLink(Link):
         self._linger()
 
     def _linger(self) -> None:
-        """Close once the peer does or a moment has passed: bytes that nobody reads would reset the answer away."""
+        """Close when the peer does, or after a moment: closing on unread bytes would reset the answer away."""
         self._stage = "answered"
         if self._timer is not None:
             self._timer.cancel()
@@ -360,7 +360,7 @@ class ServerLink(Link):
         raise NotImplementedError
 
     def link_writable(self) -> None:
-        """Nothing waits before the tunnel."""
+        """Ignored: before there is a tunnel nothing waits to be written."""
 
     def link_lost(self, reason: str) -> None:
         if self._timer is not None and self._heard and self._stage in ("http", "handshake", "authenticate"):
@@ -369,7 +369,7 @@ class ServerLink(Link):
 
 
 def busy(text: str) -> HttpResponse:
-    """The answer to whoever may come back later."""
+    """The answer that asks a client to come back later."""
     return HttpResponse(503, f"{text}\n".encode(), "text/plain", [("Retry-After", f"{COME_BACK:g}")])
 
 

@@ -161,7 +161,7 @@ class Tunnel:
 
     @property
     def waits_for(self) -> float:
-        """Seconds in which another link would still be taken; 0 where there is one."""
+        """Seconds for which another link would still be accepted; 0 while there is a link."""
         since = self.session.detached_at
         return 0.0 if since is None else max(0.0, since + self.session.limits.resume_window - monotonic())
 
@@ -172,15 +172,15 @@ class Tunnel:
 
     @property
     def stalled(self) -> bool:
-        """Whether the peer has owed an answer for so long that a new stream had better go elsewhere; or has no link.
+        """Whether new streams had better go elsewhere: there is no link, or the peer has owed an answer for too long.
 
-        Four round trips count as too long only from STALL_AFTER on: a link that is merely slow and full answers.
+        Too long is more than four round trips, but no less than STALL_AFTER: a slow, full link answers late too.
         """
         return self.detached or self.session.overdue(monotonic()) >= max(STALL_AFTER, 4 * (self.session.rtt or 0.0))
 
     @property
     def buffered(self) -> int:
-        """Bytes that wait in this tunnel, in either direction, or that its peers were granted."""
+        """Bytes charged to this tunnel: those that wait in either direction, and the credit its peer was granted."""
         return self.session.budget.used
 
     def streams(self) -> list[StreamInfo]:
@@ -262,20 +262,20 @@ class Tunnel:
             self._finish()
 
     def lose(self, code: Code, text: str) -> None:
-        """End the tunnel without a word to the peer, which knows; every stream ends with TunnelLost. Idempotent."""
+        """End the tunnel without telling the peer, which knows; every stream ends with TunnelLost. Idempotent."""
         self.session.lose(code, text)
         self._dispatch(self.session.take_events())
 
     # ---- links --------------------------------------------------------------------------------------------------
 
     def propose(self) -> Resume:
-        """What to show the server for a new link. The one before is dropped, so that the count stands still."""
+        """What to present to the server for a new link. The old link is dropped, so that the count cannot change."""
         self.link_lost("a new link is dialled")
         self._proposed += 1
         return Resume(self.id, self._proposed, self.session.frames_received)
 
     def stands(self, proposal: Resume) -> bool:
-        """Whether nothing has happened since `propose` gave this, so that its count still is what was received."""
+        """Whether a proposal still holds: nothing was received since `propose` made it."""
         return self.detached and proposal.epoch == self._proposed
 
     def attach(self, link: Link, *, peer_received: int, epoch: int, peer: Any, remote: str) -> None:
@@ -330,19 +330,19 @@ class Tunnel:
         self._schedule_flush()
 
     def stream_accept(self, stream: int) -> None:
-        """Answer OPEN. An asker that has gone meanwhile is told of by the event that follows."""
+        """Accept a stream of the peer. If the peer has dropped it meanwhile, an event that follows says so."""
         with contextlib.suppress(LocalProtocolError):
             self.session.accept(stream)
         self._schedule_flush()
 
     def stream_refuse(self, stream: int, code: Code, text: str) -> None:
-        """Answer OPEN."""
-        with contextlib.suppress(LocalProtocolError):  # the asker has gone meanwhile
+        """Refuse a stream of the peer."""
+        with contextlib.suppress(LocalProtocolError):  # the peer has dropped it meanwhile
             self.session.refuse(stream, code, text)
         self._schedule_flush()
 
     def consumed(self, stream: int, size: int) -> None:
-        """Held bytes were passed on."""
+        """Bytes that a transport held were passed on: their credit may go back."""
         self.session.consume(stream, size, monotonic())
         self._schedule_flush()
 
@@ -452,7 +452,7 @@ class Tunnel:
             self.on_detached(self, event.text)
 
     def _let_go(self, reason: str, *, flush: bool) -> None:
-        """Part from the link, whose end is no news any more."""
+        """Drop the link and hear nothing more of it."""
         link, self._link = self._link, None
         if link is not None:
             link.owner = _NOBODY
@@ -536,7 +536,7 @@ class Tunnel:
                 self._schedule_flush()
 
     def _finish(self) -> None:
-        """The session is over: send what it still has to say and let go."""
+        """The session is over: send what it still has (CLOSE) and drop the link."""
         buffers = self.session.data_to_send(monotonic(), self.session.chunk)
         if buffers and self._link is not None:
             self._link.write(buffers)
@@ -560,16 +560,16 @@ class Tunnel:
 
 
 class _Nobody:
-    """Owns links that no tunnel wants to hear of any more."""
+    """The owner of links that were dropped: ignores whatever they report."""
 
     def link_received(self, data: memoryview) -> None:
-        """Fenced off."""
+        """Ignored."""
 
     def link_writable(self) -> None:
-        """Nobody waits."""
+        """Ignored."""
 
     def link_lost(self, reason: str) -> None:
-        """No news."""
+        """Ignored."""
 
 
 _NOBODY: Final = _Nobody()
