@@ -880,8 +880,9 @@ _TABLE: Final = (
         "TWR412",
         "The buffer budget is used up",
         "The tunnel or the process has no memory left to reserve for another stream.",
-        "Many slow readers at once.",
-        "try again later; if the machine has the memory, raise `memory.tunnel` or `memory.process`",
+        "Many slow readers at once, or some thousands of connections: one that is idle takes 16 KiB too.",
+        "try again later; `towerctl get streams` shows who holds them; if the machine has the memory, raise "
+        "`memory.tunnel` or `memory.process`",
         429,
         "BudgetExhausted",
     ),

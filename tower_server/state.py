@@ -20,6 +20,8 @@ FAILURES_UNTIL_NOT_READY: Final = 2
 
 # What the member's apiserver (or the agent's policy) says to the server's own probe, by fault.
 _AUTH_FAULTS: Final = frozenset({"TWR305", "TWR401", "TWR402", "TWR403", "TWR404", "TWR405", "TWR406", "TWR407"})
+# The probe found no room on its way, nor would a new caller: that says nothing about the apiserver.
+_FULL: Final = frozenset({"TWR117", "TWR411", "TWR412"})
 
 
 UNHEARD: Final = "TWR118"
@@ -129,5 +131,5 @@ def _failed(facts: Facts, probe: ProbeResult) -> Verdict:
     code, text = probe.code, probe.text
     if facts.report_code and code not in _AUTH_FAULTS:
         code, text = facts.report_code, facts.report_text  # the agent stands next to the apiserver and knows better why
-    state: State = "AuthFailed" if code in _AUTH_FAULTS else "ApiserverDown"
+    state: State = "AuthFailed" if code in _AUTH_FAULTS else "Degraded" if code in _FULL else "ApiserverDown"
     return Verdict(state, "False", code, text)

@@ -45,6 +45,13 @@ def test_a_refused_credential_or_policy_is_auth_failed(code):
     assert verdict(probe=probe, failures=2, report_code="TWR301") == ("AuthFailed", "False", code)
 
 
+@pytest.mark.parametrize("code", ["TWR117", "TWR411", "TWR412"])
+def test_a_probe_that_finds_no_room_does_not_blame_the_apiserver(code):
+    full = dataclasses.replace(BAD, code=code)
+    assert verdict(probe=full, failures=2) == ("Degraded", "False", code)
+    assert verdict(probe=full, failures=2, report_code="TWR301") == ("ApiserverDown", "False", "TWR301")
+
+
 def test_fewer_tunnels_a_failing_one_and_drift_are_degraded_while_serving():
     assert verdict(expected=2) == ("Degraded", "True", "TWR202")
     assert verdict(tunnels=2, failing="its apiserver refuses") == ("Degraded", "True", "TWR202")
