@@ -14,12 +14,12 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from certs import codec
-from certs.errors import AuthorityError, FingerprintMismatch, ListRefused, SealError, Untrusted
+from certs.errors import AuthorityError, FingerprintMismatch, ListRefused, MessageError, SealError, Untrusted
 from certs.keys import MAX_CSR_BYTES, PublicKey, key_fingerprint
 from certs.peers import AgentIdentity
 from certs.revocation import verify_list
 from certs.sealing import KEY_BYTES, Offer, Sealer, open_sealed, seal
-from certs.token import EnrolmentToken
+from certs.token import EnrolmentToken, is_token_id
 from certs.verify import MAX_BUNDLE_BYTES, TrustBundle, load_chain
 from protocol import defaults
 
@@ -183,6 +183,8 @@ def receive(data: bytes, *, sealer: Sealer, host: str, at: float) -> Received:
     what = "the enrolment"
     message = codec.decode(data, limit=defaults.MAX_ENROLMENT_BYTES, what=what)
     token_id = codec.text(message, "id", limit=32, what=what)
+    if not is_token_id(token_id):
+        raise MessageError(f"{what}: 'id' is not that of a token")
     key_id = codec.text(message, "key", limit=16, what=what)
     sealed = codec.binary(message, "sealed", limit=defaults.MAX_ENROLMENT_BYTES, what=what)
     plaintext = sealer.open(sealed, key_id=key_id, context=_context(_REQUEST, host, token_id), at=at)

@@ -101,6 +101,11 @@ def secret_matches(secret: str, stored: str) -> bool:
     return hmac.compare_digest(hash_secret(secret).encode(), stored.encode())
 
 
+def is_token_id(text: str) -> bool:
+    """Whether a token can have this id: what else is asked for is not looked up anywhere."""
+    return _ID.fullmatch(text) is not None
+
+
 def _checked(token: EnrolmentToken) -> EnrolmentToken:
     if not _is_url(token.url):
         raise TokenError(
@@ -108,7 +113,7 @@ def _checked(token: EnrolmentToken) -> EnrolmentToken:
         )
     if not is_label(token.cluster):
         raise TokenError("the token's cluster is not a DNS label", _COPY_AGAIN)
-    if not (_ID.fullmatch(token.id) and _SECRET.fullmatch(token.secret) and _FINGERPRINT.fullmatch(token.ca)):
+    if not (is_token_id(token.id) and _SECRET.fullmatch(token.secret) and _FINGERPRINT.fullmatch(token.ca)):
         raise TokenError("a part of the token has the wrong form", _COPY_AGAIN)
     return token
 

@@ -99,6 +99,18 @@ def test_a_request_cannot_be_moved_to_another_token_or_host(join: Join) -> None:
         receive(join.enrolment.request, sealer=join.sealer, host="elsewhere", at=AT)
 
 
+@pytest.mark.parametrize("id_", ["../x", "UPPERCASE", "a b c d e f", "é" * 16, "0123456\n"])
+def test_what_no_token_is_called_is_looked_up_nowhere(join: Join, id_: str) -> None:
+    sealed = AgentEnrolment(
+        check_offer(join.sealer.offer(AT), ca=join.token.ca, at=AT),
+        replace(join.token, id=id_),
+        csr=b"c",
+        serving_csr=b"s",
+    )
+    with pytest.raises(MessageError, match=r"'id' is not that of a token"):
+        receive(sealed.request, sealer=join.sealer, host="hq", at=AT)
+
+
 def test_an_answer_to_another_request_is_refused(join: Join, authority: Authority) -> None:
     second = joining(authority)
     with pytest.raises(SealError, match=r"altered, or is meant for someone else"):

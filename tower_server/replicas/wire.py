@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from certs.names import is_label
 from protocol.constants import Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES
 from protocol.errors import ProtocolError, RemoteProtocolError, StreamRefused
@@ -110,6 +111,8 @@ def read_head(line: bytes) -> Passing | Asking | Carrying | None:
     cluster, service, caller, connection = (
         _name(message, key) for key in ("cluster", "service", "caller", "connection")
     )
+    if not is_label(service):  # as members declare them, and unlike the one by which an agent hears from its host
+        raise RemoteProtocolError(Code.PROTOCOL, f"a caller for {service[:80]!r}, which no member can declare")
     return Passing(cluster, service, caller, connection)
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 import structlog
 
-from protocol.constants import Code
+from protocol.constants import CONTROL_SERVICE, Code
 from tests.tower_server.replicas.kit import Host, certificate, said, serving
 from tests.waiting import until
 from tower_server.replicas.wire import Passing
@@ -26,6 +26,15 @@ async def test_a_server_without_a_tunnel_passes_nothing_further_on(cluster):
         answer = json.loads(await said(port, certificate("other").calling, head.line()))
         assert (answer["type"], answer["code"]) == ("refused", Code.DRAINING)
         assert f"no tunnel of cluster {cluster}" in answer["text"]
+
+
+async def test_who_has_a_replicas_key_is_no_host_to_an_agent():
+    host = Host()
+    async with serving(host) as port:
+        head = Passing("edge", CONTROL_SERVICE, "192.0.2.1:5", "c-1")
+        answer = json.loads(await said(port, certificate("other").calling, head.line() + b"no line of JSON\n"))
+        assert (answer["type"], answer["code"]) == ("refused", Code.PROTOCOL)
+        assert not host.tunnel.opened, "what is said there could end the tunnel, or keep its agent from renewing"
 
 
 async def test_one_line_of_the_audit_names_the_caller_and_by_whom_it_came():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.constants import Code
+from protocol.constants import CONTROL_SERVICE, Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES
 from protocol.errors import RemoteProtocolError, StreamRefused
 from tower_server.replicas.wire import (
@@ -36,7 +36,7 @@ HEAD = Passing("edge", "kubernetes", "192.0.2.1:5", "c-1")
 def test_a_head_comes_back_and_fits_its_bound():
     assert read_head(HEAD.line()) == HEAD
     assert read_head(FOLLOW) is None
-    longest = Passing("c" * 253, "s" * 253, "a" * 253, "i" * 253)
+    longest = Passing("c" * 253, "s" * 63, "a" * 253, "i" * 253)
     assert read_head(longest.line()) == longest
     assert len(longest.line()) < MAX_HEAD_BYTES
 
@@ -70,6 +70,7 @@ def test_what_was_passed_on_before_is_refused(head, hop):
             "'caller' is no name",
         ),
         (json.dumps({"type": "pass", "hop": 1, "cluster": "a" * 300}).encode(), "'cluster' is no name"),
+        (Passing("edge", CONTROL_SERVICE, "192.0.2.1:5", "c-1").line(), "which no member can declare"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
     ],
