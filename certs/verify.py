@@ -292,7 +292,7 @@ def _caller_names(leaf: _Leaf, host: str) -> tuple[str, tuple[str, ...]]:
     for name in (*users, *groups):
         if not is_user(name) or (name.lower().startswith("tower:") and not name.startswith(f"tower:{host}:")):
             raise Untrusted(
-                Reason.BAD_NAME, f"the certificate names {name[:80]!r}, which this host may not say", caller=True
+                Reason.BAD_NAME, f"the certificate names {name[:80]!r}, which this host may not certify", caller=True
             )
     assert isinstance(leaf.role, ClientRole)
     if users != [leaf.role.user]:

@@ -29,7 +29,7 @@ class Liveness(Section):
     @model_validator(mode="after")
     def _asked_twice(self) -> Liveness:
         if not 0 < 2 * self.ping <= self.dead_after:
-            raise ValueError("dead_after must be at least twice ping, so that one answer that is late ends nothing")
+            raise ValueError("dead_after must be at least twice ping, so that one late answer does not end a tunnel")
         if self.model_fields_set:
             check_window(self.dead_after, self.resume_window)
         return self

@@ -66,13 +66,14 @@ def check_window(dead_after: float, window: float) -> None:
     """ValueError when a lost link could not be replaced in time, or callers would have given up before."""
     if dead_after + window >= defaults.GIVE_UP:
         raise ValueError(
-            f"dead_after and resume_window are {dead_after + window:g} s together; below {defaults.GIVE_UP:g} s they "
-            "must be, when kubectl gives up on a silent connection: lower one of them"
+            f"dead_after and resume_window are {dead_after + window:g} s together, and must stay below "
+            f"{defaults.GIVE_UP:g} s, after which kubectl gives up on a silent connection: lower one of them"
         )
     if dead_after + COME_BACK > window:
         raise ValueError(
-            f"a resume_window of {window:g} s is too short: noticing ({dead_after:g} s), waiting and dialling again "
-            f"({COME_BACK:.3g} s) must fit into it: raise it to {dead_after + COME_BACK:.3g} s, or lower dead_after"
+            f"a resume_window of {window:g} s is too short: noticing a lost link ({dead_after:g} s), waiting and "
+            f"dialling again ({COME_BACK:.3g} s) must fit into it: raise it to {dead_after + COME_BACK:.3g} s, or "
+            "lower dead_after"
         )
 
 

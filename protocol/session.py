@@ -241,7 +241,7 @@ class Session(Multiplex):
             if self._outbox.answers > self.limits.control_backlog:
                 raise RemoteProtocolError(Code.FLOOD, "the peer asks faster than it reads the answers")
             if self._replay is not None and self._replay.overrun:
-                raise RemoteProtocolError(Code.FLOOD, "the peer acknowledges nothing of what it is told")
+                raise RemoteProtocolError(Code.FLOOD, "the peer does not acknowledge the frames it receives")
         except RemoteProtocolError as error:
             self.close(error.code, error.text)
             raise

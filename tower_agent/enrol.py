@@ -127,9 +127,9 @@ class Enrolment:
         if held.bundle.fingerprint != self.token.ca:
             raise TowerError(
                 "TWR224",
-                f"this agent is joined to another host that is called {offer.host!r} too ({place})",
-                mend="where the host has another CA since (a rotation, or begun anew): `tower-agent leave "
-                f"{offer.host} --forget`, and join again; else give one of the two another name (`host:` there)",
+                f"this agent is joined already to another host that is called {offer.host!r} too ({place})",
+                mend="if it is the same host with a new CA (after a rotation, or set up again): `tower-agent leave "
+                f"{offer.host} --forget`, and join again; else give one of the hosts another name (`host:` there)",
             )
         if held.cluster != self.token.cluster:
             raise TowerError(

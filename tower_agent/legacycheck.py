@@ -89,7 +89,7 @@ async def _ask(session: HostSession, host: LegacyHost) -> Result:
         return fail("TWR230", f"{host.target.authority} refused the cluster {host.cluster}: {said}")
     except DialError as error:
         return failed(dial_fault(error))
-    return warn("TWR230", f"{host.target.authority} took a registration that nobody can be served by; it was left")
+    return warn("TWR230", f"{host.target.authority} accepted a registration that cannot work; its session was ended")
 
 
 def _decline(channel: Channel, target: str) -> None:

@@ -116,7 +116,7 @@ async def _identity(services: Services, member: Member) -> Result:
     living = [agent for agent in await services.agents.list(member.name) if agent.revoked is None]
     serving = {tunnel.peer.agent for tunnel in member.serving if not is_legacy(tunnel)}
     if gone := sorted(serving - {agent.name for agent in living}):
-        return fail("TWR209", f"agent {gone[0]} serves, but its record is gone: it is refused when it has to come back")
+        return fail("TWR209", f"agent {gone[0]} serves, but its record is gone: it will be refused when it reconnects")
     for agent in living:
         left = min(agent.identity_expires, agent.serving_expires) - now
         if left < 0:

@@ -70,7 +70,7 @@ class Ports(Section):
     def _apart(self) -> Ports:
         size = self.range[1] - self.range[0]
         if not size < self.kubesphere_offset <= 65535 - self.range[1]:
-            raise ValueError("kubesphere_offset must lift the range clear of itself and keep it below 65536")
+            raise ValueError("kubesphere_offset must lift the range to ports that are not its own and not above 65535")
         return self
 
 
@@ -269,7 +269,7 @@ class ServerConfig(Section):
     @model_validator(mode="after")
     def _somebody_says_who_asks(self) -> ServerConfig:
         if self.operators.listen and self.store.kind != "kubernetes":
-            raise ValueError("operators.listen needs a Kubernetes store: an apiserver has to say who asks")
+            raise ValueError("operators.listen needs a Kubernetes store: its apiserver is what authenticates operators")
         return self
 
     @field_validator("admin_socket")

@@ -153,7 +153,7 @@ class Enrolment:
         token, answer = await self._tokens.redeem(received.token_id, asked.secret, key_fingerprint(key), issue=issue)
         standing(token)  # also for an answer that is given again
         if answer.serving_key != key_fingerprint(serving_key):
-            raise TowerError("TWR206", f"the token {token.id} let this key in with another serving key")
+            raise TowerError("TWR206", f"the token {token.id} was used by this agent with another serving key")
         return token, answer
 
     def _record(self, token: Token, answer: Enrolled, key: str) -> Agent:

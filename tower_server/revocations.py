@@ -136,7 +136,7 @@ class Revocations:
                 continue
             break
         else:
-            raise TowerError("TWR108", "the revocation list is changed by others all the time")
+            raise TowerError("TWR108", "the revocation list keeps changing: other servers write it")
         for asked in batch:
             asked.done = True
         self._sign(at)

@@ -83,8 +83,8 @@ class Tokens:
             if held is not None:
                 return token, held
             if len(token.keys) >= token.uses:
-                count = "key" if token.uses == 1 else f"{token.uses} keys"
-                raise TowerError("TWR206", f"the token {token.id} was used up: it let in its {count} already")
+                count = "one agent" if token.uses == 1 else f"{token.uses} agents"
+                raise TowerError("TWR206", f"the token {token.id} was used up: {count} joined with it already")
             answer = issue(token)
             spent = replace(token, keys={**token.keys, key: answer})
             try:
@@ -92,7 +92,7 @@ class Tokens:
             except (Conflict, NotFound):
                 continue
             return spent, answer
-        raise TowerError("TWR108", f"the token {token_id} is used by too many at once", retry_after=1.0)
+        raise TowerError("TWR108", f"the token {token_id} is used by too many agents at once", retry_after=1.0)
 
     async def _check(self, token_id: str, secret: str) -> tuple[Token, Version]:
         try:

@@ -60,7 +60,7 @@ def decode(ask: Ask, address: str, line: bytes) -> Event:
         if not isinstance(kind, str) or not isinstance(body, dict):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise Unreachable("TWR114", f"{address} sent a line that is no event, to {ask}", ask=ask) from error
+        raise Unreachable("TWR114", f"{address} sent a line that is no event in answer to {ask}", ask=ask) from error
     if kind == "ERROR":
         status = body.get("code")
         raise refusal(ask, address, status if isinstance(status, int) else 500, json.dumps(body).encode())

@@ -77,7 +77,7 @@ class ClientUpgrade:
         if whole:
             self._unwanted(f"{head.decode('latin-1')}\r\n", body, ended=True)
         if head:
-            raise DialError("http", f"an answer to the upgrade that ends in its head: {head[:EVIDENCE_BYTES]!r}")
+            raise DialError("http", f"the answer to the upgrade ends within its head: {head[:EVIDENCE_BYTES]!r}")
 
     def _unwanted(self, head: str, body: bytes, *, ended: bool = False) -> None:
         """Another status than 101: an error with what the server says about it, as far as that is announced."""

@@ -22,9 +22,9 @@ def test_what_is_said_reaches_every_tunnel_beside_its_memory() -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ({"dead_after": "20s"}, "below 60 s they must be, when kubectl gives up"),
-        ({"resume_window": "45s"}, "below 60 s they must be, when kubectl gives up"),
-        ({"resume_window": "30s"}, r"too short: noticing \(15 s\), .* raise it to 32.8 s, or lower dead_after"),
+        ({"dead_after": "20s"}, "must stay below 60 s, after which kubectl gives up"),
+        ({"resume_window": "45s"}, "must stay below 60 s, after which kubectl gives up"),
+        ({"resume_window": "30s"}, r"too short: noticing .* \(15 s\), .* raise it to 32.8 s, or lower dead_after"),
     ],
 )
 def test_a_window_that_no_agent_or_no_caller_can_keep_to_is_refused(said: dict[str, str], why: str) -> None:

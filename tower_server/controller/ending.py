@@ -122,7 +122,7 @@ class Ending:
         """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
         status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
         if status not in (200, 404):
-            raise TowerError("TWR114", f"the apiserver answered {status} to what kinds it serves")
+            raise TowerError("TWR114", f"the apiserver answered {status} when asked which kinds it serves")
         served = json.loads(body).get("resources", ()) if status == 200 else ()
         return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
 

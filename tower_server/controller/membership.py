@@ -15,7 +15,7 @@ from tower_server.controller.status import Outcome, endpoint
 from tower_server.controller.wanted import Wanted
 from tower_server.records import KUBERNETES, Cluster
 
-UNSEEN: Final = Condition(ACCEPTED, "Unknown", "NotLooked", "it is looked at once a request gets through to it")
+UNSEEN: Final = Condition(ACCEPTED, "Unknown", "NotLooked", "it is looked at as soon as a request gets through to it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,7 +136,7 @@ class _Arrival(asyncio.Protocol):
         port, self.transport = self._port, transport
         self.remote = address_text(transport.get_extra_info("peername"))
         if len(port.unasked) >= MAX_UNASKED:
-            self._refuse("too many connections of replicas that say nothing")
+            self._refuse("too many silent connections of replicas")
             return
         try:
             self.replica = port.certificate.verify(transport.get_extra_info("peercert_der"), at=time.time()).name

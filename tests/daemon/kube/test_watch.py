@@ -45,7 +45,7 @@ def test_an_event_is_a_type_and_an_object() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "ADDED"}', b'{"type": 1, "object": {}}', b"\xff"])
 def test_what_is_no_event_is_named_with_who_sent_it(line: bytes) -> None:
-    with pytest.raises(Unreachable, match="api:6443 sent a line that is no event, to watch secrets in namespace n"):
+    with pytest.raises(Unreachable, match="api:6443 sent a line that is no event in answer to watch secrets in "):
         decode(ASK, "api:6443", line)
 
 

@@ -85,7 +85,7 @@ def test_an_answer_that_ends_behind_or_in_its_head_is_evidence_too() -> None:
     assert (caught.value.text, caught.value.code) == ("the server answered 403 to the upgrade (Server: waf)", 403)
     upgrade, _ = asked()
     assert upgrade.receive(b"HTTP/1.1 503 Busy\nServer: old\n\n") is None
-    with pytest.raises(DialError, match="ends in its head: b'HTTP"):
+    with pytest.raises(DialError, match="ends within its head: b'HTTP"):
         upgrade.ended()
 
 
