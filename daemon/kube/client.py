@@ -244,7 +244,7 @@ class Client:
         except (DialError, Cut, TimeoutError) as error:
             raise self._unreachable(ask, error, patience) from error
         except ValueError as error:
-            raise Unreachable("TWR114", f"{self.address} answered {ask} with something other than a watch: {error}") from error
+            raise Unreachable("TWR114", f"{self.address} answered {ask}, but with no watch: {error}") from error
         finally:
             if connection is not None:
                 connection.abort()
@@ -320,7 +320,7 @@ class Client:
         except ValueError as error:
             raise Unreachable("TWR114", f"{self.address} answered {ask} without JSON", ask=ask) from error
         if not isinstance(found, dict):
-            raise Unreachable("TWR114", f"{self.address} answered {ask} with something other than an object", ask=ask)
+            raise Unreachable("TWR114", f"{self.address} answered {ask}, but with no object", ask=ask)
         return found
 
     async def _exchange(self, connection: Connection, request: bytes) -> tuple[Head, bytes]:
