@@ -18,7 +18,7 @@ from gateway.head import Field, Framing, RequestHead
 from gateway.policy import Policy, usable_name
 from gateway.status import reason_for
 
-BEARER: Final = "bearer token"  # who such a caller is, the apiserver alone finds out
+BEARER: Final = "bearer token"  # in records: only the apiserver knows who such a caller is
 
 
 class PoolName(StrEnum):
@@ -27,7 +27,7 @@ class PoolName(StrEnum):
 
 
 class Route(NamedTuple):
-    """What the shell knows of this request and this apiserver."""
+    """What the connection knows of this request and this apiserver, beside the head."""
 
     host: bytes
     """The apiserver's authority for Host."""
@@ -111,7 +111,7 @@ def decide(head: RequestHead, caller: Caller, policy: Policy, route: Route) -> F
 
 
 def _sort(head: RequestHead) -> tuple[list[bytes], list[Field]]:
-    """Lines that anyone may send, and the fields that depend on who sends them; the rest is gone."""
+    """The lines that anyone may send, and the fields that depend on the caller. All others are dropped."""
     kept: list[bytes] = []
     special: list[Field] = []
     named = frozenset(head.connection) - _HOP_OPTIONS if head.connection else None

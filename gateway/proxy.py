@@ -70,7 +70,7 @@ class Gateway:
         self._closed = False
 
     def start(self) -> None:
-        """Begin to look at deadlines."""
+        """Start the ticker that looks at deadlines."""
         if self._ticker is None and not self._closed:
             self._ticker = self.loop.call_later(defaults.GATEWAY_TICK, self._tick)
 
@@ -84,7 +84,7 @@ class Gateway:
         )
 
     def recheck(self) -> None:
-        """Look at every caller's certificate again: a request that runs under a bad one is cut at once."""
+        """Check every caller's certificate again: a request under a revoked or expired one is cut at once."""
         for connection in list(self.connections):
             connection.recheck()
 
@@ -119,7 +119,7 @@ class Gateway:
     # -- for the connections -----------------------------------------------------------------------------------------
 
     def caller_of(self, chain: list[bytes]) -> Caller:
-        """What a connection showed. A certificate that is not accepted is answered at each request, not at TLS."""
+        """Who is at the other end of a connection. If its certificate is not accepted, each request is answered so."""
         if not chain:
             return NO_CERTIFICATE
         try:

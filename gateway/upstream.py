@@ -44,7 +44,7 @@ class Connection:
         self.pool = pool
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
-        self.context: ssl.SSLContext | None = None  # what it was dialled with
+        self.context: ssl.SSLContext | None = None  # the TLS context that it was dialled with
         self.served = 0
         """Requests it carried before this one: a connection that dies at its first cannot have been stale."""
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set before anybody sees the connection
@@ -56,7 +56,7 @@ class Connection:
         if self.exchange is not None:
             self.exchange.upstream_data(data)
         else:
-            self.pool.discard(self)  # an answer to nothing: whatever comes next would be taken for another's
+            self.pool.discard(self)  # bytes that answer no request: they would be taken for the next one's answer
 
     def eof_received(self) -> bool:
         if self.exchange is not None:
@@ -149,7 +149,7 @@ class Pool:
             self.discard(self._idle[0])
 
     def renew(self, context: ssl.SSLContext, *, authorization: Callable[[], bytes] | None = None) -> None:
-        """Show another credential from now on: connections that stand on the one before end with their exchange."""
+        """Present another credential from now on; connections with the earlier one end when their exchange does."""
         self._context, self.authorization = context, authorization
         while self._idle:
             self.discard(self._idle[0])
@@ -171,7 +171,7 @@ class Pool:
         try:
             async with asyncio.timeout(self._dial_deadline):
                 connection = await self._connect()
-                while connection.context is not self._context:  # renewed meanwhile: it would show the credential before
+                while connection.context is not self._context:  # renewed meanwhile: this one has the old credential
                     connection.transport.abort()
                     connection = await self._connect()
         except TimeoutError:

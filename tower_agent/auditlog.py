@@ -1,8 +1,9 @@
-"""One audit line a request, cheap enough for the hot path.
+"""Writes one audit line for each request, cheaply enough for the hot path.
 
-The general log costs a hundred times more, because it redacts whatever it is given; here the fields are fixed, and none
-can hold a secret but the path (written without its query) and what a caller calls itself, which are looked over. Lines
-of a short while leave in one write, so that no answer waits for it, and look like those of the general log.
+The general log costs a hundred times more, since it redacts whatever it is given. Here the fields are fixed, and only
+two of them could hold a secret: the path, which is written without its query, and what a caller calls itself. Those are
+redacted. The lines of a short while are written together, so that no answer waits for them; they look like those of the
+general log.
 """
 
 from __future__ import annotations

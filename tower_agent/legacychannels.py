@@ -1,8 +1,8 @@
 """The channels that a host of `kubesphere-v1` opens: TCP to one of the two destinations that were announced to it.
 
-Nothing else is ever dialled: a Go agent dials whatever the host names, anywhere in the member. The destination is
-dialled before the channel is taken, so that the host hears why it cannot be had. Half-close and back-pressure pass both
-ways.
+Nothing else is ever dialled, whereas a Go agent dials whatever the host names, anywhere in the member. The destination
+is dialled before the channel is accepted, so that the host hears why it cannot be reached. Half-close and back-pressure
+pass both ways.
 """
 
 from __future__ import annotations

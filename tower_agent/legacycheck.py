@@ -1,8 +1,9 @@
 """`tower-agent check` where the host speaks `kubesphere-v1`: the same way out, then SSH and the registration.
 
-A host of the dialect gives callers to whoever has registered, and Go's keeps the credential of the first that did. So a
-check asks with a registration that any host has to refuse, for addresses and keys that are none: name and token are
-looked at before these. Nothing is shipped, and no caller meets the check.
+A host of this dialect serves callers through whatever has registered, and a Go host keeps the credential that came
+first. So the check sends a registration that every host has to refuse, with invalid addresses and keys: name and token
+are checked before those, so the refusal tells whether they are known. No credential is sent, and no caller meets the
+check.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Keeps the session with a host of `kubesphere-v1` up: dials, registers, pings, and registers again when it must.
 
-A Go host takes the credential from the agent that made its listeners, and keeps it for as long as these live. So a
-changed credential needs the session to end first: the agent waits for a moment without traffic, leaves, gives the host
-time to take its listeners down, and comes back. A Go host that is asked again at once may find its own ports still
-taken, and then serves nobody without a word.
+A Go host takes the credential from the agent for which it made its listeners, and keeps it for as long as these live.
+So a new credential takes effect only after the session has ended: the agent waits for a moment without traffic, leaves,
+gives the host time to close its listeners, and comes back. If it came back at once, a Go host might find its own ports
+still taken, and would then serve nobody without saying so.
 """
 
 from __future__ import annotations

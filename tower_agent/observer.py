@@ -1,4 +1,4 @@
-"""Where the gateway's records go: one audit line a request, metrics, and the figures that the heartbeat carries."""
+"""Receives the gateway's records: writes audit lines, counts metrics, and keeps the figures for the heartbeat."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What an agent of the dialect `kubesphere-v1` hands to its host: where the member's servers are, and a credential.
 
-In this dialect the host itself speaks to the member's apiserver, so it needs the address, the authority and a
-credential, in full: a token, or a certificate with its private key. That is why a person has to agree to it by name and
-should choose a ServiceAccount for it. Read anew whenever it may have changed: the host learns of it only by another
-registration.
+In this dialect the host itself speaks to the member's apiserver, so it needs the address, the authority and a whole
+credential: a token, or a certificate with its private key. Hence a person has to agree to it explicitly, and should
+choose a ServiceAccount for it. The credential is read again whenever it may have changed; the host learns of a new one
+only by another registration.
 """
 
 from __future__ import annotations

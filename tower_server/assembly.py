@@ -55,7 +55,7 @@ log = get_logger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """What exists of the server so far, in the order in which it was made."""
+    """The parts of a server, in the order in which they are made."""
 
     store: Store
     certificate: ServerCertificate
@@ -72,7 +72,7 @@ class Parts:
     operators: OperatorPort | None = None
 
     def renew_certificate(self) -> None:
-        """Before its end, or under another root. Contexts take it from the next handshake on."""
+        """Renew the server's certificate, before it expires or under a new root: for handshakes from now on."""
         self.certificate.renew(at=time.time())
         issued, bundle = self.certificate.issued, self.services.authority.bundle
         self.sealer.vouch(bundle=bundle, chain_pem=issued.chain_pem, sign=signer(self.certificate.key))
@@ -86,8 +86,8 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembly:
-    """What the parts are made from. `start` owns work that one agent has brought about; `goes_at` is when the server
-    will be gone, on the loop's clock, once it drains."""
+    """What the parts are made from. `start` owns work that one agent caused; `goes_at` is the loop's time at which a
+    draining server will be gone."""
 
     config: ServerConfig
     version: str
@@ -201,7 +201,7 @@ class Assembly:
         )
 
     def _control(self, services: Services, secret: HostSecret | None) -> None:
-        """Nobody keeps it: it has subscribed to what it speaks of."""
+        """The control streams. Not one of the parts, since it lives by its subscriptions."""
         clusters = services.clusters
         control = Control(
             registry=services.registry,

@@ -38,7 +38,7 @@ log = get_logger(__name__)
 
 
 class Clusters:
-    """Owns the records and, through them, members and ports. Changes to one cluster come one after the other."""
+    """Owns the records and, through them, members and ports. Changes to one cluster are made one at a time."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Clusters:
         return record, member
 
     def certificate_names(self, name: str) -> tuple[str, ...]:
-        """What the serving certificate of a cluster carries beside the member name, written as it stands there."""
+        """The names that a cluster's serving certificate carries beside the member name, spelt as they are there."""
         record = self._records.get(name)
         return tuple(str(parse_host(each)) for each in record.certificate_names) if record is not None else ()
 
@@ -198,7 +198,7 @@ class Clusters:
         await self.declare(member)
 
     async def _forget(self, name: str) -> None:
-        """A record is gone: so is the cluster here."""
+        """A record was deleted: drop the cluster here too."""
         async with self._lock(name):
             member = self._registry.members.get(name)
             if self._records.pop(name, None) is None or member is None:
@@ -209,7 +209,7 @@ class Clusters:
         self._tell("DELETED", name)
 
     def _end(self, name: str, member: Member) -> None:
-        """Nothing of it is held any more: tunnels, callers, ports, figures."""
+        """Drop everything held for a cluster: tunnels, callers, ports, metrics."""
         self._registry.members.pop(name, None)
         member.gone = True
         for tunnel in list(member.tunnels):
@@ -234,7 +234,7 @@ class Clusters:
                 await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
         departed, self._registry.departed = self._registry.departed, {}
         for (name, agent), (at, version) in departed.items():
-            if name in restless:  # it is written down once it has settled
+            if name in restless:  # what comes and goes is written once it has settled
                 self._registry.departed[name, agent] = at, version
                 continue
             with contextlib.suppress(TowerError):  # deleted meanwhile
@@ -281,7 +281,7 @@ class Clusters:
         return cluster
 
     def _not_shared(self, name: str, serving_names: Collection[str]) -> None:
-        """No name stands in the certificates of two clusters, or of a cluster and this server."""
+        """Refuses names that are in another cluster's certificate already, or in this server's."""
         own = self._own_names.intersection(each.lower() for each in serving_names)
         if own:
             raise TowerError("TWR605", f"{min(own)} is a name of this tower itself", mend="leave that serving name out")
@@ -300,7 +300,7 @@ class Clusters:
         name = asked.name
         async with self._lock(name):
             cluster, member = self.get(name)
-            taken = await self._take_record(asked)  # from here on it is deleted; what is left over is tidied up later
+            taken = await self._take_record(asked)  # now it counts as deleted: what is left is tidied up later
             at = time.time()
             self._records.pop(name, None)
             self._end(name, member)
@@ -308,7 +308,7 @@ class Clusters:
                 self._store,
                 (await dependents(self._store)).get(cluster.uid, ()),
                 revoke=lambda upto: self._revocations.revoke_agents(upto, at=at),
-                cluster=name if taken else "",  # else somebody was first: there may be another one by now, with agents
+                cluster=name if taken else "",  # else somebody was first, and the name may have a new cluster by now
                 at=at,
             )
             await self._allocator.release(cluster.ports.values(), uid=cluster.uid)
@@ -325,7 +325,7 @@ class Clusters:
         return changed
 
     async def _take_record(self, cluster: Cluster) -> bool:
-        """Deletes its record as it is stored, if that is still of this cluster; False where it is gone already."""
+        """Deletes the stored record if it still belongs to this cluster; False if it is gone already."""
         for _ in range(ATTEMPTS):
             try:
                 record = await self._store.get(Kind.CLUSTER, cluster.name)
@@ -364,7 +364,7 @@ class Clusters:
                 self.ports.remove(member.name, KUBESPHERE)  # the claim stays: it comes back under the same port
 
     async def _with_port(self, cluster: Cluster, service: str) -> Cluster:
-        """Claims a port and notes it on the record; the claim is given back when the record cannot be written."""
+        """Claims a port and writes it into the record; gives the claim back if the record cannot be written."""
         sibling = cluster.ports.get(KUBERNETES)
         port = await self._allocator.allocate(cluster=cluster.name, uid=cluster.uid, service=service, sibling=sibling)
         try:

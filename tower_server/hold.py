@@ -15,7 +15,7 @@ from daemon.metrics import ClusterMetrics
 
 
 class Hold:
-    """Of one cluster. Times are those of the loop."""
+    """The hold of one cluster. Times are those of the loop."""
 
     def __init__(self, *, seconds: float, waiters: int, window: float, metrics: ClusterMetrics) -> None:
         """`window`: for how long after the loss a return is likely, which is as long as tunnels wait for a new link."""
@@ -36,13 +36,13 @@ class Hold:
             self._ends = None
 
     def release(self) -> None:
-        """A tunnel is there: everyone goes on."""
+        """There is a tunnel: all waiting callers go on."""
         self._lost_at = self._ends = None
         self._end(True)
 
     @property
     def return_likely(self) -> bool:
-        """Whether it is worth a caller's while to try again in a second."""
+        """Whether a caller that tries again in a second will probably get through."""
         now = self._loop.time()
         within = self._lost_at is not None and now - self._lost_at < self._window
         return within and (self._ends is None or now < self._ends)
@@ -63,14 +63,14 @@ class Hold:
         return True
 
     def leave(self, key: object) -> None:
-        """A caller that waits no longer. One that did not wait is fine."""
+        """A caller stops waiting. Harmless for one that did not wait."""
         waited = self._waiting.pop(key, None)
         if waited is not None:
             self._metrics.waiting.set(len(self._waiting))
             self._metrics.held["left"].observe(self._loop.time() - waited[0])
 
     def close(self) -> None:
-        """Ends every wait in vain."""
+        """Ends every wait, in vain."""
         self._end(False)
 
     def _end(self, found: bool) -> None:

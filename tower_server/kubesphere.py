@@ -1,8 +1,8 @@
-"""The `jwtSecret` of the host's KubeSphere, and whether a member's is the same: asked where its tunnel is.
+"""Whether a member's `jwtSecret` is that of the host's KubeSphere; asked by the server that holds the member's tunnel.
 
-In play where the configuration names KubeSphere's ConfigMap and the member declares the service `kubesphere`. Each
-tunnel gets a nonce of its own; what its agent answers becomes `kubesphere` in the report: `pending` until it has
-answered, then the `trouble` with it, empty for none. The proof itself goes no further.
+Used only if the configuration names KubeSphere's ConfigMap and the member declares the service `kubesphere`. Each
+tunnel gets a nonce of its own. The agent's answer becomes `kubesphere` in the report: `pending` until it has come, then
+`trouble`, which is empty if the secrets agree. The proof itself is not passed on.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class CallerPort:
         return self._owner.answers and self.service == KUBERNETES and not self.member.passthrough
 
     async def listen(self, sock: socket.socket | None = None) -> bool:
-        """Binds, unless it does so already or is over. A failure is kept in `problem`, never raised."""
+        """Binds the port, unless it is bound already or closed. A failure is kept in `problem`, never raised."""
         if self._over and sock is not None:
             sock.close()
         if self._over or self._server is not None:
@@ -103,7 +103,7 @@ class CallerPort:
         return self.no_tunnel_answers and not self._owner.draining and self.member.hold.wait(connection, then)
 
     def no_tunnel(self) -> Answer:
-        """What a caller is told that finds no tunnel."""
+        """The answer to a caller when there is no tunnel."""
         member, hold = self.member, self.member.hold
         if self._owner.draining:
             text = f"cluster {member.name} cannot be reached: this tower server is stopping"
@@ -126,7 +126,7 @@ class CallerPort:
     # ---- what connections call ----------------------------------------------------------------------------------
 
     def entered(self, connection: CallerConnection) -> bool:
-        """False for one that has to go: too many of its network's have just come, or too few descriptors are left."""
+        """Whether a new connection may stay: not if its network has too many new ones, or few descriptors are left."""
         network = network_of(connection.caller)
         self._forget_known(connection.opened_at - defaults.HEAD_DEADLINE)
         if self._new_of[network] >= self._owner.per_network:
@@ -221,8 +221,8 @@ class CallerPort:
         connection.moved_out, connection.moved_in = up, down
 
     def drain(self) -> None:
-        """Callers of a listener that outlives this process wait for the next one; others are told why they do not get
-        through."""
+        """From now on, callers of a listener that outlives this process wait in it for the next one; callers of others
+        are told why they do not get through."""
         if self._inherited:
             self.stop_listening()
 
@@ -240,8 +240,8 @@ class CallerPort:
 
 
 def descriptors_left(transport: asyncio.Transport) -> bool:
-    """Whether callers leave the rest of the process enough: the kernel gives out the lowest free number, so that of
-    the newest connection says how many are in use. The limit may be changed from outside at any time."""
+    """Whether callers leave enough descriptors for the rest of the process. The kernel gives out the lowest free
+    number, so the newest connection's number tells how many are in use. The limit may change at any time."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserved = min(defaults.RESERVED_DESCRIPTORS, limit // 4)
     return bool(transport.get_extra_info("socket").fileno() < limit - reserved)
@@ -293,7 +293,7 @@ class CallerPorts:
         return made
 
     def drop_unclaimed(self) -> None:
-        """Closes inherited ports that no cluster has: callers would wait there for nobody."""
+        """Closes inherited ports that belong to no cluster: nobody would ever accept callers there."""
         unclaimed = [name for name in self._inherited if name.startswith("port-")]
         for name in unclaimed:
             log.warning("inherited-port-unclaimed", name=name)
@@ -331,7 +331,7 @@ class CallerPorts:
             port.drain()
 
     def close(self, why: str) -> None:
-        """For good: an agent that declares a service meanwhile opens no port any more."""
+        """Closes all ports for good: services that agents still declare get none."""
         self.over = True
         for port in self:
             port.close(why)

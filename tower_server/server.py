@@ -63,7 +63,7 @@ class Server:
     # ---- start --------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Everything stands when this returns. TowerError says what is in the way; what stood by then is ended."""
+        """When this returns everything is up. TowerError says what is in the way; what had been started is stopped."""
         check_inherited(self._process.listeners, legacy=self._config.kubesphere_v1.enabled)
         store = await open_store(self._config, version=self._version)
         try:
@@ -108,7 +108,7 @@ class Server:
             await parts.legacy.start(_first(inherited, "kubesphere-v1"))
             parts.services.legacy_address = parts.legacy.address
         await parts.admin.start(_first(inherited, "admin"))
-        if config.store.kind == "sqlite":  # an apiserver is away for all replicas at once, and callers can do without
+        if config.store.kind == "sqlite":  # an apiserver is away for all replicas at once; callers do not need it
             parts.health.check("store", self._store_answers)
         self.health_address = await parts.health.start(config.health_address, sock=_first(inherited, "health"))
         self._metrics.buffer_limit_bytes.set(self._budget.limit)
@@ -145,7 +145,7 @@ class Server:
         return self._process.tasks.start(work, name=name)
 
     def _start_for_peer(self, work: Coroutine[Any, Any, None], name: str) -> object:
-        """Work that one agent has brought about: its failure is logged, and no reason to end the others' server."""
+        """Start work that one agent caused: its failure is logged, and does not end the server for the others."""
         return self._of_peers.start(work, name=name)
 
     async def _store_answers(self) -> str | None:
@@ -186,7 +186,7 @@ class Server:
         self._parts = None
 
     async def _save(self, parts: Parts) -> None:
-        """What a start can do without: a slow store must not keep lease and replica's name from being given back."""
+        """Saves what is not essential. Bounded: lease and replica's name are given back even if the store is slow."""
         try:
             async with asyncio.timeout(SAVED_WITHIN):
                 await parts.services.clusters.save()
@@ -197,8 +197,8 @@ class Server:
             log.warning("not-saved", text=text, next_start="callers of agents that come back are perhaps not held")
 
     async def _drain(self, parts: Parts) -> None:
-        """Lets what runs end, at most until the deadline. Agents are told to come back after it, spread over the time
-        that it takes to let them all in; one whose tunnel ends before waits for its share of that time only."""
+        """Lets streams end, at most until the deadline. Agents are told to come back after it, spread over the time
+        that it takes to let them all in; an agent whose tunnel ends sooner waits only for its part of that spread."""
         registry, deadline = parts.services.registry, self._config.drain
         tunnels, began = sum(1 for _ in registry), asyncio.get_running_loop().time()
         spread = tunnels / self._config.admission.handshakes_per_second

@@ -1,5 +1,5 @@
-"""What a native agent reports of its member, looked up by the server where a Go agent says nothing: version, the uid of
-its kube-system namespace, number of nodes. Read by the shipped credential; what it may not read stays unknown.
+"""Looks up what a native agent would report of its member and a Go agent does not: the version, the uid of its
+kube-system namespace, the number of nodes. Uses the shipped credential; what that may not read stays unknown.
 """
 
 from __future__ import annotations

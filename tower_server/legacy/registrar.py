@@ -1,7 +1,8 @@
-"""Whether a Go agent is let in: its claim against the cluster's record, then what it sent.
+"""Decides whether a Go agent is let in: by its cluster's record, and then by what it sent.
 
-An unknown name and a wrong token cannot be told apart, neither by the text nor by the time. Nothing is parsed beyond
-name and token before the token is known to be right, and who has shown less leaves a line in the history and no more.
+An unknown name and a wrong token cannot be told apart, neither by the message nor by the time it takes. Only name and
+token are parsed before the token is known to be right; an agent that has not shown that leaves no more than a line in
+the history.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Go agents at this server: their port, their tunnels, and what a cluster with one of them shares.
+"""Go agents at this server: their port, their tunnels, and what those of one cluster share.
 
-A tunnel enters the registry like any other; native ones are preferred there. The agents of one cluster share the
-serving certificate and the credential that came last, nothing else. Off unless the configuration enables it.
+A tunnel enters the registry like any other, and native ones are preferred there. The agents of one cluster share the
+serving certificate and the credential that was sent last, nothing else. Off unless the configuration enables it.
 """
 
 from __future__ import annotations

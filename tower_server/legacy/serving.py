@@ -1,8 +1,8 @@
-"""How callers of one cluster are served by the server itself: the member's gateway, moved to the host's end.
+"""How the server itself serves callers of one cluster: by the gateway that a native agent runs in the member.
 
-Same code and same rules as at an agent: a serving certificate for that cluster alone, certificate callers impersonated
-by the credential that the agent sent, bearer callers passed on over connections without it. The credential is the one
-that came last from an agent that is still there; agents share it, and nothing else.
+The code and the rules are the same: a serving certificate for that cluster alone, certificate callers impersonated by
+the agent's credential, bearer callers passed on over connections without it. The credential used is the latest of those
+that connected agents have sent; agents share nothing else.
 """
 
 from __future__ import annotations
