@@ -25,12 +25,12 @@ from tests.lab.world import TowerWorld
 from tests.loopback.callers import tunnels
 from tests.loopback.relay import Network
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 NAME = "battered"
 # A dead link is noticed within moments, so that many faults fit into a test; the window is the default.
 CONSTANTS = {"PING_INTERVAL": 0.5, "DEAD_AFTER": 2.0, "BACKOFF_MAX": 1.0}
 MIB = 1024 * 1024
-COPY_MIB = int(os.environ.get("TOWER_COPY_MIB", "256"))
+COPY_MIB = int(os.environ.get("TOWER_COPY_MIB", "1024"))
 FAULTS = 56
 BACK = 60.0
 
@@ -116,7 +116,7 @@ def test_kubectl_notices_no_cut_no_silence_and_no_suspension(
     share = 2 * COPY_MIB * MIB // FAULTS  # of what is copied, between two faults
     with flowing(member, caller, direct, "battered") as flows:
         began = time.monotonic()
-        copy = Copy(caller, tmp_path, pod="battered/pod", deadline=270.0)
+        copy = Copy(caller, tmp_path, pod="battered/pod", deadline=600.0)
         try:
             while sum(faults.done.values()) < FAULTS:
                 at = moved(tower)
