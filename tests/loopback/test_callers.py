@@ -7,7 +7,6 @@ import json
 import ssl
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -118,7 +117,7 @@ def test_an_expired_certificate_gets_401_naming_when(
 ) -> None:
     user = f"tower:{world.host}:admin"
     papers = forgery.caller(tmp_path, forgery.authority_of(world), user, age=7200, ttl=3600)
-    ended = datetime.fromtimestamp(time.time() - 3600, UTC)
+    ended = x509.load_pem_x509_certificate(papers.chain.read_bytes()).not_valid_after_utc
     with logs(world.members[EDGE].agent.log, "request", "401", "TWR402"):
         status, document = get_as(admin, context_of(admin, papers.chain, papers.key), "/expired", GARBAGE)
     said = message(document, status, "Unauthorized")
