@@ -54,6 +54,7 @@ _NEVER_PREFIXES: Final = (*DROPPED_PREFIXES, IMPERSONATE)
 
 
 def allowed_in_trailer(lower: bytes) -> bool:
+    lower = lower.replace(b"_", b"-")  # some servers take it for a hyphen
     return lower not in _NEVER_IN_TRAILERS and not lower.startswith(_NEVER_PREFIXES)
 
 

@@ -1,6 +1,8 @@
 """The admin socket as a file: private, replaced when dead, never taken from a living server."""
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import stat
@@ -58,6 +60,21 @@ async def test_a_living_server_keeps_its_socket(tmp_path):
             bind_private(server.config.admin_socket)
         assert caught.value.code == "TWR107"
         assert (await admin(server, "GET", "/v1/info")).status == 200
+
+
+async def test_a_living_server_that_is_too_busy_to_accept_keeps_its_socket_too(tmp_path):
+    path = tmp_path / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as living, contextlib.ExitStack() as waiting:
+        living.bind(str(path))
+        living.listen(0)
+        callers = [waiting.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+        for caller in callers:
+            caller.setblocking(False)
+        assert [caller.connect_ex(str(path)) for caller in callers] == [0, errno.EAGAIN], "one may wait, and no more"
+        with pytest.raises(TowerError, match="listens on the admin socket") as caught:
+            bind_private(path)
+        assert caught.value.code == "TWR107"
+        assert path.is_socket()
 
 
 async def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
