@@ -55,6 +55,12 @@ def test_a_cluster_that_comes_and_goes_says_so_beside_how_it_is_now() -> None:
     assert row(resources.CLUSTERS, item)["REASON"] == "Connected,Flapping"
 
 
+def test_the_version_of_a_clusters_agent_is_shown_beside_that_of_its_apiserver() -> None:
+    item = {"name": "lab", "member": {"version": "v1.34.1", "agent_version": "0.1.0"}}
+    shown = row(resources.CLUSTERS, item, "wide")
+    assert (shown["VERSION"], shown["AGENT"]) == ("v1.34.1", "0.1.0")
+
+
 @pytest.mark.parametrize(
     ("item", "state"),
     [({"tunnels": 1}, "Connected"), ({"tunnels": 0}, "Disconnected"), ({"tunnels": 1, "revoked": "2026"}, "Revoked")],

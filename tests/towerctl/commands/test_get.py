@@ -24,8 +24,8 @@ def test_headers_can_be_left_out(live: Shell, cluster: str) -> None:
 def test_wide_adds_port_and_address(live: Shell, cluster: str) -> None:
     head, line = live.ok("get", "clusters", cluster, "-o", "wide").splitlines()
     ports = json.loads(live.ok("get", "clusters", cluster, "-o", "json"))["ports"]
-    assert "PORT" in head.split()
-    assert str(ports["kubernetes"]) in line
+    assert head.split()[6:] == ["PORT", "ENDPOINT", "DIALECT", "AGENT", "CODE", "CERT-EXPIRES", "HEARTBEAT", "AGE"]
+    assert line.split()[6:8] == [str(ports["kubernetes"]), f"https://127.0.0.1:{ports['kubernetes']}"]
 
 
 def test_json_yaml_and_names_say_the_same(live: Shell, cluster: str) -> None:
