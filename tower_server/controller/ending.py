@@ -31,27 +31,27 @@ from tower_server.controller.wanted import Wanted, read_wanted
 from tower_server.controller.writer import Writer
 from tower_server.records import Cluster
 
-BRIEF: Final = 1.0  # seconds: what was read so lately need not be read again
+BRIEF: Final = 1.0  # seconds: what was read more recently need not be read again
 
 log = get_logger(__name__)
 
 
 class View(Protocol):
-    """What the watches have brought of the host's objects: read without asking, at most a moment old."""
+    """The host's objects as the watches have delivered them: read without a request, and slightly out of date."""
 
     def get(self, resource: Resource, name: str) -> Object | None: ...
 
     def of_service(self, resource: Resource, service: str) -> list[Object]:
-        """The slices of a Service, whoever made them."""
+        """The EndpointSlices of a Service, whoever made them."""
 
     @property
     def hosted_as(self) -> str:
-        """The name of the host's own Cluster, where KubeSphere has one."""
+        """The name of the host's own Cluster, if KubeSphere has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The half of a `Reconciler` that ends clusters, and what both halves work with. It keeps nothing but the twins."""
+    """The half of a `Reconciler` that ends clusters, and what both halves work with. Its only state is `twins`."""
 
     client: Client
     registry: Registry
@@ -67,16 +67,16 @@ class Ending:
         return read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
 
     def ends(self, resource: Object | None, record: Cluster | None) -> bool:
-        """Whether its resource goes, or a record has outlived what it was made for."""
+        """Whether a cluster seems to end: its resource is deleted, or its record no longer matches any resource."""
         wanted = self.read(resource)
-        if wanted is not None and self.leaves(wanted):
+        if wanted is not None and self.released(wanted):
             return True
         if record is None or not record.resource:
             return False
         return wanted is None or not (wanted.proxied and wanted.usable and wanted.uid == record.resource)
 
-    def stands(self, name: str) -> bool:
-        """Whether a Service or a slice of that cluster is there."""
+    def has_objects(self, name: str) -> bool:
+        """Whether a Service or an EndpointSlice of that cluster is left."""
         return any(
             is_of(each, name)
             for service in (service_name(name), external_name(name))
@@ -85,15 +85,15 @@ class Ending:
         )
 
     async def settle(self, name: str) -> tuple[Object | None, Cluster | None]:
-        """By the copies it is over, or has become another's. Ends it if it is; resource and record as they are then."""
-        resource, record = await self._truth(name)
-        if record is not None and self.membership is not None and await self._is_over(resource, record):
+        """Called for a cluster that seems to be over. Ends it if it is; resource and record as they are then."""
+        resource, record = await self._read_stored(name)
+        if record is not None and self.membership is not None and await self._end_was_asked(resource, record):
             began = time.monotonic()
             await self._farewell(self.membership, record, resource)
             if time.monotonic() - began > BRIEF:
-                resource, record = await self._truth(name)
+                resource, record = await self._read_stored(name)
         if record is not None and record.resource and self.ends(resource, record):
-            if await self._is_over(resource, record):
+            if await self._end_was_asked(resource, record):
                 self.writer.fence()
                 await self.registry.delete(record)
                 record = None
@@ -101,25 +101,25 @@ class Ending:
                 record = await self._keep(record)
         return resource, record
 
-    async def _truth(self, name: str) -> tuple[Object | None, Cluster | None]:
-        """Resource and record as they are stored. What is not served is not there, and says nothing of its end."""
+    async def _read_stored(self, name: str) -> tuple[Object | None, Cluster | None]:
+        """Resource and record as they are stored. Where the kind is not served there is no resource."""
         try:
             resource: Object | None = await self.client.get(CLUSTERS, name)
         except NotFound:
             resource = None
         return resource, await self.registry.read(name)
 
-    async def _is_over(self, resource: Object | None, record: Cluster) -> bool:
-        """Whether its end was asked for: not where its resource goes, or has gone, with the kind of all of them."""
+    async def _end_was_asked(self, resource: Object | None, record: Cluster) -> bool:
+        """Whether somebody asked for its end. Nobody did if the resource is deleted together with its CRD."""
         if not record.resource or not self.ends(resource, record):
             return False
         wanted = self.read(resource)
         if wanted is not None and not wanted.deleting:
             return True  # of another type by now
-        return not await self._kind_leaves()
+        return not await self._kind_is_deleted()
 
-    async def _kind_leaves(self) -> bool:
-        """Whether the CRD of Clusters is being deleted: the apiserver then deletes all of them, and takes none."""
+    async def _kind_is_deleted(self) -> bool:
+        """Whether the CRD of Clusters is deleted: the apiserver then deletes every Cluster, and accepts no new one."""
         status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
         if status not in (200, 404):
             raise TowerError("TWR114", f"the apiserver answered {status} when asked which kinds it serves")
@@ -127,8 +127,8 @@ class Ending:
         return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
 
     async def _keep(self, record: Cluster) -> Cluster:
-        """A cluster whose resource goes with its kind: nobody has asked for its end. It stands as one that was added by
-        hand, and a resource of its name takes it over again."""
+        """Keep a cluster whose resource was deleted with its CRD. It becomes like one that was added by hand, and a new
+        resource of its name adopts it again."""
         self.writer.fence()
         kept = await self.registry.release(record)
         text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
@@ -142,8 +142,8 @@ class Ending:
         return kept
 
     @staticmethod
-    def leaves(wanted: Wanted) -> bool:
-        """Deleted, and nobody else needs the way to the member any more: others' finalizers work through the tunnel."""
+    def released(wanted: Wanted) -> bool:
+        """Whether the resource is deleted and only our finalizer is left: those of others may still need the tunnel."""
         return wanted.deleting and not [each for each in wanted.finalizers if each != FINALIZER]
 
     async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
@@ -156,14 +156,14 @@ class Ending:
             if about is not None:
                 await self.events.tell(about, [Condition("Removed", "False", "LeftInMember", left)])
 
-    async def take_away(self, name: str) -> None:
-        """What was made for it. What no watch has told of yet comes back here once it is told of."""
+    async def delete_objects(self, name: str) -> None:
+        """Deletes what was made for a cluster. What no watch has delivered yet is deleted once one has."""
         self.twins.note(name, "")
         for service in (service_name(name), external_name(name)):
-            await self.take_service(name, service)
+            await self.delete_service(name, service)
 
-    async def take_service(self, name: str, service: str) -> None:
-        """One of its Services with all its slices; without a Service of ours, the slices that are ours."""
+    async def delete_service(self, name: str, service: str) -> None:
+        """Deletes one of its Services with all its slices; if that Service is not ours, only the slices that are."""
         held = self.view.get(SERVICES, service)
         ours = held is not None and is_of(held, name)
         for each in self.view.of_service(ENDPOINT_SLICES, service):
@@ -172,8 +172,8 @@ class Ending:
         if held is not None and ours:
             await self.writer.delete(SERVICES, held)
 
-    async def let_go(self, resource: Object | None, wanted: Wanted | None) -> bool:
-        """Our finalizer, last of all: from here on nothing of the cluster is left. False where that is refused."""
+    async def remove_finalizer(self, resource: Object | None, wanted: Wanted | None) -> bool:
+        """Removes our finalizer, last of all, when nothing of the cluster is left. False if that is refused."""
         if resource is None or wanted is None or FINALIZER not in wanted.finalizers:
             return True
         left = [each for each in wanted.finalizers if each != FINALIZER]

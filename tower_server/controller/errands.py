@@ -36,7 +36,7 @@ from tower_server.legacy.binding import binding_name
 ACCEPTED: Final = "Accepted"
 FEDERATION: Final = "FederationReady"
 UNMARKED: Final = "Unmarked"
-WORKERS: Final = 4  # members at once: mostly waiting for them
+WORKERS: Final = 4  # members at once: the work is mostly waiting
 DEADLINE: Final = 45.0  # of one errand: a dozen calls, and the member's token controller
 FAREWELL_DEADLINE: Final = 15.0  # a deletion waits no longer for a member that answers slowly
 RETRY: Final = (2.0, 300.0)
@@ -49,7 +49,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errand:
-    """What is wanted of a member, and by which way it is reached."""
+    """What is wanted of a member, and how it is reached."""
 
     cluster: str
     port: int
@@ -113,14 +113,14 @@ class Errands:
         self._uid = ""
 
     def begin(self, *, fence: Callable[[], object], poke: Callable[[str], None]) -> None:
-        """A term begins: nothing is known. `fence` is called before each write and raises Deposed after the term;
-        `poke(cluster)` tells that there is news."""
+        """Begin a term of leadership, with nothing known. `fence` is called before each write and raises Deposed once
+        the term is over; `poke(cluster)` has the cluster reconciled again."""
         self._fence, self._poke = fence, poke
         self._states.clear()
         self._queue.clear()
 
     def ask(self, errand: Errand) -> Findings | None:
-        """What is known of a member by now; what is missing is begun."""
+        """The findings about a member by now. If what is wanted has not been done yet, it is begun."""
         state = self._states.setdefault(errand.cluster, _State(errand))
         state.errand = errand
         due = errand != state.done_for or time.monotonic() >= state.due
@@ -131,7 +131,7 @@ class Errands:
         return state.findings
 
     async def _forget(self, cluster: str) -> None:
-        """What is being done for a cluster that goes would otherwise come after what takes it away."""
+        """Stop what is being done for a cluster that ends: it could otherwise remake what the farewell deletes."""
         state = self._states.pop(cluster, None)
         if state is not None and state.work is not None:
             state.work.cancel()
@@ -170,7 +170,7 @@ class Errands:
             text = error.message if isinstance(error, TowerError) else f"it took longer than {DEADLINE:g} s"
             state.findings = _not_looked(before, text)
             log.warning("errand-failed", cluster=errand.cluster, text=text)
-        except Exception as error:  # the boundary: one member's surprise is not the others'
+        except Exception as error:  # the boundary: what goes wrong with one member must not stop the others
             state.findings = _not_looked(before, repr(error))
             log.error("errand-broke", cluster=errand.cluster, exc_info=error)
         finally:
@@ -187,7 +187,7 @@ class Errands:
     # ---- one errand ---------------------------------------------------------------------------------------------
 
     async def _errand(self, errand: Errand, before: Findings) -> tuple[Findings, bool]:
-        """What it arrived at, and whether it is to be tried again soon."""
+        """Run one errand: its findings, and whether to try again soon."""
         accepted = await self._accept(errand) if errand.healthy else before.accepted
         try:
             said, left = await self._federate(errand, accepted, before.federation)
@@ -221,7 +221,7 @@ class Errands:
     async def _federate(
         self, errand: Errand, accepted: Condition | None, before: Condition | None
     ) -> tuple[Condition | None, bool]:
-        """What is said of it, and whether nothing of ours is left there."""
+        """The condition of the federation, and whether nothing of ours is left in it."""
         joining = self._joining(errand)
         if not errand.federate:
             return await self._leave(errand, joining) if errand.joined else (None, False)
@@ -262,9 +262,9 @@ class Errands:
     # ---- a cluster that goes ------------------------------------------------------------------------------------
 
     async def farewell(self, errand: Errand) -> str:
-        """Takes away what was made for a cluster, on the host and, while the member answers, in it. What stays behind
-        and how to take it away by hand; empty for nothing. Deposed, and KubeError where the host's own apiserver
-        does not answer: a deletion waits for that, and never for a member."""
+        """Deletes what was made for a cluster, on the host and, if the member answers, in it. Returns what stays
+        behind and how to delete it by hand; empty for nothing. Raises Deposed, and KubeError if the host's own
+        apiserver does not answer: a deletion waits for that one, but never for a member."""
         await self._forget(errand.cluster)
         joining, kept = self._joining(errand), ""
         if errand.joined:
@@ -298,7 +298,7 @@ class Errands:
                 await federation.leave_member(member, joining, fence=self._fence)
             self._fence()
             if await release(member, owner):
-                # By which this host was let in where a Go agent served: so it goes last.
+                # Last: for a Go agent's member this is what lets this host in.
                 with contextlib.suppress(NotFound):
                     await member.delete(CLUSTER_ROLE_BINDINGS, binding_name(self._host))
 
@@ -310,7 +310,7 @@ def _not_looked(before: Findings | None, text: str) -> Findings:
 
 
 def _again(findings: Findings | None, errand: Errand) -> float:
-    """Seconds until the same is looked at anew."""
+    """Seconds until the same errand is verified again."""
     accepted = findings.accepted if findings is not None else None
     if accepted is not None and accepted.status != "True":
         return REFUSED_AGAIN

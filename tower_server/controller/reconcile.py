@@ -36,29 +36,29 @@ class Reconciler(Ending):
     """Of the tower's servers, which no cluster's certificate carries."""
 
     def begin(self, names: Iterable[str]) -> None:
-        """Before the first reconcile of a term: who is whose twin has to be known of all at once."""
+        """Called before the first reconcile of a term, so that all clusters that are the same member are known."""
         for name in names:
             sight = self.facts.sight(name)
             self.twins.note(name, sight.uid if sight is not None else "")
 
     async def reconcile(self, name: str) -> Again:
-        """Raises Deposed when this server no longer leads, TowerError for what is tried again."""
+        """Reconcile one cluster. Raises Deposed if this server no longer leads, TowerError to be called again."""
         await self.registry.finish(name)
         resource, record = self.view.get(CLUSTERS, name), await self.registry.get(name)
-        if self.ends(resource, record) or (record is None and self.stands(name)):
+        if self.ends(resource, record) or (record is None and self.has_objects(name)):
             return await self._settle(name)
         return await self._follow(name, resource, record)
 
     async def _follow(self, name: str, resource: Object | None, record: Cluster | None) -> Again:
-        """What is asked for is there, or nothing is."""
+        """Make what the resource asks for; if it asks for nothing, serve the record alone, if there is one."""
         wanted = self.read(resource)
         if wanted is None or not (wanted.proxied and wanted.usable):
             again = Again()
-            if record is not None:  # added by hand, or kept: a resource that asks for something else is none of ours
+            if record is not None:  # added by hand, or kept: the resource asks for something that is not ours to do
                 again = await self._serve(name, None, None, record)
             elif wanted is not None and wanted.proxied:
                 return await self.reporter.tell(resource, Outcome(problems=wanted.problems), None)
-            await self.let_go(resource, wanted)
+            await self.remove_finalizer(resource, wanted)
             return again
         record = await self.registry.follow(name, resource=wanted.uid)
         if record.resource != wanted.uid:
@@ -66,21 +66,21 @@ class Reconciler(Ending):
         return await self._serve(name, resource, wanted, record)
 
     async def _settle(self, name: str) -> Again:
-        """What seems to be over: ended where it is, followed as what it has become where not."""
+        """Deal with a cluster that seems to be over: it is ended, or served as what it is now."""
         resource, record = await self.settle(name)
         wanted = self.read(resource)
-        leaves = wanted is not None and self.leaves(wanted)
-        proxied = wanted is not None and not leaves and wanted.proxied and wanted.usable
+        released = wanted is not None and self.released(wanted)
+        proxied = wanted is not None and not released and wanted.proxied and wanted.usable
         if wanted is not None and proxied and record is not None and not record.resource:
             record = await self.registry.adopt(record, resource=wanted.uid)
-        if proxied or (record is not None and not leaves):
+        if proxied or (record is not None and not released):
             return await self._follow(name, resource, record)
         if record is None:
-            await self.take_away(name)  # one that was added by hand, or is kept, outlives this resource
-        return Again(failed=not await self.let_go(resource, wanted))
+            await self.delete_objects(name)  # a record that was added by hand, or is kept, outlives this resource
+        return Again(failed=not await self.remove_finalizer(resource, wanted))
 
     async def failed(self, name: str, error: Exception) -> None:
-        """The cluster's work fails again and again. What stands of the cluster stays as it is meanwhile."""
+        """Report that a cluster's reconcile keeps failing. What there is of the cluster stays as it is."""
         await self.reporter.failed(name, error)
 
     # ---- a cluster that is wanted -------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Reconciler(Ending):
             outcome = await self._external(name, outcome, wanted)
             await self._names(name, outcome, record)
         if sight is None:
-            sight = self.facts.sight(name)  # a record that was made just now is mostly known by here
+            sight = self.facts.sight(name)  # a record that was just made is mostly known by now
         outcome = self._alone(name, outcome, sight)
         if self.membership is not None and resource is not None and wanted is not None:
             outcome = await self.membership.look(
@@ -148,12 +148,12 @@ class Reconciler(Ending):
     async def _external(self, name: str, outcome: Outcome, wanted: Wanted | None) -> Outcome:
         held = self.view.get(SERVICES, external_name(name))
         published = held is not None and is_of(held, name)
-        if wanted is None and published and held is not None:  # nobody says anything of it now: it stays as it was
+        if wanted is None and published and held is not None:  # no resource says anything about it: it stays as it was
             await self._slices(external_name(name), name, _of_apiserver(outcome))
             return replace(outcome, external=True, external_address=_published(held))
         if wanted is None or not wanted.external:
             if published:
-                await self.take_service(name, external_name(name))
+                await self.delete_service(name, external_name(name))
             return outcome
         only = desired.external_service(name, outcome.ports, namespace=self.namespace, annotations=wanted.annotations)
         try:
@@ -171,12 +171,12 @@ class Reconciler(Ending):
         found = self.view.of_service(ENDPOINT_SLICES, service)
         old = self.view.get(ENDPOINTS, service)
         if not wanted:
-            return  # no replica is known at this moment: what stands is better than nothing
+            return  # no replica is known at this moment: what is there is better than nothing
         for each in desired.leftovers(service, [*found, *([old] if old is not None else [])], wanted):
             await self.writer.delete(ENDPOINTS if each["kind"] == "Endpoints" else ENDPOINT_SLICES, each)
 
     async def _names(self, name: str, outcome: Outcome, record: Cluster) -> None:
-        """What callers may reach the cluster by stands in its certificate from its next renewal on."""
+        """Have the cluster's serving certificate carry the names that callers reach it by, from its next renewal on."""
         inside = f"{service_name(name)}.{self.namespace}"
         names = [inside, f"{inside}.svc", outcome.address]
         if outcome.external_address and not self._of_others(outcome.external_address.lower(), name):
@@ -184,8 +184,8 @@ class Reconciler(Ending):
         await self.registry.name_services(record, tuple(dict.fromkeys(_that_certificates_hold(names, cluster=name))))
 
     def _of_others(self, published: str, name: str) -> bool:
-        """Whether that is the tower's own name or another cluster's, for which this one's agents could pass with it:
-        what a load balancer says of itself may be written by who may not add clusters."""
+        """Whether a published name is the tower's own or another cluster's: with such a name in its certificate an
+        agent could pass for that one, and people who may not add clusters may be able to set a load balancer's name."""
         others = (other for other in self.registry.known.values() if other.name != name)
         return published in self.own_names or any(
             published == each.lower() for other in others for each in other.certificate_names
@@ -204,7 +204,7 @@ class Reconciler(Ending):
 
 
 def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[str]:
-    """A load balancer may be called anything; a name that no certificate of the cluster may carry is left out."""
+    """Those of the names that a certificate of the cluster may carry; a load balancer may have any name."""
     for name in names:
         try:
             yield str(check_serving_name(name, cluster=cluster))
@@ -213,12 +213,12 @@ def _that_certificates_hold(names: Iterable[str], *, cluster: str) -> Iterator[s
 
 
 def _of_apiserver(outcome: Outcome) -> Outcome:
-    """Without the second service, which nobody may publish."""
+    """The outcome without the second service, which is never published."""
     return replace(outcome, ports={KUBERNETES: outcome.ports[KUBERNETES]})
 
 
 def _published(service: Object) -> str:
-    """The address that the LoadBalancer has, an address before a name."""
+    """The address of the LoadBalancer: its IP address if it has one, else its name."""
     given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
     for key in ("ip", "hostname"):
         for each in given:
