@@ -131,8 +131,9 @@ class HostTrust:
         identity.check(time.time(), self.revocations)
 
     def take_revocations(self, encoded: bytes) -> bool:
-        """Put a list that the server sent in force; True when it is to be kept: because none of its number is yet, or
-        it is signed by the host's present issuer where the kept one is not. CertsError for one that may not be taken.
+        """Put a list that the server sent into force. CertsError if it must not be.
+
+        True when it is to be stored: its number is new, or only this copy is signed by the host's present issuer.
         """
         held, accepted = self.revocations, newer(self.revocations, _read_list(encoded, self.bundle))
         if accepted is held:
@@ -150,13 +151,13 @@ class HostTrust:
         return True
 
     def stale_revocations(self, at: float) -> str | None:
-        """What is wrong when nothing newer has come for too long; to be asked while a tunnel stands."""
+        """What is wrong if no newer list has come for too long, else None. To be asked while there is a tunnel."""
         if at - self._revocations_at <= defaults.REVOCATIONS_STALE:
             return None
         return f"the newest revocation list that came is of {rfc3339(self._revocations_at)}"
 
     async def keep_revocations(self, encoded: bytes) -> None:
-        """Store a list that is in force, for the next start."""
+        """Store the list that is in force, for the next start."""
         await self._store.save_revocations(self.host, encoded)
         self._kept = encoded
 
@@ -168,14 +169,14 @@ class HostTrust:
         return make_csr(self.identity.key), make_csr(serving_key)
 
     def prove(self, csr: bytes, serving_csr: bytes) -> bytes:
-        """The proof that this agent itself asks for the two: the tunnel may run through somebody else's hands."""
+        """The proof that this agent itself asks for these two: whoever ends TLS on the way could inject a request."""
         held = self.identity
         return prove_renewal(
             signer(held.key), host=held.host, cluster=held.cluster, agent=held.agent, csr=csr, serving_csr=serving_csr
         )
 
     async def adopt(self, chain_pem: bytes, serving_chain_pem: bytes) -> None:
-        """Use renewed chains, once they are stored. Where a sibling was faster, its identity is used in their place."""
+        """Store renewed chains and use them. If a sibling was faster, its identity is used instead."""
         held, awaited = self.identity, self._awaited
         renewed = replace(held, chain_pem=chain_pem, serving_chain_pem=serving_chain_pem)
         if awaited is not None:
@@ -185,14 +186,14 @@ class HostTrust:
             self._awaited = None
 
     async def take_trust(self, message: Mapping[str, Any]) -> bool:
-        """Believe what the roots of the host say is to be believed from now on; False when that is so already.
+        """Trust what the host's roots announce; False if that is trusted already. Raises CertsError.
 
-        Without the root under which this agent's own certificates lie, they are renewed first. Raises CertsError.
+        If the announced bundle lacks the root of this agent's own certificates, these are renewed first.
         """
         found = announced(message, trusted=self.bundle, number=self.identity.trust_number)
         if found is None or (self._awaited is not None and found[0] <= self._awaited[0]):
             return False
-        while self.identity.trust_number < found[0]:  # a sibling that saves in between changes what is to be replaced
+        while self.identity.trust_number < found[0]:  # anew if a sibling has saved another identity meanwhile
             held = self.identity
             believing = replace(held, trust_number=found[0], trust_pem=found[1].to_pem())
             try:

@@ -79,7 +79,7 @@ class Agents:
     # ---- handshakes ---------------------------------------------------------------------------------------------
 
     async def authenticate(self, hello: Hello, identity: AgentIdentity, remote: str) -> Admission:
-        """The last word on an agent whose certificate and signature are good. HandshakeRejected refuses it."""
+        """Decide on an agent whose certificate and signature are good. HandshakeRejected refuses it."""
         member = self._registry.members.get(identity.cluster)
         if member is None:
             raise HandshakeRejected(
@@ -116,8 +116,8 @@ class Agents:
         return Admission(self.tag + secrets.token_hex(6), renew_only=renew_only)
 
     def still_admitted(self, identity: AgentIdentity) -> None:
-        """HandshakeRejected for an agent that was revoked, or whose cluster was deleted, since `authenticate`: whoever
-        did that found no tunnel to close yet. Called in one go with the tunnel's entry."""
+        """HandshakeRejected for an agent that was revoked, or whose cluster was deleted, since `authenticate`: there
+        was no tunnel to close then. Called in the same turn in which the tunnel enters the registry."""
         member = self._registry.members.get(identity.cluster)
         if member is None:
             raise HandshakeRejected(Code.DELETED, f"the cluster {identity.cluster} was deleted")
@@ -157,7 +157,7 @@ class Agents:
 
     @property
     def root(self) -> str:
-        """Under which certificates are issued now, as the records keep it."""
+        """The root under which certificates are issued now, as records name it."""
         return root_id(self._authority)
 
     def issue(self, cluster: Cluster, agent: str, *, key: PublicKey, serving_key: PublicKey) -> AgentCerts:
@@ -205,8 +205,8 @@ class Agents:
         raise TowerError("TWR108", f"the record of agent {identity.agent} of {identity.cluster} keeps changing")
 
     async def enrol(self, agent: Agent) -> None:
-        """Writes the record of an agent that a token has let in; once more for one that is there is fine. A record that
-        a cluster of before has left under that name is revoked first: nothing else would tell of it from then on."""
+        """Writes the record of an agent that a token has let in; harmless if it is there already. If an earlier cluster
+        has left a record of that name, its agent is revoked first: nothing else would tell of it from then on."""
         for _ in range(ATTEMPTS):
             try:
                 await self._store.create(Kind.AGENT, agent.record_name, agent.data())
@@ -231,7 +231,7 @@ class Agents:
     # ---- revocation ---------------------------------------------------------------------------------------------
 
     async def revoke(self, cluster: str, agent: str) -> Agent:
-        """Takes an identity back: record, list, live tunnels, in this order and before this returns."""
+        """Revokes an agent: its record, the list, its live tunnels, in this order and before this returns."""
         self._admitted.pop((cluster, agent), None)
         found = await self.update(cluster, agent, lambda held: replace(held, revoked=held.revoked or time.time()))
         since = found.revoked or 0.0
@@ -285,8 +285,8 @@ class Agents:
         return found
 
     async def shown(self, cluster: str | None = None) -> tuple[Listed, str | None]:
-        """As `list`, for who only looks: while the store does not answer, what was seen of them last, and a sentence
-        that says so. Whether a cluster is well does not lie in the store, and is asked for when it is away."""
+        """As `list`, for display only: while the store does not answer, what was read last, and a sentence that says
+        so. Whether a cluster is well is not in the store, and people ask for it just when the store is away."""
         try:
             async with asyncio.timeout(SHOW_PATIENCE):
                 return await self.list(cluster), None

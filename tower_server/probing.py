@@ -29,7 +29,7 @@ from tower_server.probe import ProbeCredential, probe
 from tower_server.state import ProbeResult
 from tower_server.tunnels import TunnelRegistry
 
-AT_ONCE: Final = 256  # so that members that do not answer keep no other from its turn
+AT_ONCE: Final = 256  # probes under way: members that do not answer must not keep others from their turn
 PACE: Final = 50.0  # probes a second
 PACE_BURST: Final = 8  # in one turn of the loop
 ROUND: Final = 0.6 * defaults.PROBE_FRESH_FOR  # so that each is still fresh when its next one begins
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 
 
 class Probing:
-    """Run `run` as a task; `start(work, name)` owns the probes that it begins."""
+    """`run` it as a task; `start(work, name)` owns the probes that it begins."""
 
     def __init__(self, registry: TunnelRegistry, credential: ProbeCredential, *, start: Start) -> None:
         self._registry = registry
@@ -58,14 +58,14 @@ class Probing:
             self.soon(member.name)
 
     def soon(self, name: str, *, after: float = 0.0) -> None:
-        """Makes a cluster's next probe due then."""
+        """Makes a cluster's next probe due `after` so many seconds."""
         self._due[name] = asyncio.get_running_loop().time() + after
         heapq.heappush(self._queue, (self._due[name], name))
         self._wake.set()
 
     def suspect(self, name: str, tunnel: Tunnel | None = None) -> None:
-        """Somebody has met an apiserver that does not answer, through that tunnel if it is known: looked at before its
-        turn. However many say so, one probe a second comes of it, and none once a probe has found the same."""
+        """A caller could not reach a cluster's apiserver (through that tunnel, if it is known): probe it out of turn.
+        At most one probe a second comes of this, and none once a probe has failed too."""
         member = self._registry.members.get(name)
         if member is None or member.probe is None or not member.probe.ok:
             return

@@ -35,7 +35,7 @@ log = get_logger(__name__)
 
 
 class Rotation:
-    """Of the one CA. `changed` is called after each step, here or at another replica."""
+    """The rotation of the tower CA. `changed` is called after each step, taken here or at another replica."""
 
     def __init__(self, store: Store, authority: Authority, agents: Agents) -> None:
         self._store = store
@@ -50,13 +50,13 @@ class Rotation:
 
     @property
     def trust(self) -> str:
-        """What an agent says that believes the CA as it is now."""
+        """What an agent that trusts the CA as it is now reports."""
         if self._trust[0] != self._authority.number:
             self._trust = self._authority.number, trust_id(self._authority.number, self._authority.bundle)
         return self._trust[1]
 
     def line(self) -> bytes:
-        """What agents are told, as a line of the control stream."""
+        """The announcement for agents, as a line of the control stream."""
         return encode_message("trust", **announce(self._authority))
 
     def subscribe(self, changed: Callable[[], None]) -> None:
@@ -82,7 +82,7 @@ class Rotation:
         self._take_over(later)
 
     async def follow(self) -> None:
-        """Take over what another replica has written; what somebody has deleted is written again."""
+        """Take over what another replica has written; write the record again if somebody has deleted it."""
         try:
             stored = await read(self._store)
         except NotFound:
@@ -100,7 +100,7 @@ class Rotation:
             changed()
 
     async def waiting(self) -> list[str]:
-        """The agents that are not as far as the rotation is, as `cluster/agent`."""
+        """The agents that have not followed the last step, as `cluster/agent`."""
         if self._authority.phase is Phase.STEADY:
             return []
         now = time.time()

@@ -78,7 +78,7 @@ class TunnelRegistry:
             observer(member, tunnel)
 
     def check_room(self, identity: AgentIdentity, instance: str) -> None:
-        """HandshakeRejected for an agent that has its tunnels: each takes a descriptor and memory from everybody."""
+        """HandshakeRejected if an agent has as many tunnels as it may: each costs everybody a descriptor and memory."""
         member = self.members.get(identity.cluster)
         held = [each for each in (member.tunnels if member is not None else ()) if each.peer.agent == identity.agent]
         if sum(each.draining or each.instance != instance for each in held) >= MAX_OF_AGENT:
@@ -86,8 +86,8 @@ class TunnelRegistry:
             raise HandshakeRejected(Code.BUSY, text, FULL_RETRY)
 
     def check_order(self, identity: AgentIdentity, instance: str, since: float) -> None:
-        """HandshakeRejected for a proof that comes late: a process dials one tunnel at a time, so one that it opened
-        after this handshake began (`since`, monotonic) is what it holds now."""
+        """HandshakeRejected if the agent process has opened another tunnel since this handshake began (`since`,
+        monotonic): it dials one at a time, so that one is what it holds now."""
         member = self.members.get(identity.cluster)
         for each in member.tunnels if member is not None else ():
             if (each.peer.agent, each.instance) == (identity.agent, instance) and each.opened_at > since:
@@ -184,7 +184,7 @@ class TunnelRegistry:
 
 
 def _restarted(older: Tunnel, newer: Tunnel) -> bool:
-    """Whether the newer one is of a process that has taken the place of the older one's: nobody will come back for it.
+    """Whether the newer tunnel's process has replaced the older one's, so that nobody will resume the older one.
 
     An instance is `<where it runs>-<process>`, with `.<n>` behind it for the further tunnels of one process.
     """

@@ -81,7 +81,7 @@ class Link:
             self._down("this host no longer names it")
 
     def failed(self) -> None:
-        """A connection could not be passed on: whether the other is there at all is found out at once."""
+        """A connection could not be passed on: find out at once whether the other server is there at all."""
         if self._reader is not None:
             self._reader.cancel()
 
@@ -154,7 +154,7 @@ class Link:
 
 
 def _why(task: asyncio.Task[None]) -> str:
-    """Of its end. What is no trouble of the other side's, or of the way there, is ours and must be heard of."""
+    """Why a link ended, in words. An exception that neither the peer nor the network explains is raised: a defect."""
     if task.cancelled():
         return "a connection to it failed"
     error = task.exception()

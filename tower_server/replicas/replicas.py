@@ -34,14 +34,14 @@ from tower_server.replicas.wire import Asking, Held, Passing, told
 from tower_server.tunnels import TunnelRegistry
 
 TOLD_AT_MOST_EVERY: Final = 0.05  # seconds: what changes together is told together
-TAG: Final = 8  # characters; two processes of a host whose tags are the same would refuse each other's agents, no more
+TAG: Final = 8  # characters; if two processes of a host had the same tag, each would only refuse the other's agents
 OVERDUE: Final = 1.5 * defaults.LEASE_RETRY
 """Seconds without a renewal that a leader who lives does not let pass: it renews at least each 1.2 retries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """To a cluster, over its owner; used as a tunnel is."""
+    """The way to a cluster over the server that owns its tunnel. It has the interface of a tunnel."""
 
     link: Link
     cluster: str
@@ -132,7 +132,7 @@ class Replicas:
         self._tell()
 
     def close(self) -> None:
-        """Nothing that is heard of the others changes anything from here on."""
+        """From here on nothing that is heard of the other servers has any effect."""
         self._closed = True
         if self._told is not None:
             self._told.cancel()
@@ -230,12 +230,12 @@ class Replicas:
 
     @property
     def identity(self) -> str:
-        """By which this process holds a lease."""
+        """The name under which this process holds a lease."""
         return f"{self.name}_{self.instance}"
 
     def grace(self, holder: str) -> float | None:
-        """Whether the server that holds a lease is known to be gone, as an `Elector` asks: nothing to wait for where
-        its process was there and no longer is; a renewal or two where it is merely not heard of any more."""
+        """How long an `Elector` has to wait for the holder of a lease, if it is known to be gone; None if it is not.
+        Zero if its process was connected and is there no more, the time of a renewal or two if it is merely silent."""
         name, _, instance = holder.rpartition("_")
         link = self.links.get(name)
         if name == self.name:
@@ -262,13 +262,13 @@ class Replicas:
         if self._closed:
             return
         for cluster in clusters:
-            # Only what its owner says it has lost is the member's own trouble: a server that goes is not.
+            # A tunnel that its owner reports as lost is the member's own trouble; a server that stops is not.
             said = f"server {link.peer.name}, which held its tunnel, is gone: {why}"
             self._refresh(cluster, said, cut=why == CUT, unheard=not link.up)
         touched: Iterable[str] = clusters
         if link.serving != (link.peer.name in self._taking):
             self._taking ^= {link.peer.name}
-            touched = list(self._registry.members)  # it is one of those that answer where nobody holds a tunnel
+            touched = list(self._registry.members)  # it answers callers of every cluster without a tunnel
         for observer in list(self._observers):
             for cluster in touched:
                 observer(cluster)
@@ -306,8 +306,8 @@ def process_of(tunnel: Any) -> str:
 
 
 def _end_abandoned(member: Member, owners: Iterable[Link]) -> None:
-    """A tunnel without a link whose agent has opened one at another server is one that nobody will come back for: its
-    streams end now, and not with its window."""
+    """End a detached tunnel whose agent has opened another one at another server: nobody will come back for it, so its
+    streams end now, and not when its window has passed."""
     for link in owners:
         moved = frozenset(link.holds[member.name].agents)
         for tunnel in list(member.tunnels):
