@@ -32,8 +32,11 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; raises ValueError."""
-        return json.loads(self.body)
+        """The body as JSON; raises ValueError, also for nesting that exhausts the stack."""
+        try:
+            return json.loads(self.body)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
 
     def text(self, limit: int = 200) -> str:
         """The body's beginning on one line, for messages."""

@@ -317,7 +317,7 @@ class Client:
             raise self._refused(ask, head, answer, safe=safe)
         try:
             found = json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unreachable("TWR114", f"{self.address} answered {ask} without JSON", ask=ask) from error
         if not isinstance(found, dict):
             raise Unreachable("TWR114", f"{self.address} answered {ask}, but with no object", ask=ask)

@@ -139,6 +139,6 @@ def _mend_of(ask: Ask, text: str) -> str:
 def _status_of(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -59,7 +59,7 @@ def decode(ask: Ask, address: str, line: bytes) -> Event:
         kind, body = event["type"], event["object"]
         if not isinstance(kind, str) or not isinstance(body, dict):
             raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Unreachable("TWR114", f"{address} sent a line that is no event in answer to {ask}", ask=ask) from error
     if kind == "ERROR":
         status = body.get("code")

@@ -108,6 +108,10 @@ def test_no_word_of_a_server_steers_the_terminal_of_who_joins(body: object) -> N
     assert "]0;owned" in error.message
 
 
+def test_whatever_answers_in_a_servers_place_is_quoted_and_no_traceback() -> None:
+    assert refusal_of(Answer(400, {}, b"[" * 99_999), "it answered 400").message.startswith("it answered 400: [[[")
+
+
 @pytest.mark.asyncio
 async def test_a_server_that_is_away_is_named_by_hop(tmp_path: Path) -> None:
     async with serving_tower(new_tower()) as tower:

@@ -42,6 +42,8 @@ async def test_answers_refusals_and_nonsense(tmp_path: Path) -> None:
             (403, {"message": "nodes is forbidden"}, "TWR305", "nodes is forbidden"),
             (500, {"message": "etcd is sick"}, "TWR306", "etcd is sick"),
             (200, b"<html>", "TWR306", "without JSON"),
+            (200, b"[" * 9999, "TWR306", "without JSON"),
+            (403, b"[" * 9999, "TWR305", "answered 403"),
             (200, [], "TWR306", "answered 200"),
         ):
             served.respond = lambda _request, answer=(status, content): answer

@@ -79,7 +79,7 @@ async def _version(client: Client) -> None:
     status, body = await client.raw("/version")
     try:
         document = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if status >= 500 or not isinstance(document, dict):
         raise Unreachable("TWR114", f"{client.address} answered {status} to get /version", status=status)

@@ -174,7 +174,7 @@ def _annotations(annotations: Mapping[str, Any], problems: list[Problem]) -> dic
     why = ""
     try:
         found = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         found, why = None, f"it is not JSON ({error})"
     if not why and not isinstance(found, dict):
         why = "it is not a JSON object"

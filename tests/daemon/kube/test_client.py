@@ -164,7 +164,7 @@ async def test_a_write_that_finds_the_apiserver_restarting_gets_through() -> Non
 
 
 async def test_an_answer_that_is_no_object_is_no_success() -> None:
-    for body in (b"<html>", [1], b""):
+    for body in (b"<html>", [1], b"", b"[" * 9999):
         async with answers(Answer(body=body)).serving() as api:
             client = Client(api, user_agent="x")
             with pytest.raises(Unreachable, match="fake:6443 answered get secrets a"):

@@ -100,4 +100,5 @@ def test_an_answer_that_no_apiserver_gave_is_quoted() -> None:
     error = refusal(Ask("get", SECRETS, "n", "a"), "api:6443", 502, b"<html>\n Bad   Gateway </html>" + b"x" * 5000)
     assert "<html> Bad Gateway </html>" in error.message
     assert len(error.message) < 500
+    assert "answered 502" in refusal(Ask("get", SECRETS), "api:6443", 502, b"[" * 9999).message
     assert refusal(Ask("get", SECRETS), "api:6443", 502, b"[]").message.endswith("answered 502 to get secrets: []")

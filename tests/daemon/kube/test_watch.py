@@ -43,7 +43,9 @@ def test_an_event_is_a_type_and_an_object() -> None:
     assert (event.type, event.object) == ("ADDED", {"metadata": {"name": "a"}})
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"type": "ADDED"}', b'{"type": 1, "object": {}}', b"\xff"])
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[]", b'{"type": "ADDED"}', b'{"type": 1, "object": {}}', b"\xff", b"[" * 9999]
+)
 def test_what_is_no_event_is_named_with_who_sent_it(line: bytes) -> None:
     with pytest.raises(Unreachable, match="api:6443 sent a line that is no event in answer to watch secrets in "):
         decode(ASK, "api:6443", line)

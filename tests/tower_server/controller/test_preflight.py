@@ -181,12 +181,13 @@ async def test_a_leader_that_was_deposed_leaves_no_mark(member):
     assert await marks(member) == {}
 
 
-async def test_a_member_that_is_away_is_no_refusal():
+@pytest.mark.parametrize(("status", "body"), [(503, b'{"kind": "Status", "message": "no tunnel"}'), (200, b"[" * 9999)])
+async def test_a_member_that_is_away_is_no_refusal(status, body):
     class Away:
         address = "127.0.0.1:1"
 
         async def raw(self, path):
-            return 503, b'{"kind": "Status", "message": "no tunnel"}'
+            return status, body
 
-    with pytest.raises(Unreachable, match="answered 503"):
+    with pytest.raises(Unreachable, match=f"answered {status}"):
         await look(Away())

@@ -76,7 +76,17 @@ def test_annotations_for_the_load_balancer_are_passed_on():
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '"text"', '{"a": 1}', '{"no good": "x"}', json.dumps({f"k{n}": "" for n in range(65)}), "null"]
+    "text",
+    [
+        "{",
+        "[" * 9999,
+        "[]",
+        '"text"',
+        '{"a": 1}',
+        '{"no good": "x"}',
+        json.dumps({f"k{n}": "" for n in range(65)}),
+        "null",
+    ],
 )
 def test_a_broken_annotation_is_named_and_nothing_of_it_is_passed_on(text):
     wanted = read(external=True, annotations={LB_ANNOTATIONS: text})
