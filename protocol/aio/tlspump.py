@@ -312,26 +312,20 @@ class TlsPump(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._write_shut or not data:
             return
+        if len(data) > PIECE_BYTES:
+            whole = memoryview(data)
+            for at in range(0, len(data), PIECE_BYTES):
+                self.write(whole[at : at + PIECE_BYTES])
+            return
         try:
-            if len(data) <= PIECE_BYTES:
-                self._write(data)
-                sealed = self._outgoing.read()
-            else:
-                sealed = self._sealed(memoryview(data))
+            self._write(data)
         except ssl.SSLError:
             self._truncated = True
             if self._lower is not None and not self._lost:
                 self._lower.abort()
             return
         if self._lower is not None:
-            self._lower.write(sealed)
-
-    def _sealed(self, data: memoryview) -> bytes:
-        pieces = []
-        for at in range(0, len(data), PIECE_BYTES):
-            self._write(data[at : at + PIECE_BYTES])
-            pieces.append(self._outgoing.read())
-        return b"".join(pieces)
+            self._lower.write(self._outgoing.read())
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         self.write(b"".join(list_of_data))
