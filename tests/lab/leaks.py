@@ -88,7 +88,7 @@ def children() -> dict[str, str]:
                 continue
             try:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):  # it was waited for, before or while it was read
                 continue
             if "multiprocessing.resource_tracker" not in command:  # Python's own, one a process, ends with it
                 found[f"process {pid}"] = command.strip()[:200] or "ended, not waited for"

@@ -45,7 +45,7 @@ def test_stop_ends_a_child_that_ignores_it_and_what_it_started(tmp_path: Path) -
 def _state(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "Z"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tests.lab.controlplane import Done
 from tests.lab.network import MemberNetwork
 from tests.lab.pki import ClusterCA, write_kubeconfig
-from tests.lab.processes import ADOPTED, Child, LabError, Started, free_ports
+from tests.lab.processes import ADOPTED, Child, LabError, Started, free_ports, whole_lines
 from tests.lab.world import ROOT
 from tests.loopback.backend import TOKEN
 
@@ -71,7 +71,7 @@ class BackendMember(Started):
 
     def seen(self, marker: str) -> list[Seen]:
         """The requests whose target holds `marker`, in order."""
-        lines = (self.folder / "requests.jsonl").read_text().splitlines()
+        lines = whole_lines(self.folder / "requests.jsonl")
         return [Seen(**json.loads(line)) for line in lines if marker in line]
 
     # What a control plane would do at the manifest: nothing, since the backend knows one account and one certificate.
