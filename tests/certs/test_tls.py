@@ -225,6 +225,25 @@ def test_a_session_that_tls_1_2_takes_up_shows_its_certificate_again(tower: Auth
     assert tower.bundle.verify_client(shown(server_end), NOW).user == "alice"
 
 
+@pytest.mark.parametrize("curve", ["secp521r1", "prime256v1"])
+def test_a_stranger_chooses_no_costly_group_for_the_key_exchange(tower: Authority, serving: Pair, curve: str) -> None:
+    """One of 8192 bits takes a server a tenth of a second, and the stranger nothing."""
+    server = tls.server_context(chain_pem=serving.issued.chain_pem, key_pem=serving.key_pem)
+    client = caller(tower)
+    shake(server, client)  # one that offers others first is asked again
+    client.set_ecdh_curve(curve)
+    if curve == tls.CURVE:
+        shake(server, client)
+        return
+    with pytest.raises(ssl.SSLError, match="NO_SUITABLE_KEY_SHARE"):
+        shake(server, client)
+
+
+@pytest.mark.parametrize("side", [ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT])
+def test_no_peer_makes_up_a_group(side: ssl._SSLMethod) -> None:
+    assert not [each["name"] for each in tls.hardened(side).get_ciphers() if each["name"].startswith("DHE-")]
+
+
 def test_old_versions_are_refused(tower: Authority, serving: Pair) -> None:
     client = caller(tower)
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
