@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 
 from certs.errors import IdentityError
 from certs.files import intruder, locked, remove_leftovers, replace_file, sync_directory
-from certs.identity import ENTRIES, MAX_ENTRY_BYTES, Entries, IdentityStore
+from certs.identity import ENTRIES, IDENTITY, MAX_ENTRY_BYTES, Entries, IdentityStore
 from certs.names import is_label
 
 _LOCK: Final = ".lock"
@@ -78,7 +78,8 @@ class DirectoryIdentityStore(IdentityStore):
                     sync_directory(self._base)
                 remove_leftovers(folder)
                 replace_file(folder / name, content)
-        for host, name in before.keys() - after.keys():
+        # The identity last: whoever is killed in between has a host still to leave, and no key lies where nobody looks.
+        for host, name in sorted(before.keys() - after.keys(), key=lambda gone: gone[1] == IDENTITY):
             (self._base / host / name).unlink(missing_ok=True)
             sync_directory(self._base / host)
         for host in {host for host, _ in before} - {host for host, _ in after}:

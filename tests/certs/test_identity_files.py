@@ -113,6 +113,27 @@ async def test_a_lock_that_is_never_released_is_named(base: Path, monkeypatch: p
         await DirectoryIdentityStore(base).load("hq")
 
 
+async def test_whoever_is_killed_while_a_host_is_forgotten_can_forget_it_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = DirectoryIdentityStore(base), Path.unlink
+    await store.pending("hq", "t2")
+    await store.save_revocations("hq", b"list")
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok=missing_ok)
+        raise SystemExit(path.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                await store.forget("hq")
+            assert await store.hosts() == ("hq",)
+    await store.forget("hq")
+    assert not (base / "hq").exists()
+
+
 async def test_forgetting_a_host_leaves_no_key(base: Path) -> None:
     (base / "hq" / ".tower-leftover").write_bytes(b"half a key")
     await DirectoryIdentityStore(base).forget("hq")
