@@ -43,7 +43,6 @@ def many(member: ControlPlane) -> str:
     return "many"  # it goes with the member: deleting one by one takes longer than all tests of this file
 
 
-@pytest.mark.timeout(180)
 def test_ten_thousand_objects_in_pages_and_in_one(pair: Pair, many: str) -> None:
     for size in ("500", "0"):
         command = ("get", "configmaps", "-n", many, "-o", "json", f"--chunk-size={size}")
