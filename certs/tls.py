@@ -81,7 +81,7 @@ def callers_context(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) ->
     """For callers of a cluster: a client certificate is welcome, and must end at this host's root.
 
     They may choose the group of the key exchange: most offer another one first than P-256, and would wait for a round
-    trip more at each connection.
+    trip more at each connection. Whose group costs too much is refused by `protocol.aio.clienthello`.
     """
     context = _begun(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE

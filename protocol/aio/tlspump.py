@@ -15,6 +15,7 @@ The pump is the protocol of the raw transport below and the transport of the app
 - `_read` and `_write` are the methods below `ssl.SSLObject`'s, which only pass them on: two calls a record.
 - While the application has paused reading, ciphertext waits undecrypted and the raw transport is paused: the wait is
   bounded by what one read brings.
+- A server's OpenSSL sees nothing before the ClientHello is whole and found to be one that costs no more than others.
 - Nothing reaches the application before the handshake is done. It has one deadline; each failure is a `TlsFailure`.
 - A peer that ends without close_notify is reported as `tls_truncated`, since a cut must not pass for an end.
 """
@@ -29,6 +30,7 @@ from weakref import WeakKeyDictionary
 
 from protocol import defaults
 from protocol.aio.buffers import SHORT_READ, budget_of, shared_buffer
+from protocol.aio.clienthello import REFUSED_ALERT, refusal
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
 from protocol.flow import PROVEN
 
@@ -75,6 +77,7 @@ class TlsPump(asyncio.Transport):
         "_eof_delivered",
         "_established",
         "_factory",
+        "_hello",
         "_incoming",
         "_loop",
         "_lost",
@@ -124,7 +127,8 @@ class TlsPump(asyncio.Transport):
         self._app: AppProtocol | None = None
         self._lower: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._start = b"" if server_side else None
+        self._hello = b"" if server_side else None  # what came of a ClientHello, until it is whole
+        self._start: bytes | None = None  # of it
         self._established = False
         self._reading = True
         self._closing = False
@@ -166,13 +170,19 @@ class TlsPump(asyncio.Transport):
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing:
             return
+        if self._hello is not None:
+            self._hello += data
+            if (why := refusal(self._hello)) is None:
+                return
+            if why:
+                self._refuse(why)
+                return
+            data, self._start, self._hello = self._hello, self._hello[:4], None
         self._incoming.write(data)
         if self._established:
             if self._reading:
                 self._pump()
         else:
-            if self._start is not None and len(self._start) < 4:
-                self._start += bytes(data[: 4 - len(self._start)])
             self._handshake()
 
     def eof_received(self) -> bool:
@@ -222,6 +232,11 @@ class TlsPump(asyncio.Transport):
         # A pipelined first request came with the last flight.
         if self._incoming.pending and self._reading and not self._closing:
             self._pump()
+
+    def _refuse(self, why: str) -> None:
+        if self._lower is not None:
+            self._lower.write(REFUSED_ALERT)
+        self._fail(TlsError(TlsFailure.OTHER, f"the peer's TLS handshake was refused: {why}"))
 
     def _too_slow(self) -> None:
         self._timer = None

@@ -114,7 +114,7 @@ def test_help_is_there_before_anybody_notices() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    helped = least = math.inf  # what others on the processors add comes and goes: the least of some rounds is without it
+    helped = least = math.inf  # what others on the processors add comes and goes: the least of some rounds lacks it
     for _ in range(20):
         helped = min(helped, spent("towerctl", "--help"))
         least = min(least, spent("python", "-c", "import click"))

@@ -12,6 +12,7 @@ import pytest
 
 from protocol.aio import tlspump
 from protocol.aio.buffers import SHORT_READ, read_by
+from protocol.aio.clienthello import REFUSED_ALERT
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure
 from protocol.aio.tlspump import (
     PIECE_BYTES,
@@ -23,6 +24,7 @@ from protocol.aio.tlspump import (
 from protocol.defaults import MIB, READ_BUFFER_BYTES
 from protocol.flow import PRESSURE, Budget
 from tests.lab.pki import ClusterCA
+from tests.protocol.aio.hellos import groups, hello, shares
 
 pytestmark = pytest.mark.asyncio
 
@@ -306,6 +308,13 @@ async def test_garbage_is_counted_as_garbage(pki: Pki) -> None:
     async with Ends(pki.server) as ends:
         await ends.raw(b"\x00\x01\x02 not TLS at all, whatever comes")
         assert ends.failures[0].failure is TlsFailure.GARBAGE
+        assert ends.apps == []
+
+
+async def test_a_hello_that_would_cost_too_much_is_refused_by_an_alert(pki: Pki) -> None:
+    async with Ends(pki.server) as ends:
+        assert await ends.raw(hello(groups(29, 0x0104), shares(0x0104))) == REFUSED_ALERT
+        assert "finite field, which costs too much" in str(ends.failures[0])
         assert ends.apps == []
 
 
