@@ -83,8 +83,9 @@ def main() -> int:
                 )
         finally:
             backend.stop()
-    write(OUT, rows)
-    print(table(rows))
+            if rows:  # what was measured before something failed took minutes
+                write(OUT, rows)
+                print(table(rows))
     print(f"\n{time.monotonic() - started:.0f} s; written to {OUT}/latest.json and latest.svg")
     if reasons := void(rows):
         print(f"VOID: {'; '.join(reasons)}: this machine was too slow or too busy to say anything", file=sys.stderr)

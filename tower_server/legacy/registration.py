@@ -173,7 +173,7 @@ def _bytes(document: Mapping[str, Any], key: str) -> bytes:
         return b""
     try:
         if not isinstance(value, str):
-            raise ValueError("no key of such a kind")
+            raise ValueError(key)
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         raise RegistrationError(f"{key} is not base64") from None
