@@ -30,8 +30,12 @@ def refusal(sent: bytes) -> str | None:
 
     What is no TLS at all is left to OpenSSL, which has words for it.
     """
-    if sent[:1] in (bytes((_ALERT,)), bytes((_CHANGE_CIPHER,))):
+    if not sent:
+        return None
+    if sent[0] in (_ALERT, _CHANGE_CIPHER):
         return "it does not begin with a ClientHello"  # OpenSSL bears some of these, and reads on
+    if sent[0] != _HANDSHAKE:
+        return ""
     try:
         hello = _message(sent)
         if hello is None and len(sent) <= HELLO_BYTES:
@@ -42,11 +46,11 @@ def refusal(sent: bytes) -> str | None:
 
 
 def _message(sent: bytes) -> memoryview | None:
-    """The ClientHello without its header, from the records that hold it; empty where there is none."""
+    """The ClientHello without its header, from the records that hold it; empty where they hold another message."""
     whole, rest = bytearray(), memoryview(sent)
     for _ in range(RECORDS):
         if rest and rest[0] != _HANDSHAKE:
-            return memoryview(b"")
+            raise IndexError  # OpenSSL would bear an alert in between too
         if len(rest) < 5:
             return None
         size = int.from_bytes(rest[3:5], "big")

@@ -64,13 +64,14 @@ def test_nothing_comes_before_the_hello(first: bytes) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
+        hello(groups(0x0104), pieces=200)[:6] + b"\x15\x03\x01\0\x02\x01\0" + hello(groups(0x0104), pieces=200)[6:],
         hello(groups(29), pieces=RECORDS + 4),
         hello(*[(1000 + each, b"") for each in range(ENTRIES + 1)]),
         hello((10, b"\xff\xff\0\x1d")),
         hello((51, b"\0\x08\0\x1d\0\x20abcd")),
         b"\x16\x03\x01" + sized(2, b"\x01" + sized(3, b"\x03\x03" + bytes(32) + b"\xff")),
     ],
-    ids=["many records", "many extensions", "groups cut", "share cut", "session id cut"],
+    ids=["alert in between", "many records", "many extensions", "groups cut", "share cut", "session id cut"],
 )
 def test_what_cannot_be_read_is_not_passed_on(sent: bytes) -> None:
     assert MALFORMED in (refusal(sent) or "")
