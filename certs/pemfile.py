@@ -12,6 +12,7 @@ def in_memory(pem: bytes) -> Iterator[str]:
     """The path of a file that holds `pem` and exists as long as the context; this process alone can open it."""
     descriptor = os.memfd_create("tower-pem", os.MFD_CLOEXEC)
     try:
+        os.fchmod(descriptor, 0o600)
         view = memoryview(pem)
         while view:
             view = view[os.write(descriptor, view) :]

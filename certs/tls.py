@@ -11,12 +11,12 @@ The callers' context accepts any certificate that ends at the host's root, whate
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from typing import Final
 
 from certs.errors import AuthorityError
+from certs.pemfile import in_memory
 from certs.verify import TrustBundle
 
 ALPN: Final = ["http/1.1"]
@@ -54,19 +54,14 @@ def _begun(side: ssl._SSLMethod) -> ssl.SSLContext:
 
 def load_pair(context: ssl.SSLContext, *, chain_pem: bytes, key_pem: bytes) -> None:
     """Use this certificate and key from the next handshake on; connections that are open keep the old one."""
-    descriptor = os.memfd_create("tower-key", os.MFD_CLOEXEC)
     try:
-        os.fchmod(descriptor, 0o600)
-        with os.fdopen(os.dup(descriptor), "wb") as file:
-            file.write(key_pem.rstrip() + b"\n" + chain_pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")  # never asks on a terminal
+        with in_memory(key_pem.rstrip() + b"\n" + chain_pem) as pair:
+            context.load_cert_chain(pair, password="")  # never asks on a terminal
     except ssl.SSLError as exc:
         raise AuthorityError(
             f"a certificate and its key cannot be used ({exc.reason or exc})",
             "give the PEM of both, of one pair",
         ) from exc
-    finally:
-        os.close(descriptor)
 
 
 def server_context(*, chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
