@@ -24,6 +24,7 @@ from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
 from protocol.aio.buffers import read_by
+from protocol.aio.busypoll import busy_poll
 from tower_agent.config import KUBERNETES, KUBESPHERE, AgentConfig, Service
 from tower_agent.enrol import Enrolment
 from tower_agent.host import AgentContext, HostAgent
@@ -73,7 +74,9 @@ class Agent:
     async def run(self, process: Process) -> int:
         """Serve until `process.stop` is set. Raises TowerError for what a person must mend before it can start."""
         config = self._config
-        read_by(asyncio.get_running_loop(), self._budget)
+        loop = asyncio.get_running_loop()
+        read_by(loop, self._budget)
+        busy_poll(loop).enabled = config.busy_poll
         access = Access.find(config.kubeconfig, config.context)
         policies = PolicyFile(config.policy_file)
         api = MemberApi(access, version=self._version)

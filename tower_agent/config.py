@@ -133,6 +133,8 @@ class AgentConfig(Section):
     hosts: list[Host] = Field(default_factory=list)
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
+    busy_poll: bool = True
+    """Polls for the next message for a moment after each one, where they come thousands a second, before it sleeps."""
     log: Log = Log()
 
     @field_validator("health_address")

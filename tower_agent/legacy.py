@@ -17,6 +17,7 @@ from daemon.health import Health
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics, sample_loop_lag
 from daemon.process import Process
+from protocol.aio.busypoll import busy_poll
 from protocol.aio.proxydial import DialTarget, parse_url
 from protocol.aio.sshchannel import ChannelLimits
 from protocol.defaults import KUBESPHERE_SERVICE
@@ -46,6 +47,7 @@ class LegacyAgent:
     async def run(self, process: Process) -> int:
         """Serve until `process.stop` is set. Raises TowerError for what a person must mend before it can start."""
         config, version = self._config, product_version()
+        busy_poll(asyncio.get_running_loop()).enabled = config.busy_poll
         metrics = AgentMetrics(version=version)
         channels = LegacyChannels(metrics=metrics, tasks=process.tasks)
         if not config.kubesphere_v1.ship_credential:

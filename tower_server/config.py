@@ -227,6 +227,8 @@ class ServerConfig(Section):
     enrolment: EnrolmentTokens = EnrolmentTokens()
     liveness: Liveness = Liveness()
     memory: Memory = Memory()
+    busy_poll: bool = True
+    """Polls for the next message for a moment after each one, where they come thousands a second, before it sleeps."""
     replica: Replica = Replica()
     operators: Operators = Operators()
     kubesphere_v1: KubesphereV1 = KubesphereV1()

@@ -19,6 +19,7 @@ from daemon.metrics import ServerMetrics, sample_loop_lag
 from daemon.process import Process
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
+from protocol.aio.busypoll import busy_poll
 from protocol.constants import Code
 from tower_server.admin.services import Services
 from tower_server.assembly import Assembly, Parts
@@ -65,6 +66,7 @@ class Server:
     async def start(self) -> None:
         """When this returns everything is up. TowerError says what is in the way; what had been started is stopped."""
         check_inherited(self._process.listeners, legacy=self._config.kubesphere_v1.enabled)
+        busy_poll(asyncio.get_running_loop()).enabled = self._config.busy_poll
         store = await open_store(self._config, version=self._version)
         try:
             assembly = Assembly(

@@ -19,6 +19,7 @@ from typing import Final, Protocol, cast
 from websockets.speedups import apply_mask
 
 from protocol.aio.buffers import shared_buffer
+from protocol.aio.busypoll import SHORT, busy_poll
 from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, WebSocketError, frame, header
 from protocol.defaults import KIB, LINK_FLUSH
 from protocol.scheduler import Buffer
@@ -59,6 +60,7 @@ class Link(asyncio.BufferedProtocol):
     def __init__(self, *, client: bool, private: bool, owner: LinkOwner) -> None:
         self._loop = asyncio.get_running_loop()
         self._buffer = shared_buffer(self._loop)
+        self._busy_poll = busy_poll(self._loop)
         self._decoder = WebSocketDecoder(expect_mask=not client)
         self._client = client
         self._private = private
@@ -89,6 +91,8 @@ class Link(asyncio.BufferedProtocol):
     def received(self, data: memoryview) -> None:
         """Bytes off the wire."""
         began = monotonic()
+        if len(data) < SHORT:
+            self._busy_poll.message(began)
         self._take(data)
         if monotonic() - began > LONG_READ and not self._resting:
             self._rest()

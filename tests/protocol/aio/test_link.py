@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 import protocol.aio.link as link_module
+from protocol.aio.busypoll import SHORT, busy_poll
 from protocol.aio.link import ANY_PACE, NOTSENT_LOWAT, WRITE_HIGH, Link
 from protocol.aio.wsframes import NO_MASK, Op, WebSocketDecoder, frame, header
 from protocol.defaults import KIB, MIB
@@ -267,3 +268,11 @@ async def test_a_read_that_took_long_is_the_only_one_until_all_others_had_a_turn
     seen = await asyncio.get_running_loop().run_in_executor(None, run)
     assert len(seen) >= size // (4 * KIB)
     assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(("size", "polls"), [(100, True), (SHORT, False)])
+async def test_after_a_short_message_the_loop_looks_for_the_next_after_bulk_it_sleeps(size: int, polls: bool) -> None:
+    async with linked(client=False, private=True) as (link, owner, _far):
+        link.received(memoryview(header(Op.BINARY, size, NO_MASK) + bytes(size)))
+        assert len(owner.received) == size
+        assert busy_poll(asyncio.get_running_loop()).polling is polls
