@@ -20,7 +20,7 @@ from protocol.constants import FEATURE_ACK, FEATURE_RESUME, FIRST_UNNUMBERED, FL
 from protocol.defaults import KIB, MIB
 from protocol.errors import HandshakeRejected, RemoteProtocolError
 from protocol.events import Event
-from protocol.flight import Flight
+from protocol.flight import MARK_EVERY, Flight
 from protocol.flow import Budget, Limits
 from protocol.frames import U64, FrameDecoder, decode_reason, decode_u64, encode, encode_reason
 from protocol.multiplex import RESET_BURST, RESET_RATE, Multiplex, goaway
@@ -257,6 +257,8 @@ class Session(Multiplex):
         self._clock = now
         replay = self._replay
         again = replay is not None and bool(replay.resending)
+        if self._flight.draining and now - self._liveness.asked_at >= MARK_EVERY:
+            self.ping(now)
         out = self._take_control(again)
         if self.lost:
             return out

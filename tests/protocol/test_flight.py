@@ -88,6 +88,15 @@ class Path:
             self.pump()
         self.now = end
 
+    def hold_up(self, seconds: float) -> None:
+        """What would arrive within `seconds` arrives after them, all at once."""
+        late = self.now + seconds
+        self._due = [
+            (max(arrives, late) if source is self.agent else arrives, turn, source, data)
+            for arrives, turn, source, data in self._due
+        ]
+        heapq.heapify(self._due)
+
     def _heard(self, session: Session, event: Any) -> None:
         if isinstance(event, events.StreamOpened):
             session.accept(event.stream)
@@ -128,6 +137,7 @@ def test_a_small_answer_beside_ten_downloads_waits_no_longer_than_the_path_is_lo
     assert path.delivered / (path.now - began) > 0.93 * path.rate
     assert path.now - began > RTT_FOR, "the path ran half empty once, and was filled again"
     assert path.most_queued < 0.9 * 0.04, "a queue that holds what the path holds would lose of it"
+    assert path.agent._flight.rtt == pytest.approx(0.04, abs=0.002), "own queues are no distance"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +198,19 @@ def test_ends_that_get_their_processor_late_do_not_take_their_pauses_for_a_path_
     path.most_queued = 0.0
     path.run(RTT_FOR)
     assert path.most_queued < 0.1 * GAIN + 3 * GRACE, "what was allowed for pauses ends with them"
+
+
+def test_one_pause_is_not_taken_for_an_end_that_answers_in_bursts() -> None:
+    path = Path(100 * MBIT, 0.04)
+    busy(path, 10)
+    path.run(3.0)
+    before = path.agent._flight.bound
+    path.hold_up(0.05)  # a packet was lost, and what followed it waited to be handed on
+    path.run(0.2)
+    path.most_queued = 0.0
+    path.run(1.0)
+    assert path.agent._flight.bound <= 1.1 * before
+    assert path.most_queued < 0.9 * 0.04
 
 
 def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() -> None:
