@@ -320,7 +320,6 @@ class CallerPorts:
             for port in self:
                 if not (self.draining or port.listening) and await port.listen():
                     log.info("port-listening", cluster=port.member.name, port=port.port)
-                    port.member.judge()
                 for connection in list(port.connections):
                     port.sample(connection)
 

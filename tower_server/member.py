@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -110,9 +110,8 @@ class Member:
 
     @property
     def standing(self) -> int:
-        """How many serving tunnels count. Go agents beside native ones do not: they are being replaced."""
-        serving = self.serving
-        return sum(not is_legacy(each) for each in serving) or len(serving)
+        """How many serving tunnels count."""
+        return _standing(self.serving)
 
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
@@ -318,8 +317,7 @@ class Member:
     @property
     def rtt(self) -> float | None:
         """Of the best tunnel."""
-        measured = [tunnel.rtt for tunnel in self.serving if tunnel.rtt is not None]
-        return min(measured, default=None)
+        return _rtt(self.serving)
 
     # ---- the verdict --------------------------------------------------------------------------------------------
 
@@ -327,16 +325,17 @@ class Member:
         """Looks at the facts anew and tells whoever follows when the verdict is another one."""
         if self.gone:
             return
-        elsewhere = self.elsewhere if not self.serving else None
-        verdict = elsewhere.verdict if elsewhere is not None else judge(self._facts())
+        serving = self.serving  # once: it may be a thousand, whose heartbeats each come here
+        elsewhere = self.elsewhere if not serving else None
+        verdict = elsewhere.verdict if elsewhere is not None else judge(self._facts(serving))
         before, self.verdict = self.verdict, verdict
         flapped = self._flapped(before)
         if verdict.state != before.state or verdict.ready != before.ready:
             self.since = time.time()
         self.metrics.state(verdict.state, ready=verdict.ready == "True", at=self.since)
         self.metrics.expected.set(self.expected)
-        if self.rtt is not None:
-            self.metrics.rtt.set(self.rtt)
+        if (rtt := _rtt(serving)) is not None:
+            self.metrics.rtt.set(rtt)
         if verdict != before or flapped:
             self._changed(self)
 
@@ -350,7 +349,7 @@ class Member:
         self.flaps.look(now, well=verdict.ready == "True")
         return self.flaps.since != was
 
-    def _facts(self) -> Facts:
+    def _facts(self, serving: Sequence[Tunnel]) -> Facts:
         probe = self.report.get("probe")
         probe = probe if isinstance(probe, Mapping) else {}
         policy = self.report.get("policy")
@@ -359,7 +358,7 @@ class Member:
         stale = revocations.get("stale") if isinstance(revocations, Mapping) else None
         return Facts(
             now=time.time(),
-            tunnels=self.standing + (self.elsewhere.tunnels if self.serving and self.elsewhere is not None else 0),
+            tunnels=_standing(serving) + (self.elsewhere.tunnels if serving and self.elsewhere is not None else 0),
             expected=self.expected,
             connected=self.connected,
             last_close=self.last_close,
@@ -369,7 +368,7 @@ class Member:
             failures=self.failures,
             report_code=_text(probe.get("code")) if probe.get("ready") is False else "",
             report_text=_text(probe.get("text")),
-            failing=next((text for tunnel in self.serving if (text := _text(tunnel.data.get("failing")))), ""),
+            failing=next((text for tunnel in serving if (text := _text(tunnel.data.get("failing")))), ""),
             drift=_text(drift),
             stale=_text(stale),
         )
@@ -378,6 +377,15 @@ class Member:
 def is_legacy(tunnel: Tunnel) -> bool:
     """Whether a Go agent holds the other end."""
     return str(tunnel.dialect) != SUBPROTOCOL
+
+
+def _standing(serving: Sequence[Tunnel]) -> int:
+    """Go agents beside native ones do not count: they are being replaced."""
+    return sum(not is_legacy(each) for each in serving) or len(serving)
+
+
+def _rtt(serving: Sequence[Tunnel]) -> float | None:
+    return min((tunnel.rtt for tunnel in serving if tunnel.rtt is not None), default=None)
 
 
 def _load(tunnel: Tunnel) -> tuple[bool, bool, bool, int, int, float]:

@@ -400,3 +400,23 @@ async def test_the_last_heartbeat_is_the_last_of_all_that_was_heard(metrics, mon
     far = await made(metrics)
     far.note_elsewhere(Elsewhere(1, Verdict("Connected", "True"), {}), "")
     assert far.last_heartbeat == now + 5
+
+
+async def test_a_heartbeat_looks_at_each_of_many_tunnels_once(metrics):
+    """Each of a thousand tunnels reports; looked at time and again for each report they would keep a core busy."""
+    member = await made(metrics)
+    looks = []
+
+    class Looked(SimpleNamespace):
+        @property
+        def draining(self):
+            looks.append(self)
+            return False
+
+    for number in range(5):
+        like = vars(tunnel(f"a{number}"))
+        del like["draining"]
+        member.add(Looked(**like))
+    looks.clear()
+    member.reported({"probe": {"ready": True}})
+    assert len(looks) == 5
