@@ -257,8 +257,8 @@ class Session(Multiplex):
         self._clock = now
         replay = self._replay
         again = replay is not None and bool(replay.resending)
-        if self._flight.draining and now - self._liveness.asked_at >= MARK_EVERY:
-            self.ping(now)
+        if self._flight.draining and self._scheduler.ready and now - self._liveness.asked_at >= MARK_EVERY:
+            self.ping(now)  # ahead of data, or one would follow the other for as long as there is none
         out = self._take_control(again)
         if self.lost:
             return out

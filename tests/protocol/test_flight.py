@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from protocol import events
+from protocol.constants import Code, FrameType
 from protocol.defaults import KIB, MIB
 from protocol.flight import FIRST_TOKEN, FULL_AFTER, GAIN, GRACE, LEAST, NO_BOUND, PACE_UP_TO, RTT_FOR, Flight
 from protocol.flow import Budget, Limits
+from protocol.frames import encode
 from protocol.session import EARLY, Session
-from tests.protocol.playbook import Playbook, ok
+from tests.protocol.playbook import Playbook, ok, spoken
 
 MBIT = 1e6 / 8
 LIMITS = Limits(tunnel_budget=256 * MIB, replay_bytes=256 * MIB)
@@ -222,6 +224,27 @@ def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() ->
     path.delivered, began = 0, path.now
     path.run(5.0)
     assert path.agent._flight.rtt == pytest.approx(0.2, abs=0.03)
+    assert path.delivered / (path.now - began) > 0.9 * path.rate
+
+
+def test_a_link_on_which_nothing_is_left_while_the_least_round_trip_is_looked_for_falls_quiet() -> None:
+    path = Path(100 * MBIT, 0.04)
+    busy(path, 1)
+    until = path.now + 3 * RTT_FOR
+    while not path.agent._flight.draining:
+        assert path.now < until, "the path never ran half empty"
+        path.run(0.001)
+    (stream,) = path.bulk
+    path.bulk.clear()
+    path.agent.reset(stream, Code.CANCELLED, "its reader has gone")
+    path.pump()
+    path.run(1.0)
+    path.agent.receive(memoryview(encode(FrameType.PING, 0, bytes(8))), path.now)
+    said = spoken(b"".join(path.agent.data_to_send(path.now, KIB)))
+    assert said == ["PONG 0"], "two ends that ask while they answer would do so for ever"
+    busy(path, 1)
+    path.delivered, began = 0, path.now
+    path.run(2.0)
     assert path.delivered / (path.now - began) > 0.9 * path.rate
 
 
