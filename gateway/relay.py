@@ -7,7 +7,6 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 from typing import Final
 
 from gateway.answer import SWITCHING, relayed_head, switching_head
@@ -17,6 +16,7 @@ from gateway.errors import AnswerError
 from gateway.head import END, Framing, ResponseHead, parse_response
 from gateway.state import EXCHANGE, HEAD, SPLICED, CallerState
 from protocol import defaults
+from protocol.jsontext import parse_object
 
 MAX_INTERIM_ANSWERS: Final = 16
 EVENT_END: Final = b"\n\r\n"  # of a chunk that ends with a whole line
@@ -97,10 +97,10 @@ class AnswerRelay(CallerState):
         if said.startswith(_PROTOBUF):
             return b"Status" in said and b"Unauthorized" in said
         try:
-            document = json.loads(said)
-        except (ValueError, RecursionError):
+            document = parse_object(said)
+        except ValueError:
             return False
-        return isinstance(document, dict) and (document.get("kind"), document.get("reason")) == _OWN_401
+        return (document.get("kind"), document.get("reason")) == _OWN_401
 
     def _passes(self, head: ResponseHead) -> bool:
         """Whether an answer may go as it is: nothing of the hop in its head, and neither side has reason to close."""

@@ -21,6 +21,7 @@ from protocol.constants import HEADER_SIZE, VERSION, Code, FrameType
 from protocol.defaults import MAX_HANDSHAKE_BYTES
 from protocol.errors import HandshakeRejected
 from protocol.frames import U32, cut, encode, printable
+from protocol.jsontext import parse_object
 
 NONCE_SIZE: Final = 32
 MAX_SIGNATURE_BYTES: Final = 512
@@ -100,12 +101,9 @@ def _unpack_signed(payload: bytes) -> tuple[bytes, bytes]:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _bad("a message that is not JSON") from error
-    if not isinstance(body, dict):
-        raise _bad("a message that is not a JSON object")
-    return body
+        return parse_object(raw)
+    except ValueError as error:
+        raise _bad(f"a message that is {error}") from error
 
 
 def _bad(text: str) -> HandshakeRejected:

@@ -12,6 +12,7 @@ from typing import Any
 from protocol.constants import Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES
 from protocol.errors import RemoteProtocolError
+from protocol.jsontext import parse_json
 
 Message = dict[str, Any]
 
@@ -47,8 +48,8 @@ class MessageReader:
     @staticmethod
     def _parse(line: bytes) -> Message:
         try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            message = parse_json(line)
+        except ValueError as error:
             raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not JSON") from error
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not an object with a type")

@@ -8,7 +8,6 @@ credential elsewhere.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +17,7 @@ from protocol import defaults
 from protocol.aio.hops import DialError, Hop, HopName, OnHop, unnoted
 from protocol.aio.proxydial import DialTarget, open_connection
 from protocol.frames import printable
+from protocol.jsontext import parse_json
 
 MAX_ANSWER_BYTES: Final = 4 * defaults.MIB
 Header = tuple[str, str]
@@ -32,11 +32,8 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; raises ValueError, also for nesting that exhausts the stack."""
-        try:
-            return json.loads(self.body)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        """The body as JSON; raises ValueError."""
+        return parse_json(self.body)
 
     def text(self, limit: int = 200) -> str:
         """The body's beginning on one line, for messages."""

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 from certs.files import replace_file
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
+from protocol.jsontext import parse_json
 from tower_server.authority import RECORD
 from tower_server.store.base import Kind
 from tower_server.store.place import PLACE_HEADER
@@ -82,7 +83,7 @@ def _ask(path: str) -> tuple[bytes, str]:
 
 def _refusal(status: int, body: bytes) -> TowerError:
     try:
-        said = json.loads(body)
+        said = parse_json(body)
         return TowerError(said["code"], said["message"], mend=said["mend"])
     except (ValueError, KeyError, TypeError):
         return TowerError("TWR602", f"the server answered {status} when it was asked for its state")
@@ -221,7 +222,7 @@ def _summary(state: sqlite3.Connection) -> _Summary:
     found = _Summary(set(), set(), set())
     for kind, name, text in state.execute("SELECT kind, name, data FROM records").fetchall():
         try:
-            kept = json.loads(text)
+            kept = parse_json(text)
             if kind == Kind.CLUSTER:
                 found.clusters.add((name, kept["uid"]))
             elif kind == Kind.AGENT:
@@ -277,7 +278,7 @@ def _void_tokens(copy: sqlite3.Connection) -> None:
 def _rewrite(copy: sqlite3.Connection, kind: Kind, what: str, change: Callable[[str, dict[str, Any]], None]) -> None:
     for name, text in copy.execute("SELECT name, data FROM records WHERE kind = ?", (kind,)).fetchall():
         try:
-            kept = json.loads(text)
+            kept = parse_json(text)
             change(name, kept)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise TowerError(

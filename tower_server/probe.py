@@ -7,7 +7,6 @@ certificate (`tower:<host>:probe`), `GET /readyz`.
 from __future__ import annotations
 
 import asyncio
-import json
 import ssl
 import time
 from typing import Final, cast
@@ -30,6 +29,7 @@ from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import ProtocolError
 from protocol.frames import printable
+from protocol.jsontext import parse_json
 from tower_server.member import Member
 from tower_server.records import KUBERNETES
 from tower_server.state import ProbeResult
@@ -128,10 +128,10 @@ def _judge(status: int, body: bytes, *, passthrough: bool) -> None:
         return  # without a credential a passthrough member may only say that it is there
     code, text = "", ""
     try:
-        document = json.loads(body)
+        document = parse_json(body)
         text = " ".join(str(document["message"]).split())[:300]  # a refusal by policy has lines to add
         code = str(document["details"]["causes"][0]["reason"])
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+    except (ValueError, KeyError, IndexError, TypeError):
         pass  # not a Status of the agent's own
     if code not in FAULTS:
         code = "TWR305" if status in (401, 403) else "TWR302"

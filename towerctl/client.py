@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
+from protocol.jsontext import parse_object
 from towerctl.errors import AdminRefused, ServerUnreachable, usage
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
@@ -115,23 +116,20 @@ class AdminClient:
 
 def _parse(data: bytes, path: str) -> Object:
     try:
-        parsed = json.loads(data)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
+        return parse_object(data)
+    except ValueError:
         raise ServerUnreachable(
             f"what answers at {path} is not the admin API of a tower server", mend="check --socket (TOWER_ADMIN_SOCKET)"
-        )
-    return parsed
+        ) from None
 
 
 def refusal_of(status: int, reason: str, data: bytes, path: str) -> AdminRefused:
     """The error that the admin API answered with; whatever else answered is named as such."""
     try:
-        error = json.loads(data)
-    except (ValueError, RecursionError):
-        error = None
-    if not isinstance(error, dict) or not error.get("message"):
+        error = parse_object(data)
+    except ValueError:
+        error = {}
+    if not error.get("message"):
         return AdminRefused(status, "", f"{path} answered {status} {reason}", "")
     return AdminRefused(status, str(error.get("code", "")), str(error["message"]), str(error.get("mend", "") or ""))
 

@@ -19,6 +19,7 @@ from typing import Final
 
 from daemon.faults import TowerError
 from protocol import defaults
+from protocol.jsontext import parse_object
 from towerctl.client import AdminClient
 from towerctl.errors import ServerUnreachable
 from towerctl.output import Object, say
@@ -134,8 +135,7 @@ def read_private(path: Path, what: str, *, limit: int) -> Object | None:
         if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
             say(f"warning: {path} is open to others and not used; a new {what} is made")
             return None
-        held: Object = json.loads(file.read(limit))
-    return held
+        return parse_object(file.read(limit))
 
 
 def write_private(path: Path, made: Object, *, what: str, instead: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -18,6 +17,7 @@ from websockets.typing import Subprotocol
 from daemon.faults import TowerError
 from daemon.kube.access import Access
 from daemon.kube.resources import Resource
+from protocol.jsontext import parse_json
 
 PODS: Final = Resource("", "v1", "pods", "Pod")
 CHANNELS: Final = Subprotocol("v4.channel.k8s.io")
@@ -88,7 +88,7 @@ class PortForward:
 
     def _refused(self, status: int, body: bytes) -> TowerError:
         try:
-            said = str(json.loads(body)["message"])
+            said = str(parse_json(body)["message"])
         except (ValueError, KeyError, TypeError):
             said = body[:200].decode("utf-8", "replace").strip() or f"HTTP {status}"
         mend = None

@@ -30,6 +30,7 @@ from daemon.kube.kubeconfig import ExecPlugin, Kubeconfig, read_kubeconfig
 from daemon.log import get_logger
 from daemon.reminder import Reminder
 from protocol.aio.proxydial import DialTarget, open_connection
+from protocol.jsontext import parse_json
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 
@@ -260,7 +261,7 @@ async def _ask_plugin(plugin: ExecPlugin) -> tuple[str, float]:
         told = f": {last[0][:200]}" if last else ""
         raise TowerError("TWR309", f"the exec plugin {plugin.command} ended with code {process.returncode}{told}")
     try:
-        status = json.loads(out)["status"]
+        status = parse_json(out)["status"]
         token, expiry = status["token"], status.get("expirationTimestamp")
         left = datetime.fromisoformat(expiry).timestamp() - time.time() if expiry else float("inf")
     except (ValueError, KeyError, TypeError) as error:

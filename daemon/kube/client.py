@@ -21,6 +21,7 @@ from daemon.kube.errors import Ask, Gone, KubeError, Throttled, Unreachable, ref
 from daemon.kube.resources import Object, Resource, name_of, namespace_of
 from daemon.kube.watch import Event, Lines, decode
 from protocol.aio.hops import DialError, wait_of
+from protocol.jsontext import parse_object
 
 DEADLINE: Final = 10.0  # of one call, all tries included
 RETRY_MIN: Final = 0.1
@@ -316,12 +317,9 @@ class Client:
         if not 200 <= head.status < 300:
             raise self._refused(ask, head, answer, safe=safe)
         try:
-            found = json.loads(answer)
-        except (ValueError, RecursionError) as error:
-            raise Unreachable("TWR114", f"{self.address} answered {ask} without JSON", ask=ask) from error
-        if not isinstance(found, dict):
-            raise Unreachable("TWR114", f"{self.address} answered {ask}, but with no object", ask=ask)
-        return found
+            return parse_object(answer)
+        except ValueError as error:
+            raise Unreachable("TWR114", f"{self.address} answered {ask} with what is {error}", ask=ask) from error
 
     async def _exchange(self, connection: Connection, request: bytes) -> tuple[Head, bytes]:
         self.requests += 1

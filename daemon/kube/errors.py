@@ -6,12 +6,12 @@ All of them are TowerErrors, so that whatever nobody handles still names what wa
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from daemon.faults import TowerError
 from daemon.kube.resources import Resource
+from protocol.jsontext import parse_object
 
 # The verb that RBAC knows, by ours.
 _RBAC: Final = {"replace": "update", "apply": "patch"}
@@ -138,7 +138,6 @@ def _mend_of(ask: Ask, text: str) -> str:
 
 def _status_of(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        return parse_object(body)
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}

@@ -8,6 +8,7 @@ from typing import Final
 
 from daemon.kube.errors import Ask, Unreachable, refusal
 from daemon.kube.resources import Object
+from protocol.jsontext import parse_json
 
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024  # etcd holds objects of at most 1.5 MiB; escapes and field owners swell them
 
@@ -55,11 +56,11 @@ class Lines:
 def decode(ask: Ask, address: str, line: bytes) -> Event:
     """One line. Raises what an ERROR event says (Gone for 410), Unreachable for a line that is no event."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
         kind, body = event["type"], event["object"]
         if not isinstance(kind, str) or not isinstance(body, dict):
             raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise Unreachable("TWR114", f"{address} sent a line that is no event in answer to {ask}", ask=ask) from error
     if kind == "ERROR":
         status = body.get("code")

@@ -119,7 +119,8 @@ def test_a_cache_that_others_could_touch_is_not_used(live: Shell, cluster: str, 
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"renew_at": 9e99}', '{"renew_at": 9e99, "not_after": 9e99, "credential": {}}']
+    "content",
+    ["", "{", "[]", "[" * 9999, '{"renew_at": 9e99}', '{"renew_at": 9e99, "not_after": 9e99, "credential": {}}'],
 )
 def test_a_damaged_cache_is_made_anew(live: Shell, cluster: str, content: str) -> None:
     live.ok("credential", cluster)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
@@ -12,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from daemon.faults import TowerError
 from protocol import defaults
+from protocol.jsontext import parse_json
 
 MAX_BODY: Final = 1024 * 1024
 
@@ -41,10 +41,9 @@ async def read_object(request: Request) -> dict[str, Any]:
     if not data.strip():
         return {}
     try:
-        document = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise TowerError("TWR605", f"the body is not JSON: {why[:200]}") from error
+        document = parse_json(bytes(data))
+    except ValueError as error:
+        raise TowerError("TWR605", f"the body is not JSON: {str(error)[:200]}") from error
     if not isinstance(document, dict):
         raise TowerError("TWR605", "the body is not a JSON object")
     return document

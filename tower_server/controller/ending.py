@@ -9,7 +9,6 @@ nothing of the cluster is left.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -19,6 +18,7 @@ from daemon.kube.client import Client
 from daemon.kube.errors import Conflict, KubeError, NotFound
 from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, MEMBERS, SERVICES, Object, Resource
 from daemon.log import get_logger
+from protocol.jsontext import parse_object
 from tower_server.controller.conditions import Condition, find
 from tower_server.controller.events import Events
 from tower_server.controller.facts import Facts
@@ -123,7 +123,7 @@ class Ending:
         status, body = await self.client.raw(f"/apis/{CLUSTERS.api_version}")
         if status not in (200, 404):
             raise TowerError("TWR114", f"the apiserver answered {status} when asked which kinds it serves")
-        served = json.loads(body).get("resources", ()) if status == 200 else ()
+        served = parse_object(body).get("resources", ()) if status == 200 else ()
         return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
 
     async def _keep(self, record: Cluster) -> Cluster:

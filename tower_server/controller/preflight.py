@@ -7,7 +7,6 @@ does not let this host read or write something, that is reported but is no refus
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from daemon.faults import TowerError
 from daemon.kube.client import Client
 from daemon.kube.errors import AlreadyExists, Conflict, Forbidden, NotFound, Unreachable
 from daemon.kube.resources import CONFIG_MAPS, NAMESPACES
+from protocol.jsontext import parse_object
 from tower_server.controller import mark
 from tower_server.controller.mark import Mark, Owner
 from tower_server.controller.names import MANAGER
@@ -78,10 +78,10 @@ async def release(client: Client, owner: Owner) -> bool:
 async def _version(client: Client) -> None:
     status, body = await client.raw("/version")
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = parse_object(body)
+    except ValueError:
         document = None
-    if status >= 500 or not isinstance(document, dict):
+    if status >= 500 or document is None:
         raise Unreachable("TWR114", f"{client.address} answered {status} to get /version", status=status)
     told = str(document.get("gitVersion") or "")
     found = _VERSION.match(told)

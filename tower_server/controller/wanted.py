@@ -7,7 +7,6 @@ only a name that no Service can have leaves nothing to follow.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Final
 from certs.names import is_label
 from certs.token import hash_secret
 from daemon.kube.resources import Object
+from protocol.jsontext import parse_json
 from tower_server.controller.names import DOMAIN, EXTERNAL_SUFFIX, LB_ANNOTATIONS, MAX_SERVICE_NAME, SERVICE_PREFIX
 from tower_server.ports import PortRange
 from tower_server.records import KUBERNETES, KUBESPHERE, LEGACY_TOKEN
@@ -173,8 +173,8 @@ def _annotations(annotations: Mapping[str, Any], problems: list[Problem]) -> dic
         return {}
     why = ""
     try:
-        found = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
+        found = parse_json(text)
+    except (TypeError, ValueError) as error:
         found, why = None, f"it is not JSON ({error})"
     if not why and not isinstance(found, dict):
         why = "it is not a JSON object"

@@ -14,6 +14,7 @@ import httptools
 
 from gateway.errors import UpstreamError
 from gateway.upstream import Connection, Pool
+from protocol.jsontext import parse_object
 
 DEADLINE: Final = 10.0
 MAX_ANSWER: Final = 64 * 1024
@@ -31,10 +32,9 @@ class Answer:
     def object(self) -> dict[str, Any]:
         """The body as a JSON object; empty where it is none."""
         try:
-            found = json.loads(self.body)
-        except (ValueError, RecursionError):
+            return parse_object(self.body)
+        except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     @property
     def message(self) -> str:

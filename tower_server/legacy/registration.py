@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from certs.published import published
 from protocol import defaults
+from protocol.jsontext import parse_object
 
 MAX_CONFIG_BYTES: Final = 96 * defaults.KIB
 MAX_NAME: Final = 253
@@ -103,11 +103,9 @@ def read_claim(payload: bytes) -> Claim:
     if len(payload) > MAX_CONFIG_BYTES:
         raise RegistrationError(f"the config payload has {len(payload)} bytes, at most {MAX_CONFIG_BYTES} are taken")
     try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise RegistrationError("the config payload is not JSON") from None
-    if not isinstance(document, dict):
-        raise RegistrationError("the config payload is not a JSON object")
+        document = parse_object(payload)
+    except ValueError as error:
+        raise RegistrationError(f"the config payload is {error}") from None
     return Claim(_text(document, "Name", MAX_NAME), _text(document, "Token", MAX_TOKEN), document)
 
 

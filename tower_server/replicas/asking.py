@@ -17,6 +17,7 @@ from typing import Any, Final
 from certs.errors import Untrusted
 from daemon.faults import FAULTS, TowerError
 from daemon.log import get_logger
+from protocol.jsontext import parse_object
 from tower_server.replicas.link import Link
 from tower_server.replicas.wire import Asking
 
@@ -83,11 +84,9 @@ def _read(data: bytes) -> Told:
     if not data.endswith(b"\n"):
         raise ValueError("its answer was cut")
     try:
-        answer = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("its answer is not understood") from error
-    if not isinstance(answer, dict):
-        raise ValueError("its answer is not understood")
+        answer = parse_object(data)
+    except ValueError as error:
+        raise ValueError(f"its answer is {error}") from error
     if answer.get("type") == "refused":  # of its port, which knows no such question
         raise ValueError(str(answer.get("text", ""))[:200])
     if "error" not in answer:

@@ -9,7 +9,6 @@ what is wrong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +17,7 @@ from certs.names import is_label
 from protocol.constants import Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES
 from protocol.errors import ProtocolError, RemoteProtocolError, StreamRefused
+from protocol.jsontext import parse_json
 from protocol.messages import encode_message
 from tower_server.state import Verdict
 
@@ -184,8 +184,8 @@ def read_line(line: bytes) -> Mapping[str, Any]:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        message = parse_json(line)
+    except ValueError as error:
         raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not JSON") from error
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not an object with a type")

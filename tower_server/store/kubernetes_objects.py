@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final
 
 from daemon.kube.resources import LEASES, MEMBERS, SECRETS, Object, Resource
+from protocol.jsontext import parse_object
 from tower_server.store.base import Data, Invalid, Kind, check_name, encode
 
 LABEL: Final = "tower.kubesphere.io/record"
@@ -154,10 +154,9 @@ def _base64(text: str) -> str:
 
 def _object(text: str | bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        return parse_object(text)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _bounded(text: str) -> str:

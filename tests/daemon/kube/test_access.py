@@ -104,6 +104,7 @@ async def test_an_exec_plugin_gives_the_token_once(tmp_path: Path) -> None:
     [
         ("import sys; sys.exit('no session')", 60.0, "ended with code 1: no session"),
         ("print('{}')", 60.0, "printed no token"),
+        ("print('[' * 99999)", 60.0, "printed no token"),
         pytest.param("import time; time.sleep(60)", 1.0, "did not end in 1 s", marks=pytest.mark.slow),
     ],
 )

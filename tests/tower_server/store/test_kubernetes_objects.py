@@ -76,7 +76,7 @@ def test_a_secret_that_is_no_record_is_none(body: dict[str, Any]) -> None:
 
 def test_a_lease_without_its_note_is_none() -> None:
     labelled = {"name": "port-1", "labels": {LABEL: "claim"}}
-    for notes in (None, {}, {ANNOTATION: "[]"}, {ANNOTATION: "not json"}):
+    for notes in (None, {}, {ANNOTATION: "[]"}, {ANNOTATION: "not json"}, {ANNOTATION: "[" * 99_999}):
         body = {"metadata": {**labelled, "annotations": notes}, "spec": {}}
         assert PLACES[Kind.CLAIM].read(Kind.CLAIM, body) is None
 
