@@ -32,6 +32,7 @@ ACK_EVERY_FRAMES: Final = 64
 ACK_EVERY_BYTES: Final = MIB
 ACK_WITHIN: Final = 0.25
 DEAF: Final = 2  # times `dead_after`: for a peer that sends but answers nothing, since its way back may only be full
+NEVER: Final = float("inf")
 EARLY: Final = 16 * KIB  # bytes that may leave on a full path: a small answer need not wait for the next PONG
 RTT_PROBE_EVERY: Final = 1.0  # seconds, while data arrives: windows grow by recent measurements
 _BOTH_FINISHED: Final = State.BOTH_FINISHED
@@ -335,6 +336,7 @@ class Session(Multiplex):
             due = self.detached_at + self.limits.resume_window
         else:
             due = min(self._liveness.heard_at + self.limits.dead_after, self._liveness.due(self.limits.ping_interval))
+            due = min(due, self._deaf_at())
         if self._ack_at is not None:
             due = min(due, self._ack_at)
         if self._opening:
@@ -356,9 +358,10 @@ class Session(Multiplex):
         if silent >= self.limits.dead_after:
             self.detach(now, f"nothing heard from the peer for {silent:.1f} s", Code.DEAD_PEER)
             return self.take_events()
-        owed_since = max(now - self.overdue(now), self._liveness.answered_at)
-        if now - owed_since >= DEAF * self.limits.dead_after:
-            text = f"the peer sends, but has answered nothing for {now - owed_since:.1f} s"
+        deaf_at = self._deaf_at()
+        if now >= deaf_at:
+            silent = now - deaf_at + DEAF * self.limits.dead_after
+            text = f"the peer sends, but has answered nothing for {silent:.1f} s"
             self.detach(now, text, Code.DEAD_PEER)
             return self.take_events()
         if now >= self._liveness.due(self.limits.ping_interval):
@@ -367,6 +370,11 @@ class Session(Multiplex):
             self._queue_ack()
         self._expire_opens(now)
         return self.take_events()
+
+    def _deaf_at(self) -> float:
+        """When a peer that sends will have owed an answer for too long; infinity when it owes none."""
+        owed_at = min(self._liveness.asked_since(NEVER), NEVER if self._owed_at is None else self._owed_at)
+        return max(owed_at, self._liveness.answered_at) + DEAF * self.limits.dead_after
 
     def _expire_opens(self, now: float) -> None:
         while self._opening:

@@ -124,6 +124,18 @@ def test_a_peer_whose_answers_take_almost_that_long_is_neither_deaf_nor_dead_how
     assert book.session.detached_at is not None, "and one that answers nothing is"
 
 
+def test_one_that_answers_nothing_is_found_out_at_that_time_and_not_when_the_next_question_is_due() -> None:
+    book = resumable(dead_after=9.0)
+    deaf_at = book.now + DEAF * book.session.limits.dead_after
+    while book.session.detached_at is None:
+        book.hears(encode(FrameType.PING, 0, bytes(8)))
+        book.says()
+        due = book.session.deadline()
+        assert due is not None
+        book.after(min(due, book.now + 4.0) - book.now)
+    assert book.now == pytest.approx(deaf_at)
+
+
 def test_without_budget_a_tunnel_keeps_no_more_than_the_floor() -> None:
     book = resumable(budget=Budget(8 * MIB))
     stream = asking(book, grant=2**40)

@@ -55,6 +55,7 @@ class End:
         self.epoch = 1
         self.live: dict[int, tuple[Half, Pair]] = {}
         self.heard_at = self.answered_at = process.clock()
+        self.asked_at: float | None = None  # the first time after `answered_at` that an answer was asked for
         self.drain_timer: Timer | None = None
         self.detached_at: float | None = None
         self._timer: Timer | None = None
@@ -68,6 +69,7 @@ class End:
         self.link = link
         link.owners[self.side] = self
         self.heard_at = self.answered_at = self.process.clock()
+        self.asked_at = None
         self.detached_at = None
         mine, theirs = link.marks[self.side], link.marks[1 - self.side]
         self.watch.attached(mine, theirs, written=link.ways[self.side].written, position=position)
@@ -111,7 +113,7 @@ class End:
         self.world.note("received " + self.name, len(data))
         self.heard_at = self.process.clock()
         if self.watch.arrived(link.taken[self.side]):
-            self.answered_at = self.heard_at
+            self.answered_at, self.asked_at = self.heard_at, None
         self.enter(self._receive, data)
 
     def _receive(self, data: bytes) -> None:
@@ -188,7 +190,8 @@ class End:
         ready = [stream for stream in self.live if session.queued(stream)]
         data = b"".join(session.data_to_send(self.process.clock(), self.plan.pull))
         if data:
-            self.watch.wrote(data, ready, session.queued)
+            if self.watch.wrote(data, ready, session.queued) and self.asked_at is None:
+                self.asked_at = self.process.clock()
             link.write(self.side, data)
         return bool(data)
 

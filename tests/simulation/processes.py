@@ -167,13 +167,16 @@ class Process:
         self.ends.remove(end)
 
     def _check_death(self, end: End, text: str) -> None:
-        since, after = end.heard_at, end.session.limits.dead_after
+        since = owed = end.heard_at
+        after = end.session.limits.dead_after
         if "answered nothing" in text:
             since, after = end.answered_at, DEAF * after
+            owed = since if end.asked_at is None else end.asked_at
             self.world.counts["peers that answered nothing"] += 1
         silent = self.clock() - since
         require(silent >= after - 1e-3, "L2 early", "%s: dead after %.3f s of silence", end.name, silent)
-        late = since >= self.disturbed_at and silent > after + LATE
+        silent = self.clock() - owed
+        late = owed >= self.disturbed_at and silent > after + LATE
         require(not late, "L2 late", "%s: dead after %.3f s of silence", end.name, silent)
 
     def going_away(self, end: End, event: events.GoingAway) -> None:

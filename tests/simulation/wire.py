@@ -114,18 +114,20 @@ class Watch:
 
     # ---- what is written ----------------------------------------------------------------------------------------
 
-    def wrote(self, data: bytes, ready: list[int], queued: Callable[[int], int]) -> None:
-        """One pull's bytes. `ready`: the streams that had some queued before it; `queued`: what they have now."""
+    def wrote(self, data: bytes, ready: list[int], queued: Callable[[int], int]) -> bool:
+        """One pull's bytes. `ready`: the streams that had some queued before it; `queued`: what they have now. Whether
+        the other end has to answer."""
         able = [stream for stream in ready if self._sent.get(stream, 0) < self.known.get(stream, 0)]
         turns = self._turns
         if list(turns) != able:
             turns.clear()
             turns.update(dict.fromkeys(able, 0))
-        at, bulk, kept = 0, False, self._kept
+        at, bulk, kept, asks = 0, False, self._kept, False
         while at < len(data):
             kind, _, _, stream, length = HEADER.unpack_from(data, at)
             body, at = at + 12, at + 12 + length
             require(at <= len(data), "S2 frames", "%s: a frame is cut by the end of a message", self.name)
+            asks = asks or kind == PING or kind < 16
             fresh = kind >= 16 or self._number(kind, data[body - 12 : at])
             if kind in (DATA, FIN):
                 bulk = True
@@ -147,6 +149,7 @@ class Watch:
             require(self._kept <= most, "S7 replay", "%s: %d bytes kept, bound %d", self.name, self._kept, most)
         if len(turns) > 1:
             self._fair(queued)
+        return asks
 
     def _number(self, kind: int, frame: bytes) -> bool:
         """Whether a numbered frame is new; one that is sent again must be the same, or skipped."""
