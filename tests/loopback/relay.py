@@ -1,7 +1,8 @@
 """The network between agent and server, with its faults: `python -m tests.loopback.relay PORT TARGET CONTROL`.
 
 A process of its own that relays TCP to TARGET and takes one command a connection on CONTROL: `cut` resets every
-connection, `shut` does that and accepts no more, `open` accepts again, `stall` goes on without moving a byte (a
+connection, `close` ends each in order, as a proxy does whose time is over, `move` resets them and comes from another
+address from then on, `shut` resets and accepts no more, `open` accepts again, `stall` goes on without moving a byte (a
 half-open link), `flow` ends that, `corrupt` changes one byte of the next block from the agent. `cut one` and
 `stall one` are for the oldest connection only.
 """
@@ -20,6 +21,7 @@ from tests.lab.processes import Child, free_ports
 from tests.lab.world import ROOT
 
 RESET = struct.pack("ii", 1, 0)
+MOVED = "127.0.0.2"
 
 
 class Connection:
@@ -35,6 +37,11 @@ class Connection:
         else:
             self.flows.clear()
 
+    def close(self) -> None:
+        for each in self.ends:
+            each.close()
+        self.flows.set()
+
     def cut(self) -> None:
         for each in self.ends:
             each.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -49,11 +56,18 @@ class Relay:
         self._connections: list[Connection] = []  # oldest first
         self._flows = True  # those to come too
         self._corrupt = False
+        self._source: tuple[str, int] | None = None
 
     async def command(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = (await reader.readline()).decode().strip()
         match name:
             case "cut":
+                self._cut()
+            case "close":
+                for connection in self._connections:
+                    connection.close()
+            case "move":
+                self._source = (MOVED, 0)
                 self._cut()
             case "cut one":
                 self._connections[0].cut()
@@ -80,7 +94,7 @@ class Relay:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target)
+            far_reader, far = await asyncio.open_connection("127.0.0.1", self._target, local_addr=self._source)
         except OSError:
             writer.transport.abort()
             return

@@ -17,7 +17,7 @@ from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, logs, metrics, ticks_until_end, tunnels, watching
 from tests.loopback.member import BackendMember
-from tests.loopback.relay import Network
+from tests.loopback.relay import MOVED, Network
 
 NAME = "cut-often"
 WINDOW = 6.0
@@ -125,6 +125,32 @@ def test_twenty_cuts_lose_nothing_and_repeat_nothing(tower: TowerWorld, net: tup
     events = [entry["event"] for entry in tower.cluster(NAME)["history"]]
     assert set(events) == {"detached", "resumed"}, "the newest entries"
     assert caller.ask("/after").status == 200
+
+
+@pytest.mark.parametrize("fault", ["close", "move"])
+def test_a_proxy_that_closes_in_order_and_another_address_are_a_pause_too(
+    tower: TowerWorld, net: tuple[Network, int], fault: str
+) -> None:
+    caller, relay, lost = Caller(tower.kubeconfig(NAME)), net[0], b"in the air"
+    before, count = tunnels(tower, NAME), resumed(tower)
+
+    async def through() -> None:
+        reader, writer = await echo(caller)
+        await say(reader, writer, b"before")
+        writer.write(lost)
+        await asyncio.to_thread(relay.do, fault)
+        await until(lambda: resumed(tower) > count, "the tunnel taken up again")
+        async with asyncio.timeout(PATIENCE):
+            assert await reader.readexactly(len(lost)) == lost
+        await say(reader, writer, b"after")
+        await hang_up(writer)
+
+    with watching(caller) as goes_on:
+        asyncio.run(through())
+        goes_on()
+    assert tunnels(tower, NAME) == before, "it is one and the same tunnel"
+    remote = tower.call("GET", f"/v1/tunnels?cluster={NAME}")[1]["items"][0]["remote"]
+    assert remote.startswith(MOVED if fault == "move" else "127.0.0.1:")
 
 
 def test_after_the_window_every_stream_ends_and_the_log_says_why(tower: TowerWorld, net: tuple[Network, int]) -> None:
