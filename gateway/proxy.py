@@ -101,6 +101,11 @@ class Gateway:
             if connection.leaving:
                 connection.drain()
 
+    def cut(self, code: str, message: str) -> None:
+        """End whatever requests are under way: by an answer where none was begun, else by breaking it off."""
+        for connection in list(self.connections):
+            connection.cut(code, message)
+
     async def close(self) -> None:
         """Break off everything. Idempotent."""
         self._closed = True

@@ -300,13 +300,12 @@ class CallerState:
         if refused is None or self.phase in (LINGERING, CLOSED):
             return
         self.caller = caller
-        if self.phase is HEAD:
-            return  # the next request is told why
-        self.cut(refused.code, refused.message)
+        self.cut(refused.code, refused.message)  # between two requests the next one is told why
 
     def cut(self, code: str, message: str) -> None:
         """End the request that is under way: by an answer if none was begun, else by breaking it off."""
-        self._fail(GatewayError(code, message))
+        if self.phase is not HEAD:
+            self._fail(GatewayError(code, message))
 
     @property
     def leaving(self) -> bool:

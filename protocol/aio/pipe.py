@@ -91,6 +91,11 @@ class PipeEnd(asyncio.Transport):
             self._other._paused = False
             self._finish(error)
 
+    @property
+    def heard_all(self) -> bool:
+        """Whether the other end has finished, and all that it said was handed on."""
+        return self._eof_told
+
     def is_closing(self) -> bool:
         return self._closed
 

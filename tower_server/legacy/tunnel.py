@@ -297,12 +297,16 @@ class LegacyTunnel:
             return
         self.closed = Closed(code, text, by_peer, monotonic())
         self._timer.cancel()
+        self.gateway.cut("TWR201", f"the tunnel ended before the apiserver had answered: {text}")
         if not by_peer:
             self.wire.bye(text[:200])
         self.wire.end(text)
         for end, _, _, _ in list(self._streams.values()):
             if isinstance(end, PipeEnd):
-                end.cut(TunnelLost(code, text))
+                if end.heard_all:  # its caller was answered, and would lose that by a reset
+                    end.close()
+                else:
+                    end.cut(TunnelLost(code, text))
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(self.closed)

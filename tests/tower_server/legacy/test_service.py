@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from certs.token import hash_secret
+from protocol.constants import Code
 from tests.lab.pki import ClusterCA
 from tests.tower_server.kit import Agent, admin, caller_context, enrol
 from tests.tower_server.legacy.goagent import TOKEN, b64
@@ -156,6 +157,41 @@ async def test_a_second_agent_with_the_same_credential_leaves_the_connections_of
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ended_by", ["agent", "server"])
+async def test_a_caller_who_waits_for_an_answer_when_its_tunnel_ends_is_told_so(tmp_path: Path, ended_by: str) -> None:
+    """Its TLS ends here: it need not guess, as a caller of a lost native tunnel has to."""
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        assert (await tower.ask("/first")).status == 200
+        tower.backend.silent = True
+        asking = [asyncio.ensure_future(tower.ask(f"/waiting/{number}")) for number in range(3)]
+        await until(lambda: all(tower.backend.to(f"/waiting/{number}") for number in range(3)))
+        if ended_by == "agent":
+            agent.link.abort("broken off")
+        else:
+            tower.member.tunnels[0].close(Code.DEAD_PEER, "nothing heard from the agent for 15 s")
+        for answer in await asyncio.gather(*asking):
+            assert (answer.status, answer.json()["kind"]) == (503, "Status")
+            assert "TWR201" in answer.json()["message"]
+            assert "the tunnel ended" in answer.json()["message"]
+
+
+async def test_an_answer_that_was_begun_when_its_tunnel_ends_is_cut_and_never_ended_cleanly(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        tower.backend.answer = b"z" * 50_000_000
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", tower.running.port(CLUSTER), ssl=tower.context(), server_hostname=f"{CLUSTER}.members.tower"
+        )
+        writer.write(b"GET /half HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(30):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            agent.link.abort("broken off")
+            with pytest.raises(ConnectionError):
+                await reader.read()
+        writer.transport.abort()
+
+
 async def test_agents_of_one_cluster_are_independent(tmp_path: Path) -> None:
     async with host(tmp_path) as tower:
         agents = [await tower.registered() for _ in range(3)]
