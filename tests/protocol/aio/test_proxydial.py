@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from protocol.aio.proxydial import DialTarget, certificate_chain, open_connectio
 from protocol.aio.tlsfailure import BUSY_ALERT
 from protocol.constants import Code
 from protocol.defaults import COME_BACK
+from tests.waiting import until
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], "asyncio.Future[None]"]
 
@@ -245,6 +247,53 @@ def test_a_wrong_authority_is_named(run: Callable[..., object], tower: Authority
                 assert (error.hop, error.peer_ca) == ("tls", "Corp Inspection CA")
                 assert f"127.0.0.1:{port}" in error.text
                 assert "its chain ends at 'Corp Inspection CA', expected tower CA sha256:9f2c" in error.text
+
+    run(scenario())
+
+
+def test_who_is_not_trusted_gets_no_key_exchange_that_the_target_leaves_out(
+    run: Callable[..., object], tower: Authority, tmp_path: Path
+) -> None:
+    """A group of 8192 bits, of a stranger's choice, would stop the whole process for half a second."""
+
+    async def scenario() -> None:
+        chosen: list[str] = []
+
+        async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            chosen.append(writer.get_extra_info("cipher")[0])
+
+        costly, allowed = "ECDHE-ECDSA-AES128-SHA", "ECDHE-ECDSA-AES128-GCM-SHA256"
+        context = make_authority(tmp_path, "Corp Inspection CA").server
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+        context.set_ciphers(f"{costly}:{allowed}")
+        trust = tower.client()
+        trust.set_ciphers(allowed)
+        async with serving(stranger, context) as port:
+            error = await refused(DialTarget(host="127.0.0.1", port=port, ssl_context=trust))
+            await until(lambda: chosen)
+        assert error.peer_ca == "Corp Inspection CA"
+        assert chosen == [allowed]
+
+    run(scenario())
+
+
+def test_a_proxy_that_is_not_trusted_is_named_and_leaves_nothing_behind(
+    run: Callable[..., object], tower: Authority, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        reported: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        async with serving(ConnectProxy(), make_authority(tmp_path, "Other CA").server) as port:
+            trust, url = tower.client(), f"https://127.0.0.1:{port}"
+            error = await refused(
+                DialTarget(host="tower.test", port=1, ssl_context=trust, proxy=url, proxy_ssl_context=trust)
+            )
+        assert error.hop == "proxy"
+        assert error.text.startswith(f"the certificate of the proxy {url} is not trusted")
+        del error
+        gc.collect()
+        assert reported == []
 
     run(scenario())
 
