@@ -67,7 +67,6 @@ def load_pair(context: ssl.SSLContext, *, chain_pem: bytes, key_pem: bytes) -> N
 def server_context(*, chain_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """For the tunnel port, and for the server's own answers on a cluster's port: asks for no client certificate."""
     context = hardened(ssl.PROTOCOL_TLS_SERVER)
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     load_pair(context, chain_pem=chain_pem, key_pem=key_pem)
     return context
 
@@ -79,7 +78,6 @@ def callers_context(bundle: TrustBundle, *, chain_pem: bytes, key_pem: bytes) ->
     trip more at each connection. Whose group costs too much is refused by `protocol.aio.clienthello`.
     """
     context = _begun(ssl.PROTOCOL_TLS_SERVER)
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     load_pair(context, chain_pem=chain_pem, key_pem=key_pem)
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= NO_CHECK_TIME
