@@ -16,7 +16,7 @@ import pytest
 from tests.lab.network import MemberNetwork, lacking
 from tests.lab.processes import LabError, free_ports, wait_until
 from tests.lab.world import TowerWorld
-from tests.loopback.callers import Caller, tunnels
+from tests.loopback.callers import Caller, lines, tunnels
 from tests.loopback.member import BackendMember
 from tests.loopback.slow import slow_way
 
@@ -54,13 +54,13 @@ def tower_of(apart: BackendMember, net: MemberNetwork, settings: dict[str, objec
         yield world
 
 
-def noticed(log: Path, start: int, name: str) -> float | None:
-    """The seconds of silence after which a process said that the peer of this cluster's tunnel is dead."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode().splitlines()
-    found = (SILENT.search(line) for line in lines if name in line and '"tunnel-' in line)
-    return next((float(each[1]) for each in found if each), None)
+def noticed(log: Path, event: str, name: str, since: float) -> tuple[float, float] | None:
+    """Of a tunnel whose peer a process has said to be dead: the silence by its own count, and how long after `since`
+    that was. Seconds."""
+    for entry in lines(log, event, name):
+        if (silence := SILENT.search(entry["text"])) and entry["time"] > since:
+            return float(silence[1]), entry["time"] - since
+    return None
 
 
 @contextlib.contextmanager
@@ -89,19 +89,24 @@ def test_both_ends_notice_in_time_that_packets_vanish_with_an_idle_and_a_busy_tu
     apart: BackendMember, net: MemberNetwork, settings: dict[str, object], dead_after: float
 ) -> None:
     with tower_of(apart, net, settings) as world, downloading(Caller(world.kubeconfig(BUSY))):
-        logs = {name: world.members[name].agent.log for name in (IDLE, BUSY)}
-        watched = {f"the agent of {name}": (log, "tunnel-") for name, log in logs.items()}
-        watched |= {f"the server, of {name}": (world.server.log, name) for name in (IDLE, BUSY)}
-        starts = {who: log.stat().st_size for who, (log, _) in watched.items()}
-        silences: dict[str, float | None] = {}
-
-        def all_noticed() -> bool:
-            silences.update({who: noticed(log, starts[who], name) for who, (log, name) in watched.items()})
-            return None not in silences.values()
+        agents = {name: world.members[name].agent.log for name in (IDLE, BUSY)}
+        watched = {f"the agent of {name}": (log, "tunnel-cut", "lab") for name, log in agents.items()}
+        watched |= {f"the server, of {name}": (world.server.log, "tunnel-detached", name) for name in agents}
+        found: dict[str, tuple[float, float] | None] = {}
 
         with net.vanishing(), contextlib.suppress(LabError):
+            vanished = time.time()
+
+            def all_noticed() -> bool:
+                found.update({who: noticed(*where, vanished) for who, where in watched.items()})
+                return None not in found.values()
+
             wait_until(all_noticed, "every end that notices", dead_after + 20.0)
-        assert all(each is not None and dead_after <= each < dead_after + LATE for each in silences.values()), silences
+        for who, times in found.items():
+            assert times is not None, f"{who} has not noticed"
+            silence, after = times
+            assert dead_after <= silence < dead_after + LATE, found
+            assert after < dead_after + LATE, found
         for name in (IDLE, BUSY):
             world.until_state(name, "Connected", deadline=BACK)
 
