@@ -141,22 +141,13 @@ class Client:
         namespace: str | None = None,
         kind: PatchKind = "merge",
         field_manager: str = "",
-        deadline: float | None = None,
     ) -> Object:
         """A merge patch (a dict) or JSON patch (a list). With metadata.resourceVersion in it: Conflict if changed."""
         ask = Ask("patch", resource, namespace, name)
         query = {"fieldManager": field_manager}
-        return await self._object(ask, "PATCH", body=patch, query=query, content=_PATCHES[kind], deadline=deadline)
+        return await self._object(ask, "PATCH", body=patch, query=query, content=_PATCHES[kind])
 
-    async def apply(
-        self,
-        resource: Resource,
-        body: Object,
-        *,
-        field_manager: str,
-        force: bool = False,
-        deadline: float | None = None,
-    ) -> Object:
+    async def apply(self, resource: Resource, body: Object, *, field_manager: str, force: bool = False) -> Object:
         """Server-side apply: makes the object, or changes the fields named and drops those that were named before.
 
         Conflict where another manager owns a field, unless `force`. Safe to repeat, and repeated as reads are.
@@ -164,13 +155,7 @@ class Client:
         ask = Ask("apply", resource, namespace_of(body), name_of(body))
         query = {"fieldManager": field_manager, "force": "true" if force else ""}
         return await self._object(
-            ask,
-            "PATCH",
-            body=_typed(resource, body),
-            query=query,
-            content=_PATCHES["apply"],
-            deadline=deadline,
-            safe=True,
+            ask, "PATCH", body=_typed(resource, body), query=query, content=_PATCHES["apply"], safe=True
         )
 
     async def delete(
@@ -192,16 +177,15 @@ class Client:
             options["preconditions"] = preconditions
         await self._object(ask, "DELETE", body=options, deadline=deadline)
 
-    async def raw(self, path: str, *, deadline: float | None = None) -> tuple[int, bytes]:
+    async def raw(self, path: str) -> tuple[int, bytes]:
         """GET any path, such as /readyz or /version: status and body of what comes back. Unreachable without one."""
-        deadline = deadline or self._deadline
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(self._deadline):
                 request = await self._request("GET", path, b"", "")
                 async with self._connections.use() as connection:
                     head, body = await self._exchange(connection, request)
         except (DialError, Cut, TimeoutError) as error:
-            raise self._unreachable(f"get {path}", error, deadline) from error
+            raise self._unreachable(f"get {path}", error, self._deadline) from error
         return head.status, body
 
     async def watch(
