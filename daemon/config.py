@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from daemon import yamlfile
 from daemon.faults import TowerError
+from daemon.log import Format, Level
 from daemon.redact import REDACTED, is_secret_name, redact_text
 from daemon.units import Duration as Duration
 from daemon.units import Size as Size
@@ -42,6 +43,13 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
     SHORT: ClassVar[str] = ""
     """The key that one word in the section's place means: with `kind`, `store: x` is `store: {kind: x}`."""
+
+
+class Log(Section):
+    """Where the log goes is standard error; this is how much and in which form."""
+
+    level: Level = "info"
+    format: Format = "auto"
 
 
 M = TypeVar("M", bound=Section)

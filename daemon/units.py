@@ -156,3 +156,12 @@ def split_address(text: Any, *, listener: bool = True) -> tuple[str, int]:
         forms = "HOST:PORT, [IPV6]:PORT or :PORT" if listener else "HOST:PORT such as grafana.monitoring:3000"
         raise ValueError(f"must be {forms}, not {text!r}")
     return bare, number
+
+
+def _checked_listener(text: Any) -> Any:
+    split_address(text)
+    return text
+
+
+Listener = Annotated[str, _ReadBy(_checked_listener)]
+"""A field with the address that something listens on."""

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from certs.names import is_label
-from daemon.config import Duration, Section
+from daemon.config import Duration, Log, Section
 from daemon.liveness import Liveness
-from daemon.log import Format, Level
 from daemon.memory import Memory
-from daemon.units import split_address
+from daemon.units import Listener, split_address
 from protocol import defaults
 
 KUBERNETES = "kubernetes"
@@ -58,13 +57,6 @@ class Service(Section):
 
 def _short_service(value: Any) -> Any:
     return {"address": value} if isinstance(value, str) else value
-
-
-class Log(Section):
-    """Where the log goes is standard error; this is how much and in which form."""
-
-    level: Level = "info"
-    format: Format = "auto"
 
 
 class Host(Section):
@@ -109,7 +101,7 @@ class AgentConfig(Section):
     kubeconfig: Path | None = None
     """The member's kubeconfig; without one the pod's ServiceAccount is used."""
     context: str | None = None
-    health_address: str = defaults.AGENT_HEALTH_ADDRESS
+    health_address: Listener = defaults.AGENT_HEALTH_ADDRESS
     ca_file: Path | None = None
     """Further authorities (PEM) for the link's TLS and https:// proxies, beside the tower's own and the system's."""
     proxy: str | None = None
@@ -136,12 +128,6 @@ class AgentConfig(Section):
     busy_poll: bool = True
     """Polls for the next message for a moment after each one, where they come thousands a second, before it sleeps."""
     log: Log = Log()
-
-    @field_validator("health_address")
-    @classmethod
-    def _listens(cls, value: str) -> str:
-        split_address(value)
-        return value
 
     @field_validator("services")
     @classmethod

@@ -18,11 +18,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from certs.errors import IssueRefused
 from certs.names import is_label, parse_host
-from daemon.config import Duration, Section
+from daemon.config import Duration, Log, Section
 from daemon.liveness import Liveness
-from daemon.log import Format, Level
 from daemon.memory import Memory
-from daemon.units import split_address
+from daemon.units import Listener, split_address
 from protocol import defaults
 
 SCHEMES: Final = {"wss": 443, "https": 443, "ws": 80, "http": 80}
@@ -141,7 +140,7 @@ class Replica(Section):
 
     name: str = ""
     """Its name among them, another for each; the machine's (a pod's own) when left out."""
-    listen: str = f":{defaults.REPLICA_PORT}"
+    listen: Listener = f":{defaults.REPLICA_PORT}"
     """Where the others reach it; they prove who they are."""
     address: str = ""
     """The host name or address that they use; `callers.cluster_address`, or that of the way to the apiserver, when left
@@ -152,12 +151,6 @@ class Replica(Section):
     def _a_label(cls, value: str) -> str:
         if value and not is_label(value):
             raise ValueError("a replica's name is a DNS label: lower-case letters, digits and hyphens")
-        return value
-
-    @field_validator("listen", mode="before")
-    @classmethod
-    def _listens(cls, value: object) -> object:
-        split_address(value)
         return value
 
 
@@ -184,22 +177,9 @@ class KubesphereV1(Section):
     """The port of the dialect `kubesphere-v1`, for Go Tower's agents. Off unless enabled."""
 
     enabled: bool = False
-    listen: str = f":{defaults.LEGACY_PORT}"
+    listen: Listener = f":{defaults.LEGACY_PORT}"
     """Plain, as Go agents expect it, unless `tls` is set."""
     tls: Tls | None = None
-
-    @field_validator("listen", mode="before")
-    @classmethod
-    def _listens(cls, value: object) -> object:
-        split_address(value)
-        return value
-
-
-class Log(Section):
-    """Where the log goes is standard error; this is how much and in which form."""
-
-    level: Level = "info"
-    format: Format = "auto"
 
 
 class ServerConfig(Section):
@@ -209,7 +189,7 @@ class ServerConfig(Section):
     """This tower's name in every certificate, fixed by its first start; the machine's name when left out."""
     public_url: str | None = None
     """How agents reach the tunnel port, such as wss://tower.example.com:8443. Join commands need it."""
-    listen: str = f":{defaults.TUNNEL_PORT}"
+    listen: Listener = f":{defaults.TUNNEL_PORT}"
     """The tunnel port."""
     plain_http: bool = False
     """Serves the tunnel port without TLS, for a load balancer that ends it; callers' TLS is not touched by this."""
@@ -218,7 +198,7 @@ class ServerConfig(Section):
     """Holds the store (0600), in it the tower CA."""
     store: StoreSection = StoreSection()
     admin_socket: Path = Path(defaults.ADMIN_SOCKET)
-    health_address: str = defaults.SERVER_HEALTH_ADDRESS
+    health_address: Listener = defaults.SERVER_HEALTH_ADDRESS
     ports: Ports = Ports()
     callers: Callers = Callers()
     drain: Duration = defaults.DRAIN
@@ -256,12 +236,6 @@ class ServerConfig(Section):
         if self.kubesphere_config and self.store.kind != "kubernetes":
             raise ValueError("kubesphere_config needs a Kubernetes store: it is an object of the host's apiserver")
         return self
-
-    @field_validator("listen", "health_address", mode="before")
-    @classmethod
-    def _listens(cls, value: object) -> object:
-        split_address(value)
-        return value
 
     @field_validator("public_url")
     @classmethod
