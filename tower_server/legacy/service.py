@@ -321,6 +321,8 @@ class LegacyAgents:
         self._start_work(self._learn(shared), f"legacy-facts-{name}")
 
     async def _learn(self, shared: _Shared) -> None:
+        if not shared.tunnels:
+            return
         facts = await read_facts(shared.tunnels[-1].gateway.upstreams.impersonation)
         shared.facts.update(facts)
         for tunnel in shared.tunnels:

@@ -175,8 +175,8 @@ class LegacyTunnel:
         one, two = pipe(near, far, on_lost=gone)
         far.connection_made(two)
         accepted = getattr(near, "stream_accepted", None)
-        if accepted is not None:
-            self.loop.call_soon(lambda: None if one.is_closing() else accepted())
+        if accepted is not None:  # also where it ends in this turn, if the gateway has begun TLS: no other may begin it
+            self.loop.call_soon(lambda: None if one.is_closing() and not one.bytes_in else accepted())
         return one
 
     def _full(self) -> str:

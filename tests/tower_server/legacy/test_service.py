@@ -17,6 +17,8 @@ from tests.tower_server.kit import Agent, admin, caller_context, enrol
 from tests.tower_server.legacy.goagent import TOKEN, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
 from tests.waiting import until
+from tower_server.legacy.tunnel import LegacyTunnel
+from tower_server.records import KUBERNETES
 
 pytestmark = pytest.mark.asyncio
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
@@ -174,6 +176,51 @@ async def test_a_caller_who_waits_for_an_answer_when_its_tunnel_ends_is_told_so(
             assert (answer.status, answer.json()["kind"]) == (503, "Status")
             assert "TWR201" in answer.json()["message"]
             assert "the tunnel ended" in answer.json()["message"]
+
+
+async def test_a_tunnel_that_ends_in_the_turn_in_which_it_takes_waiting_callers_mixes_no_second_tls_into_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        tower.member.tunnels[0].close(Code.DEAD_PEER, "nothing heard from the agent")
+        asking = [asyncio.ensure_future(tower.ask("/held")) for _ in range(3)]
+        await until(lambda: [bool(each._early) for each in tower.member.hold._waiting] == [True] * 3)
+        start_open, ended = LegacyTunnel.start_open, []
+
+        def ends(tunnel: LegacyTunnel, service: str, protocol: Any, **more: Any) -> Any:
+            if service == KUBERNETES and not ended:
+                ended.append(tunnel)
+                tunnel.loop.call_soon(tunnel.close, Code.TUNNEL_LOST, "the link broke")
+            return start_open(tunnel, service, protocol, **more)
+
+        monkeypatch.setattr(LegacyTunnel, "start_open", ends)
+        first, second = await tower.dialled(), await tower.dialled()
+        assert await first.register(tower.config()) == ""
+        await until(lambda: ended)
+        assert await second.register(tower.config()) == ""
+        for answer in await asyncio.gather(*asking, return_exceptions=True):
+            assert isinstance(answer, ConnectionResetError), answer  # at once, where OpenSSL would wonder at a record
+        assert (await tower.ask("/after")).status == 200
+
+
+async def test_an_agent_that_is_gone_as_soon_as_it_is_registered_fails_no_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with host(tmp_path) as tower:
+        made = LegacyTunnel.__init__
+
+        def gone(tunnel: LegacyTunnel, **more: Any) -> None:
+            made(tunnel, **more)
+            tunnel.loop.call_soon(tunnel.close, Code.TUNNEL_LOST, "the link broke")
+
+        monkeypatch.setattr(LegacyTunnel, "__init__", gone)
+        agent = await tower.dialled()
+        assert await agent.register(tower.config()) == ""
+        await until(lambda: [each.event for each in tower.member.history] != [] and not tower.member.tunnels)
+        async with asyncio.timeout(30):
+            await agent.lost.wait()
+    assert "task-failed" not in capsys.readouterr().out
 
 
 async def test_an_answer_that_was_begun_when_its_tunnel_ends_is_cut_and_never_ended_cleanly(tmp_path: Path) -> None:
