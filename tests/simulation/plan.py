@@ -103,6 +103,7 @@ class Call:
         sides = (self.opener, self.acceptor)
         return (
             self.answer is Answer.ACCEPT
+            and not self.answer_after
             and self.cancel_after is None
             and not self.by_agent
             and all(s.ending is Ending.FINISH and not (s.pause or s.reads or s.stops_for) for s in sides)

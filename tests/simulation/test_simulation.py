@@ -10,18 +10,17 @@ import sys
 import pytest
 
 from tests.simulation import campaign, shrink
-from tests.simulation.mutants import MUTANTS, ROOT, Mutant, hunt, mutated
+from tests.simulation.mutants import MUTANTS, ROOT, SEEDS, Mutant, hunt, mutated
 from tests.simulation.plan import Fault, Plan, draw
 from tests.simulation.run import Result, play
 from tests.simulation.world import Violation
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 1200
-
 
 @pytest.mark.timeout(900)
 def test_the_fixed_seeds_hold_and_see_every_pair_and_every_fault() -> None:
+    """The same that look for planted bugs: what they see there is the bug."""
     command = [sys.executable, "-m", "tests.simulation", "--seeds", f"0:{SEEDS}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
