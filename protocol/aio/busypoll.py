@@ -7,6 +7,7 @@ is given up where nobody gains by it:
 - A poll that fewer than PAYS messages have joined was in vain: after it, twice as many messages as the last time are
   waited for asleep, up to MOST_ASLEEP. So pings, watches and single commands cost nothing to speak of.
 - Long messages are bulk, for which what the loop reads at once counts, and not when it wakes.
+- What a peer says before it has proven who it is does not count (`Link.proven`).
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ SHORT: Final = 16 * KIB  # bytes of a message
 
 
 class BusyPoll:
-    """One event loop's. `message` is told of each short message that came."""
+    """One event loop's, which it does not hold. `message` is told of each short message that came."""
 
-    __slots__ = ("_asleep", "_joined", "_left", "_loop", "_until", "enabled", "polling")
+    __slots__ = ("_asleep", "_joined", "_left", "_until", "enabled", "polling")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
         self.enabled = True
-        self._loop = loop
         self.polling = False
         self._joined = 0  # messages of this poll
         self._until = 0.0
@@ -51,12 +51,13 @@ class BusyPoll:
         elif self.enabled:
             self.polling = True
             self._joined = 1
-            self._loop.call_soon(self._poll)
+            asyncio.get_running_loop().call_soon(self._poll)
 
     def _poll(self) -> None:
         if monotonic() < self._until:
             os.sched_yield()
-            self._loop.call_soon(self._poll)  # with this pending the loop looks at its sockets and does not wait
+            # With this pending the loop looks at its sockets and does not wait.
+            asyncio.get_running_loop().call_soon(self._poll)
             return
         self.polling = False
         self._asleep = 0 if self._joined >= PAYS else min(MOST_ASLEEP, 2 * self._asleep + 1)
@@ -70,5 +71,5 @@ def busy_poll(loop: asyncio.AbstractEventLoop) -> BusyPoll:
     """The loop's; the same object for every caller on that loop."""
     found = _polls.get(loop)
     if found is None:
-        found = _polls[loop] = BusyPoll(loop)
+        found = _polls[loop] = BusyPoll()
     return found

@@ -55,6 +55,10 @@ class Link(asyncio.BufferedProtocol):
         private: whether the connection is TLS. Masking keeps chosen bytes of a browser's script off the wire between
             plain-text intermediaries (RFC 6455 §10.3); inside TLS there are none, so the key is zero there and no byte
             is touched.
+
+    Attributes:
+        proven: whether the peer is known: one that was dialled, or one that has proven who it is. The loop polls for
+            nobody else, or any stranger could keep a processor busy.
     """
 
     def __init__(self, *, client: bool, private: bool, owner: LinkOwner) -> None:
@@ -68,6 +72,7 @@ class Link(asyncio.BufferedProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._pace = 0.0
         self._resting = False  # reads nothing for a turn of the loop
+        self.proven = client
         self.owner = owner
         self.writable = True
         self.closing = False
@@ -91,7 +96,7 @@ class Link(asyncio.BufferedProtocol):
     def received(self, data: memoryview) -> None:
         """Bytes off the wire."""
         began = monotonic()
-        if len(data) < SHORT:
+        if self.proven and len(data) < SHORT:
             self._busy_poll.message(began)
         self._take(data)
         if monotonic() - began > LONG_READ and not self._resting:

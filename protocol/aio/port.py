@@ -267,6 +267,7 @@ class ServerLink(Link):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.proven = self.proven or proven
         self._listener.leave(self, proven=proven)
 
     def _refuse(self, code: Code, text: str) -> None:

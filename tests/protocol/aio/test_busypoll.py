@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import AsyncIterator
 from time import monotonic
 
@@ -35,7 +37,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest_asyncio.fixture
 async def poll(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[BusyPoll]:
     monkeypatch.setattr(busypoll, "POLL", LONG)
-    poll = BusyPoll(asyncio.get_running_loop())
+    poll = BusyPoll()
     yield poll
     await over(poll)
 
@@ -128,3 +130,13 @@ async def test_a_loop_has_one_and_another_loop_another() -> None:
         assert busy_poll(other) is not busy_poll(asyncio.get_running_loop())
     finally:
         other.close()
+
+
+async def test_a_loop_that_was_closed_is_forgotten() -> None:
+    other = asyncio.new_event_loop()
+    busy_poll(other).enabled = False
+    gone = weakref.ref(other)
+    other.close()
+    del other
+    gc.collect()
+    assert gone() is None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from protocol.aio import busypoll
+from protocol.aio.busypoll import PAYS
 from protocol.aio.listener import Admission, TunnelListener
 from protocol.aio.port import ServerLink
 from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
@@ -357,6 +360,33 @@ async def test_a_broken_websocket_is_closed_with_its_status(bystander: Bystander
         assert raw.closed_with == status.to_bytes(2, "big")
 
     await refused(bystander, act, code=Code.TUNNEL_LOST, says="broke the WebSocket protocol", told=False)
+
+
+async def test_the_loop_stays_awake_for_an_agent_and_for_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    awake = 0
+
+    def give_way() -> None:
+        nonlocal awake
+        awake += 1
+
+    async def ping(raw: RawAgent) -> None:
+        raw.write(b"\x89\x80\0\0\0\0")
+        async with asyncio.timeout(PATIENCE):
+            while b"\x8a" not in await raw.reader.read(64):
+                pass
+
+    monkeypatch.setattr(os, "sched_yield", give_way)
+    monkeypatch.setattr(busypoll, "POLL", 0.05)
+    async with tower() as made, connected(made) as raw:
+        challenge = await raw.hello()
+        for _ in range(4 * PAYS):
+            await ping(raw)
+        assert awake == 0
+        raw.say(raw.handshake.challenged(challenge))
+        assert (await raw.hears() or (None,))[0] == FrameType.WELCOME
+        async with asyncio.timeout(PATIENCE):
+            while not awake:
+                await ping(raw)
 
 
 async def test_admission_has_the_last_word() -> None:
