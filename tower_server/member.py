@@ -95,7 +95,7 @@ class Member:
         self._peak_at = time.time()
         self._count_since = time.time()
         self._changed = changed
-        self.judge()
+        self.refresh()
 
     # ---- tunnels ------------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class Member:
                 self.failures = 0
             self.hold.release()
         self._counted()
-        self.judge()
+        self.refresh()
 
     def remove(self, tunnel: Tunnel, closed: Closed) -> None:
         """A tunnel has ended."""
@@ -183,7 +183,7 @@ class Member:
             self._peak, self._peak_at = self.standing, now
         self.metrics.closed(closed.code.name)
         self._counted()
-        self.judge()
+        self.refresh()
 
     def detached(self, tunnel: Tunnel, why: str) -> None:
         """A tunnel has lost its link: its streams wait for another one, new callers for any tunnel."""
@@ -195,7 +195,7 @@ class Member:
         if served and not self.serving:
             self.hold.lost()
         self._counted()
-        self.judge()
+        self.refresh()
 
     def resumed(self, tunnel: Tunnel, pause: float) -> None:
         """It goes on over another link, and what was known of it holds."""
@@ -208,7 +208,7 @@ class Member:
         if self.serving:
             self.hold.release()
         self._counted()
-        self.judge()
+        self.refresh()
 
     def going_away(self, tunnel: Tunnel, text: str) -> None:
         """The agent drains a tunnel: it takes no new streams, and another one is to be expected."""
@@ -217,7 +217,7 @@ class Member:
         if not self.serving:
             self.last_close = Ended(time.time(), Code.DRAINING.name, f"its agent is stopping ({text})")
             self.hold.lost()
-        self.judge()
+        self.refresh()
 
     def refuse(self, agent: str, remote: str, code: str, text: str, *, proven: bool) -> None:
         """A handshake that named this cluster was refused. Refusals that follow one another take one line of the
@@ -229,7 +229,7 @@ class Member:
         self.history.appendleft(Entry(now, "refused", agent, remote, code, text))
         if proven:
             self.refused = Ended(now, code, text)
-            self.judge()
+            self.refresh()
 
     @property
     def expected(self) -> int:
@@ -251,7 +251,7 @@ class Member:
             self._peak, self._peak_at = count, now
         elif count == self._peak:
             self._peak_at = now
-        self.judge()
+        self.refresh()
 
     # ---- what is known of the far end ---------------------------------------------------------------------------
 
@@ -263,12 +263,12 @@ class Member:
         else:
             self.failures += 1
             self.metrics.probe_failed.inc()
-        self.judge()
+        self.refresh()
 
     def reported(self, report: Mapping[str, Any]) -> None:
         """The agent's heartbeat."""
         self.report, self.reported_at = report, time.time()
-        self.judge()
+        self.refresh()
 
     def note_elsewhere(self, found: Elsewhere | None, why: str, *, cut: bool = False, unheard: bool = False) -> None:
         """What other servers hold of it; None: no longer anything, and `why`; `cut`: its tunnel was lost there;
@@ -284,7 +284,7 @@ class Member:
             self.last_close = Ended(time.time(), code, why)
             if not self.serving:
                 self.hold.lost()
-        self.judge()
+        self.refresh()
 
     @property
     def tunnels_of_host(self) -> int:
@@ -321,8 +321,8 @@ class Member:
 
     # ---- the verdict --------------------------------------------------------------------------------------------
 
-    def judge(self) -> None:
-        """Looks at the facts anew and tells whoever follows when the verdict is another one."""
+    def refresh(self) -> None:
+        """Judges by the facts of now, and tells whoever follows when the verdict is another one."""
         if self.gone:
             return
         serving = self.serving  # once: it may be a thousand, whose heartbeats each come here

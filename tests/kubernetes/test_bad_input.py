@@ -84,7 +84,7 @@ async def test_a_name_that_leaves_no_room_for_its_service_is_said_on_the_cluster
 
 
 async def test_a_members_status_that_was_edited_by_hand_is_put_right(lab: Host) -> None:
-    lab.world.sights["edge-1"] = up(1)
+    lab.world.members["edge-1"] = up(1)
     async with running(lab.controller()):
         await lab.create("edge-1")
         await lab.initialised("edge-1")
@@ -146,7 +146,7 @@ async def test_an_apiserver_that_answers_every_third_request_wrongly_loses_nothi
         return next(ills) if next(count) % 3 == 2 else 0
 
     names = [f"edge-{number}" for number in range(4)]
-    lab.world.sights = {name: up(number) for number, name in enumerate(names)}
+    lab.world.members = {name: up(number) for number, name in enumerate(names)}
     async with running(lab.controller(client=lab.new_client("ill", ill.kubeconfig))):
         ill.rule = sometimes
         for name in names:

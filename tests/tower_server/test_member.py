@@ -192,7 +192,7 @@ async def test_since_moves_only_with_the_state_and_whoever_follows_is_told(metri
     assert told == ["NeverConnected", "Unknown", "Connected"]
     assert member.since >= since
     before = member.since
-    member.judge()
+    member.refresh()
     assert member.since == before
 
 

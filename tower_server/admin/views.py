@@ -40,7 +40,7 @@ def wall(loop_time: float) -> float:
 
 
 def cluster_view(services: Services, cluster: Cluster, member: Member, agents: Iterable[Agent]) -> Object:
-    member.judge()  # as of now: a probe may have gone stale since anything happened
+    member.refresh()  # as of now: a probe may have gone stale since anything happened
     verdict = member.verdict
     living = [agent for agent in agents if agent.revoked is None]
     expiries = [min(agent.identity_expires, agent.serving_expires) for agent in living]

@@ -149,8 +149,8 @@ class Ending:
     async def _farewell(self, membership: Membership, record: Cluster, about: Object | None) -> None:
         status = (self.view.get(MEMBERS, record.name) or {}).get("status") or {}
         marked = (find(status.get("conditions"), "Accepted") or {}).get("status") == "True"
-        sight = self.facts.sight(record.name)
-        left = await membership.farewell(record, sight, hosted_as=self.view.hosted_as, marked=marked)
+        observed = self.facts.observed(record.name)
+        left = await membership.farewell(record, observed, hosted_as=self.view.hosted_as, marked=marked)
         if left:
             log.warning("left-in-member", cluster=record.name, text=left)
             if about is not None:

@@ -11,7 +11,7 @@ from tower_server.state import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Observed:
     """One member as it is now. `report` is what its agent last said of it."""
 
     verdict: Verdict
@@ -35,9 +35,9 @@ class Sight:
 
 
 class Facts(Protocol):
-    """Where sights come from."""
+    """Where it is known from."""
 
-    def sight(self, cluster: str) -> Sight | None:
+    def observed(self, cluster: str) -> Observed | None:
         """None: nobody knows the member (yet)."""
 
     def replicas(self) -> Sequence[Replica]:

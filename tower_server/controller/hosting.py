@@ -23,7 +23,7 @@ from tower_server.controller.controller import Controller
 from tower_server.controller.desired import Replica
 from tower_server.controller.errands import Errands
 from tower_server.controller.events import Events
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.lease import KubeLease
 from tower_server.controller.membership import Membership
 from tower_server.controller.names import MANAGER
@@ -70,7 +70,7 @@ class OwnFacts:
         self._address = address
         self._early_until = time.monotonic() + resume_window
 
-    def sight(self, cluster: str) -> Sight | None:
+    def observed(self, cluster: str) -> Observed | None:
         member = self._registry.members.get(cluster)
         if member is None:
             return None
@@ -78,7 +78,7 @@ class OwnFacts:
         if early and member.verdict.ready != "True" and member.connected is not None:
             return None
         flaps = member.flaps
-        return Sight(
+        return Observed(
             member.verdict,
             member.tunnels_of_host,
             member.known_report,

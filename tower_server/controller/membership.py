@@ -9,7 +9,7 @@ from typing import Any, Final
 from daemon.kube.resources import Object
 from tower_server.controller.conditions import Condition, find
 from tower_server.controller.errands import ACCEPTED, Errand, Errands, Findings
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.registry import Registry
 from tower_server.controller.status import Outcome, endpoint
 from tower_server.controller.wanted import Wanted
@@ -32,11 +32,11 @@ class Membership:
         record: Cluster,
         wanted: Wanted,
         resource: Object,
-        sight: Sight | None,
+        observed: Observed | None,
         hosted_as: str,
     ) -> Outcome:
         """The outcome with what is known of the member; what is not known now stays as it was said before."""
-        errand = _errand(outcome, record=record, wanted=wanted, sight=sight, hosted_as=hosted_as)
+        errand = _errand(outcome, record=record, wanted=wanted, observed=observed, hosted_as=hosted_as)
         findings = self.errands.ask(errand) or Findings()
         if findings.federation is not None and findings.federation.reason == "Joining" and not record.federated:
             record = await self.registry.note_federated(record, True)
@@ -49,18 +49,19 @@ class Membership:
             said.append(UNSEEN)
         return replace(outcome, inside=tuple(said))
 
-    async def farewell(self, record: Cluster, sight: Sight | None, *, hosted_as: str, marked: bool) -> str:
+    async def farewell(self, record: Cluster, observed: Observed | None, *, hosted_as: str, marked: bool) -> str:
         """Before a cluster is dismantled. What stays behind, for a person; empty for nothing."""
-        wanted = None
         outcome = Outcome(ports=dict(record.ports))
-        errand = _errand(outcome, record=record, wanted=wanted, sight=sight, hosted_as=hosted_as)
-        reachable = KUBERNETES in record.ports and (sight is None or sight.tunnels > 0)
+        errand = _errand(outcome, record=record, wanted=None, observed=observed, hosted_as=hosted_as)
+        reachable = KUBERNETES in record.ports and (observed is None or observed.tunnels > 0)
         left = await self.errands.farewell(replace(errand, healthy=reachable))
         return left if marked or record.federated else ""
 
 
-def _errand(outcome: Outcome, *, record: Cluster, wanted: Wanted | None, sight: Sight | None, hosted_as: str) -> Errand:
-    report: Mapping[str, Any] = sight.report if sight is not None else {}
+def _errand(
+    outcome: Outcome, *, record: Cluster, wanted: Wanted | None, observed: Observed | None, hosted_as: str
+) -> Errand:
+    report: Mapping[str, Any] = observed.report if observed is not None else {}
     services = report.get("services")
     entry = services.get(KUBERNETES) if isinstance(services, Mapping) else None
     kubesphere = report.get("kubesphere")
@@ -75,8 +76,8 @@ def _errand(outcome: Outcome, *, record: Cluster, wanted: Wanted | None, sight: 
         served_too=frozenset(str(each) for each in hosts) if isinstance(hosts, list) else frozenset(),
         kubesphere=trouble if isinstance(trouble, str) else "",
         passthrough=isinstance(entry, Mapping) and entry.get("mode") == "passthrough",
-        healthy=sight is not None
-        and sight.healthy
+        healthy=observed is not None
+        and observed.healthy
         and KUBERNETES in outcome.ports
         and bool(outcome.address)
         and not (isinstance(kubesphere, Mapping) and kubesphere.get("pending") is True),

@@ -17,7 +17,7 @@ from daemon.faults import TowerError, fault
 from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, ENDPOINTS, SERVICES, Object, Resource
 from tower_server.controller import desired
 from tower_server.controller.ending import Ending
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.names import external_name, is_of, service_name
 from tower_server.controller.reporter import Again, Reporter
 from tower_server.controller.status import Outcome, problem_of
@@ -38,8 +38,8 @@ class Reconciler(Ending):
     def begin(self, names: Iterable[str]) -> None:
         """Called before the first reconcile of a term, so that all clusters that are the same member are known."""
         for name in names:
-            sight = self.facts.sight(name)
-            self.twins.note(name, sight.uid if sight is not None else "")
+            observed = self.facts.observed(name)
+            self.twins.note(name, observed.uid if observed is not None else "")
 
     async def reconcile(self, name: str) -> Again:
         """Reconcile one cluster. Raises Deposed if this server no longer leads, TowerError to be called again."""
@@ -86,32 +86,34 @@ class Reconciler(Ending):
     # ---- a cluster that is wanted -------------------------------------------------------------------------------
 
     async def _serve(self, name: str, resource: Object | None, wanted: Wanted | None, record: Cluster) -> Again:
-        sight = self.facts.sight(name)
+        observed = self.facts.observed(name)
         if wanted is not None:
             record = await self.registry.take_token(record, wanted.legacy_token)
         outcome = Outcome(problems=wanted.problems if wanted is not None else ())
-        outcome = await self._ports(outcome, wanted, record, sight)
+        outcome = await self._ports(outcome, wanted, record, observed)
         if KUBERNETES in outcome.ports:
             outcome = await self._service(name, outcome)
             outcome = await self._external(name, outcome, wanted)
             await self._names(name, outcome, record)
-        if sight is None:
-            sight = self.facts.sight(name)  # a record that was just made is mostly known by now
-        outcome = self._alone(name, outcome, sight)
+        if observed is None:
+            observed = self.facts.observed(name)  # a record that was just made is mostly known by now
+        outcome = self._alone(name, outcome, observed)
         if self.membership is not None and resource is not None and wanted is not None:
             outcome = await self.membership.look(
                 outcome,
                 record=record,
                 wanted=wanted,
                 resource=resource,
-                sight=sight,
+                observed=observed,
                 hosted_as=self.view.hosted_as,
             )
-        return await self.reporter.tell(resource, outcome, sight, record=record)
+        return await self.reporter.tell(resource, outcome, observed, record=record)
 
-    async def _ports(self, outcome: Outcome, wanted: Wanted | None, record: Cluster, sight: Sight | None) -> Outcome:
+    async def _ports(
+        self, outcome: Outcome, wanted: Wanted | None, record: Cluster, observed: Observed | None
+    ) -> Outcome:
         """A port for the apiserver, and one for the second service once the member declares it."""
-        services = sight.report.get("services") if sight is not None else None
+        services = observed.report.get("services") if observed is not None else None
         declared = isinstance(services, dict) and KUBESPHERE in services
         asked = wanted.ports if wanted is not None else {}
         refused = any(problem.reason == "PortOutOfRange" for problem in outcome.problems)
@@ -191,11 +193,11 @@ class Reconciler(Ending):
             published == each.lower() for other in others for each in other.certificate_names
         )
 
-    def _alone(self, name: str, outcome: Outcome, sight: Sight | None) -> Outcome:
-        others = self.twins.note(name, sight.uid if sight is not None else "")
+    def _alone(self, name: str, outcome: Outcome, observed: Observed | None) -> Outcome:
+        others = self.twins.note(name, observed.uid if observed is not None else "")
         if not others:
             return outcome
-        uid = sight.uid if sight is not None else ""
+        uid = observed.uid if observed is not None else ""
         text = f"the member says of itself that it is also {', '.join(others)} (kube-system uid {uid})"
         return outcome.with_problem(Problem("Unique", "DuplicateMember", "TWR123", text, fault("TWR123").mend))
 

@@ -23,7 +23,7 @@ from tower_server.controller import kubeconfig
 from tower_server.controller.conditions import Condition, merged
 from tower_server.controller.ending import View
 from tower_server.controller.events import Events, transitions
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.membership import withheld
 from tower_server.controller.names import FINALIZER
 from tower_server.controller.status import (
@@ -85,26 +85,26 @@ class Reporter:
         await self.events.tell(about, worth)
 
     async def tell(
-        self, resource: Object | None, outcome: Outcome, sight: Sight | None, *, record: Cluster | None = None
+        self, resource: Object | None, outcome: Outcome, observed: Observed | None, *, record: Cluster | None = None
     ) -> Again:
         """Writes what has changed of it. Raises Conflict or NotFound where an object is not as it was heard of."""
         again = Again()
         if resource is not None:
-            outcome, again = await self._on_resource(resource, outcome, sight, usable=record is not None)
+            outcome, again = await self._on_resource(resource, outcome, observed, usable=record is not None)
         member = self.view.get(MEMBERS, record.name) if record is not None else None
         if member is not None:
-            await self._on_member(member, resource or member, outcome, sight)
+            await self._on_member(member, resource or member, outcome, observed)
         return again
 
     async def _on_resource(
-        self, resource: Object, outcome: Outcome, sight: Sight | None, *, usable: bool
+        self, resource: Object, outcome: Outcome, observed: Observed | None, *, usable: bool
     ) -> tuple[Outcome, Again]:
         """Our fields on the Cluster resource, the kubeconfig among them."""
         text, again = None, Again()
         if usable and outcome.address:
-            outcome, text, again = self._kubeconfig(resource, outcome, sight)
+            outcome, text, again = self._kubeconfig(resource, outcome, observed)
         held = (resource.get("status") or {}).get("conditions")
-        mirror = Mirror(outcome, conditions(outcome, sight, held=held), FINALIZER if usable else "", text)
+        mirror = Mirror(outcome, conditions(outcome, observed, held=held), FINALIZER if usable else "", text)
         body = mirrored(resource, mirror, now=rfc3339(time.time()))
         if body is None:
             return outcome, again
@@ -118,13 +118,15 @@ class Reporter:
             await self.events.tell(stored, transitions(held, mirror.conditions))
         return outcome, again
 
-    def _kubeconfig(self, resource: Object, outcome: Outcome, sight: Sight | None) -> tuple[Outcome, str | None, Again]:
+    def _kubeconfig(
+        self, resource: Object, outcome: Outcome, observed: Observed | None
+    ) -> tuple[Outcome, str | None, Again]:
         name, now = resource["metadata"]["name"], time.time()
         bundle = self.authority.bundle
         server = endpoint("https", outcome.address, 6443)
         connection = Connection(server=server, tls_server_name=member_name(name), ca_pem=bundle.root_pem)
         held: Any = ((resource.get("spec") or {}).get("connection") or {}).get("kubeconfig")
-        healthy = sight is not None and sight.healthy
+        healthy = observed is not None and observed.healthy
         decision = kubeconfig.decide(
             held, connection, bundle=bundle, revocations=self.revocations(), now=now, healthy=healthy
         )
@@ -138,13 +140,13 @@ class Reporter:
         made = kubeconfig.issue(self.authority, connection, cluster=name, now=now)
         return replace(outcome, kubeconfig=Condition("KubeconfigReady", "True", "Valid")), made, Again(LOOK_AGAIN)
 
-    async def _on_member(self, member: Object, about: Object, outcome: Outcome, sight: Sight | None) -> None:
+    async def _on_member(self, member: Object, about: Object, outcome: Outcome, observed: Observed | None) -> None:
         held = member.get("status") if isinstance(member.get("status"), dict) else {}
         generation = int(member["metadata"].get("generation", 0))
         now = rfc3339(time.time())
-        status = member_status(held or {}, outcome, sight, now=now, generation=generation)
+        status = member_status(held or {}, outcome, observed, now=now, generation=generation)
         if status == held:
             return
         await self.writer.replace(MEMBERS, {**member, "status": status}, subresource="status")
         listed = (held or {}).get("conditions")
-        await self.events.tell(about, transitions(listed, conditions(outcome, sight, held=listed)))
+        await self.events.tell(about, transitions(listed, conditions(outcome, observed, held=listed)))

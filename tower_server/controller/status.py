@@ -17,7 +17,7 @@ from daemon.faults import TowerError, fault
 from daemon.kube.errors import KubeError
 from daemon.kube.resources import Object
 from tower_server.controller.conditions import Condition, find, merged
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.wanted import Problem
 from tower_server.records import KUBERNETES, KUBESPHERE
 
@@ -78,15 +78,15 @@ def endpoint(scheme: str, address: str, port: int) -> str:
     return f"{scheme}://[{address}]:{port}" if ":" in address else f"{scheme}://{address}:{port}"
 
 
-def conditions(outcome: Outcome, sight: Sight | None, *, held: object) -> list[Condition]:
+def conditions(outcome: Outcome, observed: Observed | None, *, held: object) -> list[Condition]:
     """All of a cluster's, in a fixed order. What was never known is Unknown rather than left out; what is not known at
     this moment, after a restart, stays as it was `held`."""
     troubles = {problem.condition: problem for problem in reversed(outcome.problems)}
-    seen = (_agent_available(sight), _member_ready(sight))
+    seen = (_agent_available(observed), _member_ready(observed))
     listed = [
         _port_ready(outcome),
         _initialized(outcome),
-        *(each for each in seen if sight is not None or find(held, each.type) is None),
+        *(each for each in seen if observed is not None or find(held, each.type) is None),
         *([_external(outcome)] if outcome.external or "ExternalAccessReady" in troubles else []),
         *([outcome.kubeconfig] if outcome.kubeconfig is not None else []),
         Condition("ResourceWritable", "True", "Written"),
@@ -114,30 +114,30 @@ def _initialized(outcome: Outcome) -> Condition:
     return Condition("Initialized", "False", "NotInitialized", "its Service has no address yet")
 
 
-def _agent_available(sight: Sight | None) -> Condition:
-    if sight is None:
+def _agent_available(observed: Observed | None) -> Condition:
+    if observed is None:
         return Condition("AgentAvailable", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
-    verdict = sight.verdict
-    if sight.flapping and sight.tunnel_flaps:
-        return Condition("AgentAvailable", "False", FLAPPING, _because(sight, "TWR229", sight.flapping))
-    if sight.tunnels:
+    verdict = observed.verdict
+    if observed.flapping and observed.tunnel_flaps:
+        return Condition("AgentAvailable", "False", FLAPPING, _because(observed, "TWR229", observed.flapping))
+    if observed.tunnels:
         return Condition("AgentAvailable", "True", "Connected", "an agent holds a tunnel open")
-    return Condition("AgentAvailable", "False", verdict.state, _because(sight, verdict.code, verdict.cause))
+    return Condition("AgentAvailable", "False", verdict.state, _because(observed, verdict.code, verdict.cause))
 
 
-def _member_ready(sight: Sight | None) -> Condition:
-    if sight is None:
+def _member_ready(observed: Observed | None) -> Condition:
+    if observed is None:
         return Condition("MemberReady", "Unknown", "NotSeen", "no tower server has looked for its agent yet")
-    verdict = sight.verdict
-    if sight.flapping:
-        return Condition("MemberReady", "False", FLAPPING, _because(sight, "TWR229", sight.flapping))
+    verdict = observed.verdict
+    if observed.flapping:
+        return Condition("MemberReady", "False", FLAPPING, _because(observed, "TWR229", observed.flapping))
     status = "Unknown" if verdict.state in _TUNNEL_STATES else verdict.ready
-    cause = _because(sight, verdict.code, verdict.cause) or "requests get through to its apiserver"
+    cause = _because(observed, verdict.code, verdict.cause) or "requests get through to its apiserver"
     return Condition("MemberReady", status, verdict.state, cause)
 
 
-def _because(sight: Sight, code: str, cause: str) -> str:
-    return f"{code}: {cause}; {fault(code).mend_for(sight.cluster)}" if code else cause
+def _because(observed: Observed, code: str, cause: str) -> str:
+    return f"{code}: {cause}; {fault(code).mend_for(observed.cluster)}" if code else cause
 
 
 def _external(outcome: Outcome) -> Condition:
@@ -148,15 +148,15 @@ def _external(outcome: Outcome) -> Condition:
 
 
 def member_status(
-    held: Mapping[str, Any], outcome: Outcome, sight: Sight | None, *, now: str, generation: int
+    held: Mapping[str, Any], outcome: Outcome, observed: Observed | None, *, now: str, generation: int
 ) -> dict[str, Any]:
     """The status of our own resource, equal to `held` when nothing has changed. What is not ours is carried on."""
     status, listed = dict(held), held.get("conditions")
     status["observedGeneration"] = generation
-    status["conditions"] = merged(listed, conditions(outcome, sight, held=listed), now=now, generation=generation)
+    status["conditions"] = merged(listed, conditions(outcome, observed, held=listed), now=now, generation=generation)
     status["ports"] = dict(outcome.ports)
     status["address"] = outcome.address
-    report = sight.report if sight is not None else {}
+    report = observed.report if observed is not None else {}
     for key in ("uid", "version", "nodes"):
         value = report.get(key)
         if isinstance(value, (str, int)) and value != "":

@@ -32,7 +32,7 @@ from tower_server.controller.allocation import Allocation
 from tower_server.controller.controller import Controller
 from tower_server.controller.desired import Replica
 from tower_server.controller.events import Events
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.lease import KubeLease
 from tower_server.controller.reconcile import Reconciler
 from tower_server.controller.registry import Registry
@@ -50,26 +50,26 @@ PATIENCE = 60.0
 QUICK = Timing(duration=6.0, renew_deadline=4.0, retry=0.2)
 PATIENT = Timing(duration=60.0, renew_deadline=40.0, retry=0.2)
 """Whose lead does not end because the machine was busy for two seconds."""
-UP = Sight(Verdict("Connected", "True"), 1, {"uid": "kube-system-1", "version": "v1.35.4", "nodes": 3})
+UP = Observed(Verdict("Connected", "True"), 1, {"uid": "kube-system-1", "version": "v1.35.4", "nodes": 3})
 
 
-def up(number: int) -> Sight:
+def up(number: int) -> Observed:
     """A healthy member that is nobody's twin."""
     return replace(UP, report={**UP.report, "uid": f"kube-system-{number}"})
 
 
-DOWN = Sight(Verdict("TunnelDown", "False", "TWR201", "no tunnel since 02:14:07Z"), 0)
+DOWN = Observed(Verdict("TunnelDown", "False", "TWR201", "no tunnel since 02:14:07Z"), 0)
 
 
 @dataclass
 class World:
     """What tests decide about the members and the servers of the host."""
 
-    sights: dict[str, Sight] = field(default_factory=dict)
+    members: dict[str, Observed] = field(default_factory=dict)
     servers: list[Replica] = field(default_factory=lambda: [Replica("tower-0", "10.1.0.1", True, frozenset())])
 
-    def sight(self, cluster: str) -> Sight | None:
-        return self.sights.get(cluster)
+    def observed(self, cluster: str) -> Observed | None:
+        return self.members.get(cluster)
 
     def replicas(self) -> Sequence[Replica]:
         return self.servers

@@ -111,17 +111,17 @@ async def test_the_kubeconfig_is_written_over_a_healthy_way_and_then_left_alone(
         found = await lab.initialised("edge-1")
         assert "kubeconfig" not in found["spec"]["connection"]
         assert said(found, "KubeconfigReady", "reason") == "Waiting"
-        lab.world.sights["edge-1"] = UP
+        lab.world.members["edge-1"] = UP
         controller.poke("edge-1")
         found = await lab.cluster("edge-1", lambda found: found["spec"]["connection"].get("kubeconfig"), "a kubeconfig")
         text = found["spec"]["connection"]["kubeconfig"]
         config = yaml.safe_load(base64.b64decode(text))
         assert config["clusters"][0]["cluster"]["server"] == found["spec"]["connection"]["kubernetesAPIEndpoint"]
-        lab.world.sights["edge-1"] = DOWN
+        lab.world.members["edge-1"] = DOWN
         controller.poke("edge-1")
         found = await lab.cluster("edge-1", lambda found: said(found, "AgentAvailable") == "False", "down")
         assert "TWR201" in said(found, "AgentAvailable", "message")
-        lab.world.sights["edge-1"] = UP
+        lab.world.members["edge-1"] = UP
         controller.poke("edge-1")
         found = await lab.cluster("edge-1", lambda found: said(found, "AgentAvailable") == "True", "up again")
         assert found["spec"]["connection"]["kubeconfig"] == text
@@ -130,22 +130,22 @@ async def test_the_kubeconfig_is_written_over_a_healthy_way_and_then_left_alone(
 async def test_a_cluster_that_stays_as_it_is_costs_no_write_and_no_read(lab: Host):
     client = lab.new_client("tower-0")
     controller = lab.controller(client=client)
-    lab.world.sights = {f"edge-{number}": up(number) for number in range(15)}
+    lab.world.members = {f"edge-{number}": up(number) for number in range(15)}
     async with running(controller):
-        for name in lab.world.sights:
+        for name in lab.world.members:
             await lab.create(name)
-        for name in lab.world.sights:
+        for name in lab.world.members:
             await lab.cluster(name, lambda found: found["spec"]["connection"].get("kubeconfig"), "a kubeconfig")
         await lab.settled(controller)
         writes, before = controller.writer.writes, client.requests
         for _ in range(5):  # what the probes of five rounds would cause
-            for name in lab.world.sights:
+            for name in lab.world.members:
                 controller.poke(name)
             await lab.settled(controller)
         assert controller.writer.writes == writes
         lease_only = client.requests - before
         assert lease_only <= 100  # two requests for each look at the lease, about five looks a second in this test
-        lab.world.sights["edge-3"] = DOWN
+        lab.world.members["edge-3"] = DOWN
         controller.poke("edge-3")
         await lab.cluster("edge-3", lambda found: said(found, "AgentAvailable") == "False", "down")
         await lab.settled(controller)
@@ -153,15 +153,15 @@ async def test_a_cluster_that_stays_as_it_is_costs_no_write_and_no_read(lab: Hos
 
 
 async def test_a_new_leader_changes_nothing_that_is_as_it_should_be(lab: Host):
-    lab.world.sights = {f"edge-{number}": up(number) for number in range(5)}
+    lab.world.members = {f"edge-{number}": up(number) for number in range(5)}
     first = lab.controller("one")
     async with running(first):
-        for name in lab.world.sights:
+        for name in lab.world.members:
             await lab.create(name)
-        for name in lab.world.sights:
+        for name in lab.world.members:
             await lab.cluster(name, lambda found: found["spec"]["connection"].get("kubeconfig"), "a kubeconfig")
         await lab.settled(first)  # what follows from the last kubeconfig is written too
-    before = {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.sights}
+    before = {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.members}
     second = lab.controller("two")
     with structlog.testing.capture_logs() as lines:
         async with running(second):
@@ -169,7 +169,9 @@ async def test_a_new_leader_changes_nothing_that_is_as_it_should_be(lab: Host):
             await lab.settled(second)
             assert second.writer.writes == 0
     assert [each["writes"] for each in lines if each["event"] == "all-looked-at"] == [0]
-    assert before == {name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.sights}
+    assert before == {
+        name: (await lab.get(CLUSTERS, name))["metadata"]["resourceVersion"] for name in lab.world.members
+    }
 
 
 async def test_bad_clusters_say_what_is_wrong_and_the_others_go_on(lab: Host):
@@ -198,7 +200,7 @@ async def test_bad_clusters_say_what_is_wrong_and_the_others_go_on(lab: Host):
 async def test_two_names_of_one_member_are_told_of_each_other_and_both_go_on(lab: Host):
     controller = lab.controller()
     async with running(controller):
-        lab.world.sights = {"edge-1": UP, "edge-2": UP}
+        lab.world.members = {"edge-1": UP, "edge-2": UP}
         await lab.create("edge-1")
         await lab.create("edge-2")
         for name, other in (("edge-1", "edge-2"), ("edge-2", "edge-1")):
@@ -206,7 +208,7 @@ async def test_two_names_of_one_member_are_told_of_each_other_and_both_go_on(lab
             assert other in said(found, "Unique", "message")
             assert "TWR123" in said(found, "Unique", "message")
             assert found["spec"]["connection"]["kubernetesAPIEndpoint"]
-        lab.world.sights["edge-2"] = replace(UP, report={"uid": "kube-system-2"})
+        lab.world.members["edge-2"] = replace(UP, report={"uid": "kube-system-2"})
         controller.poke("edge-2")
         await lab.cluster("edge-1", lambda found: said(found, "Unique") == "True", "unique again")
 
@@ -243,7 +245,7 @@ async def test_a_cluster_added_by_hand_is_served_too_and_adopted_by_its_resource
 async def test_external_access_publishes_the_apiserver_alone_and_follows_its_address(lab: Host):
     controller = lab.controller()
     async with running(controller):
-        lab.world.sights["edge-1"] = replace(UP, report={**UP.report, "services": {"kubesphere": {}}})
+        lab.world.members["edge-1"] = replace(UP, report={**UP.report, "services": {"kubesphere": {}}})
         given = {"service.example.com/internal": "true"}
         await lab.create("edge-1", external=True, annotations={LB_ANNOTATIONS: json.dumps(given)})
         service = await lab.service("mc-edge-1-external")
@@ -362,12 +364,12 @@ async def test_a_transition_makes_one_event_and_silence_none(lab: Host):
 async def test_a_probe_that_only_rewords_keeps_the_transition_time(lab: Host):
     controller = lab.controller()
     async with running(controller):
-        lab.world.sights["edge-1"] = UP
+        lab.world.members["edge-1"] = UP
         await lab.create("edge-1")
         found = await lab.cluster("edge-1", lambda found: said(found, "MemberReady") == "True", "ready")
         since = said(found, "MemberReady", "lastTransitionTime")
         await asyncio.sleep(1.1)  # the clock of conditions counts seconds: a new time would show
-        lab.world.sights["edge-1"] = replace(UP, verdict=Verdict("Degraded", "True", "TWR202", "one of two tunnels"))
+        lab.world.members["edge-1"] = replace(UP, verdict=Verdict("Degraded", "True", "TWR202", "one of two tunnels"))
         controller.poke("edge-1")
         found = await lab.cluster(
             "edge-1", lambda found: said(found, "MemberReady", "reason") == "Degraded", "degraded"

@@ -23,7 +23,7 @@ async def lab(plane):
 async def test_deletion_waits_for_those_who_need_the_way_and_then_leaves_nothing(lab: Host):
     controller = lab.controller()
     async with running(controller):
-        lab.world.sights["edge-1"] = DOWN  # the member is not needed for any of it
+        lab.world.members["edge-1"] = DOWN  # the member is not needed for any of it
         await lab.create("edge-1", finalizers=["finalizer.example.com/theirs"])
         await lab.create("edge-2")
         await lab.initialised("edge-1")

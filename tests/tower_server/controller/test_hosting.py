@@ -46,11 +46,11 @@ def test_after_a_start_nothing_is_said_of_who_has_not_come_back_yet():
     members = Registry(back=member("True", serving=[1]), away=member(), new=member(connected=None))
     facts = OwnFacts(members, Others(), name="a", address="10.1.0.1", resume_window=40.0)
     later = OwnFacts(members, Others(), name="a", address="10.1.0.1", resume_window=0.0)
-    assert facts.sight("back").healthy
-    assert facts.sight("away") is None
-    assert facts.sight("new") is not None
-    assert facts.sight("unknown") is None
-    assert later.sight("away").tunnels == 0, "tunnels of before would be back by now"
+    assert facts.observed("back").healthy
+    assert facts.observed("away") is None
+    assert facts.observed("new") is not None
+    assert facts.observed("unknown") is None
+    assert later.observed("away").tunnels == 0, "tunnels of before would be back by now"
 
 
 def test_it_is_the_replica_of_its_slices_and_says_what_it_holds():
@@ -88,13 +88,13 @@ def test_a_cluster_that_comes_and_goes_moves_no_slice_and_is_not_healthy():
     here, there = member("True", serving=[1]), member("True", elsewhere=1)
     facts = OwnFacts(Registry(a=here, b=there), others, name="tower-0", address="10.1.0.1", resume_window=40)
     before = [each.name for each in serving("a", facts.replicas())]
-    assert (before, facts.sight("a").healthy) == (["tower-0"], True)
+    assert (before, facts.observed("a").healthy) == (["tower-0"], True)
     for each in (here, there):
         each.flaps = flapping(tunnel=True)
     for name in ("a", "b"):
         assert [each.name for each in serving(name, facts.replicas())] == ["tower-0", "tower-1"]
-        assert not facts.sight(name).healthy
-        assert facts.sight(name).tunnel_flaps
+        assert not facts.observed(name).healthy
+        assert facts.observed(name).tunnel_flaps
     here.serving.clear()
     assert [each.name for each in serving("a", facts.replicas())] == ["tower-0", "tower-1"]
 
@@ -103,8 +103,8 @@ def test_a_member_of_another_server_is_seen_as_that_one_sees_it():
     facts = OwnFacts(
         Registry(far=member("True", elsewhere=2)), Others(), name="a", address="10.1.0.1", resume_window=40.0
     )
-    assert facts.sight("far").healthy
-    assert facts.sight("far").tunnels == 2
+    assert facts.observed("far").healthy
+    assert facts.observed("far").tunnels == 2
 
 
 def test_the_address_is_that_of_the_way_to_the_apiserver():

@@ -9,7 +9,7 @@ import pytest
 from daemon.faults import TowerError
 from tower_server.controller.conditions import Condition
 from tower_server.controller.errands import Findings
-from tower_server.controller.facts import Sight
+from tower_server.controller.facts import Observed
 from tower_server.controller.membership import Membership, withheld
 from tower_server.controller.status import Outcome
 from tower_server.controller.wanted import read_wanted
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.asyncio
 RECORD = Cluster(name="edge", uid="u", created=1.0, ports={"kubernetes": 6001}, resource="r")
 OUTCOME = Outcome(ports={"kubernetes": 6001}, address="fd00::7")
 RANGES = {"kubernetes": PortRange(6000, 6100), "kubesphere": PortRange(16000, 16100)}
-UP = Sight(Verdict("Connected", "True"), 1, {"hosts": ["here", "elsewhere"]})
+UP = Observed(Verdict("Connected", "True"), 1, {"hosts": ["here", "elsewhere"]})
 YES = Condition("Accepted", "True", "Accepted")
 
 
@@ -60,11 +60,13 @@ def resource(*conditions, federation=False, **meta):
     }
 
 
-async def look(errands, registry=None, *, held=None, record=RECORD, sight=UP, outcome=OUTCOME):
+async def look(errands, registry=None, *, held=None, record=RECORD, observed=UP, outcome=OUTCOME):
     held = held or resource()
     wanted = read_wanted(held, ranges=RANGES)
     membership = Membership(errands=errands, registry=registry or Registry())
-    return await membership.look(outcome, record=record, wanted=wanted, resource=held, sight=sight, hosted_as="host")
+    return await membership.look(
+        outcome, record=record, wanted=wanted, resource=held, observed=observed, hosted_as="host"
+    )
 
 
 async def test_the_errand_says_what_is_wanted_and_by_which_way():
@@ -79,7 +81,7 @@ async def test_the_errand_says_what_is_wanted_and_by_which_way():
 
 
 @pytest.mark.parametrize(
-    ("sight", "outcome"),
+    ("observed", "outcome"),
     [
         (None, OUTCOME),
         (replace(UP, tunnels=0), OUTCOME),
@@ -87,9 +89,9 @@ async def test_the_errand_says_what_is_wanted_and_by_which_way():
         (UP, replace(OUTCOME, address="")),
     ],
 )
-async def test_a_member_that_cannot_be_reached_is_not_to_be_asked(sight, outcome):
+async def test_a_member_that_cannot_be_reached_is_not_to_be_asked(observed, outcome):
     errands = Errands()
-    await look(errands, sight=sight, outcome=outcome)
+    await look(errands, observed=observed, outcome=outcome)
     assert not errands.asked[0].healthy
 
 
@@ -98,7 +100,7 @@ async def test_a_member_that_cannot_be_reached_is_not_to_be_asked(sight, outcome
 )
 async def test_whatever_a_member_says_of_itself_is_borne(report):
     errands = Errands()
-    await look(errands, sight=replace(UP, report=report))
+    await look(errands, observed=replace(UP, report=report))
     assert errands.asked[0].served_too == frozenset()
     assert errands.asked[0].kubesphere == ""
 
@@ -106,7 +108,7 @@ async def test_whatever_a_member_says_of_itself_is_borne(report):
 async def test_a_member_that_says_that_it_differs_or_passes_through_is_asked_as_such():
     report = {"services": {"kubernetes": {"mode": "passthrough"}}, "kubesphere": {"trouble": "the secrets differ"}}
     errands = Errands()
-    await look(errands, sight=replace(UP, report=report))
+    await look(errands, observed=replace(UP, report=report))
     assert errands.asked[0].passthrough
     assert errands.asked[0].kubesphere == "the secrets differ"
 
@@ -114,7 +116,7 @@ async def test_a_member_that_says_that_it_differs_or_passes_through_is_asked_as_
 async def test_a_member_that_has_not_answered_about_its_kubesphere_yet_is_not_accepted_meanwhile():
     for pending in (True, False):
         errands = Errands()
-        await look(errands, sight=replace(UP, report={"kubesphere": {"pending": pending, "trouble": ""}}))
+        await look(errands, observed=replace(UP, report={"kubesphere": {"pending": pending, "trouble": ""}}))
         assert errands.asked[0].healthy is not pending
 
 
@@ -152,14 +154,14 @@ async def test_a_cluster_that_is_being_deleted_leaves_the_federation_first():
     assert not errands.asked[0].federate
 
 
-@pytest.mark.parametrize(("sight", "tried"), [(UP, True), (None, True), (replace(UP, tunnels=0), False)])
-async def test_a_farewell_is_tried_unless_it_is_known_to_be_in_vain(sight, tried):
+@pytest.mark.parametrize(("observed", "tried"), [(UP, True), (None, True), (replace(UP, tunnels=0), False)])
+async def test_a_farewell_is_tried_unless_it_is_known_to_be_in_vain(observed, tried):
     errands = Errands(left="configmap tower-host-here")
     membership = Membership(errands=errands, registry=Registry())
-    said = await membership.farewell(RECORD, sight, hosted_as="", marked=True)
+    said = await membership.farewell(RECORD, observed, hosted_as="", marked=True)
     assert [each.healthy for each in errands.farewells] == [tried]
     assert said == "configmap tower-host-here"
-    assert await membership.farewell(RECORD, sight, hosted_as="", marked=False) == "", "nothing was made in it"
+    assert await membership.farewell(RECORD, observed, hosted_as="", marked=False) == "", "nothing was made in it"
 
 
 async def test_a_first_kubeconfig_waits_for_the_acceptance_and_only_for_that():

@@ -78,7 +78,7 @@ async def test_a_webhook_that_refuses_every_write_costs_nothing_but_the_mirror_a
         await lab.create("first")
         await lab.initialised("first")
         await refuse_updates(lab)
-        lab.world.sights["second"] = DOWN
+        lab.world.members["second"] = DOWN
         await lab.create("second")
         found = await member(lab, "second", "ResourceWritable", "False")
         assert "validating-cluster.kubesphere.io" in said(found, "ResourceWritable", "message")
@@ -94,7 +94,7 @@ async def test_a_webhook_that_refuses_every_write_costs_nothing_but_the_mirror_a
 
 
 async def test_what_a_person_reads_of_the_member_is_there(lab: Host):
-    lab.world.sights["edge-1"] = up(1)
+    lab.world.members["edge-1"] = up(1)
     async with running(lab.controller()):
         await lab.create("edge-1")
         found = await member(lab, "edge-1", "MemberReady", "True")

@@ -16,8 +16,8 @@ def body(**connection):
     return {"metadata": {"name": "edge-1"}, "spec": {"provider": "x", "connection": {"type": "proxy", **connection}}}
 
 
-def mirror(outcome=DONE, sight=UP, kubeconfig=None):
-    return Mirror(outcome, conditions(outcome, sight, held=None), "ours/finalizer", kubeconfig)
+def mirror(outcome=DONE, observed=UP, kubeconfig=None):
+    return Mirror(outcome, conditions(outcome, observed, held=None), "ours/finalizer", kubeconfig)
 
 
 def test_endpoints_bracket_ipv6_and_are_empty_without_an_address():
@@ -25,7 +25,7 @@ def test_endpoints_bracket_ipv6_and_are_empty_without_an_address():
     assert endpoint("https", "", 6443) == ""
 
 
-def test_every_condition_is_there_from_the_first_sight_on():
+def test_every_condition_is_there_from_the_beginning_on():
     status = member_status({}, Outcome(), None, now="t1", generation=1)
     types = {each["type"]: each["status"] for each in status["conditions"]}
     assert types["AgentAvailable"] == types["MemberReady"] == types["PortReady"] == "Unknown"
@@ -55,7 +55,7 @@ def test_what_nobody_has_seen_since_a_restart_stays_as_it_was():
 
 def test_while_it_comes_and_goes_nothing_that_is_said_changes():
     told = "it was lost 3 times within 10 min"
-    up, down = (replace(sight, flapping=told, tunnel_flaps=True, cluster="edge-1") for sight in (UP, DOWN))
+    up, down = (replace(observed, flapping=told, tunnel_flaps=True, cluster="edge-1") for observed in (UP, DOWN))
     first = member_status({}, DONE, down, now="t1", generation=1)
     assert said({"status": first}, "AgentAvailable") == said({"status": first}, "MemberReady") == "False"
     assert said({"status": first}, "AgentAvailable", "reason") == "Flapping"
