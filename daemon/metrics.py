@@ -183,17 +183,19 @@ class ClusterMetrics:
     def state(self, state: str, *, ready: bool, at: float) -> None:
         """Notes the state of the cluster (one of STATES); counts a transition if it changed."""
         self.ready.set(1 if ready else 0)
+        reason = "" if ready else state
+        if reason != self._reason:  # not with the state alone: Degraded is both
+            if self._reason:
+                self._metrics.cluster_not_ready.remove(self.name, self._reason)
+            if reason:
+                self._metrics.cluster_not_ready.labels(self.name, reason).set(1)
+            self._reason = reason
         if state == self._state:
             return
         if self._state:
             self._metrics.cluster_transitions.labels(self.name, state).inc()
         self.last_transition.set(at)
         self._state = state
-        if self._reason:
-            self._metrics.cluster_not_ready.remove(self.name, self._reason)
-        self._reason = "" if ready else state
-        if self._reason:
-            self._metrics.cluster_not_ready.labels(self.name, self._reason).set(1)
 
 
 class AgentMetrics(_Metrics):

@@ -77,6 +77,16 @@ def test_transitions_count_changes_only_and_one_reason_stands() -> None:
     assert now["tower_cluster_ready{member_cluster=c}"] == 1
 
 
+def test_a_reason_comes_and_goes_with_ready_also_where_the_state_stays() -> None:
+    """Degraded is both: one of two tunnels is gone, or every probe finds its way full."""
+    metrics = ServerMetrics(version="1")
+    cluster = metrics.cluster("c")
+    for ready in (True, False, True, False):
+        cluster.state("Degraded", ready=ready, at=1.0)
+        assert ("tower_cluster_not_ready{member_cluster=c,reason=Degraded}" in series(metrics)) is not ready
+    assert "tower_cluster_transitions_total{member_cluster=c,to=Degraded}" not in series(metrics)
+
+
 def test_every_state_has_a_series_from_the_start() -> None:
     now = series(ServerMetrics(version="1"))
     for state in STATES:
