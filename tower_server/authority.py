@@ -75,9 +75,18 @@ async def read(store: Store) -> Authority:
 
 
 async def put_back(store: Store, authority: Authority) -> bool:
-    """Keep it again where somebody has taken its record away; False where another server was first."""
+    """Keep it again where somebody has taken its record away, or put an earlier one in its place; False where another
+    server was first."""
     try:
-        await store.create(Kind.SECRET, RECORD, _data(authority))
+        record = await store.get(Kind.SECRET, RECORD)
+        if _decode(record).number >= authority.number:
+            return False
+        await store.update(Kind.SECRET, RECORD, _data(authority), expect=record.version)
+    except NotFound:
+        try:
+            await store.create(Kind.SECRET, RECORD, _data(authority))
+        except Conflict:
+            return False
     except Conflict:
         return False
     return True

@@ -2,12 +2,14 @@
 
 The number rises with every change, and is at least the time in milliseconds. So the first revocation after a restore
 from a backup gets a number above any that agents have seen, and they take that list at once; until then they keep the
-later one that they have, which knows more. Whatever has to act at once (live tunnels, control streams) subscribes.
+later one that they have, which knows more. Whatever has to act at once (live tunnels, control streams) subscribes. A
+server that runs forgets nothing where the record is deleted or an earlier one takes its place: it writes it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from certs.errors import ListRefused
 from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, RevocationList
 from daemon.faults import TowerError
+from daemon.log import get_logger
 from protocol import defaults
 from tower_server.dependents import Upto
 from tower_server.store.base import Conflict, Kind, NotFound, Store, Version
@@ -26,6 +29,8 @@ RECORD: Final = "list"
 MOST_AHEAD: Final = defaults.CERTIFICATE_BACKDATE / 2  # the other half stays for the clocks of members
 ATTEMPTS: Final = 16  # writers of one record that meet; each time somebody gets on
 Change = Callable[[RevocationList], RevocationList]
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -131,7 +136,7 @@ class Revocations:
             self._check(changed)
             try:
                 await self._write(changed)
-            except Conflict:  # another server process wrote it
+            except (Conflict, NotFound):  # another server wrote it, or somebody has deleted it
                 await self._reload()
                 continue
             break
@@ -143,16 +148,17 @@ class Revocations:
         self._tell()
 
     async def follow(self) -> RevocationList | None:
-        """Takes over what another server has written; the list before it, or None when nothing has changed."""
+        """Takes over what another server has written; the list before it, or None when nothing has changed. A record
+        that was deleted, or in whose place an earlier one was put, is written again."""
         async with self._writing:
-            try:
-                record = await self._store.get(Kind.REVOCATION, RECORD)
-            except NotFound:
-                return None
-            if record.version == self._version:
-                return None
             before = self.current
-            self._version, self.current = record.version, _read(record.data, self._authority.host)
+            if not await self._reload():
+                with contextlib.suppress(Conflict, NotFound):  # another server was first: the next look tells
+                    await self._write(before)
+                    text = "the revocation list was deleted or put back; it was written again from this server's memory"
+                    log.error("revocations-put-back", code="TWR506", number=before.number, text=text)
+            if self.current is before:
+                return None
         self.sign_anew(at=time.time())
         return before
 
@@ -168,9 +174,20 @@ class Revocations:
             record = await self._store.update(Kind.REVOCATION, RECORD, data, expect=self._version)
         self._version, self.current = record.version, changed
 
-    async def _reload(self) -> None:
-        record = await self._store.get(Kind.REVOCATION, RECORD)
-        self._version, self.current = record.version, _read(record.data, self._authority.host)
+    async def _reload(self) -> bool:
+        """Reads the record. False where it is gone, or an earlier one, and what is known here is kept."""
+        try:
+            record = await self._store.get(Kind.REVOCATION, RECORD)
+        except NotFound:
+            self._version = None
+            return not self.current.number
+        if record.version == self._version:
+            return bool(record.data.get("number") == self.current.number)
+        stored, self._version = _read(record.data, self._authority.host), record.version
+        if stored.number < self.current.number:
+            return False
+        self.current = stored
+        return True
 
     def _check(self, changed: RevocationList) -> None:
         """Refuses what agents would not take, before it is stored."""

@@ -9,6 +9,7 @@ other replicas read it back (`follow`).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
@@ -82,17 +83,18 @@ class Rotation:
         self._take_over(later)
 
     async def follow(self) -> None:
-        """Take over what another replica has written; write the record again if somebody has deleted it."""
-        try:
+        """Take over what another replica has written; write the record again if somebody has deleted it, or put back
+        the one of before a rotation, which agents may believe no more."""
+        with contextlib.suppress(NotFound):
             stored = await read(self._store)
-        except NotFound:
-            if await put_back(self._store, self._authority):
-                text = "somebody has deleted the record of the tower CA; it was written again from this server's memory"
-                log.error("authority-put-back", code="TWR501", text=text)
-            return
-        if stored.number > self._authority.number:
-            log.info("authority-followed", number=stored.number, fingerprint=stored.bundle.fingerprint)
-            self._take_over(stored)
+            if stored.number > self._authority.number:
+                log.info("authority-followed", number=stored.number, fingerprint=stored.bundle.fingerprint)
+                self._take_over(stored)
+            if stored.number >= self._authority.number:
+                return
+        if await put_back(self._store, self._authority):
+            text = "the record of the tower CA was deleted or put back; it was written again from this server's memory"
+            log.error("authority-put-back", code="TWR501", text=text)
 
     def _take_over(self, later: Authority) -> None:
         self._authority.take_over(later)

@@ -2,9 +2,9 @@
 
 Invariants: subscribers hear every difference between what they heard last and what is now, once and in order, however
 often the watch broke in between (a list is compared with the copy); versions are kept, so a broken watch goes on where
-it was and only 410 lists anew; while the apiserver or the kind itself (a deleted CRD) is away the copy stays as it was
-and `fault` says why: an outage never looks like a deletion. Nothing is asked in a tight loop: a watch that fails, or
-that ends without a word, waits with jitter.
+it was, and only 410 or an apiserver whose state is an earlier one again lists anew; while the apiserver or the kind
+itself (a deleted CRD) is away the copy stays as it was and `fault` says why: an outage never looks like a deletion.
+Nothing is asked in a tight loop: a watch that fails, or that ends without a word, waits with jitter.
 """
 
 from __future__ import annotations
@@ -45,6 +45,17 @@ class Change:
 
 def key_of(body: Object) -> Key:
     return namespace_of(body) or "", name_of(body)
+
+
+async def check_reached(client: Client, resource: Resource, version: str, *, namespace: str | None = None) -> None:
+    """Gone where the apiserver has not come to `version` yet: its state is an earlier one again, as after a restore of
+    its etcd. It would take a watch from there, and never tell of what has gone or come back with the restore."""
+    newest = await client.newest(resource, namespace=namespace)
+    if version.isdigit() and newest.isdigit() and int(version) > int(newest):
+        text = (
+            f"{client.address} has {resource} of version {newest}, and had {version}: its state is an earlier one again"
+        )
+        raise Gone("TWR116", text)
 
 
 def without_owners(body: Object) -> Object:
@@ -117,7 +128,9 @@ class Reflector:
         """Follows until cancelled; every failure of the apiserver is waited out."""
         while True:
             try:
-                if not self._listed:
+                if self._listed:
+                    await check_reached(self._client, self.resource, self.version, namespace=self._namespace)
+                else:
                     await self._list()
                 await self._follow()
             except Gone as error:

@@ -12,7 +12,8 @@ from certs.keys import generate_key
 from certs.peers import rfc3339
 from certs.revocation import ALL_AGENTS, verify_list
 from daemon.faults import TowerError
-from tower_server.revocations import Revocations
+from tower_server.revocations import RECORD, Revocations
+from tower_server.store.base import Kind
 from tower_server.store.sqlite import SqliteStore
 
 pytestmark = pytest.mark.asyncio
@@ -111,6 +112,72 @@ async def test_whoever_subscribed_hears_of_it_after_it_is_written(store):
     held.subscribe(lambda: heard.append(held.current.number))
     await held.revoke_user("alice", at=NOW)
     assert heard == [FIRST]
+
+
+@pytest.mark.parametrize("noticed", [True, False], ids=["at the next look", "by a revocation"])
+async def test_a_server_forgets_nothing_where_its_record_is_deleted(store, noticed, capsys):
+    held = await load(store)
+    await held.revoke_user("alice", at=NOW)
+    await store.delete(Kind.REVOCATION, RECORD)
+    if noticed:
+        assert await held.follow() is None
+        assert (await load(store)).current == held.current
+        said = capsys.readouterr().out
+        assert said.count("revocations-put-back") == 1
+        assert "TWR506" in said
+    await held.revoke_user("bob", at=NOW + 1)
+    assert (await load(store)).current.users == {"alice": NOW, "bob": NOW + 1}
+    assert await held.follow() is None
+    assert "revocations-put-back" not in capsys.readouterr().out
+
+
+async def test_servers_that_meet_where_the_record_was_deleted_keep_it_once(store):
+    one, two = await load(store), await load(store)
+    await one.revoke_user("alice", at=NOW)
+    await two.follow()
+    await store.delete(Kind.REVOCATION, RECORD)
+    await asyncio.gather(one.follow(), two.follow(), one.revoke_user("bob", at=NOW + 1))
+    await asyncio.gather(one.follow(), two.follow())
+    assert one.current == two.current == (await load(store)).current
+    assert set(one.current.users) == {"alice", "bob"}
+
+
+async def test_an_earlier_record_that_was_put_back_gives_nothing_back_that_was_taken(store):
+    """As a restore of the host's etcd under servers that run does."""
+    held = await load(store)
+    await held.revoke_user("alice", at=NOW)
+    earlier = await store.get(Kind.REVOCATION, RECORD)
+    await held.revoke_user("bob", at=NOW + 1)
+
+    async def put_back():
+        now = await store.get(Kind.REVOCATION, RECORD)
+        await store.update(Kind.REVOCATION, RECORD, earlier.data, expect=now.version)
+
+    await put_back()
+    assert await held.follow() is None
+    assert (await load(store)).current == held.current
+    await put_back()
+    await held.revoke_user("carol", at=NOW + 2)
+    assert set((await load(store)).current.users) == {"alice", "bob", "carol"}
+
+
+async def test_what_could_not_be_written_again_is_at_the_next_look(store, monkeypatch):
+    held = await load(store)
+    await held.revoke_user("alice", at=NOW)
+    earlier = await store.get(Kind.REVOCATION, RECORD)
+    await held.revoke_user("bob", at=NOW + 1)
+    now = await store.get(Kind.REVOCATION, RECORD)
+    await store.update(Kind.REVOCATION, RECORD, earlier.data, expect=now.version)
+
+    async def away(*_args, **_more):
+        raise TowerError("TWR114", "the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "update", away)
+        with pytest.raises(TowerError, match="the store is away"):
+            await held.follow()
+    await held.follow()
+    assert (await load(store)).current == held.current
 
 
 async def test_a_list_too_long_for_agents_is_refused_before_it_is_stored(store):

@@ -57,6 +57,22 @@ async def test_a_ca_whose_record_somebody_deleted_is_written_again(tmp_path, cap
         assert "authority-put-back" not in capsys.readouterr().out
 
 
+async def test_a_ca_of_before_a_rotation_that_somebody_put_back_does_not_take_the_new_ones_place(tmp_path, capsys):
+    """Its record is an earlier one again where the host's etcd was restored under servers that run: the key that agents
+    believe would be gone with the next start."""
+    async with running(tmp_path) as server:
+        rotation, store = server.services.rotation, server.services.store
+        earlier = await store.get(Kind.SECRET, RECORD)
+        for step in ("start", "switch", "finish"):
+            await rotation.take(step, force=True)
+        now = await store.get(Kind.SECRET, RECORD)
+        await store.update(Kind.SECRET, RECORD, earlier.data, expect=now.version)
+        await rotation.follow()
+        assert (await store.get(Kind.SECRET, RECORD)).data == now.data
+        assert capsys.readouterr().out.count("authority-put-back") == 1
+        await rotation.take("start", force=True)
+
+
 async def test_what_could_not_be_noted_is_noted_at_the_next_heartbeat(tmp_path, monkeypatch):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await admin(server, "POST", "/v1/authority/rotate", {"step": "start"})

@@ -19,7 +19,7 @@ from daemon.backoff import Backoff
 from daemon.faults import TowerError
 from daemon.kube import errors as kube
 from daemon.kube.client import Client
-from daemon.kube.reflector import SHORT_WATCH
+from daemon.kube.reflector import SHORT_WATCH, check_reached
 from daemon.kube.resources import Object, version_of
 from daemon.kube.watch import BOOKMARK, Event
 from daemon.log import get_logger
@@ -82,23 +82,16 @@ class KubernetesStore(Store):
         return Listing(tuple(chosen), Version(found.version))
 
     async def watch(self, kind: Kind, *, since: Version) -> AsyncIterator[Change]:
-        place = PLACES[kind]
-        try:
-            known = since.isdigit() and 0 < int(since) <= int(await self._newest(kind))
-        except TowerError:
-            if self._closed.is_set():
-                return
-            raise
-        if not known:
+        place, namespace = PLACES[kind], self._namespace(PLACES[kind])
+        if not since.isdigit() or not int(since):
             raise Expired(f"version {since!r} is not of this store")
         backoff = Backoff(random=random.random)
         version: str = since
         while not self._closed.is_set():
-            watch = self.client.watch(
-                place.resource, version=version, namespace=self._namespace(place), labels=place.selector
-            )
-            began, heard = asyncio.get_running_loop().time(), False
             try:
+                await check_reached(self.client, place.resource, version, namespace=namespace)
+                watch = self.client.watch(place.resource, version=version, namespace=namespace, labels=place.selector)
+                began, heard = asyncio.get_running_loop().time(), False
                 async with aclosing(watch) as events:
                     async for event in events:
                         heard = True

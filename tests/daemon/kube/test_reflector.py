@@ -30,8 +30,11 @@ class Script:
         self._lists: Iterator[Answer] = iter(lists)
         self._watches: Iterator[Answer] = iter(watches)
         self.watched_from: list[str] = []
+        self.newest = 1000
 
     def __call__(self, request: Request) -> Answer:
+        if request.query.get("limit") == "1":
+            return listed(self.newest)
         if "watch" not in request.query:
             return next(self._lists)
         self.watched_from.append(request.query["resourceVersion"])
@@ -113,6 +116,23 @@ async def test_410_lists_anew_and_tells_only_what_differs(gone: Answer) -> None:
     assert seen.changes[:4] == ["ADDED same", "ADDED changed", "ADDED deleted", "ADDED remade"]
     assert seen.changes[4:] == ["DELETED deleted", "MODIFIED changed", "DELETED remade", "ADDED remade", "ADDED new"]
     assert script.watched_from == ["7", "30"]
+
+
+async def test_an_apiserver_whose_state_is_an_earlier_one_again_is_listed_anew() -> None:
+    """It takes a watch from a version that it has not come to, and says nothing of what a restore took or brought."""
+    script = Script(
+        [listed(70, thing("kept", 5), thing("made since", 60)), listed(9, thing("deleted since", 7), thing("kept", 5))],
+        [watched(event("MODIFIED", thing("made since", 71))), Answer(cut=True)],
+    )
+
+    def until(reflector: Reflector, _seen: Seen) -> bool:
+        if reflector.watches == 2:
+            script.newest = 12
+        return reflector.lists == 2
+
+    _reflector, seen = await follow(script, until, pause=0.1)
+    assert seen.changes[:3] == ["ADDED kept", "ADDED made since", "MODIFIED made since"]
+    assert seen.changes[3:] == ["DELETED made since", "ADDED deleted since"]
 
 
 async def test_events_may_end_anywhere_in_a_piece() -> None:
