@@ -121,7 +121,7 @@ def read(path: Path) -> Config:
         config = yaml.safe_load(path.read_bytes())
     except OSError as exc:
         raise KubeconfigError(f"{path} cannot be read: {exc.strerror}", mend) from exc
-    except (yaml.YAMLError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: such as a date that is none
         mark = getattr(exc, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
         raise KubeconfigError(f"{path} is not YAML{where}", mend) from exc
@@ -209,7 +209,7 @@ def _replace(path: Path, config: Config) -> None:
         replace_file(path, to_yaml(config).encode())
     except OSError as exc:
         raise KubeconfigError(
-            f"{path} cannot be written: {exc.strerror}", "name a file that this user may write"
+            f"{path} cannot be written: {exc.strerror}", "name a file that this user may write, with room on its disk"
         ) from exc
 
 

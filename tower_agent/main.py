@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -18,6 +18,9 @@ from daemon.process import Process, report, run
 from daemon.units import parse_duration
 from protocol import defaults
 from tower_agent.config import AgentConfig
+
+if TYPE_CHECKING:
+    from daemon.checks import Report
 
 PROGRAM: Final = "tower-agent"
 COMPLETE_VARIABLE: Final = "_TOWER_AGENT_COMPLETE"
@@ -241,6 +244,8 @@ def check(file: Path | None, host: str | None, output: str, fail_on: str, **flag
     config = _load(file, flags).value
     log.configure(level="error", style=config.log.format)
 
+    reports: list[Report] = []
+
     async def main(_process: Process) -> int:
         from tower_agent import check, legacycheck
         from tower_agent.version import product_version
@@ -250,15 +255,18 @@ def check(file: Path | None, host: str | None, output: str, fail_on: str, **flag
             made = await legacycheck.run_checks(config, version=version)
         else:
             made = await check.run_checks(config, version=version, only=host)
+        reports.append(made)
+        return made.exit_code(fail_on_warning=fail_on == "warning")
+
+    code = run(main, name=PROGRAM)
+    for made in reports:  # out here, where a reader that has gone, as `head` has, is no defect of this program
         if output == "table":
             from daemon.checkview import by_hop
 
             click.echo(by_hop(made, command="towerctl"), nl=False)
         else:
             _print(made.document(), output)
-        return made.exit_code(fail_on_warning=fail_on == "warning")
-
-    return run(main, name=PROGRAM)
+    return code
 
 
 @cli.group()

@@ -13,7 +13,9 @@ def write_private(path: Path, data: str, *, what: str) -> None:
     try:
         replace_file(path, data.encode())
     except OSError as error:
-        mend = "make the directory first" if isinstance(error, FileNotFoundError) else "name a file that you may write"
+        mend = "name a file that you may write, with room on its disk"
+        if isinstance(error, FileNotFoundError):
+            mend = "make the directory first"
         raise TowerError("TWR104", f"cannot write {what} to {path}: {error.strerror or error}", mend=mend) from error
 
 

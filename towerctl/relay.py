@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -168,12 +169,14 @@ async def _down(writer: asyncio.StreamWriter, socket: ClientConnection) -> None:
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> TowerError:
+    number = error.errno or 0
     mend = {
         errno.EADDRINUSE: f"choose another local port, or let one be chosen: 0 (`ss -ltnp` says who holds {port})",
         errno.EACCES: "ports below 1024 need privileges: choose a higher one",
-        errno.EADDRNOTAVAIL: "name an address of this machine with --address",
-    }.get(error.errno or 0)
-    return TowerError("TWR103", f"cannot listen on {address}:{port}: {error.strerror or error}", mend=mend)
+        errno.EADDRNOTAVAIL: "name an address of this machine before the port (ADDRESS:PORT), or the port alone",
+    }.get(number)
+    why = os.strerror(number) if mend else error.strerror or error  # asyncio's own text says the address again
+    return TowerError("TWR103", f"cannot listen on {address}:{port}: {why}", mend=mend)
 
 
 async def run(forwarder: Forwarder, *, address: str, port: int, ready: Callable[[int], None]) -> None:

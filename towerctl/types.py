@@ -71,11 +71,14 @@ class Listed(click.ParamType[str]):
 
 
 class Existing(Name, Listed):
-    """A name that is held to the rules of names, and completed."""
+    """A name that is held to the rules of names, and completed. As `-o name` prints it (`cluster/edge-1`) will do."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
         self.plural = f"{what}s"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(str(value).removeprefix(f"{self.name}/"), param, ctx)
 
 
 class Cluster(Existing):

@@ -16,7 +16,8 @@ from daemon.faults import TowerError
 
 BIN = Path(sys.executable).parent
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as with most people
-LISTS = pytest.mark.parametrize("words", ["tower-server version", "tower-agent version", "towerctl explain"])
+CHECK = "tower-agent check --dialect kubesphere-v1 --server ws://127.0.0.1:1 --cluster c --token-file /dev/null"
+LISTS = pytest.mark.parametrize("words", ["tower-server version", "tower-agent version", "towerctl explain", CHECK])
 
 
 def line(end: Callable[[], object]) -> int:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -23,6 +25,17 @@ def test_a_missing_directory_is_named_with_its_mend(tmp_path: Path) -> None:
     with pytest.raises(TowerError, match=r"cannot write the manifest to .*nowhere/x: No such file") as refused:
         write_private(tmp_path / "nowhere" / "x", "", what="the manifest")
     assert "make the directory first" in refused.value.mend
+
+
+def test_a_disk_without_room_is_named_with_its_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TowerError, match="No space left on device") as refused:
+        write_private(tmp_path / "m.yaml", "new", what="the manifest")
+    assert "with room on its disk" in refused.value.mend
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_in_the_place_of_the_file_is_refused_and_leaves_nothing(tmp_path: Path) -> None:

@@ -263,4 +263,13 @@ async def test_a_port_that_is_taken_names_its_mend(folder: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(TowerError, match=f"cannot listen on 127.0.0.1:{port}") as refused:
             await Local(folder / "s").forwarder.serve("127.0.0.1", port, ready=lambda _: None)
+    assert refused.value.message.endswith(f"127.0.0.1:{port}: Address already in use")
     assert "choose another local port" in refused.value.mend
+
+
+async def test_an_address_of_another_machine_names_its_mend(folder: Path) -> None:
+    with pytest.raises(TowerError) as refused:
+        await Local(folder / "s").forwarder.serve("192.0.2.1", 0, ready=lambda _: None)
+    assert refused.value.message == "cannot listen on 192.0.2.1:0: Cannot assign requested address"
+    assert "ADDRESS:PORT" in refused.value.mend
+    assert "--" not in refused.value.mend

@@ -27,6 +27,19 @@ def test_a_caller_that_no_header_could_carry_is_refused(shell: Shell, user: str)
     shell("revoke", "caller", user).refused("cannot be a caller's name", "printable ASCII", code=2)
 
 
+@pytest.mark.parametrize("words", [("ping",), ("check",), ("kubeconfig",), ("top", "--once"), ("delete", "cluster")])
+def test_a_cluster_is_named_as_minus_o_name_prints_it(live: Shell, cluster: str, words: tuple[str, ...]) -> None:
+    named = live.ok("get", "clusters", cluster, "-o", "name").strip()
+    assert named == f"cluster/{cluster}"
+    ran = live(*words, f"{named}x")
+    assert f"there is no cluster '{cluster}x'" in ran.err
+
+
+def test_what_is_of_another_kind_is_no_name(shell: Shell) -> None:
+    shell("ping", "agent/edge-1").refused("'agent/edge-1' cannot be the name of a cluster", code=2)
+    shell("add", "cluster", "cluster/edge-1").refused("'cluster/edge-1' cannot be the name of a cluster", code=2)
+
+
 def test_names_are_completed_from_the_server(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     body = '{"kind": "ClusterList", "items": [{"name": "edge-1"}, {"name": "edge-2"}, {"name": "lab"}]}'
     monkeypatch.setenv("_TOWERCTL_COMPLETE", "bash_complete")
