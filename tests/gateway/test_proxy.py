@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from protocol import defaults
 from tests.gateway.kit import ADMIN, ADMINS, Pki, world
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -32,3 +34,18 @@ async def test_a_certificate_caller_is_impersonated_by_the_agents_own_credential
         assert f"Impersonate-User: {ADMIN}\r\nImpersonate-Group: {ADMINS}\r\n".encode() in head
         assert b"Authorization: Bearer own-token\r\n" in head
         assert b"X-Forwarded-For: 127.0.0.1\r\n" in head
+
+
+async def test_a_connection_that_nobody_needs_is_given_back_to_the_apiserver(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.02)
+    async with world(pki) as w:
+        caller = await w.call()
+        await caller.say(GET)
+        await caller.answer()
+        await until(lambda: w.gateway.upstreams.bearer.idle_count == 1)
+        monkeypatch.setattr(defaults, "UPSTREAM_IDLE", 0.05)
+        await until(lambda: w.gateway.upstreams.bearer.open_count == 0)
+        await caller.say(GET)
+        assert (await caller.answer())[1] == b"{}"

@@ -98,6 +98,20 @@ async def test_an_apiserver_that_is_silent_is_504(pki: Pki) -> None:
         assert "TWR303" in document["message"]
 
 
+@pytest.mark.slow
+async def test_who_uploads_to_a_silent_apiserver_still_hears_why_it_failed(pki: Pki) -> None:
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    size = 16 * 1024 * 1024  # more than sockets and the gateway take unread
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    async with server, world(pki, dial_port=server.sockets[0].getsockname()[1], dial_deadline=0.3) as w:
+        caller = await w.call()
+        await caller.say(b"PUT /api HTTP/1.1\r\n" + AUTH + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+        assert "TWR303" in status_of(await caller.rest())["message"]
+
+
 async def test_an_apiserver_with_a_foreign_certificate_gets_nothing(pki: Pki) -> None:
     async with world(pki, ca_pem=pki.foreign.pem.decode()) as w:
         document = status_of(await w.ask(GET))

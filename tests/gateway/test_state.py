@@ -333,6 +333,30 @@ async def test_a_busy_watch_ends_behind_a_whole_event_and_never_within_one(pki: 
         assert set(rest.removesuffix(b"0\r\n\r\n").split(b'8\r\n{"half":\r\n3\r\n1}\n\r\n')) == {b""}
 
 
+async def test_a_watch_that_falls_silent_within_a_chunk_is_not_ended_there(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 3600.0)  # the looks are those below
+    release = asyncio.Event()
+
+    async def torn(side: Apiside) -> None:
+        await side.head()
+        await side.say(CHUNKED_OK + b'9\r\n{"ha')
+        await release.wait()
+        await side.say(b'":1}\n\r\n')
+        await side.until_gone()
+
+    async with world(pki, answer=torn) as w:
+        watch = await w.call(pki.client())
+        await watch.say(WATCH)
+        await watch.head()
+        assert await watch.read(7) == b'9\r\n{"ha'
+        for _ in range(3):
+            w.gateway.drain()
+        release.set()
+        assert await watch.rest() == b'":1}\n\r\n0\r\n\r\n'
+
+
 async def test_draining_ends_a_watch_cleanly_and_leaves_other_answers_alone(pki: Pki) -> None:
     async with world(pki, answer=watching) as w:
         watch, other = await w.call(pki.client()), await w.call(pki.client())
