@@ -235,14 +235,16 @@ class NotSeen(AssertionError):
 def plant(name: str) -> None:
     """Plant a bug in this interpreter, which must not have imported the module yet."""
     mutant = next(each for each in MUTANTS if each.name == name)
-    assert mutant.module not in sys.modules
+    if mutant.module in sys.modules:
+        raise RuntimeError(f"{mutant.name}: {mutant.module} is imported already")
     sys.meta_path.insert(0, _Finder(mutant))
 
 
 def mutated(mutant: Mutant) -> str:
     """The module's source with the bug in it."""
     source = (ROOT / (mutant.module.replace(".", "/") + ".py")).read_text()
-    assert source.count(mutant.passage) == 1, f"{mutant.name}: its passage stands {source.count(mutant.passage)} times"
+    if (count := source.count(mutant.passage)) != 1:
+        raise ValueError(f"{mutant.name}: its passage stands {count} times in {mutant.module}")
     return source.replace(mutant.passage, mutant.instead)
 
 
@@ -270,8 +272,8 @@ class _Planted(SourceFileLoader, Loader):
 
 
 def hunt(mutant: Mutant) -> str:
-    """Look for the planted bug in a fresh interpreter. How it was seen; NotSeen otherwise."""
-    command = [sys.executable, "-m", "tests.simulation", "--mutant", mutant.name, "--seeds", f"0:{SEEDS}"]
+    """Look for the planted bug in a fresh interpreter, without assertions. How it was seen; NotSeen otherwise."""
+    command = [sys.executable, "-O", "-m", "tests.simulation", "--mutant", mutant.name, "--seeds", f"0:{SEEDS}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     if done.returncode != 0:
         raise NotSeen(f"{mutant.name}: not seen in {SEEDS} seeds\n{done.stdout}{done.stderr}")
