@@ -149,7 +149,7 @@ def _environment(
         value: Any = text
         if text[:1] in "[{" and text:
             try:
-                value = yaml.safe_load(text)
+                value = yamlfile.plain(text)
             except yaml.YAMLError:
                 yield f"environment: {name} starts like a list or mapping but is not YAML"
                 continue

@@ -56,7 +56,7 @@ def parse(data: bytes, *, source: str) -> tuple[dict[str, Any], dict[Key, int]]:
         node = loader.get_single_node()
         lines: dict[Key, int] = {}
         value = _value(loader, node, (), lines, set(), source) if node is not None else {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: such as a date that is none
         raise TowerError("TWR102", _syntax(exc, source)) from exc
     finally:
         if loader is not None:
@@ -76,7 +76,7 @@ def plain(data: str | bytes) -> Any:
     loader = _Plain(data)
     try:
         return loader.get_single_data()
-    except (UnicodeDecodeError, ValueError) as exc:  # such as a date that is none
+    except ValueError as exc:  # such as a date that is none
         raise yaml.YAMLError(str(exc)) from exc
     finally:
         loader.dispose()

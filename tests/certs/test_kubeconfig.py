@@ -146,6 +146,7 @@ def test_a_name_that_is_taken_is_never_overwritten_unasked(
         ("users: [1]", "'users' is not a list"),
         ("a: !!python/object:os.system x", "not YAML"),
         ("[" * 500, "not YAML"),
+        ("clusters: 2026-99-99", "not YAML"),
     ],
 )
 def test_what_is_no_kubeconfig_is_left_alone(tmp_path: Path, addition: dict[str, Any], content: str, says: str) -> None:

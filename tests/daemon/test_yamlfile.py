@@ -36,6 +36,7 @@ def test_an_empty_file_is_an_empty_mapping() -> None:
         (b"a: 1\n---\nb: 2\n", "TWR102", "not YAML"),
         (b"a: !!python/object/apply:os.system [true]\n", "TWR102", "not YAML"),
         (b"\xff\xfe\x00", "TWR102", "not YAML"),
+        (b"a: 2026-99-99\n", "TWR102", "f: not YAML: month must be in 1..12"),
         (b"a: " + b"[" * 300, "TWR102", "nested deeper than 32 levels"),
     ],
 )

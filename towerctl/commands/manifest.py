@@ -131,13 +131,14 @@ def read_policy(path: Path, host: str) -> Policy:
     """The rules of `host` in a policy file. Raises `TowerError` (TWR104) naming file and key."""
     import yaml
 
+    from daemon.yamlfile import plain
     from gateway.errors import PolicyError
     from gateway.policy import Policy
     from towerctl.files import read_text
 
     text = read_text(path, what="the policy file")
     try:
-        hosts = yaml.safe_load(text)["hosts"]
+        hosts = plain(text)["hosts"]
         rules = hosts[host]
         if not isinstance(rules, dict):
             raise TypeError

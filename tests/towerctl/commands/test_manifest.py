@@ -77,6 +77,7 @@ def test_the_owners_policy_is_in_file_and_cluster_role(live: Shell, cluster: str
         ("hosts: {other: {users: [a]}}", "has no rules for host lab"),
         ("[1, 2]", "has no rules for host lab"),
         ("{: [", "is not YAML"),
+        ("hosts: {lab: {users: [2026-99-99]}}", "is not YAML"),
         ("hosts: {lab: {user: [a]}}", "unknown keys user"),
         ("hosts: {lab: {users: [system:admin]}}", "allow_system_names"),
         ("hosts: {lab: {users: ['a*']}}", "no patterns"),
