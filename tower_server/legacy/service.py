@@ -263,7 +263,7 @@ class LegacyAgents:
 
     def _say(self, shared: _Shared) -> None:
         bound = {True: "True", False: "False", None: "Unknown"}[shared.bound]
-        reason = {True: "Bound", False: "NotBound", None: "NotTried"}[shared.bound]
+        reason = {True: "Bound", False: "NotBound", None: "Failed" if shared.said else "NotTried"}[shared.bound]
         for tunnel in shared.tunnels:
             tunnel.data[CONDITIONS] = [
                 ("LegacyAgent", "True", "KubesphereV1", WEAKER),

@@ -277,7 +277,7 @@ async def test_a_binding_that_the_member_refuses_is_a_condition_and_tried_again(
         legacy = tower.running.server._parts.legacy
         await until(lambda: legacy._shared[CLUSTER].said)
         found = await tower.condition("LegacyBinding")
-        assert (found["status"], found["reason"]) == ("Unknown", "NotTried")
+        assert (found["status"], found["reason"]) == ("Unknown", "Failed")
         assert "403" in found["message"]
         assert BINDING in found["message"]
         tower.backend.refuse_bindings = False
