@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.kubernetes.rawhttp import Answer
-from tests.lab.processes import wait_until
+from tests.lab.processes import free_ports, wait_until
 from tests.lab.world import TowerWorld
 from tests.loopback.callers import Caller, logs
 from tests.loopback.load import loading
 from tests.loopback.member import BackendMember
+from tests.loopback.relay import network
 from tests.loopback.replicas import Replica, second_replica
 
 pytestmark = pytest.mark.slow
@@ -112,3 +113,28 @@ def test_a_server_that_is_told_to_stop_ends_watches_cleanly_and_tells_callers_th
         hanging.__exit__()
         assert server.wait(BACK) == 0
         assert time.monotonic() - began < 15.0, "and nothing else is"
+
+
+def test_a_server_that_stops_still_takes_up_its_own_tunnels_again(
+    own_world: Callable[..., TowerWorld], member: BackendMember, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    with network(tmp_path, port) as relay:
+        settings = {"public_url": f"wss://127.0.0.1:{relay.port}", "drain": "60s", "callers": {"address": "127.0.0.1"}}
+        world = own_world(settings=settings, tunnel_port=port)
+        world.join(NAME, member, credential=member.by_token)
+        agent, server = world.members[NAME].agent, world.server
+        with Caller(world.kubeconfig(NAME)).connect() as running:
+            running.send(running.request("GET", "/echo", "Connection: Upgrade", "Upgrade: echo"))
+            while running.line() != b"\r\n":
+                pass
+            with logs(agent.log, "tunnel-drains", "the server stops"):
+                server.send(signal.SIGTERM)
+            running.send(b"in the air")
+            with logs(agent.log, "tunnel-resumed"), logs(server.log, "tunnel-resumed", NAME):
+                relay.do("cut")
+            assert running._reader.read(10) == b"in the air"
+            running.send(b"after")
+            assert running._reader.read(5) == b"after"
+            assert server.returncode is None, "it waits for what runs"
+        assert server.wait(BACK) == 0
