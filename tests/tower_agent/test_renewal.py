@@ -87,6 +87,23 @@ async def test_renewal_at_two_thirds_swaps_the_serving_certificate_and_keeps_the
             caller.close()
 
 
+@pytest.mark.asyncio
+async def test_certificates_that_are_due_when_they_come_are_a_failed_renewal_and_no_storm(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renewal_module, "RENEWAL_RETRY", (600.0, 600.0))
+    tower = new_tower(identity_ttl=1000.0, backdate=700.0)
+    async with make_member() as member, serving_tower(tower):
+        await member.agent(tower)
+        tunnel = await tower.tunnel()
+        async with asyncio.timeout(30):
+            while (status := await control_of(tunnel).next("status"))["renewal"] is None:
+                pass
+        assert "due for renewal already" in status["renewal"]
+        assert len(tower.renewals) == 1
+        assert tunnel.closed is None
+
+
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_a_tunnel_that_may_only_renew_ends_the_wait_after_a_renewal_that_failed(

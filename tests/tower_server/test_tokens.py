@@ -5,6 +5,7 @@ import time
 import pytest
 import pytest_asyncio
 
+from certs.token import parse_token
 from daemon.faults import TowerError
 from tower_server.records import Cluster, Enrolled, Token
 from tower_server.store.base import Kind
@@ -28,6 +29,10 @@ def tokens(store):
     return Tokens(store, url=lambda: "wss://tower.example.com", fingerprint=lambda: "a" * 64, lifetime=3600.0, uses=1)
 
 
+def no_issue(token):
+    raise AssertionError(f"nothing is issued for {token.id}")
+
+
 @pytest.mark.parametrize("bounds", [{"ttl": 0.0}, {"ttl": 1e9}, {"uses": 0}, {"uses": 10_000}])
 async def test_bounds_that_make_no_sense_are_refused(tokens, bounds):
     with pytest.raises(TowerError) as caught:
@@ -43,15 +48,17 @@ async def test_the_states_of_a_token():
     assert token_state(token, 100.0) == "Expired"
 
 
-async def test_tidying_takes_what_is_long_expired(tokens, store):
-    kept = await tokens.create(CLUSTER)
-    old = await tokens.create(CLUSTER)
-    record = await store.get(Kind.TOKEN, old.token.id)
-    await store.update(
-        Kind.TOKEN, old.token.id, {**record.data, "expires": time.time() - 2 * 86400}, expect=record.version
-    )
+async def test_tidying_takes_what_is_long_expired_so_that_who_comes_a_little_late_hears_why(tokens, store):
+    kept, late, old = [await tokens.create(CLUSTER) for _ in range(3)]
+    for made, ago in ((late, 3600), (old, 2 * 86400)):
+        record = await store.get(Kind.TOKEN, made.token.id)
+        expired = {**record.data, "expires": time.time() - ago}
+        await store.update(Kind.TOKEN, made.token.id, expired, expect=record.version)
     await tokens.tidy()
-    assert [token.id for token in await tokens.list()] == [kept.token.id]
+    assert {token.id for token in await tokens.list()} == {kept.token.id, late.token.id}
+    with pytest.raises(TowerError) as caught:
+        await tokens.redeem(late.token.id, parse_token(late.text).secret, "key", issue=no_issue)
+    assert caught.value.code == "TWR205"
 
 
 async def test_revoking_twice_is_fine_and_an_unknown_one_is_named(tokens):

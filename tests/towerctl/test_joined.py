@@ -106,6 +106,18 @@ def test_forward_carries_bytes_to_a_declared_service(live: Shell, joined: str) -
         assert local.recv(1) == b""
 
 
+def test_a_forward_that_other_machines_reach_says_so(live: Shell, joined: str) -> None:
+    command = [TOWERCTL, "forward", joined, "echo", "0.0.0.0:0", "--socket", str(live.socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    found = re.fullmatch(rf"Forwarding from (0\.0\.0\.0:\d+) -> {joined}/echo\n", line)
+    assert found, said
+    assert said == f"Whoever reaches {found[1]} reaches the service, without asking the tower.\n"
+
+
 @pytest.mark.parametrize(("service", "code"), [("undeclared", "TWR226"), ("nothing", "TWR310")])
 def test_a_service_that_cannot_be_reached_is_said_before_anything_listens(
     live: Shell, joined: str, service: str, code: str

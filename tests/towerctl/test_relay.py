@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 
 from daemon.faults import TowerError
 from tests.waiting import until
+from towerctl import relay
 from towerctl.client import AdminClient
 from towerctl.relay import Forwarder
 
@@ -82,6 +83,26 @@ async def test_bytes_come_back_as_they_went_and_each_end_is_passed_on(folder: Pa
         await close(writer)
     assert received == sent
     assert local.said == []
+
+
+async def test_one_connection_too_many_is_refused_and_said_and_the_others_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_CONNECTIONS", 2)
+    async with forwarding(folder, echo) as local:
+        held = [await local.connect() for _ in range(2)]
+        for reader, writer in held:
+            writer.write(b"one")
+            assert await reader.readexactly(3) == b"one"
+        reader, writer = await local.connect()
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await close(writer)
+        assert local.said == ["more than 2 connections at once: one was refused"]
+        for reader, writer in held:
+            writer.write(b"two")
+            assert await reader.readexactly(3) == b"two"
+            await close(writer)
 
 
 async def test_the_path_names_cluster_and_service(folder: Path) -> None:
