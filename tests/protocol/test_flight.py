@@ -203,13 +203,15 @@ def test_ends_that_get_their_processor_late_do_not_take_their_pauses_for_a_path_
     assert path.most_queued < 0.1 * GAIN + 3 * GRACE, "what was allowed for pauses ends with them"
 
 
-def test_one_pause_is_not_taken_for_an_end_that_answers_in_bursts() -> None:
+@pytest.mark.parametrize("pauses", [1, 3])
+def test_a_pause_now_and_then_is_not_taken_for_an_end_that_answers_in_bursts(pauses: int) -> None:
     path = Path(100 * MBIT, 0.04)
     busy(path, 10)
     path.run(3.0)
     before = path.agent._flight.bound
-    path.hold_up(0.05)  # a packet was lost, and what followed it waited to be handed on
-    path.run(0.2)
+    for _ in range(pauses):
+        path.hold_up(0.05)  # a packet was lost, and what followed it waited to be handed on
+        path.run(0.3)
     path.delivered, path.most_queued = 0, 0.0
     path.run(1.0)
     assert path.delivered > 0.93 * path.rate
