@@ -8,7 +8,6 @@ that a newer peer may add some.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping
@@ -84,7 +83,7 @@ def binary(message: Object, name: str, *, limit: int, what: str, required: bool 
     value = text(message, name, limit=(limit + 2) // 3 * 4, what=what, required=required)
     try:
         decoded = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as exc:
+    except ValueError as exc:
         raise MessageError(f"{what}: {name!r} is not base64") from exc
     if base64_text(decoded) != value or len(decoded) > limit:
         raise MessageError(f"{what}: {name!r} is not the one base64 spelling of at most {limit} bytes")

@@ -7,7 +7,6 @@ we took for a token and it did not would go through as an anonymous request.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -76,7 +75,7 @@ def has_websocket_bearer(values: list[bytes]) -> bool:
         return False
     try:
         base64.urlsafe_b64decode(token + b"=" * (-len(token) % 4)).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return False
     return True
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import random
 import time
 from collections.abc import Callable
@@ -262,7 +261,7 @@ class HostAgent:
         try:
             encoded = base64.b64decode(text, validate=True)
             taken = self.trust.take_revocations(encoded)
-        except (CertsError, binascii.Error) as error:
+        except (CertsError, ValueError) as error:
             log.error("revocations-refused", host=self.trust.host, code="TWR506", text=str(error))
             return
         if taken and self.trust.revocations is not None:
@@ -282,7 +281,7 @@ class HostAgent:
             return
         try:
             asked = base64.b64decode(nonce, validate=True)
-        except binascii.Error:
+        except ValueError:
             return  # not of this protocol: no answer is what says so
         channel.answers["kubesphere"] = None
         self._tasks.start(self._compare(channel, asked, self._context.kubesphere), name=f"compare {self.trust.host}")

@@ -7,7 +7,6 @@ stands, so its failures name the Secret and what RBAC lacks.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +31,7 @@ class Secret:
         data = document.get("data") or {}
         try:
             decoded = {str(key): base64.b64decode(value, validate=True) for key, value in data.items()}
-        except (binascii.Error, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise TowerError("TWR311", f"the Secret {self.name} holds data that is not base64") from error
         return decoded, str(document.get("metadata", {}).get("resourceVersion", ""))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Callable, Coroutine, Mapping
 from time import monotonic
 from typing import Any, Final, cast
@@ -327,5 +326,5 @@ def _proof(value: object) -> bytes | None:
         return None
     try:
         return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None

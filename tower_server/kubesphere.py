@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import math
 import secrets
@@ -102,6 +101,6 @@ def _binary(value: object) -> bytes | None:
         return None
     try:
         found = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
     return found if len(found) == NONCE_BYTES else None

@@ -8,7 +8,6 @@ passwords, auth providers (kubectl dropped both) and unverified TLS.
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def _data(path: Path, folder: Path, mapping: dict[str, Any], key: str) -> bytes 
     if inline:
         try:
             return base64.b64decode(str(inline), validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise _unusable(path, f"{key}-data is not base64") from error
     name = mapping.get(key)
     if not isinstance(name, str) or not name:

@@ -8,7 +8,6 @@ in number, the oldest goes first, and neither outlives the process. A token is k
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 import secrets
@@ -76,7 +75,7 @@ class Logins:
             raise TowerError("TWR615", "too many logins at once at this server", retry_after=max(1.0, wait))
         try:
             nonce, signature = base64.b64decode(asked.nonce, validate=True), base64.b64decode(asked.signature)
-        except (binascii.Error, ValueError) as error:
+        except ValueError as error:
             raise _refused("nonce and signature are not base64") from error
         if self._nonces.pop(nonce, 0.0) < now:
             raise _refused("the nonce is not one of this server's, was used before, or is older than a minute")

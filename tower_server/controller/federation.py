@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -220,5 +219,5 @@ def _managed(found: Object) -> bool:
 def _decoded(text: object) -> bytes:
     try:
         return base64.b64decode(str(text or ""), validate=True)
-    except binascii.Error:
+    except ValueError:
         return b""

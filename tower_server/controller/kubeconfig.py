@@ -7,7 +7,6 @@ written only while a request gets through, so that nobody is handed a key to a c
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -79,7 +78,7 @@ def _flaw(
         user: dict[str, Any] = config["users"][0]["user"]
         ca = base64.b64decode(cluster["certificate-authority-data"], validate=True)
         chain = load_chain(base64.b64decode(user["client-certificate-data"], validate=True))
-    except (binascii.Error, yaml.YAMLError, CertsError, LookupError, TypeError, ValueError):
+    except (yaml.YAMLError, CertsError, LookupError, TypeError, ValueError):
         return "it cannot be read", None
     if ca != connection.ca_pem:
         return "it trusts another root than this tower's", None

@@ -7,7 +7,6 @@ is ever logged, and the dataclasses do not show it.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -173,7 +172,7 @@ def _bytes(document: Mapping[str, Any], key: str) -> bytes:
         if not isinstance(value, str):
             raise ValueError(key)
         return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise RegistrationError(f"{key} is not base64") from None
 
 

@@ -14,7 +14,6 @@ Leases and Members carry the record's own name; Secrets share a namespace, so th
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -97,7 +96,7 @@ class _InSecret(Place):
     def _read(self, body: Object) -> dict[str, Any] | None:
         try:
             return _object(base64.b64decode((body.get("data") or {})["record"], validate=True))
-        except (KeyError, TypeError, binascii.Error):
+        except (KeyError, TypeError, ValueError):
             return None
 
 

@@ -46,6 +46,7 @@ def test_an_exec_plugin_is_found_beside_the_file(tmp_path: Path) -> None:
         ({"auth-provider": {"name": "gcp"}}, "'auth-provider' is not supported"),
         ({"client-certificate-data": "QQ=="}, "without its key"),
         ({"client-key-data": "%%"}, "client-key-data is not base64"),
+        ({"client-key-data": "ä"}, "client-key-data is not base64"),
         ({"client-key": "missing.pem"}, "No such file"),
         ({"exec": {"apiVersion": "v1"}}, "lacks a command"),
     ],
