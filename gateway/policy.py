@@ -66,26 +66,31 @@ class Policy:
         return cls(host=host, allow_system_names=allow_system, **names)
 
     def denies(self, user: str, groups: tuple[str, ...]) -> str | None:
-        """None when the host may act as `user` in `groups`; else the rule that is in the way, and the lines to add."""
-        if user not in self.users:
-            return self._denial("users", "user", user)
-        for group in groups:
-            if group not in self.groups:
-                return self._denial("groups", "group", group)
-        return None
+        """None when the host may act as `user` in `groups`; else what rules are in the way, and all lines to add."""
+        lacking = {
+            "users": [] if user in self.users else [user],
+            "groups": [group for group in groups if group not in self.groups],
+        }
+        what = [f"{rule[:-1]} {json.dumps(name)}" for rule, names in lacking.items() for name in names]
+        return self._denial(f"let it act as {' in '.join(what)}", lacking) if what else None
 
     def denies_impersonation(self, user: str) -> str | None:
         """None when the certificate caller `user` may send Impersonate-User and Impersonate-Group; else as `denies`."""
-        return None if user in self.may_impersonate else self._denial("may_impersonate", "impersonator", user)
+        if user in self.may_impersonate:
+            return None
+        return self._denial(f"let user {json.dumps(user)} impersonate others", {"may_impersonate": [user]})
 
-    def _denial(self, rule: str, noun: str, name: str) -> str:
-        what = "let user" if noun == "impersonator" else f"let it act as {noun}"
-        end = " impersonate others" if noun == "impersonator" else ""
-        system = "      allow_system_names: true\n" if name.startswith(SYSTEM) else ""
+    def _denial(self, what: str, lacking: Mapping[str, list[str]]) -> str:
+        rules = {rule: names for rule, names in lacking.items() if names}
+        named = " and ".join(f"`{rule}`" for rule in rules)
+        system = any(name.startswith(SYSTEM) for names in rules.values() for name in names)
+        lines = "      allow_system_names: true\n" if system else ""
+        for rule, names in rules.items():
+            lines += f"      {rule}:\n" + "".join(f"        - {json.dumps(name)}\n" for name in names)
         return (
-            f"this member's policy for host {self.host} (rule `{rule}`) does not {what} {json.dumps(name)}{end}; "
-            f"the member's owner can add\n  hosts:\n    {self.host}:\n{system}      {rule}:\n"
-            f"        - {json.dumps(name)}\nto the agent's policy and apply the manifest made from it"
+            f"this member's policy for host {self.host} (rule{'s' * (len(rules) > 1)} {named}) does not {what}; "
+            f"the member's owner can add\n  hosts:\n    {self.host}:\n{lines}"
+            "to the agent's policy and apply the manifest made from it"
         )
 
 

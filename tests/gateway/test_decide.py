@@ -243,6 +243,13 @@ def test_names_that_the_policy_lacks_are_refused_with_the_lines_to_add() -> None
     verdict = refused(ask(caller=Caller(identity=Identity(groups=(ADMINS, "ops")))))
     assert "(rule `groups`)" in verdict.message
     assert 'groups:\n        - "ops"' in verdict.message
+    verdict = refused(ask(caller=Caller(identity=Identity(user="alice", groups=("dev", ADMINS, "ops")))))
+    assert '(rules `users` and `groups`) does not let it act as user "alice" in group "dev" in group "ops"; ' in (
+        verdict.message
+    )
+    assert '    demo:\n      users:\n        - "alice"\n      groups:\n        - "dev"\n        - "ops"\nto the' in (
+        verdict.message
+    )
 
 
 def test_a_certificate_caller_gets_no_impersonation_past_by_its_spelling() -> None:
