@@ -156,6 +156,15 @@ async def test_an_identity_of_a_deleted_cluster_opens_nothing_in_a_new_one(tmp_p
         assert (await refused(Agent(server, identity))).code == Code.REVOKED
 
 
+async def test_an_identity_whose_record_is_of_an_earlier_cluster_opens_nothing(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        name = agent.identity.reply.agent
+        await server.services.agents.update("edge-1", name, lambda held: dataclasses.replace(held, uid="earlier"))
+        error = await refused(Agent(server, agent.identity))
+        assert error.code == Code.REVOKED
+        assert "belongs to a deleted cluster of the same name" in error.text
+
+
 async def test_an_expired_identity_may_renew_and_nothing_else(tmp_path):
     async with running(tmp_path) as server:
         identity = await enrol(server, await server.add("edge-1"))

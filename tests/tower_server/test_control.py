@@ -161,6 +161,54 @@ async def test_a_renewal_that_the_agent_did_not_sign_gives_nothing(tmp_path):
         await until(lambda: agent.control.of("renewed"))
 
 
+async def test_one_renewal_of_a_tunnel_is_under_way_at_a_time(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        renew, free = server.services.agents.renew, asyncio.Event()
+
+        async def slow(*arguments, **named):
+            await free.wait()
+            return await renew(*arguments, **named)
+
+        monkeypatch.setattr(server.services.agents, "renew", slow)
+        agent.control.send("renew", id="1", **renewal(agent.identity))
+        agent.control.send("renew", id="2", **renewal(agent.identity))
+        await until(lambda: agent.control.of("refused"))
+        refused = agent.control.of("refused")[0]
+        assert (refused["id"], refused["code"]) == ("2", "TWR504")
+        assert "under way already" in refused["text"]
+        free.set()
+        await until(lambda: agent.control.of("renewed"))
+        assert [each["id"] for each in agent.control.of("renewed")] == ["1"]
+
+
+@pytest.mark.parametrize("change", [{"revoked": 1.0}, {"uid": "of-an-earlier-cluster"}])
+async def test_nobody_renews_whose_record_is_revoked_or_of_another_cluster(tmp_path, change):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None)
+        name = agent.identity.reply.agent
+        await server.services.agents.update("edge-1", name, lambda held: replace(held, **change))
+        agent.control.send("renew", id="1", **renewal(agent.identity))
+        await until(lambda: agent.control.of("refused"))
+        assert agent.control.of("refused")[0]["code"] == "TWR209"
+        assert not agent.control.of("renewed")
+
+
+async def test_an_agent_that_reads_late_gets_the_newest_list_once(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None and agent.control.of("revocations"))
+        agent.control.heard.clear()
+        stream = server.member("edge-1").tunnels[0].data["control"]
+        stream.pause_writing()
+        for user in ("alice", "bob"):
+            await server.services.revocations.revoke_user(user, at=time.time())
+        stream.resume_writing()
+        agent.control.send("renew", id="behind", **renewal(agent.identity))
+        await until(lambda: agent.control.of("renewed"))
+        [sent] = lists(agent)
+        assert set(sent.users) == {"alice", "bob"}
+
+
 async def test_unknown_messages_are_skipped(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await until(lambda: agent.control is not None)

@@ -64,7 +64,7 @@ async def test_a_refused_dial_is_apiserver_down(tmp_path):
 
 
 async def test_a_silent_member_is_found_within_the_deadline(tmp_path, monkeypatch):
-    monkeypatch.setattr("tower_server.probe.probe.__kwdefaults__", {"deadline": 0.2})
+    monkeypatch.setattr("tower_server.probe.DEADLINE", 0.2)
     async with running(tmp_path) as server, joined(server, "edge-1", respond=None):
         verdict = await settled(server, "edge-1", "ApiserverDown")
         assert verdict.code == "TWR303"
