@@ -163,20 +163,13 @@ class TrustBundle:
         assert isinstance(leaf.role, ServingRole)
         return ServingIdentity(self.host, leaf.role.cluster, leaf.validity, _p256(leaf.certificate))
 
-    def verify_agent(
-        self,
-        chain: Sequence[bytes],
-        at: float,
-        *,
-        allow_expired_for: float = 0.0,
-        revocations: RevocationList | None = None,
-    ) -> AgentIdentity:
+    def verify_agent(self, chain: Sequence[bytes], at: float) -> AgentIdentity:
         identity = self.identify_agent(chain)
-        identity.check(at, revocations, allow_expired_for=allow_expired_for)
+        identity.check(at, None)
         return identity
 
     def identify_agent(self, chain: Sequence[bytes]) -> AgentIdentity:
-        """Whose certificate it is, whatever the time is and without revocations: to read one's own, not a peer's."""
+        """Whose certificate it is, whatever the time is and without revocations: a peer's is to be `check`ed."""
         leaf = self._verify(chain, AGENTS)
         role = leaf.role
         assert isinstance(role, AgentRole)

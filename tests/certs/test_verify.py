@@ -102,20 +102,20 @@ def test_an_expired_agent_may_be_let_in_to_renew(authority: Authority, every_kin
     later = AT + 7 * DAY + 1
     with pytest.raises(Untrusted, match=r"expired"):
         bundle.verify_agent(chain, later)
-    identity = bundle.verify_agent(chain, later, allow_expired_for=RENEWAL_GRACE)
+    identity = bundle.identify_agent(chain)
+    identity.check(later, None, allow_expired_for=RENEWAL_GRACE)
     assert identity.expired(later)
     assert not identity.expired(AT)
     with pytest.raises(Untrusted, match=r"expired at .*correct the clock.*join again"):
-        bundle.verify_agent(chain, later + RENEWAL_GRACE, allow_expired_for=RENEWAL_GRACE)
+        identity.check(later + RENEWAL_GRACE, None, allow_expired_for=RENEWAL_GRACE)
 
 
 def test_a_revoked_agent_is_out_even_to_renew(authority: Authority, every_kind: dict[str, Issued]) -> None:
     revoked = RevocationList(1, "hq", AT, agents={("edge-1", "a1"): AT})
+    identity = authority.bundle.identify_agent(every_kind["agent"].chain_der)
     for grace in (0.0, RENEWAL_GRACE):
         with pytest.raises(Untrusted, match=r"agent a1 of cluster edge-1 was revoked") as caught:
-            authority.bundle.verify_agent(
-                every_kind["agent"].chain_der, AT, revocations=revoked, allow_expired_for=grace
-            )
+            identity.check(AT, revoked, allow_expired_for=grace)
         assert (caught.value.reason, caught.value.fault) == (Reason.REVOKED, "TWR209")
 
 
