@@ -147,13 +147,15 @@ class Replicas:
             await asyncio.sleep(defaults.REPLICA_HEARTBEAT)
 
     async def _link(self, directory: Directory) -> None:
-        """Keeps a link to each server that the directory names."""
+        """Keeps a link to each server that the directory names; and to one whose Lease is stale or gone while it is
+        heard of, since it may merely be unable to write that, or somebody has deleted it."""
         while True:
             directory.changed.clear()
             wanted = {peer.name: peer for peer in directory.peers()}
             for name, link in list(self.links.items()):
                 task = self._tasks[name]
-                if wanted.get(name) != link.peer or task.done():
+                heard = link.up and name not in wanted
+                if not (heard or wanted.get(name) == link.peer) or task.done():
                     del self.links[name], self._tasks[name]
                     task.cancel()
                     await asyncio.wait({task})

@@ -24,7 +24,7 @@ from tests.lab.hostplane import crds
 from tests.tower_server.kit import Agent, Echo, Running, admin, call, enrol, running
 from tests.tower_server.test_ports import free_range
 from tests.waiting import PATIENCE, until
-from tower_server.replicas import port
+from tower_server.replicas import directory, port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster, pytest.mark.timeout(120)]
 NAMESPACE = "tower-pair"
@@ -84,6 +84,32 @@ async def test_a_server_shows_and_serves_what_the_other_holds_and_says_why_when_
     leases = await asyncio.to_thread(pair.leases)
     assert "tower-replica-tower-1" in leases
     assert "tower-replica-tower-2" in leases
+
+
+async def test_a_server_that_cannot_write_its_lease_goes_on_with_the_others_for_as_long_as_it_is_heard_of(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    """As one that is cut off from the apiserver and from nobody else, or whose Lease somebody has deleted."""
+    agent = Agent(pair.two, await enrol(pair.one, await pair.one.add("edge")))
+    await until(lambda: "edge" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    far = pair.one.member("edge")
+    await until(lambda: far.verdict.ready == "True")
+    replicas = pair.one.services.replicas
+    assert replicas is not None
+    assert replicas._directory is not None
+    changed = replicas._directory.changed
+    monkeypatch.setattr(directory, "STALE_AFTER", 0.0)
+    assert replicas._directory.peers() == []
+    for _ in range(2):  # the second look begins when the first is over
+        changed.set()
+        await until(lambda: not changed.is_set())
+    assert far.verdict.ready == "True"
+    assert (await call(pair.one, "edge")).body == b"ok"
+    await agent.close()
+    await pair.two.server.stop()
+    await until(lambda: replicas.links == {})
 
 
 async def test_a_server_that_stops_says_goodbye_and_ends_what_it_followed(pair: Pair):
