@@ -33,6 +33,7 @@ LEAST: Final = 32 * KIB
 MARK_BYTES: Final = 16 * KIB  # between two marks, at least
 IDLE_MARK_BYTES: Final = 64 * KIB  # while nothing waits
 MARK_EVERY: Final = 0.005  # seconds, or what the path moves in so many
+MOST_MARKS: Final = 4096  # without an answer: twenty seconds of them
 RATE_FOR: Final = 1.0  # seconds for which a rate counts (or ten round trips, and up to twice as long)
 BURST_FOR: Final = 1.0  # seconds for which a burst counts, as with the rate
 RECUR: Final = 3  # bursts in that time
@@ -105,7 +106,7 @@ class Flight:
         self._sent += size
         self._sent_at = now
         unmarked = self._sent - self._marked
-        if unmarked < (IDLE_MARK_BYTES if idle else MARK_BYTES):
+        if unmarked < (IDLE_MARK_BYTES if idle else MARK_BYTES) or len(self._marks) >= MOST_MARKS:
             return False
         if now >= self._next_mark_at or self._sent - self._arrived >= self.bound:
             return True
@@ -123,8 +124,10 @@ class Flight:
 
     def answered(self, token: int, now: float) -> bool:
         """A PONG has come; False when it answers no mark."""
-        if not self._marks or self._marks[0][0] != token:
+        if not self._marks or not self._marks[0][0] <= token <= self._token:
             return False
+        while self._marks[0][0] < token:  # a peer that passed one over owes it no more
+            self._marks.popleft()
         _, sent, sent_at, arrived, arrived_at, arrived_sent_at, idle = self._marks.popleft()
         self._note_burst(sent - self._arrived, now)
         self._arrived, self._arrived_at, self._arrived_sent_at = sent, now, sent_at

@@ -12,7 +12,19 @@ import pytest
 from protocol import events
 from protocol.constants import Code, FrameType
 from protocol.defaults import KIB, MIB
-from protocol.flight import FIRST_TOKEN, FULL_AFTER, GAIN, GRACE, LEAST, NO_BOUND, PACE_UP_TO, RTT_FOR, Flight
+from protocol.flight import (
+    FIRST_TOKEN,
+    FULL_AFTER,
+    GAIN,
+    GRACE,
+    LEAST,
+    MARK_EVERY,
+    MOST_MARKS,
+    NO_BOUND,
+    PACE_UP_TO,
+    RTT_FOR,
+    Flight,
+)
 from protocol.flow import Budget, Limits
 from protocol.frames import encode
 from protocol.session import EARLY, Session
@@ -356,6 +368,30 @@ def test_what_answers_no_mark_is_not_taken_for_one() -> None:
     assert not flight.answered(token + 1, 0.1)
     assert flight.answered(token, 0.1)
     assert not flight.answered(token, 0.1), "twice"
+
+
+def test_a_peer_that_passes_a_mark_over_does_not_stop_the_link() -> None:
+    flight = rounds(Flight(), 0.04, count=1 + FULL_AFTER)
+    now = flight._arrived_at
+    flight.sending(flight.bound // 2, now, idle=False)
+    passed_over = flight.mark(now, idle=False)
+    flight.sending(flight.room, now + 0.001, idle=False)
+    token = flight.mark(now + 0.001, idle=False)
+    assert flight.room == 0
+    assert flight.answered(token, now + 0.041)
+    assert flight.room == flight.bound
+    assert not flight.answered(passed_over, now + 0.05)
+
+
+def test_a_peer_that_answers_no_mark_gets_no_more_of_them_some_time() -> None:
+    flight, now, asked = Flight(), 0.0, 0
+    while flight.sending(MIB, now, idle=False):
+        flight.mark(now, idle=False)
+        now += MARK_EVERY
+        asked += 1
+        assert asked <= MOST_MARKS
+    assert asked == MOST_MARKS
+    assert flight.room > 0
 
 
 def test_a_mark_stands_ahead_of_the_data_that_follows_it() -> None:
