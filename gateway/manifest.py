@@ -64,7 +64,6 @@ def objects(plan: Plan) -> list[Object]:
 
 
 def _identity(plan: Plan) -> list[Object]:
-    rbac = "rbac.authorization.k8s.io"
     rule = {
         "apiGroups": [""],
         "resources": ["secrets"],
@@ -73,15 +72,7 @@ def _identity(plan: Plan) -> list[Object]:
     }
     return [
         _namespaced(plan, "v1", "Secret", plan.identity_secret, type="Opaque"),
-        _namespaced(plan, f"{rbac}/v1", "Role", plan.identity_secret, rules=[rule]),
-        _namespaced(
-            plan,
-            f"{rbac}/v1",
-            "RoleBinding",
-            plan.identity_secret,
-            roleRef={"apiGroup": rbac, "kind": "Role", "name": plan.identity_secret},
-            subjects=[{"kind": "ServiceAccount", "name": plan.name, "namespace": plan.namespace}],
-        ),
+        *_allowed(plan, plan.identity_secret, rule),
     ]
 
 
@@ -92,10 +83,17 @@ def _kubesphere(plan: Plan) -> list[Object]:
     """
     if "kubesphere" not in plan.services:
         return []
-    rbac, name = "rbac.authorization.k8s.io", f"{plan.name}-kubesphere"
     rule = {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [kubesphere.CONFIG], "verbs": ["get"]}
-    subject = {"kind": "ServiceAccount", "name": plan.name, "namespace": plan.namespace}
-    made = [
+    made = _allowed(plan, f"{plan.name}-kubesphere", rule)
+    for each in made:
+        each["metadata"]["namespace"] = kubesphere.SPACE
+    return made
+
+
+def _allowed(plan: Plan, name: str, rule: Object) -> list[Object]:
+    """What the agent may do by one rule."""
+    rbac = "rbac.authorization.k8s.io"
+    return [
         _namespaced(plan, f"{rbac}/v1", "Role", name, rules=[rule]),
         _namespaced(
             plan,
@@ -103,12 +101,9 @@ def _kubesphere(plan: Plan) -> list[Object]:
             "RoleBinding",
             name,
             roleRef={"apiGroup": rbac, "kind": "Role", "name": name},
-            subjects=[subject],
+            subjects=[{"kind": "ServiceAccount", "name": plan.name, "namespace": plan.namespace}],
         ),
     ]
-    for each in made:
-        each["metadata"]["namespace"] = kubesphere.SPACE
-    return made
 
 
 def _token(plan: Plan) -> list[Object]:
