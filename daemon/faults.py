@@ -716,7 +716,8 @@ _TABLE: Final = (
         "The apiserver refuses the agent's own credential",
         "The apiserver answered 401 or 403 to the agent itself; kubectl then says You must be logged in to the server.",
         "The ServiceAccount or its token is gone or expired, or the ClusterRole is not bound.",
-        "apply the manifest again (`towerctl manifest CLUSTER`), or renew the agent's kubeconfig",
+        "apply the manifest again (`towerctl manifest CLUSTER`), or renew the agent's kubeconfig; restart a Go agent, "
+        "which reads its token only once",
         502,
         "CredentialRefused",
     ),

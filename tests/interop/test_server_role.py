@@ -16,6 +16,8 @@ import pytest
 from tests.interop.peers import GoAgent, Vintage, make_account
 from tests.lab.loops import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
 from tests.lab.pki import write_kubeconfig
+from tests.loopback.backend import TOKEN as MEMBER_TOKEN
+from tests.loopback.member import BackendMember
 from tests.tower_server.kit import caller_context
 from tests.tower_server.kit import running as server_running
 from tests.tower_server.legacy.kit import CLUSTER, TOKEN, Host, host
@@ -97,6 +99,32 @@ async def test_a_pods_agent_ships_its_token(tmp_path: Path, vintage: Vintage) ->
         async with running(tower, tmp_path, vintage, credential=account):
             assert (await tower.ask("/pod")).status == 200
             assert tower.backend.to("/pod")[0].headers["authorization"] == "Bearer pods-token"
+
+
+async def test_a_token_that_has_expired_since_the_go_agent_read_it_is_named_with_its_mend(
+    tmp_path: Path, vintage: Vintage, member: BackendMember
+) -> None:
+    account = make_account(
+        tmp_path / "account", host="127.0.0.1", port=member.port, ca=member.ca.pem, token="expired-since"
+    )
+    async with host(tmp_path) as tower:
+        agent = GoAgent(
+            tmp_path / "go", vintage, f"http://127.0.0.1:{tower.port}", credential=account, name=CLUSTER, token=TOKEN
+        )
+        try:
+            await asyncio.to_thread(agent.start)
+            account.use(MEMBER_TOKEN)
+            await until(lambda: tower.member.verdict.state == "AuthFailed")
+            answer = await tower.ask("/version")
+            assert answer.status == 502
+            assert "TWR305" in answer.json()["message"]
+            assert "restart a Go agent" in answer.json()["message"]
+            await asyncio.to_thread(agent.stop)
+            await asyncio.to_thread(agent.start)
+            await until(lambda: tower.member.verdict.state == "Connected")
+            assert (await tower.ask("/version")).status == 200
+        finally:
+            await asyncio.to_thread(agent.stop)
 
 
 async def test_a_go_agent_with_a_wrong_token_reads_why(tmp_path: Path, vintage: Vintage) -> None:
