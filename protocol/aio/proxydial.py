@@ -94,7 +94,11 @@ def parse_url(url: str) -> Url:
         raise ValueError(f"{url!r} is not a server address: it must look like wss://tower.example.com:8443")
     if parts.username is not None:
         raise ValueError("a server address carries no user name or password")
-    return Url(scheme in {"wss", "https"}, parts.hostname, parts.port or _PORTS[scheme], parts.path.rstrip("/"))
+    try:
+        host = parts.hostname.encode("idna").decode("ascii")  # as DNS, TLS and a CONNECT line have it
+    except UnicodeError as error:
+        raise ValueError(f"{url!r} names no host: {error}") from error
+    return Url(scheme in {"wss", "https"}, host, parts.port or _PORTS[scheme], parts.path.rstrip("/"))
 
 
 async def open_connection(

@@ -418,3 +418,18 @@ def test_server_addresses() -> None:
             parse_url(wrong)
     with pytest.raises(ValueError, match="no user name"):
         parse_url("wss://me:hidden@tower")
+    for none in (f"wss://{'x' * 70}.example", "wss://tower..example"):
+        with pytest.raises(ValueError, match="names no host"):
+            parse_url(none)
+
+
+def test_a_name_of_other_letters_is_dialled_as_dns_spells_it_through_a_proxy_too(run: Callable[..., object]) -> None:
+    async def scenario() -> None:
+        proxy = ConnectProxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+        async with serving(proxy) as port:
+            url = parse_url("ws://t\u00f6wer.test:8080")
+            target = DialTarget(host=url.host, port=url.port, ssl_context=None, proxy=f"http://127.0.0.1:{port}")
+            assert (await refused(target)).code == 502
+        assert proxy.heads[0].startswith(b"CONNECT xn--twer-5qa.test:8080 HTTP/1.1\r\n")
+
+    run(scenario())
