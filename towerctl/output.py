@@ -91,6 +91,12 @@ def warn_stale(shown: Object) -> None:
         say(f"warning: {shown['stale']}")
 
 
+def warn_unheard(done: Object) -> None:
+    """Says on standard error which servers of the host have not heard of what was done."""
+    for each in done.get("unanswered") or ():
+        say(f"warning: server {each.get('server')} has not heard of it yet, and looks every 10 s: {each.get('reason')}")
+
+
 def print_list(resource: Resource, listing: Object, *, output: str, headers: bool) -> None:
     items = listing.get("items", [])
     warn_stale(listing)

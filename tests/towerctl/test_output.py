@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from towerctl.output import Resource, dump, print_list, print_one
+from towerctl.output import Resource, dump, print_list, print_one, warn_unheard
 from towerctl.table import Column
 
 THING = Resource(
@@ -51,3 +51,14 @@ def test_one_object_is_no_list(capsys: pytest.CaptureFixture[str]) -> None:
     print_one(THING, {"name": "b"}, output="name")
     assert capsys.readouterr().out == "thing/b\n"
     assert dump({"a": 1}, "yaml") == "a: 1\n"
+
+
+def test_who_has_not_heard_of_what_was_done_is_named_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_unheard({"name": "edge", "unanswered": [{"server": "tower-2", "reason": "no answer within 4 s"}]})
+    warn_unheard({"name": "edge", "unanswered": []})
+    warn_unheard({"name": "edge"})  # of a host with one server
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "warning: server tower-2 has not heard of it yet, and looks every 10 s: no answer within 4 s"
+    ]

@@ -113,7 +113,7 @@ async def delete_cluster(services: Services, name: str) -> Object:
             mend=f"delete the resource: kubectl delete clusters.cluster.kubesphere.io {name}",
         )
     await services.clusters.delete(cluster)
-    return view
+    return await tell_everywhere(services, "revocations", view)  # who cannot read them serves the cluster still
 
 
 # ---- tokens, agents, revocations --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.errors import usage
 from towerctl.lazy import Command, KindGroup
-from towerctl.output import Object, output_option, print_document, say
+from towerctl.output import Object, output_option, print_document, say, warn_unheard
 from towerctl.types import Cluster
 
 
@@ -37,6 +37,7 @@ def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> int:
             return EXIT_FAILED
     with suggesting(client, name):
         deleted = client.delete(path_of("clusters", name))
+    warn_unheard(deleted)
     if output in ("json", "yaml"):
         print_document(deleted, output)
     elif output == "name":

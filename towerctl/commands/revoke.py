@@ -10,7 +10,7 @@ import click
 from towerctl.client import path_of
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command, KindGroup
-from towerctl.output import Object, output_option, print_document, say
+from towerctl.output import Object, output_option, print_document, say, warn_unheard
 from towerctl.types import Cluster, Existing, Listed, User
 from towerctl.words import PROGRAM
 
@@ -89,8 +89,7 @@ def certificate(ctl: Ctl, serial: str, output: str) -> None:
 
 
 def _print(answer: Object, output: str, name: str, sentence: str) -> None:
-    for each in answer.get("unanswered") or ():
-        say(f"warning: server {each.get('server')} has not heard of it yet, and will within 10 s: {each.get('reason')}")
+    warn_unheard(answer)
     if output in ("json", "yaml"):
         print_document(answer, output)
     else:

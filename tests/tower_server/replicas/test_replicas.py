@@ -328,4 +328,6 @@ async def test_what_is_revoked_at_one_server_counts_at_the_other_before_the_comm
     answer = await admin(pair.one, "POST", "/v1/callers/alice/revoke")
     assert [each["server"] for each in answer.json()["unanswered"]] == ["tower-2"]
     await until(lambda: "alice" in pair.two.services.revocations.current.users)  # it looks by itself
+    answer = await admin(pair.one, "DELETE", "/v1/clusters/barred")
+    assert [each["server"] for each in answer.json()["unanswered"]] == ["tower-2"], "it may serve that cluster still"
     await agent.close()
