@@ -75,7 +75,13 @@ async def test_what_a_check_raises_becomes_a_finding() -> None:
 
 @pytest.mark.asyncio
 async def test_nothing_failed_but_not_everything_could_be_checked() -> None:
-    report = await Graph([Check("a", gives(ok())), Check("b", gives(unknown("TWR602", "nobody to ask")))]).run()
+    checks = [
+        Check("a", gives(ok())),
+        Check("b", gives(unknown("TWR602", "nobody to ask"))),
+        Check("c", gives(fail("TWR201", "made all the same")), needs=("b",)),
+    ]
+    report = await Graph(checks).run()
+    assert [(item.status, item.root) for item in report.items] == [("ok", ""), ("unknown", ""), ("skipped", "TWR602")]
     assert report.exit_code() == 3
     assert Report(()).exit_code() == 3
 

@@ -139,6 +139,9 @@ async def test_too_many_enrolments_are_told_when_to_come_back(tmp_path):
         refused = await refusal(server, token)
         assert (refused.answer.status, refused.code) == (429, "TWR221")
         assert 1 <= int(refused.answer.headers["retry-after"]) <= 10
+        left = await http(server, "POST", "/v1/leave", b"{}")  # what costs as much has the same bound
+        assert (left.status, left.json()["code"]) == (429, "TWR221")
+        assert b'tower_throttled_total{limit="enrolments"} 2.0' in server.services.metrics.render()
 
 
 async def test_a_malformed_body_is_a_clear_refusal(tmp_path):

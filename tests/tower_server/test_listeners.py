@@ -18,6 +18,7 @@ from tests.tower_server.kit import (
     running,
 )
 from tests.waiting import until
+from tower_server.listeners import CallerPorts
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,6 +59,39 @@ async def test_the_second_service_has_a_port_while_it_is_declared(tmp_path):
         await agent.report(services={"kubernetes": {}})
         await until(lambda: len(ports.of("edge-1")) == 1)
         assert server.port("edge-1", "kubesphere")  # kept for the day it is declared again
+
+
+async def test_bytes_are_counted_once_however_often_they_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("tower_server.listeners.RETRY_EVERY", 0.01)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        agent.raw = lambda incoming: incoming.accept(Echo())
+        await agent.report(services={"kubernetes": {}, "kubesphere": {"address": "ks:80"}})
+        await until(lambda: [port.listening for port in server.services.clusters.ports.of("edge-1")] == [True, True])
+
+        def carried() -> list[float]:
+            lines = server.services.metrics.render().decode().splitlines()
+            return [float(line.split()[1]) for line in lines if line.startswith("tower_stream_bytes_total{")]
+
+        async with raw(server, "edge-1", "kubesphere") as (reader, writer):
+            for data, total in ((b"raw bytes", 9.0), (b"more", 13.0)):
+                writer.write(data)
+                assert await reader.readexactly(len(data)) == data
+                await until(lambda total=total: carried() == [total, total])
+        await until(lambda: not server.services.clusters.ports.connections)
+        assert carried() == [13.0, 13.0]
+
+
+async def test_a_port_that_was_handed_in_and_is_no_clusters_refuses_callers(tmp_path):
+    unclaimed = socket.create_server(("127.0.0.1", 0))
+    port = unclaimed.getsockname()[1]
+    inherited = {f"port-{port}": [unclaimed]}
+    nothing = {"answerer": None, "open_duration": None, "throttled": None}
+    ports = CallerPorts(bind="127.0.0.1", answers=True, per_network=1, inherited=inherited, **nothing)
+    with structlog.testing.capture_logs() as lines:
+        ports.drop_unclaimed()
+    assert [(line["event"], line["name"]) for line in lines] == [("inherited-port-unclaimed", f"port-{port}")]
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
 
 
 async def test_a_service_that_is_declared_while_the_server_ends_opens_no_port(tmp_path):

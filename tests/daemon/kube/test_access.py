@@ -96,6 +96,9 @@ async def test_an_exec_plugin_gives_the_token_once(tmp_path: Path) -> None:
     assert await access.fresh_token() == "from-plugin"
     assert await access.fresh_token() == "from-plugin"
     assert counter.read_text() == "x"
+    access.forget_token()  # unless it was refused
+    assert await access.fresh_token() == "from-plugin"
+    assert counter.read_text() == "xx"
 
 
 @pytest.mark.asyncio

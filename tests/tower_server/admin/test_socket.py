@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,33 @@ async def test_it_is_private_and_goes_with_the_server(tmp_path):
     async with running(tmp_path) as server:
         assert stat.S_IMODE(server.config.admin_socket.stat().st_mode) == 0o600
     assert not (tmp_path / "admin.sock").exists()
+
+
+async def test_a_socket_that_others_can_open_answers_nobody_but_its_owner_and_root(tmp_path, monkeypatch):
+    """As one that a socket unit made with another mode, where only the kernel's word for the peer is left."""
+    stranger = f"""
+import os, socket
+os.chdir({str(tmp_path)!r})
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect("admin.sock")
+        peer.sendall(b"GET /v1/info HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+        print(peer.recv(100))
+except (BrokenPipeError, ConnectionResetError):
+    print(b"")
+"""
+    async with running(tmp_path) as server:
+        tmp_path.chmod(0o711)
+        server.config.admin_socket.chmod(0o666)
+        assert (await admin(server, "GET", "/v1/info")).status == 200
+        if os.geteuid() != 0:  # then that process is of another user than the server takes itself for
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 4711)
+        asking = await asyncio.create_subprocess_exec(sys.executable, "-c", stranger, stdout=subprocess.PIPE)
+        async with asyncio.timeout(30):
+            said, _ = await asking.communicate()
+        assert (asking.returncode, said) == (0, b"b''\n")
 
 
 async def test_a_socket_that_a_dead_server_left_is_replaced(tmp_path):
