@@ -48,7 +48,12 @@ class Access:
 
     def __init__(self, config: Kubeconfig, read: Callable[[], Kubeconfig] | None = None) -> None:
         """`read` gives what stands on disk now; without it nothing is followed."""
-        parts = urlsplit(config.server)
+        try:
+            parts = urlsplit(config.server)
+            port = parts.port or 443
+        except ValueError as error:
+            text = f"{config.source}: the server {config.server!r} is not an address: {error}"
+            raise TowerError("TWR309", text) from error
         if parts.scheme != "https" or not parts.hostname:
             raise TowerError("TWR309", f"{config.source}: the server {config.server!r} is not an https:// address")
         if parts.path.rstrip("/"):
@@ -57,7 +62,7 @@ class Access:
             )
         self.source = config.source
         self.host: str = parts.hostname
-        self.port: int = parts.port or 443
+        self.port: int = port
         self.server_name = config.server_name
         self.generation = 0
         """Counts what was taken over from disk: whoever keeps a context or a target makes it anew then."""

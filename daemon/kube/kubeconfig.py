@@ -127,6 +127,11 @@ def _plugin(path: Path, user: dict[str, Any]) -> ExecPlugin | None:
         raise _unusable(path, "its exec plugin lacks a command or an apiVersion")
     if "/" in command:
         command = str(path.parent / command)
-    pairs = spec.get("env") or []
-    env = tuple((str(pair["name"]), str(pair["value"])) for pair in pairs if isinstance(pair, dict))
-    return ExecPlugin(version, command, tuple(str(item) for item in spec.get("args") or ()), env)
+    args, pairs = spec.get("args") or [], spec.get("env") or []
+    if not isinstance(args, list) or not isinstance(pairs, list):
+        raise _unusable(path, "the args and env of its exec plugin are to be lists")
+    try:
+        env = tuple((str(pair["name"]), str(pair["value"])) for pair in pairs)
+    except (KeyError, TypeError) as error:
+        raise _unusable(path, "the env of its exec plugin is to be a list of a name and a value each") from error
+    return ExecPlugin(version, command, tuple(map(str, args)), env)

@@ -75,6 +75,10 @@ def test_an_unusable_apiserver_address_is_refused(tmp_path: Path) -> None:
         Access.find(write_kubeconfig(tmp_path / "config", "https://rancher/k8s/clusters/c-1", b"CA", {}))
     with pytest.raises(TowerError, match="not an https:// address"):
         Access.find(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:8080", b"CA", {}))
+    for wrong in ("https://m:99999", "https://m:https", "https://[::1"):
+        with pytest.raises(TowerError, match="is not an address") as caught:
+            Access.find(write_kubeconfig(tmp_path / "config", wrong, b"CA", {}))
+        assert wrong in caught.value.message
 
 
 def plugin_user(script: str) -> dict[str, object]:

@@ -49,6 +49,10 @@ def test_an_exec_plugin_is_found_beside_the_file(tmp_path: Path) -> None:
         ({"client-key-data": "ä"}, "client-key-data is not base64"),
         ({"client-key": "missing.pem"}, "No such file"),
         ({"exec": {"apiVersion": "v1"}}, "lacks a command"),
+        ({"exec": {"apiVersion": "v1", "command": "x", "args": "--all"}}, "to be lists"),
+        ({"exec": {"apiVersion": "v1", "command": "x", "env": {"A": "b"}}}, "to be lists"),
+        ({"exec": {"apiVersion": "v1", "command": "x", "env": [{"A": "b"}]}}, "a name and a value"),
+        ({"exec": {"apiVersion": "v1", "command": "x", "env": ["A=b"]}}, "a name and a value"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, user: dict[str, object], told: str) -> None:
