@@ -66,9 +66,12 @@ class Peer(Started):
 class GoProxy(Peer):
     """The host's end with one cluster; ports of 127.0.0.1 only. Start with `start`, or as a context manager."""
 
-    def __init__(self, folder: Path, vintage: Vintage, *, name: str = CLUSTER, token: str = TOKEN) -> None:
+    def __init__(
+        self, folder: Path, vintage: Vintage, *, name: str = CLUSTER, token: str = TOKEN, rekey_bytes: int = 0
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.vintage, self.name, self.token = folder, vintage, name, token
+        self._rekey_bytes = rekey_bytes
         self.port, self.kubernetes_port, self.kubesphere_port = free_ports(3)
         self.url = f"http://127.0.0.1:{self.port}"
         self.ca = ClusterCA(folder, "tower-ca")
@@ -94,6 +97,7 @@ class GoProxy(Peer):
             pair.certificate,
             "-ca-key",
             pair.key,
+            f"-rekey-bytes={self._rekey_bytes}",
         ]
         self._child = Child("go-proxy", [program, *arguments], log=self.folder / "proxy.log")
         ADOPTED.add(self._child.pid)
@@ -115,12 +119,14 @@ class GoAgent(Peer):
         token: str = TOKEN,
         kubesphere: str = "127.0.0.1:9",
         keepalive: str = "10s",
+        rekey_bytes: int = 0,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.vintage = folder, vintage
         self._arguments: list[str | Path] = [f"--name={name}", f"--token={token}", f"--proxy-server={server}"]
         self._arguments += [f"--keepalive={keepalive}", f"--kubesphere-service={kubesphere}", "--v=0"]
+        self._arguments.append(f"--rekey-bytes={rekey_bytes}")
         self._environ = {"PATH": os.environ["PATH"], **(environ or {})}
         if isinstance(credential, Account):
             self._arguments.append(f"--account={credential.folder}")

@@ -14,7 +14,7 @@ from protocol.aio import sshdial
 from protocol.aio.proxydial import DialTarget
 from protocol.aio.sshdial import dial_host
 from protocol.aio.sshoptions import agent_options
-from tests.interop.peers import GoProxy, Vintage
+from tests.interop.peers import GoProxy, OurAgent, Vintage
 from tests.interop.test_go_peers import caller_of
 from tests.loopback.member import BackendMember
 from tests.protocol.aio.sshpeers import channel_limits
@@ -68,3 +68,25 @@ async def test_bulk_goes_on_while_keys_change(
         channels.close()
         await tasks.close()
         await asyncio.sleep(0.05)
+
+
+async def test_a_proxy_exchanges_keys_in_the_midst_of_bulk(
+    member: BackendMember, vintage: Vintage, tmp_path: Path
+) -> None:
+    with (
+        GoProxy(tmp_path / "proxy", vintage, rekey_bytes=60_000) as proxy,
+        OurAgent(tmp_path / "agent", proxy.url, kubeconfig=member.by_token) as agent,
+    ):
+        caller = await asyncio.to_thread(caller_of, proxy)
+        body = bytes(range(256)) * 16_000
+
+        def upload() -> int:
+            with caller.connect() as connection:
+                connection.send(connection.request("POST", "/up", f"Content-Length: {len(body)}", body=body))
+                return int(connection.answer("POST").status)
+
+        down = [asyncio.to_thread(caller.ask, "/bytes/8000000") for _ in range(3)]
+        up = [asyncio.to_thread(upload) for _ in range(2)]  # what the proxy writes is what it counts
+        assert [answer.body == b"z" * 8_000_000 for answer in await asyncio.gather(*down)] == [True] * 3
+        assert await asyncio.gather(*up) == [200, 200]
+        assert len(agent.said("host-registered")) == 1

@@ -165,6 +165,19 @@ async def test_rekeying_by_the_server_leaves_a_go_agents_streams_whole(tmp_path:
             assert {each.body == tower.backend.answer for each in answers} == {True}
 
 
+async def test_rekeying_by_a_go_agent_in_the_midst_of_ours_leaves_its_streams_whole(
+    tmp_path: Path, vintage: Vintage
+) -> None:
+    async with host(tmp_path) as tower:
+        tower.running.server._parts.legacy._port.options.rekey_bytes = 50_000
+        async with running(tower, tmp_path, vintage, rekey_bytes=60_000):
+            (tunnel,) = tower.member.tunnels
+            tower.backend.answer = bytes(range(256)) * 20_000
+            answers = await asyncio.gather(*(tower.ask(f"/{number}", timeout=60) for number in range(8)))
+            assert {each.body == tower.backend.answer for each in answers} == {True}
+            assert tower.member.tunnels == [tunnel]
+
+
 async def test_a_slow_caller_that_still_speaks_gets_all_that_was_said_and_the_tunnel_lives(
     tmp_path: Path, vintage: Vintage
 ) -> None:

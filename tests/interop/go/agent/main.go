@@ -32,6 +32,7 @@ const (
 type options struct {
 	name, token, server, kubernetes, kubesphere, kubeconfig, account string
 	keepalive, longestWait                                           time.Duration
+	rekeyBytes                                                       uint64
 }
 
 func main() {
@@ -45,6 +46,7 @@ func main() {
 	flag.StringVar(&o.account, "account", "/var/run/secrets/kubernetes.io/serviceaccount", "where the pod's lies (tests)")
 	flag.DurationVar(&o.keepalive, "keepalive", 30*time.Second, "between pings")
 	flag.DurationVar(&o.longestWait, "max-retry-interval", 2*time.Minute, "at most between attempts")
+	flag.Uint64Var(&o.rekeyBytes, "rekey-bytes", 0, "between key exchanges; out there x/crypto's own 64 GiB (tests)")
 	flag.Int("v", 0, "ignored")
 	flag.Parse()
 	if o.longestWait < time.Second {
@@ -58,7 +60,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	agent := &agent{address: address, registration: registration}
+	agent := &agent{address: address, registration: registration, rekeyBytes: o.rekeyBytes}
 	if o.keepalive > 0 {
 		go agent.pings(o.keepalive)
 	}
@@ -111,6 +113,7 @@ func (o *options) registration() ([]byte, error) {
 type agent struct {
 	address      string
 	registration []byte
+	rekeyBytes   uint64
 	session      ssh.Conn // read by the pings without a lock: as it is out there
 }
 
@@ -163,6 +166,7 @@ func (a *agent) once() (lasted bool, failure error, over bool) {
 		return false, err, false
 	}
 	session, channels, requests, err := ssh.NewClientConn(&wire.Stream{Conn: carrier}, "", &ssh.ClientConfig{
+		Config:          ssh.Config{RekeyThreshold: a.rekeyBytes},
 		User:            "",
 		Auth:            []ssh.AuthMethod{ssh.Password("")},
 		ClientVersion:   wire.ClientVersion,

@@ -43,6 +43,7 @@ func main() {
 	state := flag.String("state", "", "folder for NAME.kubeconfig and NAME.available")
 	certificate := flag.String("ca-cert", "", "authority")
 	key := flag.String("ca-key", "", "its key")
+	rekeyBytes := flag.Uint64("rekey-bytes", 0, "between key exchanges; out there x/crypto's own 64 GiB (tests)")
 	flag.Int("v", 0, "ignored")
 	flag.Parse()
 
@@ -63,7 +64,7 @@ func main() {
 	for _, each := range list {
 		p.clusters[each.Name] = each
 	}
-	if p.ssh, err = newServerConfig(); err != nil {
+	if p.ssh, err = newServerConfig(*rekeyBytes); err != nil {
 		log.Fatal(err)
 	}
 	address := fmt.Sprintf("%s:%d", *bind, *port)
@@ -72,7 +73,7 @@ func main() {
 }
 
 // newServerConfig has a host key of its own for each process; whoever comes is let in.
-func newServerConfig() (*ssh.ServerConfig, error) {
+func newServerConfig(rekeyBytes uint64) (*ssh.ServerConfig, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -82,6 +83,7 @@ func newServerConfig() (*ssh.ServerConfig, error) {
 		return nil, err
 	}
 	config := &ssh.ServerConfig{
+		Config:           ssh.Config{RekeyThreshold: rekeyBytes},
 		ServerVersion:    wire.ServerVersion,
 		PasswordCallback: func(ssh.ConnMetadata, []byte) (*ssh.Permissions, error) { return nil, nil },
 	}
