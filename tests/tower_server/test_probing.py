@@ -71,6 +71,19 @@ async def test_a_silent_member_is_found_within_the_deadline(tmp_path, monkeypatc
         assert "was not opened" in verdict.cause
 
 
+async def test_a_probe_that_its_tunnel_takes_along_says_nothing_of_the_apiserver(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await settled(server, "edge-1", "Connected")
+        agent.respond = None  # from now on no stream is accepted
+        member, asked = server.member("edge-1"), len(agent.incoming)
+        probing = asyncio.create_task(server.services.probing.now(member))
+        await until(lambda: len(agent.incoming) > asked)
+        await agent.close()
+        assert await probing is None
+        assert member.probe.ok, "what it says last is what an apiserver said"
+        assert (await settled(server, "edge-1", "TunnelDown")).code == "TWR201"
+
+
 async def test_garbage_in_place_of_http_is_named(tmp_path):
     respond = lambda _: (200, b"")  # noqa: E731
     async with running(tmp_path) as server, joined(server, "edge-1", respond=respond) as agent:
