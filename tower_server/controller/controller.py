@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from daemon.faults import TowerError
 from daemon.kube.client import Client
 from daemon.kube.errors import NotServed
-from daemon.kube.resources import CLUSTERS, MEMBERS, SERVICES
+from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, ENDPOINTS, MEMBERS, SERVICES
 from daemon.log import get_logger
 from tower_server.controller.desired import written_term
 from tower_server.controller.limits import (
@@ -39,6 +39,8 @@ from tower_server.store.base import StoreError
 
 OPTIONAL: Final = frozenset({CLUSTERS, MEMBERS})
 """Kinds that a host may lack: without KubeSphere's there are only clusters that were added by hand."""
+FENCED: Final = (SERVICES, ENDPOINT_SLICES, ENDPOINTS)
+"""Kinds whose objects say in which term they were written. Each is written only when it differs, so any may be last."""
 
 log = get_logger(__name__)
 
@@ -111,7 +113,8 @@ class Controller:
                 tidied = tasks.create_task(self._put_claims_right(), name="controller-claims")
                 await self._synced(watches)
                 await tidied
-                later = max((written_term(body) for body in watches.reflectors[SERVICES].items.values()), default=0)
+                made = (watches.reflectors[kind].items.values() for kind in FENCED)
+                later = max((written_term(body) for bodies in made for body in bodies), default=0)
                 # A lease that somebody deleted begins at term 1 again: go on above what has been written.
                 writer = self.writer = Writer(self._client, term=self._fenced(term, max(term, later + 1)))
                 queue = self._queue = WorkQueue(random=random.random)

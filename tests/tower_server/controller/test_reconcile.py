@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from daemon.kube.errors import KubeError
-from daemon.kube.resources import CLUSTERS, LEASES, SERVICES
+from daemon.kube.resources import CLUSTERS, ENDPOINT_SLICES, LEASES, SERVICES, Object
 from tests.tower_server.controller.kit import NAMESPACE, QUICK, Host, host, records, running
 from tower_server.store.base import Kind
 
@@ -79,6 +79,28 @@ async def test_a_stop_hands_over_at_once(lab: Host):
     assert lease["spec"]["holderIdentity"] == ""
     async with running(two):
         await lab.until("the second leads", lambda: asyncio.sleep(0, two.writer is not None), deadline=20.0)
+
+
+async def test_a_lease_that_somebody_deleted_leads_to_a_term_above_that_of_any_object(lab: Host):
+    """Slices follow the servers, and Services stay as they are: the controller ended every term at the first slice."""
+    async with running(lab.controller("one")):
+        await lab.create("edge-1")
+        await lab.initialised("edge-1")
+
+        async def made() -> list[Object]:
+            return await lab.slices("mc-edge-1")
+
+        name = (await lab.until("the slice is made", made))[0]["metadata"]["name"]
+    later = {"metadata": {"annotations": {"tower.kubesphere.io/term": "17"}}, "ports": []}
+    await lab.edit(ENDPOINT_SLICES, name, later)
+    await lab.client.delete(LEASES, "tower-controller", namespace=NAMESPACE)
+    async with running(lab.controller("two")):
+
+        async def mended() -> list[Object]:
+            return [each for each in await lab.slices("mc-edge-1") if each["ports"]]
+
+        (found,) = await lab.until("the slice is put right", mended)
+        assert int(found["metadata"]["annotations"]["tower.kubesphere.io/term"]) >= 18
 
 
 async def test_a_lease_that_somebody_deleted_leads_to_a_term_above_what_was_written(lab: Host):
