@@ -127,6 +127,10 @@ class Session(Multiplex):
         """How many bytes to ask `data_to_send` for at once: few on a slow link, since nothing overtakes what is out."""
         return self._scheduler.chunk
 
+    def silence(self, now: float) -> float:
+        """For how long nothing has come from the peer."""
+        return now - self._liveness.heard_at
+
     def overdue(self, now: float) -> float:
         """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
         asked = self._liveness.asked_since(now)

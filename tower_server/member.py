@@ -140,7 +140,7 @@ class Member:
 
     def hopeless(self, tunnel: Tunnel) -> bool:
         """Whether a caller would wait in vain again: kubectl asks several times in a row."""
-        if self._in_vain == tunnel.id and not tunnel.stalled:
+        if self._in_vain == tunnel.id and not tunnel.silent:
             self._in_vain = ""
         return self._in_vain == tunnel.id
 

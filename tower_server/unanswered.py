@@ -25,7 +25,7 @@ class UnansweredOpen:
 
     Args:
         elsewhere: called when there is a better tunnel; None if the caller has been moved often enough.
-        in_vain: called with the reason, for the caller, when the tunnel has stalled for longer than callers are held.
+        in_vain: called with the reason, for the caller, when the tunnel has been silent for longer than callers are held.
     """
 
     __slots__ = ("_asked_at", "_elsewhere", "_in_vain", "_loop", "_member", "_timer", "_tunnel")
@@ -51,7 +51,7 @@ class UnansweredOpen:
         waited = self._loop.time() - self._asked_at
         if self._elsewhere is not None and member.has_better(tunnel):
             self._elsewhere()
-        elif tunnel.stalled and waited >= member.hold.seconds:
+        elif tunnel.silent and waited >= member.hold.seconds:
             member.waited_in_vain(tunnel)
             self._in_vain(f"its agent has not answered for {waited:.1f} s")
         else:

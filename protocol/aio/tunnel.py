@@ -179,6 +179,11 @@ class Tunnel:
         return self.detached or self.session.overdue(monotonic()) >= max(STALL_AFTER, 4 * (self.session.rtt or 0.0))
 
     @property
+    def silent(self) -> bool:
+        """Whether it stalls and nothing has come meanwhile: what comes late on a slow, full link may come still."""
+        return self.stalled and (self.detached or self.session.silence(monotonic()) >= STALL_AFTER)
+
+    @property
     def buffered(self) -> int:
         """Bytes charged to this tunnel: those that wait in either direction, and the credit its peer was granted."""
         return self.session.budget.used

@@ -41,6 +41,7 @@ def tunnel(
         rtt=rtt,
         dialect=dialect,
         stalled=stalled,
+        silent=stalled,
         buffered=buffered,
         data={},
     )

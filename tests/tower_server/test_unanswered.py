@@ -19,7 +19,7 @@ class World:
     """A member with one tunnel, and what became of an open in it."""
 
     def __init__(self, *, hold: float = 0.0) -> None:
-        self.tunnel: Any = SimpleNamespace(stalled=False)
+        self.tunnel: Any = SimpleNamespace(silent=False)
         self.better = False
         self.looks = 0
         self.said: list[str] = []
@@ -52,16 +52,16 @@ async def test_what_does_not_stall_is_waited_for_and_left_once_another_is_better
     world.open()
     await until(lambda: world.looks >= 3)
     assert world.said == []
-    world.better = world.tunnel.stalled = True
+    world.better = world.tunnel.silent = True
     await until(lambda: world.said)
     looks = world.looks
     await asyncio.sleep(0.05)
     assert (world.said, world.looks, world.in_vain) == (["elsewhere"], looks, [])
 
 
-async def test_a_stalled_tunnel_without_a_better_one_is_given_up_after_the_hold_and_that_is_remembered() -> None:
+async def test_a_silent_tunnel_without_a_better_one_is_given_up_after_the_hold_and_that_is_remembered() -> None:
     world = World(hold=0.2)
-    world.tunnel.stalled = True
+    world.tunnel.silent = True
     began = asyncio.get_running_loop().time()
     world.open()
     await until(lambda: world.said)
@@ -72,7 +72,7 @@ async def test_a_stalled_tunnel_without_a_better_one_is_given_up_after_the_hold_
 
 async def test_who_has_been_elsewhere_often_enough_stays() -> None:
     world = World(hold=0.1)
-    world.better = world.tunnel.stalled = True
+    world.better = world.tunnel.silent = True
     world.open(may_move=False)
     await until(lambda: world.said)
     assert world.said[0].startswith("its agent has not answered")
@@ -80,7 +80,7 @@ async def test_who_has_been_elsewhere_often_enough_stays() -> None:
 
 async def test_an_answer_ends_it() -> None:
     world = World()
-    world.better = world.tunnel.stalled = True
+    world.better = world.tunnel.silent = True
     unanswered = world.open()
     unanswered.over()
     unanswered.over()

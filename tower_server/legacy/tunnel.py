@@ -124,6 +124,11 @@ class LegacyTunnel:
         owed = 0.0 if self._asked_at is None else monotonic() - self._asked_at
         return max(owed, self._link.blocked_for) >= max(defaults.STALL_AFTER, 4 * (self.rtt or 0.0))
 
+    @property
+    def silent(self) -> bool:
+        """Whether it stalls and nothing has come from the agent meanwhile."""
+        return self.stalled and self.loop.time() - self._link.heard_at >= defaults.STALL_AFTER
+
     def streams(self) -> list[StreamInfo]:
         return [
             StreamInfo(number, service, caller, connection, end.opened_at, end.bytes_in, end.bytes_out)

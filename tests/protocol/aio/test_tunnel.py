@@ -283,6 +283,15 @@ async def test_a_tunnel_whose_peer_owes_an_answer_is_stalled_long_before_it_is_d
                 await asyncio.sleep(0.01)
         assert server.closed is None
         assert server.buffered > 0
+        async with asyncio.timeout(PATIENCE):
+            while not server.silent:
+                await asyncio.sleep(0.01)
+        agent.session.ping(0.0)
+        agent._schedule_flush()
+        async with asyncio.timeout(PATIENCE):
+            while server.silent:
+                await asyncio.sleep(0.01)
+        assert server.stalled, "something has come, though no answer: a slow, full link is like that"
         agent._link.owner = heard
         agent.link_lost("the test ends")
 

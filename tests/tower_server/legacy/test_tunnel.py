@@ -136,9 +136,10 @@ async def test_an_agent_that_owes_an_answer_stalls(tower: Host) -> None:
     assert not found.stalled
     agent.link._transport.pause_reading()  # type: ignore[union-attr]
     found._ask()
-    await until(lambda: found.stalled)
+    await until(lambda: found.stalled and found.silent)
     agent.link._transport.resume_reading()  # type: ignore[union-attr]
     await until(lambda: not found.stalled)
+    assert not found.silent
 
 
 async def test_its_end_ends_its_streams_with_a_reason_once(tower: Host) -> None:
