@@ -25,7 +25,7 @@ class UnansweredOpen:
 
     Args:
         elsewhere: called when there is a better tunnel; None if the caller has been moved often enough.
-        in_vain: called with the reason, for the caller, when the tunnel has been silent for longer than callers are held.
+        in_vain: called with the reason, for the caller, when the tunnel has been silent longer than callers are held.
     """
 
     __slots__ = ("_asked_at", "_elsewhere", "_in_vain", "_loop", "_member", "_timer", "_tunnel")
