@@ -21,7 +21,8 @@ from certs.ca import Authority
 from certs.identity import StoredIdentity
 from certs.keys import generate_key, key_to_pem
 from protocol.constants import Code, FrameType
-from protocol.frames import encode
+from protocol.defaults import MAX_CONTROL_LINE_BYTES, MAX_FRAME_PAYLOAD
+from protocol.frames import U64, decode_open, encode
 from protocol.handshake import Welcome
 from tests.lab.processes import wait_until
 from tests.lab.world import TowerWorld
@@ -197,6 +198,21 @@ def test_an_agent_that_breaks_a_rule_loses_its_own_tunnel_only(
         _, stream, _ = next(frame for frame in iter(link.frame, None) if frame[0] == FrameType.OPEN)
         link.send(encode(FrameType.OPEN_OK, stream, OPENED) + frames)
         assert link.closed() is code
+    assert welcome.tunnel not in tunnels(world, OTHER)
+
+
+def test_a_control_message_without_end_loses_its_own_tunnel_only(world: TowerWorld, identity: StoredIdentity) -> None:
+    with closed_for(world, identity, Code.TOO_LARGE.name) as (link, welcome):
+        _, stream, payload = next(frame for frame in iter(link.frame, None) if frame[0] == FrameType.OPEN)
+        link.send(encode(FrameType.OPEN_OK, stream, OPENED))
+        sent, granted = 0, decode_open(memoryview(payload)).grant
+        while sent <= MAX_CONTROL_LINE_BYTES:  # no faster than it may: that would be another fault
+            if size := min(MAX_FRAME_PAYLOAD, granted - sent):
+                link.send(encode(FrameType.DATA, stream, b"x" * size))
+                sent += size
+            elif (frame := link.frame())[:2] == (FrameType.CREDIT, stream):
+                (granted,) = U64.unpack(frame[2])
+        assert link.closed() is Code.TOO_LARGE
     assert welcome.tunnel not in tunnels(world, OTHER)
 
 
