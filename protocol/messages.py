@@ -43,14 +43,15 @@ class MessageReader:
             self._partial = bytearray(others[-1])
         if max(map(len, (*lines, self._partial))) > MAX_CONTROL_LINE_BYTES:
             raise RemoteProtocolError(Code.TOO_LARGE, f"a control line above {MAX_CONTROL_LINE_BYTES} bytes")
-        return [self._parse(line) for line in lines if line]
+        return [parse_message(line, what="a control line") for line in lines if line]
 
-    @staticmethod
-    def _parse(line: bytes) -> Message:
-        try:
-            message = parse_json(line)
-        except ValueError as error:
-            raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not JSON") from error
-        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise RemoteProtocolError(Code.PROTOCOL, "a control line that is not an object with a type")
-        return message
+
+def parse_message(line: bytes, *, what: str) -> Message:
+    """One line. RemoteProtocolError says of `what` that it is no JSON object with a type."""
+    try:
+        message = parse_json(line)
+    except ValueError as error:
+        raise RemoteProtocolError(Code.PROTOCOL, f"{what} that is not JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+        raise RemoteProtocolError(Code.PROTOCOL, f"{what} that is not an object with a type")
+    return message

@@ -133,8 +133,7 @@ class Session(Multiplex):
 
     def overdue(self, now: float) -> float:
         """For how long the peer has owed an answer, to frames or to a PING, without progress; 0 for none."""
-        asked = self._liveness.asked_since(now)
-        return now - (asked if self._owed_at is None else min(asked, self._owed_at))
+        return now - min(now, self._owing_since())
 
     def ping(self, now: float) -> int:
         """Measure the round trip; RoundTrip will carry the returned token."""
@@ -205,8 +204,7 @@ class Session(Multiplex):
         self.detached_at = None
         self.epoch = epoch
         # What was cancelled since the peer was heard last comes now, all at once.
-        silence = max(0.0, now - self._liveness.heard_at)
-        self._resets_left = min(RESET_BURST, self._resets_left) + RESET_RATE * silence
+        self._resets_left = min(RESET_BURST, self._resets_left) + RESET_RATE * max(0.0, self.silence(now))
         self._clock = now
         self._liveness.new_link(now)
         replay.acknowledge(peer_received - self.frames_acked)
@@ -358,14 +356,14 @@ class Session(Multiplex):
                 self._lose(self._link_lost.code, text, by_peer=False)
             self._expire_opens(now)
             return self.take_events()
-        silent = now - self._liveness.heard_at
+        silent = self.silence(now)
         if silent >= self.limits.dead_after:
             self.detach(now, f"nothing heard from the peer for {silent:.1f} s", Code.DEAD_PEER)
             return self.take_events()
         deaf_at = self._deaf_at()
         if now >= deaf_at:
-            silent = now - deaf_at + DEAF * self.limits.dead_after
-            text = f"the peer sends, but has answered nothing for {silent:.1f} s"
+            owed = now - deaf_at + DEAF * self.limits.dead_after
+            text = f"the peer sends, but has answered nothing for {owed:.1f} s"
             self.detach(now, text, Code.DEAD_PEER)
             return self.take_events()
         if now >= self._liveness.due(self.limits.ping_interval):
@@ -377,8 +375,11 @@ class Session(Multiplex):
 
     def _deaf_at(self) -> float:
         """When a peer that sends will have owed an answer for too long; infinity when it owes none."""
-        owed_at = min(self._liveness.asked_since(NEVER), NEVER if self._owed_at is None else self._owed_at)
-        return max(owed_at, self._liveness.answered_at) + DEAF * self.limits.dead_after
+        return max(self._owing_since(), self._liveness.answered_at) + DEAF * self.limits.dead_after
+
+    def _owing_since(self) -> float:
+        """Since when the peer owes an answer, to frames or to a PING; infinity when it owes none."""
+        return min(self._liveness.asked_since(NEVER), NEVER if self._owed_at is None else self._owed_at)
 
     def _expire_opens(self, now: float) -> None:
         while self._opening:

@@ -20,9 +20,7 @@ from weakref import WeakKeyDictionary
 
 from protocol.defaults import KIB
 
-POLL: Final = (
-    0.0005  # seconds without a message after which the loop sleeps: a round trip over both ends on one machine
-)
+POLL: Final = 0.0005  # seconds without a message before the loop sleeps: a round trip over both ends on one machine
 PAYS: Final = 8  # messages in one poll
 MOST_ASLEEP: Final = 64
 SHORT: Final = 16 * KIB  # bytes of a message

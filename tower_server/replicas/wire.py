@@ -17,8 +17,7 @@ from certs.names import is_label
 from protocol.constants import Code
 from protocol.defaults import MAX_CONTROL_LINE_BYTES
 from protocol.errors import ProtocolError, RemoteProtocolError, StreamRefused
-from protocol.jsontext import parse_json
-from protocol.messages import encode_message
+from protocol.messages import encode_message, parse_message
 from tower_server.state import Verdict
 
 MAX_HEAD_BYTES: Final = 4096
@@ -183,13 +182,7 @@ def read_line(line: bytes) -> Mapping[str, Any]:
 
 
 def _object(line: bytes) -> dict[str, Any]:
-    try:
-        message = parse_json(line)
-    except ValueError as error:
-        raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not JSON") from error
-    if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-        raise RemoteProtocolError(Code.PROTOCOL, "a line of a replica that is not an object with a type")
-    return message
+    return parse_message(line, what="a line of a replica")
 
 
 def _name(message: Mapping[str, Any], key: str) -> str:
