@@ -27,13 +27,18 @@ SHORT: Final = 16 * KIB  # bytes of a message
 
 
 class BusyPoll:
-    """One event loop's, which it does not hold. `message` is told of each short message that came."""
+    """One event loop's, which it does not hold. `message` is told of each short message that came.
 
-    __slots__ = ("_asleep", "_joined", "_left", "_until", "enabled", "polling")
+    Attributes:
+        held: whether something waits for the next turn to leave, so that nobody is let in first.
+    """
+
+    __slots__ = ("_asleep", "_joined", "_left", "_until", "enabled", "held", "polling")
 
     def __init__(self) -> None:
         self.enabled = True
         self.polling = False
+        self.held = False
         self._joined = 0  # messages of this poll
         self._until = 0.0
         self._asleep = 0  # messages to wait for asleep after a poll in vain
@@ -53,7 +58,8 @@ class BusyPoll:
 
     def _poll(self) -> None:
         if monotonic() < self._until:
-            os.sched_yield()
+            if not self.held:
+                os.sched_yield()
             # With this pending the loop looks at its sockets and does not wait.
             asyncio.get_running_loop().call_soon(self._poll)
             return

@@ -19,6 +19,8 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 
 from protocol import events
+from protocol.aio.busypoll import busy_poll
+from protocol.aio.gather import Gather
 from protocol.aio.link import Link
 from protocol.aio.opening import opened
 from protocol.aio.stream import IncomingStream, StreamTransport
@@ -119,6 +121,8 @@ class Tunnel:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._flush_scheduled = False
+        self._gather = Gather()
+        self._busy_poll = busy_poll(self.loop)
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.DataReceived: self._on_data,
             events.WritableAgain: self._on_writable,
@@ -314,6 +318,7 @@ class Tunnel:
             room = self.session.send(stream, data)
         except LocalProtocolError:
             return True  # the stream has just ended; its protocol hears it from the loop
+        self._gather.wrote(len(data))
         if not self._flush_scheduled:
             self._schedule_flush()
         return room
@@ -515,6 +520,10 @@ class Tunnel:
             self.loop.call_soon(self._scheduled_flush)
 
     def _scheduled_flush(self) -> None:
+        waits = self._busy_poll.held = self._gather.waits(monotonic())
+        if waits:
+            self.loop.call_soon(self._scheduled_flush)
+            return
         self._flush_scheduled = False
         self._flush()
 

@@ -60,6 +60,18 @@ async def test_after_a_message_the_loop_polls_and_lets_others_in_each_time(poll,
     assert len(turns) == seen, "without a message it sleeps"
 
 
+async def test_while_something_waits_to_leave_nobody_is_let_in_first(poll, turns) -> None:
+    poll.message(monotonic())
+    poll.held = True
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert poll.polling
+    assert not turns
+    poll.held = False
+    await over(poll)
+    assert turns
+
+
 async def test_each_message_prolongs_the_poll(poll, turns) -> None:
     end = 0.0
     for _ in range(PAYS):
