@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from protocol import defaults
-from protocol.constants import Code
+from protocol.constants import CONTROL_SERVICE, Code
 from tests.tower_server.kit import Agent, admin, call, joined, running
 from tests.waiting import until
 from tower_server.probing import PACE, PACE_BURST, Probing
@@ -69,6 +69,20 @@ async def test_a_silent_member_is_found_within_the_deadline(tmp_path, monkeypatc
         verdict = await settled(server, "edge-1", "ApiserverDown")
         assert verdict.code == "TWR303"
         assert "was not opened" in verdict.cause
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["keeps the connection open", "never answers"])
+async def test_a_probe_leaves_no_stream_behind(tmp_path, monkeypatch, answers):
+    monkeypatch.setattr("tower_server.probe.DEADLINE", 0.2 if not answers else 5.0)
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await settled(server, "edge-1", "Connected")
+        if not answers:
+            agent.tunnel.on_stream = lambda incoming: incoming.accept(asyncio.Protocol())
+        result = await server.services.probing.now(server.member("edge-1"))
+        assert (result.ok, result.code) == ((True, "") if answers else (False, "TWR303"))
+        theirs = server.member("edge-1").serving[0]
+        for tunnel in (theirs, agent.tunnel):
+            await until(lambda tunnel=tunnel: {each.service for each in tunnel.streams()} == {CONTROL_SERVICE})
 
 
 async def test_a_probe_that_its_tunnel_takes_along_says_nothing_of_the_apiserver(tmp_path):
