@@ -134,7 +134,8 @@ class Agent(_Stored):
     cluster: str
     uid: str
     key: str
-    """SHA-256 of the public key, hexadecimal: an identity of that name with another key is not this agent."""
+    """SHA-256 of the public key that was certified last, hexadecimal. Nobody is refused by it: an agent that lost the
+    answer to its renewal, or whose sibling has renewed, comes back with the key before."""
     created: float
     token: str
     identity_expires: float

@@ -8,7 +8,7 @@ import pytest
 
 from certs.ca import Authority
 from certs.errors import Untrusted
-from certs.keys import generate_key
+from certs.keys import generate_key, key_fingerprint
 from certs.revocation import ALL_AGENTS
 from certs.verify import load_chain
 from daemon.faults import TowerError
@@ -233,13 +233,16 @@ async def test_a_newer_tunnel_of_the_same_process_replaces_the_older(tmp_path):
 async def test_the_record_follows_renewals_and_last_sight(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         await until(lambda: agent.control is not None)
-        agent.control.send("renew", id="1", **renewal(agent.identity))
+        key = generate_key()
+        agent.control.send("renew", id="1", **renewal(agent.identity, key=key))
         await until(lambda: agent.control.of("renewed"))
         assert len(load_chain(agent.control.of("renewed")[0]["serving_chain"].encode())) == 2
         await agent.close()
         await until(lambda: not server.member("edge-1").tunnels)
         await server.services.clusters.save()
         record = AgentRecord.read((await server.services.store.list(Kind.AGENT)).items[0])
+        assert record.key == key_fingerprint(key.public_key())
+        assert record.name == agent.identity.reply.agent  # it stays the one that it was under another key
         assert record.renewed is not None
         assert record.seen is not None
         assert record.version == "test"
@@ -349,3 +352,21 @@ async def test_a_revoked_agent_does_not_come_back_while_records_cannot_be_read(t
             outage.setattr(server.services.store, "get", away)
             with pytest.raises(DialError):
                 await Agent(server, agent.identity).connect()
+
+
+async def test_no_agent_of_an_earlier_cluster_comes_back_while_records_cannot_be_read(tmp_path, monkeypatch):
+    """Another server that shares the store has made the cluster anew, and word of its revocations is not here yet."""
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        members, store = server.services.registry.members, server.services.store
+        follows = asyncio.create_task(server.services.clusters.follow())
+        held = await store.get(Kind.CLUSTER, "edge-1")
+        await store.update(Kind.CLUSTER, "edge-1", {**held.data, "uid": "another"}, expect=held.version)
+        await until(lambda: "edge-1" in members and members["edge-1"].uid == "another")
+        await until(lambda: agent.closed)
+        with monkeypatch.context() as outage:
+            outage.setattr(store, "get", away)
+            error = await refused(Agent(server, agent.identity))
+        assert error.code == Code.INTERNAL
+        assert "cannot read its records now" in error.text
+        follows.cancel()
+        await asyncio.gather(follows, return_exceptions=True)
