@@ -133,14 +133,13 @@ class CallerConnection(AnswerRelay):
         gateway = self.gateway
         self.deadline = float("inf")
         self.started = self.loop.time()
-        self.sequence += 1
-        self.audit_id = f"{self.stem}{self.sequence:x}"
         self.bytes_in = len(raw)
         try:
             head = self.head = self.reader.parse(raw)
         except RequestError as error:
             self._refuse_malformed(error)
             return
+        self._number()
         caller = self.caller
         authorization = b""
         if caller.identity is not None:

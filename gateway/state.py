@@ -177,6 +177,11 @@ class CallerState:
         if self.held:
             self.loop.call_soon(self._next)
 
+    def _number(self) -> None:
+        """A request has come: its audit id is no other's."""
+        self.sequence += 1
+        self.audit_id = f"{self.stem}{self.sequence:x}"
+
     def _next(self) -> None:
         """Take up a pipelined request."""
         raise NotImplementedError
@@ -216,6 +221,8 @@ class CallerState:
 
     def _refuse_malformed(self, error: RequestError) -> None:
         """Answer and end the connection: nobody knows where a malformed request ends and the next one begins."""
+        if self.head is None:  # not the request before
+            self._number()
         self._fail(error)
 
     def _fail(self, error: GatewayError) -> None:
@@ -287,7 +294,9 @@ class CallerState:
         if now < self.deadline:
             return
         if self.phase is HEAD and self.held:
-            self._fail(RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408"))
+            self._refuse_malformed(
+                RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408")
+            )
         elif self.phase in (HEAD, LINGERING, SPLICED):  # spliced: half-closed for too long
             self.transport.close()
 

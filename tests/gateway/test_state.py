@@ -385,3 +385,19 @@ async def test_the_audit_record_names_everything_but_secrets(pki: Pki) -> None:
         assert f"Audit-ID: {record.audit_id}\r\n".encode() in w.apiserver.heads[0]
         assert record.duration >= record.answered_after > 0
         assert record.caller_address.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize(("half", "deadline", "code"), [(b"GET /api HTTP/1.1\nHo", 20.0, 400), (b"GET /a", 0.5, 408)])
+async def test_a_head_that_never_becomes_whole_is_not_recorded_as_the_request_before_it(
+    pki: Pki, half: bytes, deadline: float, code: int
+) -> None:
+    async with world(pki, head_deadline=deadline) as w:
+        caller = await w.call(pki.client())
+        await caller.say(b"GET /api HTTP/1.1\r\nHost: x\r\n\r\n")
+        await caller.answer()
+        await caller.say(half)
+        answer = await caller.rest()
+        good, bad = w.seen.records
+        assert (good.code, bad.code) == (200, code)
+        assert bad.audit_id != good.audit_id
+        assert f"Audit-Id: {bad.audit_id}\r\n".lower().encode() in answer.lower()
