@@ -29,6 +29,7 @@ from daemon.log import Format, Level
 from daemon.redact import REDACTED, is_secret_name, redact_text
 from daemon.units import Duration as Duration
 from daemon.units import Size as Size
+from daemon.units import spelled
 from daemon.yamlfile import Key
 
 PREFIX: Final = "TOWER_"
@@ -297,7 +298,8 @@ def _nested(value: Any, path: Key) -> Any:
     if path and value not in (None, "") and is_secret_name(str(path[-1])):
         return REDACTED
     if isinstance(value, BaseModel):
-        return {name: _nested(getattr(value, name), (*path, name)) for name in type(value).model_fields}
+        fields = type(value).model_fields.items()
+        return {name: _nested(spelled(getattr(value, name), field.metadata), (*path, name)) for name, field in fields}
     if isinstance(value, Mapping):
         return {str(key): _nested(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -7,8 +7,9 @@ built: the command line reads durations too, and every Tab in a shell would pay 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Final
 
 _SIZES: Final = {
@@ -64,11 +65,29 @@ def parse_duration(text: Any) -> float:
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+def spell_size(count: int) -> str:
+    """What `parse_size` reads as exactly this many bytes: 48MiB, 1GB, 1025B."""
+    for unit in ("GiB", "GB", "MiB", "MB", "KiB", "kB"):
+        if count and count % _SIZES[unit.lower()] == 0:
+            return f"{count // _SIZES[unit.lower()]}{unit}"
+    return f"{count}B"
+
+
+def spell_duration(seconds: float) -> str:
+    """What `parse_duration` reads as exactly this many seconds: 1h, 40s, 500ms, 0.0125s."""
+    for unit, factor in reversed(_SECONDS.items()):
+        text = f"{round(seconds / factor)}{unit}"
+        if seconds and parse_duration(text) == seconds:
+            return text
+    return f"{Decimal(repr(seconds)).normalize():f}s"
+
+
 @dataclass(frozen=True, slots=True)
 class _ReadBy:
-    """Makes pydantic read a field with `parse` before it checks its type."""
+    """Makes pydantic read a field with `parse` before it checks its type; `spell` writes what that reads."""
 
     parse: Callable[[Any], Any]
+    spell: Callable[[Any], str] | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         from pydantic_core import core_schema
@@ -76,9 +95,17 @@ class _ReadBy:
         return core_schema.no_info_before_validator_function(self.parse, handler(source))
 
 
-Size = Annotated[int, _ReadBy(parse_size)]
+def spelled(value: Any, metadata: Iterable[object]) -> Any:
+    """A field's value with its unit, where its type (`metadata` of the annotation) has one."""
+    for each in metadata:
+        if isinstance(each, _ReadBy) and each.spell is not None:
+            return each.spell(value)
+    return value
+
+
+Size = Annotated[int, _ReadBy(parse_size, spell_size)]
 """A field in bytes that reads "256KiB"."""
-Duration = Annotated[float, _ReadBy(parse_duration)]
+Duration = Annotated[float, _ReadBy(parse_duration, spell_duration)]
 """A field in seconds that reads "40s"."""
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Iterator
+from typing import Final
 
 from daemon.faults import TowerError
 from towerctl.client import AdminClient, path_of
 from towerctl.errors import AdminRefused
 from towerctl.output import Object, Resource
 from towerctl.words import PROGRAM
+
+_FIRST: Final = {
+    "cluster": f"add one with `{PROGRAM} add cluster {{name}}`",
+    "agent": f"`{PROGRAM} create token CLUSTER` prints the command that joins one",
+    "token": f"make one with `{PROGRAM} create token CLUSTER`",
+    "tunnel": f"`{PROGRAM} check` says what keeps an agent from opening one",
+    "stream": "there is one for each connection of a caller",
+}
+"""How the first of a kind comes to be."""
 
 
 def one_of(client: AdminClient, resource: Resource, name: str, *, cluster: str | None = None) -> Object:
@@ -26,23 +36,28 @@ def one_of(client: AdminClient, resource: Resource, name: str, *, cluster: str |
             mend="say which one with --cluster",
         )
     if not found:
-        raise missing(resource.singular, name, [resource.name(item) for item in items], plural=resource.plural)
+        if cluster:
+            get_cluster(client, cluster)  # of one that is not there nothing is either
+        names = [resource.name(item) for item in items]
+        raise missing(resource.singular, name, names, plural=resource.plural, cluster=cluster)
     item: Object = found[0]
     return item
 
 
-def missing(singular: str, name: str, names: list[str], *, plural: str) -> TowerError:
+def missing(singular: str, name: str, names: list[str], *, plural: str, cluster: str | None = None) -> TowerError:
+    """The refusal; `names` are those that are there, of `cluster` alone where only that one was looked through."""
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
-        mend = f"did you mean {' or '.join(sorted(close))}?"
+        mend = f"did you mean {' or '.join(sorted(close))}? `{PROGRAM} get {plural}` lists all"
     elif names:
         shown = ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "")
-        mend = f"there are: {shown}"
-    elif singular == "cluster":
-        mend = f"there is none yet; add one with `{PROGRAM} add cluster {name}`"
+        mend = f"there are: {shown} (`{PROGRAM} get {plural}`)"
+    elif cluster:
+        mend = f"it has none; `{PROGRAM} get {plural}` lists those of all clusters"
     else:
-        mend = f"there is none; see `{PROGRAM} get {plural}`"
-    return TowerError("TWR603", f"there is no {singular} {name!r}", mend=mend)
+        mend = f"there is none yet; {_FIRST[singular].format(name=name)}"
+    where = f" in cluster {cluster}" if cluster else ""
+    return TowerError("TWR603", f"there is no {singular} {name!r}{where}", mend=mend)
 
 
 @contextlib.contextmanager

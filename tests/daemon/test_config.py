@@ -68,7 +68,7 @@ def test_flags_win_over_environment_over_file_over_defaults(file: Path) -> None:
     assert loaded.value.health.address == "flag:1"
     origins = dict(line.strip().split("  # ") for line in loaded.render().splitlines() if "  # " in line)
     assert origins["public_url: https://file"] == f"file {file}:1"
-    assert origins["hold: 3.0"] == "environment TOWER_HOLD"
+    assert origins["hold: 3s"] == "environment TOWER_HOLD"
     assert origins["address: flag:1"] == "flag --address"
     assert next(origin for line, origin in origins.items() if line.startswith("mode:")) == "default"
 
@@ -77,12 +77,12 @@ def test_what_config_show_prints_is_a_configuration_without_secrets(file: Path) 
     loaded = read(file, "health: {token: hunter2}\npassword: hunter2\nservices: [{name: a}]\nbudget: 1KiB\n")
     text = loaded.render()
     assert "hunter2" not in text
-    assert f"budget: 1024  # file {file}:4" in text.splitlines()
+    assert f"budget: 1KiB  # file {file}:4" in text.splitlines()
     assert yaml.safe_load(text)["services"] == [{"name": "a", "port": 443}]
 
 
 def test_the_printed_configuration_reads_back_the_same(file: Path) -> None:
-    first = read(file, "hosts: {h1: {name: '3d', port: 4}}\nhold: 90s\npublic_url: 'a: #b'\n")
+    first = read(file, "hosts: {h1: {name: '3d', port: 4}}\nhold: 1.0625s\nbudget: 1025\npublic_url: 'a: #b'\n")
     second = read(file, first.render())
     assert second.value == first.value
 

@@ -9,6 +9,8 @@ from daemon.units import (
     format_duration,
     parse_duration,
     parse_size,
+    spell_duration,
+    spell_size,
     split_address,
 )
 
@@ -47,6 +49,35 @@ def test_durations(text: object, seconds: float) -> None:
 def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
     with pytest.raises(ValueError, match='such as "200ms"'):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0B"), (1025, "1025B"), (2048, "2KiB"), (50331648, "48MiB"), (5_000_000, "5MB"), (3 * 1024**3, "3GiB")],
+)
+def test_a_size_is_spelled_as_it_is_read(size: int, text: str) -> None:
+    assert spell_size(size) == text
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0s"),
+        (0.5, "500ms"),
+        (1.1, "1100ms"),
+        (0.0125, "0.0125s"),
+        (1e-7, "0.0000001s"),
+        (40.0, "40s"),
+        (90.0, "90s"),
+        (5400.0, "90m"),
+        (3600.0, "1h"),
+        (7 * 86400.0, "7d"),
+    ],
+)
+def test_a_duration_is_spelled_as_it_is_read(seconds: float, text: str) -> None:
+    assert spell_duration(seconds) == text
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(

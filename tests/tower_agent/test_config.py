@@ -26,6 +26,13 @@ def test_defaults_are_those_of_the_product() -> None:
     assert config.raw_services_over_foreign_tls is False
 
 
+def test_the_effective_configuration_reads_back(tmp_path: Path) -> None:
+    text = "services: {grafana: 'grafana:3000'}\nhosts: [{name: hq, proxy: 'http://p:1'}]\nmemory: {tunnel: 1MB}\n"
+    (tmp_path / "agent.yaml").write_text(text)
+    first = load(AgentConfig, file=tmp_path / "agent.yaml", environ={"TOWER_LIVENESS__PING": "1500ms"})
+    assert loaded(tmp_path, first.render()) == first.value
+
+
 def test_services_in_both_spellings(tmp_path: Path) -> None:
     config = loaded(
         tmp_path,

@@ -158,6 +158,8 @@ def test_config_show_names_origins_and_hides_passwords(
     assert "context: member  # environment TOWER_CONTEXT" in out
     assert "level: debug  # flag --log-level" in out
     assert "address: grafana:3000" in out
+    assert "resume_window: 40s  # default" in out
+    assert "tunnel: 48MiB  # default" in out
 
 
 def test_a_wrong_key_names_line_and_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,9 +121,11 @@ def test_config_show_prints_values_and_origins(config):
     result = run("config", "show", "--config", str(config), "--host", "hq", env={"TOWER_CALLERS__HOLD": "1s"})
     assert result.returncode == 0, result.stderr
     assert "host: hq  # flag --host" in result.stdout
-    assert "hold: 1.0  # environment TOWER_CALLERS__HOLD" in result.stdout
+    assert "hold: 1s  # environment TOWER_CALLERS__HOLD" in result.stdout
     assert f"public_url: wss://localhost:8443  # file {config}:1" in result.stdout
     assert "hold_waiters: 256  # default" in result.stdout
+    assert "lifetime: 1h  # default" in result.stdout
+    assert "process: 48MiB  # default" in result.stdout
 
 
 def test_config_may_stand_before_the_command_as_with_the_agent(config, tmp_path):

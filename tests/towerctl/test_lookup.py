@@ -19,6 +19,20 @@ def test_a_missing_cluster_is_answered_with_what_there_is(names: list[str], mend
     assert mend in missing("cluster", "edge", names, plural="clusters").mend
 
 
+@pytest.mark.parametrize("kind", ["agent", "token", "tunnel", "stream"])
+def test_whatever_is_missing_is_answered_with_the_command_that_helps(kind: str) -> None:
+    assert f"towerctl get {kind}s" in missing(kind, "x", [f"z{n}" for n in range(9)], plural=f"{kind}s").mend
+    assert f"towerctl get {kind}s" in missing(kind, "z1", ["z2"], plural=f"{kind}s").mend
+    assert "there is none yet; " in missing(kind, "x", [], plural=f"{kind}s").mend
+
+
+def test_an_agent_that_is_missing_says_how_to_find_or_join_one(live: Shell, cluster: str) -> None:
+    ran = live("describe", "agent", "nobody", "--cluster", cluster)
+    ran.refused(f"there is no agent 'nobody' in cluster {cluster}", "`towerctl get agents` lists those of all clusters")
+    live("describe", "agent", "nobody", "--cluster", "nowhere").refused("there is no cluster 'nowhere'")
+    assert "`towerctl create token CLUSTER`" in missing("agent", "x", [], plural="agents").mend
+
+
 def test_a_name_that_two_clusters_share_asks_which_one(shell: Shell) -> None:
     body = '{"items": [{"name": "a", "cluster": "edge-1"}, {"name": "a", "cluster": "edge-2"}]}'
     with peer(shell.socket, http("200 OK", body)):

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from daemon.commandline import FAIL_ON
-from daemon.faults import EXIT_COULD_NOT_CHECK
+from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
 from towerctl.client import AdminClient
 from towerctl.context import Ctl, pass_ctl
-from towerctl.errors import ServerUnreachable
 from towerctl.lazy import Command
 from towerctl.output import Object, output_option, print_document, say
 from towerctl.types import Cluster, Duration, FaultCode
@@ -47,13 +46,13 @@ def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on: str, ignor
     from daemon.checks import Report
 
     verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on == "warning", ignore=ignore)
-    client = ctl.client(timeout=ctl.timeout if ctl.timeout_given else DEADLINE)
     try:
+        client = ctl.client(timeout=ctl.timeout if ctl.timeout_given else DEADLINE)
         document = _measure(client, cluster)
         report = Report.of(document)
         if wait is not None and verdict(report):
             document, report = _again(client, cluster, wait, verdict)
-    except ServerUnreachable as error:
+    except TowerError as error:  # whatever it was: nothing is known of what was to be checked
         error.exit_code = EXIT_COULD_NOT_CHECK
         raise
     if output == "table":

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from typing import Final
 
 import click
 
 from daemon.faults import EXIT_COULD_NOT_CHECK, TowerError
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
-from towerctl.errors import AdminRefused, ServerUnreachable
+from towerctl.errors import AdminRefused
 from towerctl.lazy import Command
 from towerctl.output import Object, output_option, print_document
 from towerctl.types import Cluster, Duration
 from towerctl.words import PROGRAM
+
+PARTS: Final = ("mux", "stream", "readyz")
 
 
 @click.command(cls=Command)
@@ -24,12 +28,15 @@ from towerctl.words import PROGRAM
 @output_option("table", "json", "yaml")
 @pass_ctl
 def ping(ctl: Ctl, cluster: str, count: int, interval: float, output: str) -> int:
-    """Send COUNT requests through the tunnel of CLUSTER; exit code 1 when one is lost or not answered by 200."""
+    """Send COUNT requests through the tunnel of CLUSTER; exit code 1 when one is lost or not answered by 200.
+
+    Ctrl-C ends it earlier, with the sum of what was sent.
+    """
     from towerctl.lookup import get_cluster
 
-    client = ctl.client()
     results: list[Object] = []
     try:
+        client = ctl.client()
         get_cluster(client, cluster)
         for number in range(1, count + 1):
             if number > 1:
@@ -37,12 +44,16 @@ def ping(ctl: Ctl, cluster: str, count: int, interval: float, output: str) -> in
             results.append({"seq": number, **_once(client, cluster)})
             if output == "table":
                 click.echo(_line(results[-1]))
-    except ServerUnreachable as error:
+    except TowerError as error:
         error.exit_code = EXIT_COULD_NOT_CHECK
         raise
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        click.echo("", err=True)  # the terminal shows ^C
     lost = [result for result in results if result.get("status") != 200]
     if output == "table":
-        click.echo(_summary(results, len(lost)))
+        click.echo("\n".join(_summary(results, len(lost))))
         if lost:
             _next_step(lost[-1], cluster)
     else:
@@ -87,12 +98,19 @@ def _line(result: Object) -> str:
     )
 
 
-def _summary(results: list[Object], lost: int) -> str:
+def _summary(results: list[Object], lost: int) -> Iterator[str]:
     """What the far end took: the whole, less the open and the two round trips after it (TLS, request)."""
-    whole = [r for r in results if all(r.get(part) is not None for part in ("mux", "stream", "readyz"))]
+    whole = [r for r in results if all(r.get(part) is not None for part in PARTS)]
     text = f"{len(results)} sent, {lost} lost"
     if whole:
         link = statistics.fmean(r["mux"] for r in whole)
         rest = statistics.fmean(max(0.0, r["readyz"] - r["stream"] - 2 * r["mux"]) for r in whole)
         text += f"; link {_ms(link)}, agent+apiserver {_ms(rest)}"
-    return text
+    yield text
+    if len(whole) > 1:
+        yield f"min/avg/max: {', '.join(_spread(part, [r[part] for r in whole]) for part in PARTS)}"
+
+
+def _spread(part: str, times: list[float]) -> str:
+    least, mean, most = (f"{value * 1e3:.1f}" for value in (min(times), statistics.fmean(times), max(times)))
+    return f"{part} {least}/{mean}/{most}ms"

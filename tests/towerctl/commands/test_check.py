@@ -33,7 +33,18 @@ def test_no_server_means_not_checked(shell: Shell) -> None:
 
 
 def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: str) -> None:
-    live("check", f"{cluster}x").refused(f"there is no cluster '{cluster}x'", f"did you mean {cluster}")
+    live("check", f"{cluster}x").refused(f"there is no cluster '{cluster}x'", f"did you mean {cluster}", code=3)
+
+
+def test_a_server_that_refuses_to_check_is_no_failure_of_the_cluster(shell: Shell) -> None:
+    refusal = json.dumps({"code": "TWR614", "message": "bob may not get checks"})
+    with peer(shell.socket, http("403 Forbidden", refusal)):
+        shell("check", "edge-1").refused("bob may not get checks", "TWR614", code=3)
+
+
+def test_no_way_to_the_server_means_not_checked(shell: Shell) -> None:
+    shell("check", "--context", "nowhere").refused("there is no kubeconfig", "TWR309", code=3)
+    shell("ping", "edge-1", "--context", "nowhere").refused("there is no kubeconfig", "TWR309", code=3)
 
 
 def test_waiting_says_so_and_ends(live: Shell, cluster: str) -> None:
