@@ -153,6 +153,12 @@ def test_a_slow_reader_keeps_its_window() -> None:
     assert credit.window == LIMITS.initial_credit
 
 
+def test_a_reader_beside_its_peer_gets_wide_windows_although_its_loop_takes_longer_than_a_ping() -> None:
+    credit = ReceiveCredit(Budget(64 * MIB), LIMITS)
+    drain(credit, 0.009, 0.0001, 12)
+    assert credit.window == LIMITS.max_credit
+
+
 def test_growth_stops_at_the_budget() -> None:
     budget = Budget(1 * MIB)
     credit = ReceiveCredit(budget, LIMITS)
@@ -173,6 +179,15 @@ def test_pressure_shrinks_a_window_to_the_reserve_but_takes_no_grant_back() -> N
         before = credit.granted
     assert credit.window == 16 * KIB
     assert credit.granted > credit.consumed, "a reader that reads is never left without credit"
+
+
+def test_pressure_gives_back_no_memory_that_a_wide_window_has_granted() -> None:
+    budget = Budget(64 * MIB)
+    credit = ReceiveCredit(budget, LIMITS)
+    drain(credit, 0.15, 0.1, 12)
+    budget.charge(32 * MIB)
+    credit.consume(GRANT_EVERY, 1e3, 0.1)
+    assert credit.window == budget.used - 32 * MIB == LIMITS.max_credit - GRANT_EVERY
 
 
 @given(

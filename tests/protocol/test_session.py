@@ -154,6 +154,17 @@ def test_numbered_frames_are_acknowledged_by_count_or_by_time() -> None:
     assert book.says() == []
 
 
+def test_large_frames_are_acknowledged_by_their_bytes_before_there_are_many() -> None:
+    """A peer whose memory is short keeps 2 MiB: by count alone it would stand still for most of a quarter second."""
+    book = Playbook(initial_credit=4 * MIB)
+    book.opened()
+    large = data(1, bytes(64 * KIB))
+    book.hears(*[large] * 15)
+    assert not [line for line in book.says() if line.startswith("ACK")]
+    book.hears(large)
+    assert book.says() == ["ACK 17"]
+
+
 def test_the_peers_acknowledgements_are_kept_and_checked() -> None:
     book = Playbook(opens_odd=True)
     book.session.open("kubernetes", 0.0)
