@@ -140,6 +140,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._full = False
         self._begin()
 
     def _begin(self) -> None:
@@ -163,6 +164,14 @@ class _Connection(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
         self._transport = None
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._task is None and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     @property
     def idle(self) -> bool:
@@ -219,7 +228,8 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._begin()
             self._arm(IDLE_DEADLINE)
-            self._transport.resume_reading()
+            if not self._full:  # else a peer that asks and does not read would have us keep all its answers
+                self._transport.resume_reading()
 
     def _write(self, status: int, kind: str, body: bytes, *, close: bool, head: bool = False) -> None:
         if self._transport is None:

@@ -273,3 +273,26 @@ async def test_metrics_that_take_long_keep_nobody_waiting() -> None:
         assert (await ask(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
         may_end.set()
         assert (await metrics)[2] == b"done\n"
+
+
+@on_uvloop
+async def test_who_asks_and_does_not_read_is_answered_no_further_until_it_reads() -> None:
+    """Or each connection would have the process keep as many answers as it can ask for."""
+    asked, size = 0, 32 * 1024 * 1024  # more than both sockets hold
+
+    def render() -> bytes:
+        nonlocal asked
+        asked += 1
+        return bytes(size)
+
+    async with connected(Health(metrics=render), times=2) as [(reader, writer), (other, beside)]:
+        for _ in range(3):
+            writer.write(get("/metrics"))
+            for _ in range(10):  # by then the process would have seen what came before
+                beside.write(get("/healthz"))
+                await other.readuntil(b"ok\n")
+        assert asked == 1
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(size)
+        await reader.readuntil(b"\r\n\r\n")
+        assert asked == 2
