@@ -169,7 +169,7 @@ async def _down(writer: asyncio.StreamWriter, socket: ClientConnection) -> None:
 
 
 def _cannot_listen(address: str, port: int, error: OSError) -> TowerError:
-    number = error.errno or 0
+    number = error.errno or errno.EADDRNOTAVAIL  # of which Python 3.13 says only that no address was left
     mend = {
         errno.EADDRINUSE: f"choose another local port, or let one be chosen: 0 (`ss -ltnp` says who holds {port})",
         errno.EACCES: "ports below 1024 need privileges: choose a higher one",

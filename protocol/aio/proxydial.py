@@ -217,7 +217,7 @@ async def _through_proxy(proxy: Proxy, target: DialTarget, note: OnHop) -> async
 async def _tls_to_proxy(
     transport: asyncio.Transport, exchange: _ConnectExchange, proxy: Proxy, target: DialTarget
 ) -> asyncio.Transport:
-    context = target.proxy_ssl_context or ssl.create_default_context()
+    context = target.proxy_ssl_context or _system_trust()
     try:
         secured = await asyncio.get_running_loop().start_tls(
             transport, exchange, context, server_hostname=proxy.host, ssl_handshake_timeout=target.deadline
@@ -229,6 +229,13 @@ async def _tls_to_proxy(
         raise DialError("proxy", f"TLS to the proxy {proxy}: {reason(error)}") from error
     assert secured is not None
     return secured
+
+
+def _system_trust() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    # From Python 3.13 it also wants of each certificate what those of a company's own authority often lack.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def _connect_request(proxy: Proxy, authority: str) -> bytes:

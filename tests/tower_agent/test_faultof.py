@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from certs.errors import FingerprintMismatch
+from certs.tls import ClientTrust, client_context
 from protocol.aio.hops import DialError, HopName
 from protocol.aio.proxydial import DialTarget
 from protocol.constants import Code
@@ -42,7 +43,7 @@ async def test_a_certificate_out_of_its_time_is_no_foreign_chain(tmp_path: Path)
     """A clock that is wrong showed as a proxy in the way, with the mend for that."""
     old = Pki(tmp_path, lasts=timedelta(minutes=-1))
     async with backend(lambda _request: (200, {}), old.server) as served:
-        context = ssl.create_default_context(cadata=old.ca_pem.decode())
+        context = client_context(ClientTrust(ca_pem=old.ca_pem))
         with pytest.raises(DialError) as caught:
             await fetch(DialTarget(host="127.0.0.1", port=served.port, ssl_context=context), "GET", "/")
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from certs.tls import ClientTrust, client_context
 from protocol import defaults
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
@@ -125,7 +126,7 @@ async def test_passthrough_reaches_the_apiserver_itself(make_member: MakeMember)
     async with make_member() as member, serving_tower(new_tower()) as tower:
         await member.agent(tower, services={"kubernetes": {"mode": "passthrough"}})
         tunnel = await tower.tunnel()
-        context = ssl.create_default_context(cadata=member.pki.ca_pem.decode())
+        context = client_context(ClientTrust(ca_pem=member.pki.ca_pem))
         caller = await Caller.open(tunnel, context, name="127.0.0.1")
         status, seen = await caller.ask("/api", Authorization="Bearer mine")
         assert (status, seen["authorization"], seen["client"]) == (200, "Bearer mine", None)

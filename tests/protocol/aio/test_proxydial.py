@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certs.tls import ClientTrust, client_context
 from protocol.aio import proxydial
 from protocol.aio.hops import DialError, Hop
 from protocol.aio.proxydial import DialTarget, certificate_chain, open_connection, parse_url
@@ -38,7 +39,7 @@ class Authority:
     server: ssl.SSLContext
 
     def client(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.ca_pem)
+        return client_context(ClientTrust(ca_pem=self.ca_pem.encode()))
 
 
 def make_authority(folder: Path, name: str) -> Authority:
@@ -195,6 +196,23 @@ def test_directly(run: Callable[..., object], tower: Authority) -> None:
             assert [hop.name for hop in hops] == ["dns", "tcp"]
             assert chain == []
 
+    run(scenario())
+
+
+def test_a_proxy_of_a_company_is_trusted_by_the_systems_authorities(
+    run: Callable[..., object], tower: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of companies often lack the key identifiers that Python's own default asks for from 3.13 on."""
+
+    async def scenario() -> None:
+        async with serving(echo) as port, serving(ConnectProxy(), tower.server) as proxy_port:
+            proxy = f"https://127.0.0.1:{proxy_port}"
+            hops, _ = await round_trip(DialTarget(host="127.0.0.1", port=port, ssl_context=None, proxy=proxy))
+            assert hops[-1].name == "proxy"
+
+    file = tmp_path / "system.pem"
+    file.write_text(tower.ca_pem)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
     run(scenario())
 
 
