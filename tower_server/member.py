@@ -110,8 +110,8 @@ class Member:
 
     @property
     def standing(self) -> int:
-        """How many serving tunnels count."""
-        return _standing(self.serving)
+        """How many serving tunnels count, those that other servers hold among them."""
+        return _standing(self.serving) + (self.elsewhere.tunnels if self.elsewhere is not None else 0)
 
     def pick(self) -> Tunnel | None:
         """The least loaded healthy tunnel: by its streams, then by what they keep waiting, then by its round trip.
@@ -180,7 +180,7 @@ class Member:
             if not self.serving and DETACHED not in tunnel.data:
                 self.hold.lost()
         if closed.by_peer and closed.code in FAREWELLS:
-            self._peak, self._peak_at = self.standing, now
+            self._expect_no_more()
         self.metrics.closed(closed.code.name)
         self._counted()
         self.refresh()
@@ -238,6 +238,10 @@ class Member:
             return self._configured
         return max(1, self._peak) if self.connected is not None else 1
 
+    def _expect_no_more(self) -> None:
+        """What is there now is all that should be: a tunnel was ended on purpose."""
+        self._peak, self._peak_at = self.standing, time.time()
+
     def _counted(self) -> None:
         self._count_since = time.time()
         self.metrics.tunnels.set(sum(not _only_checks(each) and DETACHED not in each.data for each in self.tunnels))
@@ -274,6 +278,12 @@ class Member:
         """What other servers hold of it; None: no longer anything, and `why`; `cut`: its tunnel was lost there;
         `unheard`: nobody knows, since nothing more is heard of that server."""
         before, self.elsewhere = self.elsewhere, found
+        were, are = (each.tunnels if each is not None else 0 for each in (before, found))
+        if are != were:
+            self._count_since = time.time()
+        missed = cut if found is None else found.verdict.state != "Connected"
+        if before is not None and are <= were and not (missed or unheard) and self.standing < self._peak:
+            self._expect_no_more()  # the server that saw how they ended misses none
         if found is not None:
             self._told_at = time.time()
             self.connected = self.connected or self._told_at

@@ -90,12 +90,15 @@ class Client:
         ask = Ask("list", resource, namespace)
         selectors = {"labelSelector": labels, "fieldSelector": fields}
         ends = asyncio.get_running_loop().time() + (deadline or self._deadline)
+        backoff = Backoff(random=random.random, minimum=RETRY_MIN, maximum=RETRY_MAX)
         while True:
             try:
                 return await self._pages(ask, selectors, page, keep, ends)
             except Gone:
-                if asyncio.get_running_loop().time() > ends:
+                delay = backoff.next()
+                if asyncio.get_running_loop().time() + delay >= ends:
                     raise
+            await asyncio.sleep(delay)
 
     async def newest(self, resource: Resource, *, namespace: str | None = None) -> str:
         """The version of now, without reading objects."""

@@ -89,6 +89,15 @@ def test_the_network_policy_opens_the_ports_that_the_defaults_give_out() -> None
     assert policy["spec"]["ingress"][2]["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
 
 
+TOLD_BY_EACH = {
+    "tower_cluster_ready",
+    "tower_cluster_not_ready",
+    "tower_cluster_transitions_total",
+    "tower_tunnels_expected",
+}
+"""What every server of a host says of the same cluster: added up, two servers would make two clusters of one."""
+
+
 def rules() -> list[dict[str, Any]]:
     document = yaml.safe_load((DEPLOY / "components" / "monitoring" / "prometheusrule.yaml").read_text())
     return [rule for group in document["spec"]["groups"] for rule in group["rules"]]
@@ -101,7 +110,11 @@ def test_an_alert_asks_for_figures_that_exist_and_says_what_to_do(rule: dict[str
     asked = set(re.findall(r"\btower_\w+", rule["expr"]))
     assert asked
     assert {name.removesuffix("_bucket") for name in asked} <= known
+    for figure in asked & TOLD_BY_EACH:
+        alike = rf"max by \(member_cluster(, reason)?\) \((sum without \(to\) \(increase\()?{figure}\b"
+        assert len(re.findall(alike, rule["expr"])) == len(re.findall(rf"{figure}\b", rule["expr"])), figure
     assert rule["labels"]["severity"] in ("critical", "warning")
+    assert "-n " not in rule["annotations"]["next"], "it is one file for every namespace"
     assert set(rule["annotations"]) == {"summary", "description", "next"}
     for called in re.findall(r"towerctl ([a-z]+)", rule["annotations"]["next"]):
         assert towerctl.get_command(click.Context(towerctl), called) is not None

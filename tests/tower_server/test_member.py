@@ -313,6 +313,43 @@ async def test_what_this_server_holds_itself_counts_more_and_both_together(metri
     assert member.known_report["uid"] == "mine"
 
 
+async def test_a_tunnel_that_another_server_lost_is_missed_here_and_one_that_was_ended_is_not(metrics, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(module.time, "time", lambda: now)
+
+    def lacking():
+        return Elsewhere(1, Verdict("Degraded", "True", "TWR202"), {})
+
+    async def spread(*, elsewhere):
+        nonlocal now
+        member = await made(metrics)
+        member.add(tunnel("here"))
+        member.note_elsewhere(Elsewhere(elsewhere, Verdict("Connected", "True"), {}), "")
+        member.tick()
+        assert member.expected == 1, "a server that stops has them twice for a moment"
+        now += module.EXPECTED_AFTER
+        member.tick()
+        member.probed(ProbeResult(now, True))
+        assert (member.expected, member.verdict.state) == (1 + elsewhere, "Connected")
+        return member
+
+    for how in ({"cut": True}, {"unheard": True}):
+        member = await spread(elsewhere=1)
+        member.note_elsewhere(None, "server b lost its tunnel", **how)
+        assert (member.verdict.state, member.verdict.cause) == ("Degraded", "1 of 2 expected tunnels are up")
+        member.note_elsewhere(None, "something else was said of it")
+        assert member.expected == 2
+    member = await spread(elsewhere=1)
+    member.note_elsewhere(None, "its agents have left")
+    assert (member.expected, member.verdict.state) == (1, "Connected")
+
+    member = await spread(elsewhere=2)
+    member.note_elsewhere(lacking(), "it lost its tunnels")
+    assert (member.expected, member.verdict.cause) == (3, "2 of 3 expected tunnels are up")
+    member.note_elsewhere(of_another_server(), "that was its agent's wish, it now says")
+    assert (member.expected, member.verdict.state) == (2, "Connected")
+
+
 async def lost_and_back(member, monkeypatch, now, how=None):
     """Ready, lost, and Ready again; the moment of the last."""
     each = tunnel()

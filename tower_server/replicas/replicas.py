@@ -287,7 +287,7 @@ class Replicas:
             best = min(owners, key=lambda link: (link.holds[cluster].verdict.ready != "True", link.peer.name))
             said = best.holds[cluster]
             tunnels = sum(link.holds[cluster].tunnels for link in owners)
-            member.note_elsewhere(Elsewhere(tunnels, said.verdict, said.report), why)
+            member.note_elsewhere(Elsewhere(tunnels, said.verdict, said.report), why, unheard=unheard)
         else:
             member.note_elsewhere(None, why, cut=cut, unheard=unheard)
         if member.known_report.get("services") != before:

@@ -191,6 +191,15 @@ async def test_a_list_whose_pages_ran_out_begins_anew() -> None:
         client.close()
 
 
+async def test_a_list_that_is_always_too_old_is_not_asked_for_without_a_pause() -> None:
+    async with answers(*[status(410, "Expired") for _ in range(1000)]).serving() as api:
+        client = Client(api, user_agent="x")
+        with pytest.raises(Gone):
+            await client.list(SECRETS, namespace="n", deadline=1.0)
+        assert 2 <= len(api.requests) < 50
+        client.close()
+
+
 async def test_each_page_of_a_list_is_cut_before_the_next_is_asked_for() -> None:
     """A thousand objects with all that their writers said of them would be held at once."""
     asked: list[int] = []
