@@ -46,7 +46,7 @@ $(FAST): fast-%:
 	  --hypothesis-profile=fast -p no:cacheprovider -o tmp_path_retention_policy=failed $(FAST_$*)
 
 test: $(STAMP) check ## everything, all rings, from nothing
-	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd libfaketime
+	@$(BIN)/python -m tests.lab.debian iproute2 nftables systemd libfaketime fish zsh
 	@$(BIN)/python -m tests.lab.assets >/dev/null
 	$(BIN)/pytest
 

@@ -26,6 +26,7 @@ FAIL_ON: Final = click.option(
     help="What exit code 1 is for: failures alone, or warnings too.",
 )
 """Of the two commands that check."""
+SHELLS: Final = ("bash", "zsh", "fish")
 _OUTPUT_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -57,6 +58,17 @@ def run_line(
         click.echo(f"error: {why}\n  mend: make room where it goes", err=True)
         return EXIT_FAILED
     return result if isinstance(result, int) else 0
+
+
+def completion_script(cli: click.Command, shell: str, *, program: str, complete_var: str) -> str:
+    """What makes a shell complete `program`: click's, but fish shows descriptions beyond a comma too."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # SHELLS are click's own
+    made = found(cli, {}, program, complete_var)
+    script: str = made.source_template % made.source_vars()
+    return script.replace('(string split "," ', '(string split --max 1 "," ')
 
 
 def _stand_in_for_closed_streams() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 from daemon import log
-from daemon.commandline import FAIL_ON, run_line
+from daemon.commandline import FAIL_ON, SHELLS, completion_script, run_line
 from daemon.config import Loaded, load
 from daemon.faults import TowerError
 from daemon.process import Process, report, run
@@ -313,15 +313,10 @@ def version(output: str) -> None:
 
 
 @cli.command(short_help="Print the completion script of a shell.", epilog="bash: source <(tower-agent completion bash)")
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print the completion script of SHELL."""
-    from click.shell_completion import get_completion_class
-
-    found = get_completion_class(shell)
-    assert found is not None  # the three are click's own
-    script = found(cli, {}, PROGRAM, COMPLETE_VARIABLE)
-    click.echo(script.source_template % script.source_vars())
+    click.echo(completion_script(cli, shell, program=PROGRAM, complete_var=COMPLETE_VARIABLE))
 
 
 def _print(document: dict[str, Any], output: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from daemon import config as configuration
-from daemon.commandline import run_line
+from daemon.commandline import SHELLS, completion_script, run_line
 from daemon.config import Loaded
 from daemon.faults import TowerError
 from daemon.log import configure
@@ -29,7 +29,6 @@ NAME: Final = "tower-server"
 COMPLETE_VARIABLE: Final = "_TOWER_SERVER_COMPLETE"
 USERS_OWN: Final = "default of a user"
 DISTRIBUTION: Final = "tower-tunnel"
-SHELLS: Final = ("bash", "zsh", "fish")
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Flags and the keys that they set; every key can be set by file and environment.
@@ -41,6 +40,7 @@ FLAGS: Final = {
     "admin_socket": "Unix socket of the admin API.",
     "health_address": "Address of /healthz, /readyz and /metrics.",
 }
+PATHS: Final = ("state_dir", "admin_socket")
 
 
 def _file(**more: Any) -> Callable[[F], F]:
@@ -55,7 +55,8 @@ def _file(**more: Any) -> Callable[[F], F]:
 
 def _options(command: F) -> F:
     for key, text in reversed(FLAGS.items()):
-        command = click.option(f"--{key.replace('_', '-')}", help=text)(command)
+        kind = click.Path() if key in PATHS else None
+        command = click.option(f"--{key.replace('_', '-')}", type=kind, help=text)(command)
     stores = click.Choice(("sqlite", "kubernetes"))
     store = click.option("--store", type=stores, help="Where records lie: a file of this machine, or a cluster.")
     return _file()(store(command))
@@ -118,7 +119,7 @@ def show(config_file: Path | None, **flags: Any) -> None:
     click.echo(_load(config_file, flags).render(), nl=False)
 
 
-_STATE = click.option("--state-dir", help="Directory of the store.")
+_STATE = click.option("--state-dir", type=click.Path(), help="Directory of the store.")
 
 
 @cli.command("backup", short_help="Copy the state into a file, while the server runs.")
@@ -187,11 +188,7 @@ def version_command() -> None:
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print the script that completes commands in a shell: `source <(tower-server completion bash)`."""
-    from click.shell_completion import get_completion_class
-
-    found = get_completion_class(shell)
-    assert found is not None
-    click.echo(found(cli, {}, NAME, COMPLETE_VARIABLE).source())
+    click.echo(completion_script(cli, shell, program=NAME, complete_var=COMPLETE_VARIABLE))
 
 
 def product_version() -> str:

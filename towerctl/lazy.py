@@ -34,6 +34,7 @@ def global_options(*, namespace: bool = True) -> list[click.Parameter]:
     return [
         click.Option(
             ["--socket"],
+            type=click.Path(),
             metavar="PATH",
             expose_value=False,
             is_eager=True,

@@ -148,30 +148,31 @@ def needs_user(user: str | None, groups: tuple[str, ...]) -> None:
 
 
 def names_of(ctx: click.Context, kind: str) -> list[str]:
-    """The names of what the server holds, for completion only: no server means no names and no noise."""
-    from daemon.faults import TowerError
-
-    ctl = ctx.find_object(Ctl) or Ctl()
-    try:
-        items = ctl.client(timeout=defaults.COMPLETION_DEADLINE).get(f"/v1/{kind}").get("items", [])
-    except TowerError:
-        return []
+    """The names of what the server holds, for completion only."""
+    items = _known(ctx, f"/v1/{kind}").get("items", [])
     return [str(item.get("name", "")) for item in items if isinstance(item, dict)]
 
 
 def services_of(ctx: click.Context, cluster: str) -> list[str]:
-    """What the owner of `cluster` declared beside its apiserver, for completion only, as `names_of`."""
-    from daemon.faults import TowerError
+    """What the owner of `cluster` declared beside its apiserver, for completion only."""
     from towerctl.client import path_of
 
-    ctl = ctx.find_object(Ctl) or Ctl()
-    try:
-        item = ctl.client(timeout=defaults.COMPLETION_DEADLINE).get(path_of("clusters", cluster))
-    except TowerError:
-        return []
-    member = item.get("member")
+    member = _known(ctx, path_of("clusters", cluster)).get("member")
     declared = member.get("services") if isinstance(member, dict) else None
     return sorted(name for name in declared or () if name != "kubernetes")
+
+
+def _known(ctx: click.Context, path: str) -> dict[str, Any]:
+    """The server's answer: no server means nothing to offer and no noise, and a Tab logs in nowhere (`--context`)."""
+    from daemon.faults import TowerError
+
+    ctl = ctx.find_object(Ctl) or Ctl()
+    if ctl.context:
+        return {}
+    try:
+        return ctl.client(timeout=defaults.COMPLETION_DEADLINE).get(path)
+    except TowerError:
+        return {}
 
 
 def _a(noun: str) -> str:

@@ -28,6 +28,8 @@ PACKAGES: Mapping[str, Callable[[], bool]] = {
     "wrk": _program("wrk"),
     "curl": _program("curl"),
     "systemd": _program("systemd-analyze"),
+    "fish": _program("fish"),
+    "zsh": _program("zsh"),
     "libfaketime": lambda: any(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")),
     "python3-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
+from daemon.commandline import SHELLS, completion_script
 from towerctl.lazy import Command
 from towerctl.root import COMPLETE_VARIABLE, cli
 
@@ -16,10 +16,7 @@ bash:  source <(towerctl completion bash)
 zsh:   source <(towerctl completion zsh)
 fish:  towerctl completion fish | source""",
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
     """Print the completion script of SHELL. Put its line into the start-up file of the shell."""
-    found = get_completion_class(shell)
-    assert found is not None  # the three are click's own
-    script = found(cli, {}, "towerctl", COMPLETE_VARIABLE)
-    click.echo(script.source_template % script.source_vars())
+    click.echo(completion_script(cli, shell, program="towerctl", complete_var=COMPLETE_VARIABLE))
