@@ -92,11 +92,17 @@ class CallerConnection(AnswerRelay):
         self.full = True
         if self.upstream is not None:
             self.upstream.transport.pause_reading()
+        if self.phase is HEAD:
+            self._steer_reading()
 
     def resume_writing(self) -> None:
         self.full = False
         if self.upstream is not None:
             self.upstream.transport.resume_reading()
+        if self.phase is HEAD:
+            self._steer_reading()
+            if self.held:
+                self.loop.call_soon(self._next)
 
     # -- a request ---------------------------------------------------------------------------------------------------
 
@@ -246,7 +252,7 @@ class CallerConnection(AnswerRelay):
 
     def _next(self) -> None:
         """A pipelined request, from a turn of its own so that one caller cannot keep the loop."""
-        if self.phase is HEAD and self.held:
+        if self.phase is HEAD and self.held and not self.full:
             held, self.held = bytes(self.held), bytearray()
             self._head_bytes(held)
             if self.paused:

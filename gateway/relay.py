@@ -226,7 +226,7 @@ class AnswerRelay(CallerState):
         self._reset()
         self.phase = HEAD
         self.deadline = now + (self.gateway.idle_limit if self.proven else self.gateway.head_deadline)
-        if self.paused or self.held:
+        if self.paused or self.held or self.full:
             self._ready(now)
 
     def upstream_eof(self) -> None:

@@ -160,6 +160,7 @@ class CallerState:
             self.upstream_is_full
             or len(self.held) > defaults.MAX_HEAD_BYTES
             or (self.phase is DIALING and self.request_body is not None)
+            or (self.phase is HEAD and self.full)  # who does not read asks for nothing more
         )
         if stop is not self.paused:
             self.paused = stop
@@ -172,7 +173,7 @@ class CallerState:
         """Between two requests."""
         self.phase = HEAD
         self.deadline = now + self._idle_limit()
-        if self.paused:
+        if self.paused or self.full:
             self._steer_reading()
         if self.held:
             self.loop.call_soon(self._next)
@@ -293,7 +294,7 @@ class CallerState:
             self.recheck()
         if now < self.deadline:
             return
-        if self.phase is HEAD and self.held:
+        if self.phase is HEAD and self.held and not self.full:
             self._refuse_malformed(
                 RequestError(f"the head was not complete within {self.gateway.head_deadline:g} s", "TWR408")
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 
 import pytest
@@ -401,3 +402,28 @@ async def test_a_head_that_never_becomes_whole_is_not_recorded_as_the_request_be
         assert (good.code, bad.code) == (200, code)
         assert bad.audit_id != good.audit_id
         assert f"Audit-Id: {bad.audit_id}\r\n".lower().encode() in answer.lower()
+
+
+@pytest.mark.parametrize("certificate", [True, False])
+async def test_who_asks_and_does_not_read_is_refused_no_further_until_it_reads(pki: Pki, certificate: bool) -> None:
+    """Refusals cost the apiserver nothing: only their reader sets them a bound."""
+    asked, request = 4000, b"GET /api HTTP/1.1\r\nHost: x\r\nImpersonate-User: jane\r\n\r\n"
+    async with world(pki, head_deadline=60.0) as w:
+        caller = await w.call(pki.client() if certificate else None)
+        await until(lambda: w.gateway.connections)
+        (connection,), other = w.gateway.connections, await w.call(pki.client())
+        for transport, size in ((caller.writer.transport, socket.SO_RCVBUF), (connection.transport, socket.SO_SNDBUF)):
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, size, 16 * defaults.KIB)
+        caller.writer.transport.pause_reading()
+        caller.writer.write(asked * request)
+        await until(lambda: connection.full)
+        refused = len(w.seen.records)
+        for _ in range(20):  # each has the gateway go on with the other one's requests, if it does
+            await other.say(request)
+            await other.answer()
+        assert len(w.seen.records) == refused + 20
+        assert refused < asked
+        caller.writer.transport.resume_reading()
+        for _ in range(asked):
+            head, _ = await caller.answer()
+            assert head.startswith(b"HTTP/1.1 403 " if certificate else b"HTTP/1.1 401 ")
