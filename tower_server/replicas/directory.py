@@ -74,13 +74,13 @@ class Directory:
     async def follow(self) -> None:
         await self._reflector.run()
 
-    def peers(self) -> list[Peer]:
-        """Those that may be alive, without this one."""
+    def peers(self, *, stale: bool = False) -> list[Peer]:
+        """Those that may be alive, without this one; `stale`: also those that have not written their Lease lately."""
         now, blind = self._loop.time(), self._reflector.fault is not None
         return [
             peer
             for key, lease in self._reflector.items.items()
-            if (blind or now - self._seen[key] < STALE_AFTER)
+            if (stale or blind or now - self._seen[key] < STALE_AFTER)
             and (peer := read(lease)) is not None
             and peer.name != self.me.name
         ]

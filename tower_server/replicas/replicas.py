@@ -148,14 +148,17 @@ class Replicas:
 
     async def _link(self, directory: Directory) -> None:
         """Keeps a link to each server that the directory names; and to one whose Lease is stale or gone while it is
-        heard of, since it may merely be unable to write that, or somebody has deleted it."""
+        heard of, since it may merely be unable to write that, or somebody has deleted it. One that fell silent with a
+        stale Lease may go on as well, cut off from all: it is dialled while the Lease stands, unless nobody listens."""
         while True:
             directory.changed.clear()
             wanted = {peer.name: peer for peer in directory.peers()}
+            stale = {peer.name: peer for peer in directory.peers(stale=True) if peer.name not in wanted}
             for name, link in list(self.links.items()):
                 task = self._tasks[name]
-                heard = link.up and name not in wanted
-                if not (heard or wanted.get(name) == link.peer) or task.done():
+                missed = link.was_up and not link.refused and stale.get(name) == link.peer
+                kept = name not in wanted and (link.up or missed)
+                if not (kept or wanted.get(name) == link.peer) or task.done():
                     del self.links[name], self._tasks[name]
                     task.cancel()
                     await asyncio.wait({task})

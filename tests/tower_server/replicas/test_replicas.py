@@ -112,6 +112,40 @@ async def test_a_server_that_cannot_write_its_lease_goes_on_with_the_others_for_
     await until(lambda: replicas.links == {})
 
 
+async def test_a_server_that_falls_silent_with_a_stale_lease_is_named_and_served_again_when_it_is_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    """As one that is cut off from all, and goes on with its tunnels and with what it was told last."""
+    agent = Agent(pair.two, await enrol(pair.one, await pair.one.add("edge")))
+    await until(lambda: "edge" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    far = pair.one.member("edge")
+    await until(lambda: far.verdict.ready == "True")
+    replicas, cut = pair.one.services.replicas, pair.two.services.replicas
+    assert replicas is not None
+    assert replicas._directory is not None
+    assert cut is not None
+    changed = replicas._directory.changed
+    monkeypatch.setattr(directory, "STALE_AFTER", 0.0)
+    tell = cut.port.tell
+    monkeypatch.setattr(cut.port, "tell", lambda: None)
+    monkeypatch.setattr(defaults, "REPLICA_DEAD_AFTER", 0.2)
+    await until(lambda: far.verdict.code == "TWR118")
+    for _ in range(2):  # the second look begins when the first is over
+        changed.set()
+        await until(lambda: not changed.is_set())
+    assert list(replicas.links) == ["tower-2"], "who asks all servers is told of one that did not answer"
+    monkeypatch.undo()
+    monkeypatch.setattr(directory, "STALE_AFTER", 0.0)
+    assert cut.port.tell == tell
+    await until(lambda: far.verdict.ready == "True")
+    assert (await call(pair.one, "edge")).body == b"ok"
+    await agent.close()
+    await pair.two.server.stop()
+    await until(lambda: replicas.links == {})
+
+
 async def test_a_server_that_stops_says_goodbye_and_ends_what_it_followed(pair: Pair):
     token = await pair.one.add("stays")
     agent = Agent(pair.one, await enrol(pair.one, token))
