@@ -146,11 +146,10 @@ class AnswerRelay(CallerState):
         body = scanner(head.framing, head.length, AnswerError)
         if body is not None and request.minor == 0 and not head.length and not isinstance(body, UntilClose):
             raise AnswerError("the apiserver answered an HTTP/1.0 request with a chunked body")
-        unread = self.request_body is not None and request.expects_continue and not self.interim
         self.close_after = (
             not request.keep_alive
             or request.upgrade is not None
-            or unread
+            or self.request_body is not None  # an answer to half a request: nobody will read the other half
             or isinstance(body, UntilClose)
             or self.leaving
             or self.overstays

@@ -170,6 +170,22 @@ async def test_a_final_answer_in_place_of_100_ends_the_connection(pki: Pki) -> N
         assert b"Connection: close\r\n" in answer_bytes
 
 
+async def test_an_answer_to_half_a_request_says_that_the_connection_ends(pki: Pki) -> None:
+    """As where a body is larger than the apiserver takes: who is not told sends the next request into a closed one."""
+
+    async def answer(side: Apiside) -> None:
+        await side.head()
+        await side.say(b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+        side.server.rest = await side.until_gone()
+
+    async with world(pki, answer=answer) as w:
+        caller = await w.call()
+        await caller.say(b"POST / HTTP/1.1\r\n" + AUTH + b"Content-Length: 9000000\r\n\r\nhalf")
+        answer_bytes = await caller.rest()
+        assert answer_bytes.startswith(b"HTTP/1.1 413 ")
+        assert answer_bytes.endswith(b"Connection: close\r\n\r\nbig")
+
+
 async def test_answers_without_a_body(pki: Pki) -> None:
     async def answer(side: Apiside) -> None:
         while True:
