@@ -188,9 +188,13 @@ class ControlStream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
+        if self._transport is not None:  # who does not read its answers asks for no more of them
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._full = False
+        if self._transport is not None:
+            self._transport.resume_reading()
         if self._outdated:
             self._outdated = False
             self.send_revocations()

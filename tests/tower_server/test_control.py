@@ -139,6 +139,26 @@ async def test_renewals_of_one_cluster_have_a_rate_and_those_of_others_are_their
         await until(lambda: good.control.of("renewed"))
 
 
+async def test_an_agent_that_asks_and_does_not_read_is_answered_no_further_until_it_reads(tmp_path):
+    """Its answers would be kept in the server's memory, which is all members'."""
+    asked = 20_000
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        await until(lambda: agent.control is not None and agent.control.of("revocations"))
+        agent.control.transport.pause_reading()
+        answers = server.member("edge-1").tunnels[0].data["control"]._transport
+        for number in range(asked):
+            agent.control.send("renew", id=f"{number:0>64}")
+        await until(lambda: answers.get_write_buffer_size() > 0)
+        kept = 0
+        while kept < answers.get_write_buffer_size():  # until it is no more than it was
+            kept = answers.get_write_buffer_size()
+            for _ in range(5):
+                await call(server, "edge-1")
+        assert kept < 1024 * 1024
+        agent.control.transport.resume_reading()
+        await until(lambda: len(agent.control.of("refused")) == asked)
+
+
 async def test_a_renewal_that_the_agent_did_not_sign_gives_nothing(tmp_path):
     """Whoever ends the link's TLS in between can write into the control stream, and must get no certificate by it."""
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
