@@ -230,8 +230,8 @@ class IncomingStream:
             return transport
         transport.set_protocol(protocol)
         self.tunnel.stream_accept(transport.id)
+        transport.resume_reading()  # first, since the protocol may pause it in connection_made
         protocol.connection_made(transport)
-        transport.resume_reading()
         return transport
 
     def refuse(self, code: Code, text: str) -> None:

@@ -82,6 +82,43 @@ async def test_a_half_close_is_told_once_however_often_reading_pauses() -> None:
         assert bytes(far.received) == b"z"
 
 
+async def test_a_half_close_without_data_is_told_to_a_reader_that_pauses_before_the_end() -> None:
+    far = [Recorder(), Recorder()]
+    async with tower() as made:
+        server, agent = await made.pair(accepting(*far))
+        for each in far:
+            stream = await server.open("kubernetes", Recorder())
+            each.transport.pause_reading()
+            stream.write_eof()
+            await quiet(server, agent)
+            assert each.calls == ["made"]
+        far[0].transport.resume_reading()
+        await far[0].saw("eof")
+        far[1].transport.write_eof()
+        await far[1].saw("lost")
+        assert far[1].calls == ["made", "eof", "lost"]
+        assert far[1].error is None
+
+
+async def test_who_pauses_as_it_accepts_gets_nothing_until_it_resumes() -> None:
+    class Pauses(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.pause_reading()
+
+    far, early = Pauses(), Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = server.start_open("kubernetes", early)
+        stream.write(b"with the open")
+        await far.saw("made")
+        stream.write(b", and after")
+        await quiet(server, agent)
+        assert bytes(far.received) == b""
+        far.transport.resume_reading()
+        assert await far.bytes(24) == b"with the open, and after"
+
+
 async def test_closing_while_both_wait_for_each_other_ends() -> None:
     """The far end writes before it reads; this end closes with unread bytes and unsent ones."""
     limits = Limits(initial_credit=16 * KIB, max_credit=16 * KIB, send_high=8 * KIB, send_low=4 * KIB)
