@@ -69,7 +69,8 @@ def sync_directory(path: Path) -> None:
 def remove_leftovers(directory: Path) -> None:
     """Temporary files of writers that were killed; only under the lock that all writers take."""
     for leftover in directory.glob(f"{_TEMPORARY}*"):
-        leftover.unlink(missing_ok=True)
+        if not leftover.is_dir():  # that is none of ours
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

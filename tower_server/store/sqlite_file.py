@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from certs.files import intruder
+from certs.files import intruder, remove_leftovers
 from daemon.faults import TowerError
 
 APPLICATION_ID: Final = 0x54575231  # "TWR1"
@@ -37,13 +37,16 @@ MIGRATIONS: Final[tuple[str, ...]] = (
 def open_database(path: Path, *, migrations: Sequence[str] = MIGRATIONS, migrate: bool = True) -> sqlite3.Connection:
     """A connection to the store's file, for the calling thread only; `TowerError` it says what is wrong with it.
 
-    Without `migrate` the file stays as it is, for who only looks at it or puts another in its place.
+    Without `migrate` the file stays as it is, for who only looks at it or puts another in its place. A server takes
+    away what a restore that was killed left beside it: the whole state before, with the CA's keys.
     """
     _make_private(path)
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=LOCK_WAIT, isolation_level=None)
         _prepare(connection, path, migrations, migrate=migrate)
+        if migrate:
+            remove_leftovers(path.parent)
     except sqlite3.Error as error:
         if connection is not None:
             connection.close()

@@ -102,6 +102,21 @@ async def test_a_second_server_on_the_same_file_is_refused(store, tmp_path, monk
     assert "stop the other tower-server" in caught.value.mend
 
 
+async def test_what_a_killed_restore_left_is_taken_away_by_the_server_that_has_the_store(store, tmp_path, monkeypatch):
+    path, left = tmp_path / "state" / "tower.db", tmp_path / "state" / ".tower-abc"
+    left.write_bytes(b"the state before, with its keys")
+    monkeypatch.setattr(sqlite_file, "LOCK_WAIT", 0.05)
+    with pytest.raises(TowerError):
+        await SqliteStore.open(path)
+    assert left.exists()  # it may be somebody's who has the lock
+    await store.close()
+    sqlite_file.open_database(path, migrate=False).close()
+    assert left.exists()
+    await (await SqliteStore.open(path)).close()
+    assert not left.exists()
+    assert path.exists()
+
+
 async def test_a_file_system_without_locks_is_not_taken_for_another_server(store, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
