@@ -117,7 +117,8 @@ _TABLE: Final = (
         "The configuration is not valid",
         "A key is unknown, missing, or has a value of the wrong kind.",
         "A misspelt key, a value with the wrong unit, or a file written for another program or version.",
-        "correct the key that the message names; `config show` prints what is in force and where it comes from",
+        "correct what the message names; `tower-server config show`, or `tower-agent config show`, then prints what is "
+        "in force and where it comes from",
         500,
         "InvalidConfiguration",
     ),
@@ -153,7 +154,8 @@ _TABLE: Final = (
         "The store cannot be used",
         "Records could not be read or written.",
         "The disk is full, read-only or failing, the directory is not writable, or the file is damaged.",
-        "make room or repair the disk that holds the state directory; if the file is damaged, restore a backup",
+        "make room or repair the disk that holds the state directory; if the file is damaged, restore a backup: "
+        "`tower-server restore FILE --replace`",
         503,
         "StoreUnavailable",
     ),
@@ -162,7 +164,8 @@ _TABLE: Final = (
         "The store was written by a newer version",
         "The schema number of the file is higher than this program knows; it refuses to touch it.",
         "The program was downgraded after the newer one had migrated the file.",
-        "run the newer version again, or restore the backup made before the upgrade",
+        "run the newer version again, or restore the backup made before the upgrade: `tower-server restore FILE "
+        "--replace`",
         500,
         "StoreTooNew",
     ),
@@ -189,7 +192,7 @@ _TABLE: Final = (
         "No port is free",
         "Every port of the configured range is allocated or held by another process.",
         "More clusters than ports, or a foreign service inside the range.",
-        "delete clusters that are gone, or widen `ports.range`",
+        "delete clusters that are gone (`towerctl delete cluster NAME`), or widen `ports.range` and restart the server",
         507,
         "PortsExhausted",
     ),
@@ -207,7 +210,8 @@ _TABLE: Final = (
         "The server has no public URL",
         "A join command cannot be printed, because the server does not know under which URL agents reach it.",
         "`public_url` is not set, and a Kubernetes host publishes no address of the tunnel port.",
-        "set `public_url: https://HOST:8443` (a name or address that members can dial) in the server's configuration",
+        "set `public_url: wss://HOST:8443` (a name or address that members can dial) in the server's configuration, "
+        "and restart it",
         409,
         "NoPublicUrl",
     ),
@@ -244,7 +248,9 @@ _TABLE: Final = (
         "A Kubernetes apiserver forbids a request",
         "The apiserver did not accept the credential, or its RBAC does not allow what was asked.",
         "A Role or binding that was not applied or was changed, or a token that is no longer valid.",
-        "apply the manifests again; the message names the rule that is missing",
+        "where it answered 403 to what the message names, apply the rights again: for a server the overlay that it was "
+        "installed by (`kubectl apply -k deploy/overlays/public`; the chart: `helm upgrade`), for an agent `towerctl "
+        "manifest CLUSTER --rbac-only`; where it answered 401, renew the credential",
         500,
         "KubernetesForbids",
     ),
@@ -356,7 +362,8 @@ _TABLE: Final = (
         "The cluster has never connected",
         "The cluster was added, but no agent of it has ever opened a tunnel.",
         "The join command was not run yet, or the agent cannot reach the server.",
-        "run the join command in the member; if it was run, run `tower-agent check` there",
+        "run the join command in the member (`towerctl create token CLUSTER` prints a new one); if it was run, run "
+        "`tower-agent check` there",
         503,
         "NeverConnected",
     ),
@@ -410,7 +417,8 @@ _TABLE: Final = (
         "The enrolment token was used up",
         "The token was right, but other keys were enrolled with it already.",
         "The same join command was run on a second machine, or someone else used the token.",
-        "if you did not use it yourself, revoke that agent; then `towerctl create token CLUSTER`",
+        "if you did not use it yourself, revoke the agent that did (`towerctl get agents`, `towerctl revoke agent "
+        "NAME`); then `towerctl create token CLUSTER`",
         401,
         "TokenUsed",
     ),
@@ -428,7 +436,7 @@ _TABLE: Final = (
         "The enrolment token was revoked",
         "An operator revoked the token before it was used.",
         "`towerctl revoke token`, or the cluster was deleted.",
-        "ask the operator of the host for a new token",
+        "ask the operator of the host for a new token (`towerctl create token CLUSTER`)",
         401,
         "TokenRevoked",
     ),
@@ -582,8 +590,8 @@ _TABLE: Final = (
         "The agent has no identity",
         "The agent was started but was never enrolled with this host.",
         "`tower-agent join` was not run, or the state directory is another one.",
-        "name the state directory (or Secret) that was joined; if none was, run the join command that `towerctl add "
-        "cluster` printed",
+        "name the state directory (`--state-dir`) or Secret (`--identity-secret`) that was joined; if none was, run "
+        "the join command that `towerctl add cluster NAME` printed, or one of `towerctl create token NAME`",
         401,
         "NotEnrolled",
     ),
@@ -650,7 +658,8 @@ _TABLE: Final = (
         "A Go agent is not known",
         "The name or the token of a registration in the dialect kubesphere-v1 is wrong; which of them is not said.",
         "A cluster that was deleted or has no such token, or a token that was replaced.",
-        "give the agent the name and token of the cluster: `towerctl create legacy-token` makes a token",
+        "give the agent the name and token of the cluster: `towerctl create legacy-token CLUSTER` makes a token, and "
+        "that of a Cluster resource is its `spec.connection.token`",
         401,
         "LegacyAgentUnknown",
     ),
@@ -716,8 +725,9 @@ _TABLE: Final = (
         "The apiserver refuses the agent's own credential",
         "The apiserver answered 401 or 403 to the agent itself; kubectl then says You must be logged in to the server.",
         "The ServiceAccount or its token is gone or expired, or the ClusterRole is not bound.",
-        "apply the manifest again (`towerctl manifest CLUSTER`), or renew the agent's kubeconfig; restart a Go agent, "
-        "which reads its token only once",
+        "apply the agent's rights again (`towerctl manifest CLUSTER --rbac-only`, with `--policy FILE` where the "
+        "member has a policy of its own), or renew the agent's kubeconfig; restart a Go agent, which reads its token "
+        "only once",
         502,
         "CredentialRefused",
     ),
@@ -735,7 +745,9 @@ _TABLE: Final = (
         "The agent's policy and the member's RBAC differ",
         "The policy lets the host act as users or groups that the member's RBAC does not (or the other way round).",
         "One of the two was changed by hand.",
-        "render both from one policy with `towerctl manifest CLUSTER` and apply it",
+        "render both from one policy file and apply them: `towerctl manifest CLUSTER --no-token --image IMAGE --policy "
+        "FILE`; for an agent outside of the cluster `towerctl manifest CLUSTER --rbac-only --policy FILE`, and the "
+        "same file as its `policy_file`",
         503,
         "PolicyDrift",
     ),
@@ -772,7 +784,7 @@ _TABLE: Final = (
         "The agent's Secret cannot be used",
         "The Secret that keeps the agent's identity cannot be read or updated.",
         "It was not created, or the Role that allows get and update on it is not bound.",
-        "apply the manifest again (`towerctl manifest CLUSTER`)",
+        "apply the manifest again: `towerctl manifest CLUSTER --no-token --image IMAGE`",
         500,
         "SecretUnusable",
     ),
@@ -819,7 +831,7 @@ _TABLE: Final = (
         "The caller may not impersonate",
         "A certificate caller sent Impersonate-* headers, which the member's policy does not allow it.",
         "`kubectl --as` with a certificate of the tower.",
-        "leave --as out, or let the member's owner allow it in the policy",
+        "leave --as out, or let the member's owner allow it by `may_impersonate` in the policy",
         403,
         "ImpersonationForbidden",
     ),
@@ -828,7 +840,8 @@ _TABLE: Final = (
         "The member's policy does not admit the caller",
         "The user or a group of the certificate is not one that the member's owner lets the host act as.",
         "The owner has not named that user or group yet.",
-        "the member's owner adds it to the policy and applies `towerctl manifest CLUSTER`",
+        "the member's owner adds it to the policy file and applies `towerctl manifest CLUSTER --no-token --image IMAGE "
+        "--policy FILE`",
         403,
         "PolicyForbids",
     ),
@@ -837,7 +850,7 @@ _TABLE: Final = (
         "The caller's name is not usable",
         "The user or a group of the certificate is empty or holds control characters.",
         "A certificate that was made by hand, perhaps to smuggle a header into the request.",
-        "use a certificate made by `towerctl kubeconfig`",
+        "use a certificate made by `towerctl kubeconfig CLUSTER`",
         403,
         "NameNotUsable",
     ),
@@ -902,7 +915,8 @@ _TABLE: Final = (
         "The tower CA cannot be used",
         "The CA in the store is missing a part, is damaged, or its key does not fit.",
         "Files of two installations were mixed, or a restore was incomplete.",
-        "restore the CA from the backup of the state directory; a new CA means that every member joins again",
+        "restore the CA from a backup (`tower-server restore FILE --replace`; with a Kubernetes store the Secret "
+        "tower-secret-authority); a new CA means that every member joins again",
         500,
         "AuthorityUnusable",
     ),
@@ -920,7 +934,8 @@ _TABLE: Final = (
         "A certificate expires soon",
         "Less than a tenth of its life is left and it was not renewed.",
         "The agent cannot reach the server, or renewals are refused.",
-        "see why renewals fail in the agent's log; for the CA plan its replacement",
+        "see why renewals fail in the agent's log; replace a CA by three steps, the first of which is `towerctl rotate "
+        "authority start`",
         503,
         "CertificateExpiring",
     ),
@@ -986,8 +1001,8 @@ _TABLE: Final = (
         "The rotation of the CA cannot go on yet",
         "Some agents have not followed the last step, and the next one would lock them out.",
         "They are not connected, or have not renewed their certificates yet.",
-        "bring them back (`towerctl describe authority` lists them) or revoke them; with --force they are locked out "
-        "and must join again",
+        "bring them back (`towerctl describe authority` lists them) or revoke them (`towerctl revoke agent NAME`); "
+        "with --force they are locked out and must join again",
         409,
         "RotationIncomplete",
     ),
@@ -1015,7 +1030,7 @@ _TABLE: Final = (
         "There is no such object",
         "Nothing of that kind has that name.",
         "A typing error, or it was deleted.",
-        "list what is there with `towerctl get`",
+        "list what is there: `towerctl get clusters` (or tunnels, streams, agents, tokens)",
         404,
         "NotFound",
     ),
@@ -1060,7 +1075,7 @@ _TABLE: Final = (
         "The wait timed out",
         "What --wait waited for did not happen in the time given.",
         "It takes longer than that, or something keeps it from happening.",
-        "see what is missing with `towerctl describe`, or give --wait more time",
+        "see what is missing with `towerctl describe cluster CLUSTER`, or give --wait more time",
         504,
         "WaitTimedOut",
     ),
@@ -1114,7 +1129,8 @@ _TABLE: Final = (
         "RBAC of the host cluster does not allow it",
         "The host's apiserver says that this person may not make this call of the admin API.",
         "They are not bound to a Role for the API group admin.tower.kubesphere.io.",
-        "have a cluster admin bind them to the Role tower-operator, or tower-viewer, of the tower's namespace",
+        "have a cluster admin bind them to the Role tower-operator, or tower-viewer: `kubectl -n NAMESPACE create "
+        "rolebinding NAME --role tower-operator --user USER`",
         403,
         "NotPermitted",
     ),
@@ -1132,7 +1148,8 @@ _TABLE: Final = (
         "The tower cannot be reached by the host's apiserver",
         "`towerctl --context` found no server that is ready, or no way to it.",
         "The namespace is another one, no pod is ready, or a right is missing.",
-        "name the tower's namespace by --namespace; look at its pods with kubectl",
+        "name the tower's namespace by --namespace; look at its pods: `kubectl -n NAMESPACE get pods -l "
+        "app.kubernetes.io/name=tower-server`",
         503,
         "NoWayToTheTower",
     ),

@@ -100,7 +100,8 @@ async def check_rights(client: Client, namespace: str) -> Result:
         "TWR115",
         f"the host's apiserver does not let this server {what}",
         evidence=[f"{_where(needed, namespace)} lacks {needed.rule(verbs)}" for needed, verbs in missing.items()],
-        next_step="apply deploy/base/rbac.yaml again (with the chart: `helm upgrade`)",
+        next_step="apply the overlay again that the server was installed by, such as `kubectl apply -k "
+        "deploy/overlays/public` (with the chart: `helm upgrade`)",
     )
 
 

@@ -15,6 +15,10 @@ from protocol.jsontext import parse_object
 
 # The verb that RBAC knows, by ours.
 _RBAC: Final = {"replace": "update", "apply": "patch"}
+UNKNOWN_TO_IT: Final = (
+    "the apiserver does not know this credential: renew the token or certificate in the kubeconfig, or make the pod's "
+    "ServiceAccount again and restart the pod"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def refusal(ask: Ask, address: str, status: int, body: bytes, *, retry_after: fl
     message = f"{address} answered {status} to {ask}: {text[:600]}"
     told: dict[str, Any] = {"ask": ask, "status": status, "word": word}
     if status in (401, 403):
-        return Forbidden("TWR115", message, mend=_mend_of(ask, text) if status == 403 else None, **told)
+        return Forbidden("TWR115", message, mend=_mend_of(ask, text) if status == 403 else UNKNOWN_TO_IT, **told)
     if status == 404:
         details = said.get("details") or {}
         if not details.get("name"):

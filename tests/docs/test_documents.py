@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from daemon.faults import FAULTS
 from tower_agent.main import cli as agent
 from tower_server.main import cli as server
 from towerctl.root import cli as towerctl
@@ -31,19 +32,40 @@ def commands(text: str) -> set[tuple[str, str]]:
     return found
 
 
+def found(program: str, words: list[str]) -> tuple[click.Command, click.Context, list[str]]:
+    """The command that the words begin with, and what is left of them; AssertionError names a word that is nothing."""
+    command: click.Command = PROGRAMS[program]
+    context, left = click.Context(command, info_name=program), []
+    for word in words:
+        if word.startswith("-"):
+            options = {name for each in command.get_params(context) for name in each.opts + each.secondary_opts}
+            assert word.split("=")[0].strip("[],") in options, f"{program} {' '.join(words)}: no option {word}"
+            left.append(word)
+        elif isinstance(command, click.Group):
+            inner = command.get_command(context, word.split("/")[0])
+            assert inner is not None, f"{program} {' '.join(words)}: no command {word}"
+            command, context = inner, click.Context(inner, info_name=word, parent=context)
+        else:
+            left.append(word)
+    return command, context, left
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_command_that_is_shown_exists_with_its_options(document: str) -> None:
     for program, line in commands((ROOT / document).read_text()):
-        command: click.Command = PROGRAMS[program]
-        context = click.Context(command, info_name=program)
-        for word in line.split():
-            if word.startswith("-"):
-                options = {name for each in command.get_params(context) for name in each.opts + each.secondary_opts}
-                assert word.split("=")[0].strip("[],") in options, f"{document}: {program} {line}: no option {word}"
-            elif isinstance(command, click.Group):
-                inner = command.get_command(context, word.split("/")[0])
-                assert inner is not None, f"{document}: {program} {line}: no command {word}"
-                command, context = inner, click.Context(inner, info_name=word, parent=context)
+        found(program, line.split())
+
+
+@pytest.mark.parametrize("code", sorted(FAULTS))
+def test_every_command_of_a_mend_can_be_typed_as_it_stands(code: str) -> None:
+    """At night nobody looks up what else a command wants."""
+    for program, line in commands(FAULTS[code].mend):
+        command, context, left = found(program, line.split())
+        assert not isinstance(command, click.Group), f"{program} {line} is no whole command"
+        given, over, _ = command.make_parser(context).parse_args(left)
+        wanted = [each for each in command.params if isinstance(each, click.Argument) and each.required]
+        lacking = [each.name for each in wanted if not isinstance(given.get(each.name), str)]
+        assert (lacking, over) == ([], []), f"{program} {line}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -81,6 +81,12 @@ def test_a_403_names_the_rule_that_is_missing(ask: Ask, mend: str) -> None:
     assert refusal(ask, "api:6443", 403, body(403, "Forbidden")).mend == mend
 
 
+def test_a_401_asks_for_another_credential_and_for_no_rule() -> None:
+    mend = refusal(Ask("get", SECRETS, "n", "a"), "api:6443", 401, body(401, "Unauthorized")).mend
+    assert "renew the token or certificate" in mend
+    assert "Role" not in mend
+
+
 @pytest.mark.parametrize(
     ("text", "mend"),
     [
