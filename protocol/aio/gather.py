@@ -1,8 +1,9 @@
-"""Letting small writes of several streams leave together, where they come closely one after another.
+"""Letting small writes, of several streams mostly, leave together where they come closely one after another.
 
-Each message of a link costs both ends a system call, an encryption and often a wake-up, whatever it holds. Where the
-writes of several streams left together the last time, more are likely to follow at once: then what waits to leave waits
-for another turn of the loop, until one has brought nothing more. A stream that is alone never waits, nor does bulk.
+Each message of a link costs both ends a system call, an encryption and often a wake-up, whatever it holds. Where
+several writes left together the last time, more are likely to follow at once: then what waits to leave waits for one
+more turn of the loop, until one has brought nothing. A write that is alone, after another that was, never waits, nor
+does bulk.
 """
 
 from __future__ import annotations

@@ -370,7 +370,7 @@ class Tunnel:
         try:
             happened = session.receive(data, now)
         except RemoteProtocolError as error:
-            log.warning("tunnel %s from %s: the peer broke the protocol: %s", self.id, self.remote, error)
+            self._broken(error)
             self._finish()
             return
         for event in happened:
@@ -508,11 +508,15 @@ class Tunnel:
 
     def _protocol_failed(self, stream: StreamTransport, error: Exception) -> None:
         service = stream.get_extra_info("service")
-        log.error("tunnel %s stream %d (%s): the protocol failed", self.id, stream.id, service, exc_info=error)
         if service == CONTROL_SERVICE and isinstance(error, RemoteProtocolError):
+            self._broken(error)
             self.close(error.code, error.text)
-        else:
-            stream.reset(Code.INTERNAL, "internal error; the log of this end says more")
+            return
+        log.error("tunnel %s stream %d (%s): the protocol failed", self.id, stream.id, service, exc_info=error)
+        stream.reset(Code.INTERNAL, "internal error; the log of this end says more")
+
+    def _broken(self, error: RemoteProtocolError) -> None:
+        log.warning("tunnel %s from %s: the peer broke the protocol: %s", self.id, self.remote, error)
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:

@@ -11,6 +11,8 @@ import pytest
 from protocol.aio import gather
 from protocol.aio.busypoll import SHORT
 from protocol.aio.gather import LONGEST, Gather
+from protocol.constants import Code
+from protocol.errors import StreamReset
 from tests.protocol.aio.tunnels import Echo, Recorder, accepting, tower
 
 NOW = 1000.0
@@ -93,3 +95,30 @@ async def test_what_several_streams_write_in_turns_leaves_in_one_message(
             await caller.until(lambda caller=caller: caller.received.endswith(b"turn"))
         carrying = [count for count in messages if count]
         assert carrying == ([4] if together else [1, 1, 1, 1])
+
+
+@pytest.mark.asyncio
+async def test_an_end_that_is_said_while_a_write_waits_leaves_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "LONGEST", 10.0)
+    far = [Recorder() for _ in range(3)]
+    async with tower() as made:
+        server, _agent = await made.pair(accepting(*far))
+        streams = [await server.open("kubernetes", Recorder()) for _ in far]
+        for stream in streams:
+            stream.write(b"first ")
+        await asyncio.gather(*(each.bytes(6) for each in far))
+        for stream in streams:
+            stream.write(b"last")
+            await asyncio.sleep(0)
+        finished, closed, cut = streams
+        finished.write_eof()
+        closed.close()
+        cut.reset(Code.REVOKED, "revoked")
+        await asyncio.gather(far[0].saw("eof"), far[1].saw("lost"), far[2].saw("lost"))
+        assert bytes(far[0].received) == bytes(far[1].received) == b"first last"
+        assert isinstance(far[2].error, StreamReset)
+        server.drain(Code.SHUTDOWN, "drains", deadline=1.0, retry_after=0.0)
+        finished.reset(Code.CANCELLED, "over")
+        server.close(Code.SHUTDOWN, "over")
+        await far[0].saw("lost")
+        assert not server._busy_poll.held

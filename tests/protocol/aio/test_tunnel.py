@@ -323,7 +323,7 @@ async def test_an_idle_tunnel_lives_by_its_pings() -> None:
         assert agent.closed is None
 
 
-async def test_a_peer_that_breaks_the_control_stream_loses_the_tunnel() -> None:
+async def test_a_peer_that_breaks_the_control_stream_loses_the_tunnel(caplog: pytest.LogCaptureFixture) -> None:
     class Control(Recorder):
         def data_received(self, data: bytes) -> None:
             raise RemoteProtocolError(Code.TOO_LARGE, "a control line above the bound")
@@ -335,3 +335,18 @@ async def test_a_peer_that_breaks_the_control_stream_loses_the_tunnel() -> None:
         closed = await server.wait_closed()
         assert (closed.code, closed.text, closed.by_peer) == (Code.TOO_LARGE, "a control line above the bound", True)
         await agent.wait_closed()
+    (said,) = (record for record in caplog.records if "control line" in record.getMessage())
+    assert "the peer broke the protocol" in said.getMessage()
+    assert (said.levelname, said.exc_info) == ("WARNING", None), "a peer's fault needs no traceback of this end"
+
+
+async def test_what_arrived_is_acknowledged_in_time_although_nothing_else_is_said() -> None:
+    limits = Limits(ping_interval=1000.0, dead_after=2000.0)
+    async with tower(limits=limits) as made:
+        server, agent = await made.pair(accepting(Recorder()), limits=limits)
+        stream = await server.open("kubernetes", Recorder())
+        await quiet(server, agent)
+        stream.write(b"x")
+        async with asyncio.timeout(PATIENCE / 2):  # a PING for its measure would be due after all of it
+            while server.session.frames_acked < 2:
+                await asyncio.sleep(0.01)
