@@ -106,6 +106,8 @@ class End:
         self.process.handle("io", self._link_lost, link, reason)
 
     def _received(self, link: Link, data: bytes) -> None:
+        if link.deaf == self.side:
+            return
         link.taken[self.side] += len(data)
         if self.over or link is not self.link:
             self.world.counts["pieces of an old link"] += 1
@@ -147,7 +149,7 @@ class End:
         self.process.handle("timer", self._tick)
 
     def _tick(self) -> None:
-        if self.over:
+        if self.over or (self.link is not None and self.link.deaf == self.side and not self.link.over):
             return
         self._timer = None
         now, due = self.process.clock(), self.session.deadline()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from protocol.constants import Code
 from protocol.handshake import Resume
 from tests.simulation.attempts import Attempt, Stranger
+from tests.simulation.ends import End
 from tests.simulation.network import Link
 from tests.simulation.plan import OF_A_LINK, Fault, Trouble
 from tests.simulation.processes import Agent, Process, Server
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tests.simulation.run import Simulation
 
 FOR_EVER = float("inf")
+TALKS_EVERY = 3.0
 
 
 def strike(simulation: Simulation, trouble: Trouble) -> None:
@@ -94,10 +96,26 @@ def _strike_link(simulation: Simulation, trouble: Trouble, link: Link) -> None:
             way.stalled_until = now + min(60.0, trouble.seconds)
         case Fault.STALL:
             way.stalled_until = back.stalled_until = now + min(60.0, trouble.seconds)
+        case Fault.DEAF if link.deaf is None:
+            link.deaf, link.disturbed_at = trouble.end, FOR_EVER
+            _talk(simulation, link, trouble.end)
         case Fault.DETOUR:
             way.detour = back.detour = min(5.0, trouble.seconds)
         case Fault.ZOMBIE:
             give_up(link, now, min(25.0, trouble.seconds), told=trouble.coin >= 0.3)
+
+
+def _talk(simulation: Simulation, link: Link, end: int) -> None:
+    """Have that end write something every few seconds, so that it is not silent. It minds again what it does not hear
+    once its peer has let go."""
+    owner = link.owners[end]
+    if not link.over:
+        if isinstance(owner, End):
+            owner.process.handle("io", owner.enter, lambda: owner.session.ping(owner.process.clock()))
+        simulation.world.after(TALKS_EVERY, _talk, simulation, link, end)
+    elif isinstance(owner, End):
+        owner.process.disturbed_at = owner.process.clock()
+        owner.arm(anew=True)
 
 
 def give_up(link: Link, now: float, seconds: float, *, told: bool) -> None:

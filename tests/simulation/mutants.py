@@ -126,6 +126,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if silent >= 1e9:\n",
     ),
     Mutant(
+        "a deaf peer that is not noticed",
+        SESSION,
+        "        return max(self._owing_since(), self._liveness.answered_at) + DEAF * self.limits.dead_after\n",
+        "        return NEVER\n",
+    ),
+    Mutant(
+        "a deaf peer that is noticed late",
+        SESSION,
+        "            due = min(due, self._deaf_at())\n",
+        "",
+    ),
+    Mutant(
         "a resume window that never ends",
         SESSION,
         "            if now - self.detached_at >= self.limits.resume_window:\n",

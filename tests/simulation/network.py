@@ -177,6 +177,7 @@ class Link:
         self.taken = [0, 0]  # bytes that each end's process has got round to
         self.over = False
         self.disturbed_at = world.now
+        self.deaf: int | None = None  # the end whose process reads nothing, and does not mind
         self.told = [False, False]
         # How it breaks, when it does: what is on its way still arrives, and when each end is told (None: never).
         self.flush = [False, False]

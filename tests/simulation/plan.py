@@ -24,6 +24,7 @@ class Fault(Enum):
     ONE_WAY = "one direction silent for a while"
     BLACK_HOLE = "one direction silent for ever"
     STALL = "both directions silent for a while"
+    DEAF = "a process that writes on a link and reads nothing of it"
     ZOMBIE = "a link that the agent has given up, whose bytes still arrive"
     SUSPEND = "a process suspended"
     RESTART_AGENT = "an agent killed and started again"
@@ -49,6 +50,7 @@ OF_A_LINK: Final = frozenset(
         Fault.ONE_WAY,
         Fault.BLACK_HOLE,
         Fault.STALL,
+        Fault.DEAF,
         Fault.ZOMBIE,
         Fault.DETOUR,
     }

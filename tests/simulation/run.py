@@ -187,7 +187,7 @@ class Simulation:
             theirs = None if mine is None else self.server.held(mine.tunnel, agent)
             if mine is None or theirs is None or mine.link is None or mine.link is not theirs.link:
                 return False
-            if theirs.session.draining or mine.link.over:
+            if theirs.session.draining or mine.link.over or mine.link.deaf is not None:
                 return False
             if any(way.stalled_until > self.world.now for way in mine.link.ways):
                 return False
