@@ -277,7 +277,7 @@ _TABLE: Final = (
         "Another server of this host does not answer",
         "The store lists another server, but its replica port cannot be reached or sends no heartbeat.",
         "That server is down or restarting, announces an address that this one cannot reach, is cut off by a network "
-        "policy, or belongs to another host.",
+        "policy, has a clock that is minutes off, or belongs to another host.",
         "if it should be running, see its log and check `replica.listen` and `replica.address` in its configuration; "
         "meanwhile the other servers take over its agents and callers",
         503,

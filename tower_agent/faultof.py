@@ -8,7 +8,7 @@ from certs.errors import CertsError
 from daemon.faults import TowerError
 from daemon.wirefault import wire_fault
 from protocol.aio.hops import DialError, HopName
-from protocol.aio.proxydial import out_of_time
+from protocol.aio.tlsfailure import out_of_time
 
 _BY_HOP: Final[dict[HopName, str]] = {
     "dns": "TWR210",
@@ -24,7 +24,7 @@ _BY_HOP: Final[dict[HopName, str]] = {
 def dial_fault(error: DialError, address: str = "") -> TowerError:
     """The fault of a broken way out; the hop stands at the head of the message, `address` (who answered TCP) behind."""
     text = f"{error} (at {address})" if address and address not in error.text else str(error)
-    if out_of_time(error):
+    if out_of_time(error.__cause__):
         mend = "correct this machine's clock if it is wrong; else have the server's certificate renewed"
         return TowerError("TWR502", text, mend=mend)
     code = "TWR214" if error.hop == "tls" and error.peer_ca is not None else _BY_HOP[error.hop]

@@ -16,7 +16,7 @@ from daemon.faults import TowerError
 from daemon.kube.access import Access
 from protocol import defaults
 from protocol.aio.hops import DialError
-from protocol.aio.proxydial import out_of_time
+from protocol.aio.tlsfailure import out_of_time
 from tower_agent.http import Answer, fetch
 
 _JSON: Final = ("Accept", "application/json")
@@ -106,7 +106,7 @@ async def readiness(api: MemberApi) -> Readiness:
 
 def apiserver_fault(error: DialError, access: Access) -> TowerError:
     """Why the apiserver could not be asked."""
-    if out_of_time(error):
+    if out_of_time(error.__cause__):
         mend = "renew the apiserver's certificate (`kubeadm certs renew apiserver`), or correct this machine's clock"
         return TowerError("TWR304", f"the apiserver at {access.address} is not trusted: {error.text}", mend=mend)
     if error.hop == "tls" and error.peer_ca is not None:

@@ -93,8 +93,8 @@ async def _port(services: Services, name: str) -> Result:
 
 async def _servers(replicas: Replicas) -> Result:
     links = replicas.links.values()
-    if silent := sorted(f"{link.peer.name} ({link.peer.address})" for link in links if not link.up):
-        return warn("TWR118", f"no heartbeat of {', '.join(silent)} comes to {replicas.name}")
+    if silent := sorted(f"{link.peer.name} ({link.peer.address}): {link.why}" for link in links if not link.up):
+        return warn("TWR118", f"no heartbeat comes to {replicas.name} of {', nor of '.join(silent)}")
     return ok(f"{format_count(len(links), 'other server')}")
 
 

@@ -24,7 +24,7 @@ from protocol import defaults
 from protocol.aio.hops import DialError, Hop, OnHop, asked_to_wait, reason, unnoted
 from protocol.aio.proxyenv import BadProxy, Proxy, bracketed, parse_proxy, proxy_from_environment
 from protocol.aio.tcpdial import connect_tcp
-from protocol.aio.tlsfailure import BUSY_REASON
+from protocol.aio.tlsfailure import BUSY_REASON, out_of_time
 from protocol.constants import Code
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -340,18 +340,12 @@ def chain_end(sent: Sequence[bytes]) -> str | None:
     return str(names[0].value) if names else issuer.rfc4514_string()
 
 
-_OUT_OF_TIME: Final = frozenset({9, 10})  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _OTHER_NAME: Final = frozenset({62, 64})  # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
-
-
-def out_of_time(error: DialError) -> bool:
-    """Whether it is the time that a certificate was refused for: it has run out, or a clock is wrong."""
-    return isinstance(error.__cause__, ssl.SSLCertVerificationError) and error.__cause__.verify_code in _OUT_OF_TIME
 
 
 def _untrusted(error: ssl.SSLCertVerificationError, target: DialTarget, ends_at: str | None) -> str:
     said = f"the certificate of {target.authority} is not trusted ({error.verify_message})"
-    if error.verify_code in _OUT_OF_TIME:
+    if out_of_time(error):
         return f"{said}; the clock here says {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
     if error.verify_code in _OTHER_NAME:
         return said  # who has signed it is not the question

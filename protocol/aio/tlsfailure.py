@@ -16,6 +16,7 @@ for: whoever is turned away hears so without costing a key exchange."""
 BUSY_REASON: Final = "TLSV1_ALERT_INTERNAL_ERROR"  # what OpenSSL calls it at the peer
 _HTTP_STARTS: Final = (b"GET ", b"HEAD", b"POST", b"PUT ", b"PATC", b"DELE", b"OPTI", b"CONN", b"PRI ")
 _WITHOUT_ISSUER: Final = frozenset({2, 18, 19, 20, 21, 24})  # codes of X509_verify_cert
+_OUT_OF_TIME: Final = frozenset({9, 10})  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED
 _NOTHING_IN_COMMON: Final = frozenset(
     {"UNSUPPORTED_PROTOCOL", "NO_SHARED_CIPHER", "VERSION_TOO_LOW", "NO_SHARED_GROUP"}
 )
@@ -41,6 +42,11 @@ class TlsError(ConnectionError):
     def __init__(self, failure: TlsFailure, text: str) -> None:
         super().__init__(text)
         self.failure = failure
+
+
+def out_of_time(error: BaseException | None) -> bool:
+    """Whether it is the time that a certificate was refused for: it has run out, or a clock is wrong."""
+    return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _OUT_OF_TIME
 
 
 def explained(error: ssl.SSLError | ssl.CertificateError, start: bytes | None) -> TlsError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ from certs.errors import Untrusted
 from daemon.backoff import Backoff
 from daemon.log import get_logger
 from protocol import defaults
+from protocol.aio.tlsfailure import explained, out_of_time
 from protocol.constants import Code
 from protocol.errors import ProtocolError, RemoteProtocolError, TunnelLost
 from tower_server.replicas.directory import Peer
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 RETRY_MAX: Final = 2.0  # seconds: a server that comes back is found before its callers give up
 CUT: Final = "it lost its tunnels"
 LEFT: Final = "its agents have left"
+CLOCKS: Final = "; compare the clocks of the two servers"
 LINE_LIMIT: Final = defaults.MAX_CONTROL_LINE_BYTES + 2
 
 log = get_logger(__name__)
@@ -55,6 +58,11 @@ class Link:
         self._said = ""
         self._cut: asyncio.TimerHandle | None = None
         self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def why(self) -> str:
+        """Why it is not up."""
+        return self._said or "it has not been reached yet"
 
     @property
     def serving(self) -> bool:
@@ -160,6 +168,8 @@ def _why(task: asyncio.Task[None]) -> str:
     error = task.exception()
     if isinstance(error, TimeoutError):
         return f"nothing heard from it for {defaults.REPLICA_DEAD_AFTER:g} s"
+    if isinstance(error, ssl.SSLError):
+        return f"{explained(error, None)}{CLOCKS if out_of_time(error) else ''}"
     if isinstance(error, ValueError):  # readline's, for a line above the limit
         return str(RemoteProtocolError(Code.TOO_LARGE, f"a line of it above {LINE_LIMIT} bytes"))
     if isinstance(error, Untrusted):

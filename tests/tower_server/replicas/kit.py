@@ -26,8 +26,9 @@ CONNECTED = Verdict("Connected", "True")
 AUTHORITY = Authority.create("hq", at=time.time())
 
 
-def certificate(name: str, authority: Authority = AUTHORITY) -> ReplicaCertificate:
-    return ReplicaCertificate(authority, name=name, at=time.time())
+def certificate(name: str, authority: Authority = AUTHORITY, *, ahead: float = 0.0) -> ReplicaCertificate:
+    """`ahead`: by how many seconds its server's clock is."""
+    return ReplicaCertificate(authority, name=name, at=time.time() + ahead)
 
 
 class End(asyncio.Protocol):
@@ -117,8 +118,10 @@ class Host:
 
 
 @asynccontextmanager
-async def serving(host: Host, name: str = "owner", authority: Authority = AUTHORITY) -> AsyncIterator[ReplicaPort]:
-    port = ReplicaPort(host, certificate(name, authority))
+async def serving(
+    host: Host, name: str = "owner", authority: Authority = AUTHORITY, *, ahead: float = 0.0
+) -> AsyncIterator[ReplicaPort]:
+    port = ReplicaPort(host, certificate(name, authority, ahead=ahead))
     await port.start("127.0.0.1", 0)
     try:
         yield port

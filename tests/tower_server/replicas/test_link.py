@@ -69,6 +69,15 @@ async def test_one_that_says_nothing_for_a_while_holds_nothing(monkeypatch):
     assert (down["code"], down["replica"]) == ("TWR118", "owner")
 
 
+async def test_one_whose_clock_is_another_is_not_heard_of_and_says_that():
+    async with serving(Host(), ahead=3600.0) as port:
+        link = Link(peer(port), certificate("other"), lambda _link, _clusters, _why: None)
+        assert link.why == "it has not been reached yet"
+        async with following(link):
+            await until(lambda: "certificate is not yet valid; compare the clocks" in link.why)
+            assert not link.up
+
+
 async def test_one_that_comes_back_is_found_again():
     host = Host()
     async with serving(host) as port:

@@ -285,12 +285,15 @@ async def test_a_check_finds_well_what_another_server_holds_and_that_server_wher
     shown = (await admin(pair.one, "GET", "/v1/clusters/checked")).json()
     assert {each["status"] for each in shown["conditions"]} == {"True"}, shown["conditions"]
 
+    replicas = pair.one.services.replicas
+    assert replicas is not None
     pair.two.server._parts.replicas.close()  # its replica port is out of reach; its tunnels are not
     await until(lambda: pair.one.member("checked").verdict.ready == "False")
     found = await checked()
     for name, status in (("servers", "warning"), ("tunnel/checked", "failed")):
         assert (found[name]["status"], found[name]["code"]) == (status, "TWR118"), found[name]
         assert "tower-2" in found[name]["message"]
+        assert name != "servers" or found[name]["message"].endswith(replicas.links["tower-2"].why)
         assert "`replica.address`" in found[name]["next"]
     refused = (await call(pair.one, "checked")).json()
     assert refused["details"]["causes"][0]["reason"] == "TWR118", refused
