@@ -239,7 +239,8 @@ _TABLE: Final = (
         "Objects could not be read or written: no connection, no answer in time, or an answer that is an error of its "
         "own.",
         "The apiserver is down or overloaded, or the network, a proxy or a firewall between is.",
-        "see whether it answers from here: `kubectl get --raw /readyz`; Tower goes on trying, and nothing is lost",
+        "see whether it answers from here: `kubectl get --raw /readyz`; a server that runs goes on trying and loses "
+        "nothing, a start has to be repeated, as systemd and Kubernetes do by themselves",
         503,
         "KubernetesUnreachable",
     ),
@@ -687,7 +688,7 @@ _TABLE: Final = (
         "The member's apiserver refuses connections",
         "The tunnel is fine; the agent cannot connect to the apiserver.",
         "The member's control plane is down, or its address changed.",
-        "repair the member's control plane; Tower is not the cause",
+        "repair the member's control plane, or correct its address in the agent's kubeconfig; Tower is not the cause",
         502,
         "ApiserverDown",
     ),

@@ -1,6 +1,7 @@
 """The program as a process: it starts, says what is wrong when it cannot, and stops by signal leaving nothing."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -115,6 +116,20 @@ def test_a_state_directory_that_cannot_be_made_is_named(config, tmp_path):
     result = run("run", "--config", str(config), "--state-dir", str(tmp_path / "file" / "state"))
     assert result.returncode == 1
     assert str(tmp_path / "file" / "state") in result.stderr
+
+
+def test_a_start_without_the_hosts_apiserver_ends_and_says_so(config, tmp_path):
+    cluster = {"server": f"https://127.0.0.1:{free_port()}"}
+    context = {"name": "host", "context": {"cluster": "host", "user": "tower"}}
+    access = {"clusters": [{"name": "host", "cluster": cluster}], "contexts": [context], "current-context": "host"}
+    (tmp_path / "kubeconfig").write_text(json.dumps({**access, "users": [{"name": "tower", "user": {"token": "t"}}]}))
+    config.write_text(config.read_text() + f"store: {{kind: kubernetes, kubeconfig: {tmp_path / 'kubeconfig'}}}\n")
+    result = run("run", "--config", str(config), timeout=60)
+    assert result.returncode == 1, result.stderr
+    where = cluster["server"].removeprefix("https://")
+    for said in ("TWR114", where, "Connection refused", "a start has to be repeated"):
+        assert said in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_config_show_prints_values_and_origins(config):
