@@ -192,6 +192,8 @@ class CallerConnection(AnswerRelay):
                 self.request_body = None
         if rest:
             self.held = bytearray(rest)
+        if self.request_body is not None and not self.proven:
+            self.deadline = self.started + self.gateway.head_deadline
         pool = self.pool = self.gateway.upstreams.pool(verdict.pool)
         connection = pool.take()
         self.outbox = out

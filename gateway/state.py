@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 DRAIN_IDLE: Final = 1.0  # seconds for a request that is already on its way when the connection is to be closed
+LEAST_BODY_RATE: Final = 8 * defaults.KIB  # bytes a second, of a caller who is not authenticated yet
 
 
 class Phase(IntEnum):
@@ -300,6 +301,12 @@ class CallerState:
             )
         elif self.phase in (HEAD, LINGERING, SPLICED):  # spliced: half-closed for too long
             self.transport.close()
+        elif self.request_body is not None and not self.proven and not self.paused:
+            # The apiserver refuses a token that it does not know once it has the body: that must come, too.
+            self.deadline = self.started + self.gateway.head_deadline + self.bytes_in / LEAST_BODY_RATE
+            if now >= self.deadline:
+                text = f"the body came at less than {LEAST_BODY_RATE} bytes a second from a caller not known yet"
+                self._refuse_malformed(RequestError(text, "TWR408"))
 
     def recheck(self) -> None:
         """End the request under way if the caller's certificate is no longer valid."""

@@ -88,6 +88,51 @@ async def test_who_is_not_recognised_cannot_sit_on_a_connection(pki: Pki, monkey
         assert (await by_certificate.answer())[1] == b"{}"
 
 
+async def whole_first(side: Apiside) -> None:
+    """As Go does: an answer to a short body leaves when all of it has come."""
+    while True:
+        head = (await side.head()).lower()
+        if b"chunked" in head:
+            await side.reader.readuntil(b"\r\n0\r\n\r\n")
+        else:
+            await side.reader.readexactly(int(head.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        known = b"theirs" in head or b"impersonate" in head
+        await side.say(OK if known else b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+
+
+POST = GET.replace(b"GET", b"POST")[:-2]
+
+
+@pytest.mark.parametrize("half", [b"Content-Length: 3\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
+async def test_who_is_not_recognised_cannot_stay_by_a_body_that_does_not_come(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, half: bytes
+) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
+    async with world(pki, answer=whole_first, head_deadline=0.3) as w:
+        caller = await w.call()
+        await caller.say(POST.replace(b"theirs", b"made-up") + half)
+        answer = await caller.rest()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert "TWR408" in status_of(answer)["message"]
+        await until(lambda: not w.gateway.upstreams.bearer.open_count)
+
+
+@pytest.mark.parametrize("who", ["by a body that comes", "by an earlier answer", "by a certificate"])
+@pytest.mark.slow
+async def test_who_is_or_may_be_known_has_time_for_a_body(pki: Pki, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    monkeypatch.setattr(defaults, "GATEWAY_TICK", 0.05)
+    size = 10 if who != "by a body that comes" else 64 * defaults.KIB
+    async with world(pki, answer=whole_first, head_deadline=0.3) as w:
+        caller = await w.call(pki.client() if who == "by a certificate" else None)
+        if who == "by an earlier answer":
+            await caller.say(POST + b"Content-Length: 1\r\n\r\n{")
+            assert (await caller.answer())[1] == b"{}"
+        await caller.say(POST + b"Content-Length: %d\r\n\r\n" % size + bytes(size - 1))
+        await asyncio.sleep(1.0)  # longer than somebody unknown may say nothing
+        await caller.say(b"}")
+        assert (await caller.answer())[1] == b"{}"
+
+
 @pytest.mark.parametrize(
     ("asked", "answered"),
     [
