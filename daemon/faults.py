@@ -858,8 +858,8 @@ _TABLE: Final = (
     Fault(
         "TWR408",
         "The request came too slowly",
-        "The request's head was not complete within the deadline, or the body of a caller who is not known yet came too "
-        "slowly.",
+        "The request's head was not complete within the deadline, or the body of a caller who is not known yet came "
+        "too slowly.",
         "A stalled client, or an attack.",
         "try again; look at the network between caller and host",
         408,
