@@ -152,6 +152,25 @@ def test_every_value_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (config.drain, config.callers.hold, config.store.kind) == (20.0, 5.0, "kubernetes")
 
 
+@pytest.mark.parametrize(("listen", "port"), [({}, 8080), ({"listen": "[::]:8081"}, 8081)])
+def test_where_go_agents_are_let_in_they_reach_the_port(listen: dict[str, str], port: int) -> None:
+    objects = helm({"config": {"kubesphere_v1": {"enabled": True, **listen}}}).objects
+    (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {"name": "kubesphere-v1", "containerPort": port} in container["ports"]
+    published = one(objects, "Service")["spec"]["ports"]
+    assert {"name": "kubesphere-v1", "port": port, "targetPort": "kubesphere-v1"} in published
+    assert {"port": port} in one(objects, "NetworkPolicy")["spec"]["ingress"][0]["ports"]
+    assert "8080" not in json.dumps(helm({"config": {"kubesphere_v1": {"enabled": False}}}).objects)
+
+
+@pytest.mark.parametrize(
+    ("drain", "seconds"), [("5s", 90), ("29.5s", 90), ("2m", 180), (45, 105), ("1h1m30s", 3750), ("500ms", 90)]
+)
+def test_a_pod_may_take_longer_to_end_than_its_streams(drain: object, seconds: int) -> None:
+    pod = one(helm({"config": {"drain": drain}}).objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == seconds
+
+
 def test_a_changed_configuration_rolls_the_pods() -> None:
     def mark(values: dict[str, Any]) -> Any:
         template = one(helm(values).objects, "Deployment")["spec"]["template"]

@@ -27,3 +27,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- toYaml (merge $made .Values.config) -}}
 {{- end }}
+
+{{/* The port for Go Tower's agents, where `config` opens it. */}}
+{{- define "tower.legacyPort" -}}
+{{- if dig "kubesphere_v1" "enabled" false .Values.config -}}
+{{- dig "kubesphere_v1" "listen" ":8080" .Values.config | toString | regexFind "[0-9]+$" -}}
+{{- end -}}
+{{- end }}
+
+{{/* Seconds: a minute above `config.drain`, whose streams a kubelet would cut. */}}
+{{- define "tower.grace" -}}
+{{- $seconds := 0.0 -}}
+{{- $units := dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 -}}
+{{- range regexFindAll "[0-9.]+[a-z]*" (dig "drain" "5s" .Values.config | toString) -1 -}}
+{{- $factor := get $units (regexReplaceAll "[0-9.]" . "") | default 1.0 -}}
+{{- $seconds = addf $seconds (mulf (regexFind "[0-9.]+" .) $factor) -}}
+{{- end -}}
+{{- max 90 (add 60 (ceil $seconds)) -}}
+{{- end }}
