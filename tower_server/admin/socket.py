@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +68,9 @@ class AdminSocket:
         logging.getLogger("uvicorn.error").addFilter(_worth_a_line)
         self._own = sock is None
         sock = sock or bind_private(self._path)
-        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock)
+        # From Python 3.13 on a loop takes the file of whatever it served away, also one that is systemd's.
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+        self._server = await asyncio.get_running_loop().create_unix_server(self._connection, sock=sock, **keep)
 
     def _connection(self) -> asyncio.Protocol:
         return _Connection(config=self._config, server_state=self._state, app_state=self._app_state)
