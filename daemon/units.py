@@ -32,36 +32,44 @@ _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 _PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+MAX_SIZE: Final = 1 << 60
+MAX_DURATION: Final = 36500 * 86400.0  # the system's clocks and timers end at 292 years
 
 
 def parse_size(text: Any) -> int:
     """Bytes of "256KiB", "48Mi", "1MB" or a bare number. Raises ValueError."""
     if isinstance(text, (int, float)) and not isinstance(text, bool):
-        if text < 0 or text != int(text):
+        if not 0 <= text < float("inf") or text != int(text):
             raise ValueError("a size is a whole, non-negative number of bytes")
-        return int(text)
-    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
-    factor = _SIZES.get(found[2].lower()) if found else None
-    if found is None or factor is None:
-        raise ValueError('a size is a number with a unit, such as "256KiB", "48MiB" or "1GB"')
-    return int(float(found[1]) * factor)
+        size: float = text
+    else:
+        found = _SIZE.fullmatch(text) if isinstance(text, str) else None
+        factor = _SIZES.get(found[2].lower()) if found else None
+        if found is None or factor is None:
+            raise ValueError('a size is a number with a unit, such as "256KiB", "48MiB" or "1GB"')
+        size = float(found[1]) * factor
+    if size > MAX_SIZE:
+        raise ValueError(f"a size is at most {MAX_SIZE >> 30}GiB")
+    return int(size)
 
 
 def parse_duration(text: Any) -> float:
     """Seconds of "40s", "1h30m", "200ms", "7d" or a bare number of seconds. Raises ValueError."""
-    wrong = ValueError('a duration is a number with a unit, such as "200ms", "40s", "5m", "24h" or "7d"')
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        if not 0 <= text < float("inf"):
-            raise wrong
-        return float(text)
-    if not isinstance(text, str):
-        raise wrong
-    text = text.strip()
+    seconds = _seconds(text.strip()) if isinstance(text, str) else text
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        raise ValueError('a duration is a number with a unit, such as "200ms", "40s", "5m", "24h" or "7d"')
+    if seconds > MAX_DURATION:
+        raise ValueError(f"a duration is at most {MAX_DURATION / 86400:.0f}d")
+    return float(seconds)
+
+
+def _seconds(text: str) -> float | None:
+    """None for what is no duration."""
     if _NUMBER.fullmatch(text):
         return float(text)
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise wrong
+        return None
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 

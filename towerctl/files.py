@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 from certs.files import replace_file
@@ -20,9 +22,12 @@ def write_private(path: Path, data: str, *, what: str) -> None:
 
 
 def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
-    """Raises `TowerError` (TWR104) when it cannot be read, is not text, or is longer than `limit` bytes."""
+    """Raises `TowerError` (TWR104) when it cannot be read, is not text, or is longer than `limit` bytes.
+
+    `-` is standard input.
+    """
     try:
-        with path.open("rb") as file:
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
         mend = "check the path, and that you may read it"

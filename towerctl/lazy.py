@@ -59,7 +59,7 @@ def global_options(*, namespace: bool = True) -> list[click.Parameter]:
         ),
         click.Option(
             ["--timeout"],
-            type=Duration(minimum=0.05),
+            type=Duration(minimum=0.05, maximum=86400),
             expose_value=False,
             is_eager=True,
             callback=_remember,

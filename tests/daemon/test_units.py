@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from daemon.units import (
+    MAX_DURATION,
+    MAX_SIZE,
     format_age,
     format_bytes,
     format_count,
@@ -49,6 +53,24 @@ def test_durations(text: object, seconds: float) -> None:
 def test_what_is_no_duration_says_what_one_looks_like(text: object) -> None:
     with pytest.raises(ValueError, match='such as "200ms"'):
         parse_duration(text)
+
+
+@pytest.mark.parametrize("text", [f"{MAX_SIZE + 2**10}", "9" * 400, "99999999999GiB", MAX_SIZE + 1])
+def test_a_size_beyond_all_memory_is_a_mistake(text: object) -> None:
+    with pytest.raises(ValueError, match="at most 1073741824GiB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["36501d", f"{'9' * 300}s", 4e9, 10**400])
+def test_a_duration_beyond_what_clocks_take_is_a_mistake(text: object) -> None:
+    with pytest.raises(ValueError, match="at most 36500d"):
+        parse_duration(text)
+
+
+def test_the_longest_duration_is_one_that_a_clock_takes() -> None:
+    assert parse_duration("36500d") == MAX_DURATION
+    with socket.socket() as one:
+        one.settimeout(MAX_DURATION)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_token_that_was_given_for_its_id_is_not_shown(live: Shell) -> None:
         assert secret not in ran.err
 
 
-@pytest.mark.parametrize("timeout", ["x", "0", "1ms"])
+@pytest.mark.parametrize("timeout", ["x", "0", "1ms", "2d", "9" * 400])
 def test_a_timeout_that_is_none_is_a_usage_error(shell: Shell, timeout: str) -> None:
     shell("get", "clusters", "--timeout", timeout).refused("--timeout", code=2)
 

@@ -19,7 +19,7 @@ MAX_BODY: Final = 1024 * 1024
 class Body(BaseModel):
     """The base of every body: unknown keys and wrong kinds are refused, nothing is coerced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 B = TypeVar("B", bound=Body)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from pathlib import Path
 
 import click
 
@@ -40,17 +40,18 @@ def token(ctl: Ctl, cluster: str, ttl: float | None, uses: int | None, output: s
 @click.argument("cluster", type=Cluster())
 @click.option(
     "--token-file",
-    type=click.File("r"),
+    type=click.Path(path_type=Path, allow_dash=True),
     help="Take over the token that Go agents have already (- for standard input), in place of making one.",
 )
 @output_option("table", "json", "yaml")
 @pass_ctl
-def legacy_token(ctl: Ctl, cluster: str, token_file: TextIO | None, output: str) -> None:
+def legacy_token(ctl: Ctl, cluster: str, token_file: Path | None, output: str) -> None:
     """Create the token by which Go Tower's agents register for CLUSTER. Agents with another one are closed."""
+    from towerctl.files import read_text
     from towerctl.lookup import suggesting
     from towerctl.output import print_document, say
 
-    body = {} if token_file is None else {"token": token_file.read().strip()}
+    body = {} if token_file is None else {"token": read_text(token_file, what="the token file").strip()}
     client = ctl.client()
     with suggesting(client, cluster):
         made = client.post(path_of("clusters", cluster, "legacy-token"), body)

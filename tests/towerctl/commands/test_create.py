@@ -46,6 +46,9 @@ def test_the_token_that_go_agents_have_is_taken_over_from_a_file(live: Shell, cl
     assert "abab" not in ran.out + ran.err
     file.write_text("too short")
     live("create", "legacy-token", cluster, "--token-file", str(file)).refused("32 to 512", "TWR605")
+    file.write_bytes(b"\xff" * 64)
+    live("create", "legacy-token", cluster, "--token-file", str(file)).refused(f"the token file {file} is not text")
+    live("create", "legacy-token", cluster, "--token-file", str(file.parent)).refused("cannot read", "Is a directory")
 
 
 def test_a_window_says_until_when_it_is_open(live: Shell, cluster: str) -> None:
