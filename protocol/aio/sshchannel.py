@@ -4,7 +4,8 @@ As with `stream.StreamTransport`, `data_received` hands out bytes, a protocol ma
 `connection_lost` gets the reason as a StreamRefused, StreamReset or TunnelLost. The receive window is `protocol.flow`'s
 credit: a reader that stops stops only its own channel, and what is granted is charged to the budget.
 
-A channel is over when both ends have sent CLOSE. Go's ends take EOF for the end of both directions.
+A channel is over when both ends have sent CLOSE, which this one does where both directions have ended. Go's ends take
+EOF for the end of both.
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ class Channel(asyncio.Transport):
             if self._eof_due and not self._eof_sent:
                 self._eof_sent = True
                 self._wire.channel_packet(_EOF, self)
-            if self._closing:
+            if self._closing or (self._eof_sent and self._eof_told):
                 self._send_close()
                 self._lose(None)
         self._turn = self._has_something()
@@ -414,7 +415,8 @@ class Channel(asyncio.Transport):
             return
         if not self._eof_told and self._protocol is not None:
             self._eof_told = True
-            if not self._guard(self._protocol.eof_received) and not self._closed_by_peer:
+            stays = self._guard(self._protocol.eof_received) and not self._eof_sent
+            if not stays and not self._closed_by_peer:
                 self.close()
         if self._closed_by_peer:
             self._lose(None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from protocol.aio.link import Link
@@ -71,7 +72,11 @@ class SshLink(asyncio.Transport):
 
     def link_lost(self, reason: str) -> None:
         self._feed_held()
-        self._wire.connection_lost(ConnectionError(reason))
+        lost = partial(self._wire.connection_lost, ConnectionError(reason))
+        if self._wire.known:
+            lost()
+        else:  # asyncssh judges a peer's first words in a task: what it finds says more than that the link is gone
+            self._loop.call_soon(self._loop.call_soon, lost)
 
     @property
     def blocked_for(self) -> float:

@@ -91,6 +91,25 @@ async def test_what_is_written_overtakes_neither_its_own_channel_nor_others_in_l
         assert got == b"1234"
 
 
+@pytest.mark.parametrize("first", ["here", "there"])
+async def test_a_channel_is_over_when_both_directions_have_ended_though_nobody_closes_it(first: str) -> None:
+    far: list[Channel] = []
+    limits = channel_limits()
+    async with connected(take=held_by(far), limits=limits) as pair:
+        channel, end = await opened(pair)
+        ends = [(channel, end_of(far[0])), (far[0], end)]
+        for writer, reader in ends if first == "here" else reversed(ends):
+            writer.write(b"last words")
+            writer.write_eof()
+            async with asyncio.timeout(30):
+                await reader.eof.wait()
+            assert reader.data == b"last words"
+        async with asyncio.timeout(30):
+            assert await end.lost is None
+        await settled(pair)
+        assert limits.budget.used == 0
+
+
 async def test_a_refusal_carries_its_reason() -> None:
     async with connected(take=lambda channel, _: channel.refuse(2, "no route to host")) as pair:
         end = Collect()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final, cast
 
 import pytest
 from websockets.speedups import apply_mask
@@ -13,6 +14,7 @@ from tests.protocol.aio.sshpeers import MIB, Collect, Echo, Owner, channel_limit
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
+OLD_OFFER: Final = (b"diffie-hellman-group14-sha1", b"ssh-rsa", *2 * [b"aes128-ctr"], *2 * [b"hmac-sha1"], *4 * [b""])
 
 
 class Recording(Link):
@@ -124,3 +126,17 @@ async def test_the_loss_of_the_link_is_the_loss_of_the_connection() -> None:
             await pair.server_owner.lost.wait()
             await pair.agent_owner.lost.wait()
         assert "cable" in pair.server_owner.reason
+
+
+async def test_a_stranger_that_leaves_behind_its_first_words_is_told_of_by_what_ssh_found_in_them() -> None:
+    """A Go host that sees no algorithm in common hangs up at once, and so does a Go agent."""
+    _link, ssh_link, wire = await made()
+    owner = cast("Owner", wire.owner)
+    offer = b"\x14" + b"k" * 16 + b"".join(len(each).to_bytes(4, "big") + each for each in OLD_OFFER) + bytes(5)
+    padding = 8 - (len(offer) + 5) % 8 + 8
+    packet = (len(offer) + 1 + padding).to_bytes(4, "big") + bytes((padding,)) + offer + bytes(padding)
+    ssh_link.link_received(memoryview(b"SSH-2.0-Go\r\n" + packet))
+    ssh_link.link_lost("the peer closed the connection")
+    async with asyncio.timeout(30):
+        await owner.lost.wait()
+    assert "No matching key exchange" in owner.reason
