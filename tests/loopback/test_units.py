@@ -45,6 +45,17 @@ os.umask(0o077)
 os.execv(program[0], program)
 """
 
+# The program's modules are where this user may read them; then it is a user without home, as systemd makes one.
+PLACES = """
+import os
+from tower_server.main import load
+load(None, {})
+if os.geteuid() == 0:
+    os.setuid(65534)
+config = load(None, {}).value
+print(config.state_dir, config.admin_socket)
+"""
+
 
 def unit(name: str) -> configparser.ConfigParser:
     parsed = configparser.ConfigParser(strict=False, interpolation=None, delimiters=["="])
@@ -89,6 +100,21 @@ def test_a_service_that_cannot_start_now_is_tried_again_for_as_long_as_it_takes(
     """Nobody is there at night to say `systemctl reset-failed`."""
     found = unit(service)
     assert (found["Service"]["Restart"], found["Unit"].get("StartLimitIntervalSec")) == ("always", "0")
+
+
+def test_the_servers_state_and_socket_are_where_its_units_have_them() -> None:
+    service = unit("tower-server.service")["Service"]
+    environment = dict(word.split("=", 1) for word in service.get("Environment", "").split())
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES],
+        env=environment | {"HOME": "/"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    socket_path = unit("tower-server-admin.socket")["Socket"]["ListenStream"]
+    assert done.stdout.split() == [f"/var/lib/{service['StateDirectory']}", socket_path], done.stderr
 
 
 @contextlib.contextmanager
