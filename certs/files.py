@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -20,7 +21,12 @@ _TEMPORARY: Final = ".tower-"
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write beside (mode 0600), flush to disk, rename over. OSError leaves `path` as it was."""
+    """Write beside (mode 0600), flush to disk, rename over. OSError leaves `path` as it was.
+
+    A pipe or a device (/dev/stdout) in its place is refused: it would be gone for everybody.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -116,6 +116,8 @@ def read(path: Path) -> Config:
     """The kubeconfig at `path`; KubeconfigError when it is not one."""
     mend = "correct the file, or name another one"
     try:
+        if not path.is_file():
+            raise KubeconfigError(f"{path} is no regular file", mend)
         if path.stat().st_size > MAX_KUBECONFIG_BYTES:
             raise KubeconfigError(f"{path} is too large for a kubeconfig", mend)
         config = yaml.safe_load(path.read_bytes())
@@ -216,6 +218,8 @@ def _replace(path: Path, config: Config) -> None:
 @contextmanager
 def _locked(path: Path, *, deadline: float = LOCK_DEADLINE) -> Iterator[None]:
     """Hold `<path>.lock`, made exclusively, as kubectl does; KubeconfigError after `deadline` seconds."""
+    if not path.name:
+        raise KubeconfigError(f"{str(path)!r} is no name of a file", "name a file that this user may write")
     lock = path.with_name(path.name + ".lock")
     until = time.monotonic() + deadline
     while True:

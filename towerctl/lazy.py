@@ -23,7 +23,7 @@ CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value is not None:
+    if value not in (None, ""):  # an empty variable of a script says nothing
         ctl = ctx.ensure_object(Ctl)
         setattr(ctl, str(param.name), value)
         ctl.timeout_given = ctl.timeout_given or param.name == "timeout"

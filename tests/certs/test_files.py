@@ -33,6 +33,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert os.listdir(tmp_path) == ["key"]
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="no regular file"):
+            replace_file(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".tower-abc").write_bytes(b"half")
     (tmp_path / "key").write_bytes(b"whole")

@@ -194,6 +194,16 @@ def test_a_file_of_its_own_replaces_none(tmp_path: Path, addition: dict[str, Any
         kubeconfig.write(tmp_path / "config", addition)
 
 
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path: Path, addition: dict[str, Any]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(KubeconfigError, match="pipe is no regular file"):
+        kubeconfig.merge(tmp_path / "pipe", addition)
+    assert (tmp_path / "pipe").is_fifo()
+    for write in (kubeconfig.merge, kubeconfig.write):
+        with pytest.raises(KubeconfigError, match="is no name of a file"):
+            write(Path(""), addition)
+
+
 def test_a_place_that_cannot_be_written_is_named(addition: dict[str, Any]) -> None:
     with pytest.raises(KubeconfigError, match=r"/proc/nowhere/config cannot be"):
         kubeconfig.merge(Path("/proc/nowhere/config"), addition)

@@ -66,6 +66,10 @@ def test_a_token_that_was_given_for_its_id_is_not_shown(live: Shell) -> None:
         assert secret not in ran.err
 
 
+def test_an_empty_option_is_one_that_was_not_given(live: Shell) -> None:
+    assert live("get", "clusters", "--socket", "", "--context", "").code == 0
+
+
 @pytest.mark.parametrize("timeout", ["x", "0", "1ms", "2d", "9" * 400])
 def test_a_timeout_that_is_none_is_a_usage_error(shell: Shell, timeout: str) -> None:
     shell("get", "clusters", "--timeout", timeout).refused("--timeout", code=2)

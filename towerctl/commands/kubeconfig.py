@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -148,10 +149,11 @@ def _deliver(config: Object, *, file: Path | None, merge: bool, use: bool, overw
     if merge:
         target = file or _default_file()
         files.merge(target, config, overwrite=overwrite, use=use)
-        say(f"Context {name} is in {target}. Try: kubectl --context {name} version")
+        where = [] if file is None else ["--kubeconfig", str(file)]
+        say(f"Context {name} is in {target}. Try: {shlex.join(['kubectl', *where, '--context', name, 'version'])}")
     elif file is not None:
         files.write(file, config)
-        say(f"Written to {file}. Try: kubectl --kubeconfig {file} version")
+        say(f"Written to {file}. Try: {shlex.join(['kubectl', '--kubeconfig', str(file), 'version'])}")
     else:
         click.echo(files.to_yaml(config), nl=False)
 

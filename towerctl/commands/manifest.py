@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,4 +181,5 @@ def _write(made: list[Object], file: Path | None, output: str) -> None:
     from towerctl.files import write_private
 
     write_private(file, text, what="the manifest")
-    say(f"Written to {file}. In the member: kubectl apply -f {file}. Then here: {PROGRAM} get clusters")
+    apply = shlex.join(["kubectl", "apply", "-f", str(file)])
+    say(f"Written to {file}. In the member: {apply}. Then here: {PROGRAM} get clusters")

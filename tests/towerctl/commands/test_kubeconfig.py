@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -40,6 +41,22 @@ def test_by_default_the_file_holds_a_plugin_and_no_secret(live: Shell, cluster: 
     assert set(user) == {"exec"}
     assert user["exec"]["apiVersion"] == "client.authentication.k8s.io/v1"
     assert user["exec"]["args"][:-1] == ["credential", cluster, "--socket", str(live.socket), "--ca"]
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_command_to_try_can_be_pasted_and_reads_the_file_that_was_written(
+    live: Shell, cluster: str, tmp_path: Path, merge: bool
+) -> None:
+    file = tmp_path / "of mine"
+    said = live("kubeconfig", cluster, "--context-name", "my lab", "-f", str(file), *["--merge"][: int(merge)]).err
+    words = shlex.split(said.partition("Try: ")[2])
+    context = ["--context", "my lab"] if merge else []
+    assert words == ["kubectl", "--kubeconfig", str(file), *context, "version"]
+    assert yaml.safe_load(file.read_text())["current-context"] == "my lab"
+
+
+def test_a_file_without_a_name_is_refused(live: Shell, cluster: str) -> None:
+    live("kubeconfig", cluster, "-f", "").refused("is no name of a file", "TWR610")
 
 
 @pytest.mark.slow
