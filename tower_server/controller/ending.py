@@ -3,8 +3,8 @@
 Nothing is ended on the word of a watch's copy. The copies lag, each by its own time, so that a cluster may only seem to
 be over; resource and record are therefore read from where they are stored, and once more after the farewell in the
 member, which may take long. A Cluster that disappears because its CRD was deleted has not been ended by anybody: its
-record is kept, like that of a cluster that was added by hand. The record is deleted first and our finalizer last, when
-nothing of the cluster is left.
+record is kept, like that of a cluster that was added by hand. So is one that somebody has put back from a copy, which
+follows a Cluster of before. The record is deleted first and our finalizer last, when nothing of the cluster is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from tower_server.controller.twins import Twins
 from tower_server.controller.wanted import Wanted, read_wanted
 from tower_server.controller.writer import Writer
 from tower_server.records import Cluster
+from tower_server.store.kubernetes_objects import WRITER
 
+KIND_DELETED: Final = (
+    f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was",
+    "install the CRD and make its Cluster again, or `towerctl delete cluster` it",
+)
+PUT_BACK: Final = (
+    "its Member was put back from a copy, and follows a Cluster of before: it is kept and served as it was",
+    "make its Cluster again, which adopts it, or `towerctl delete cluster` it",
+)
 BRIEF: Final = 1.0  # seconds: what was read more recently need not be read again
 
 log = get_logger(__name__)
@@ -87,6 +96,8 @@ class Ending:
     async def settle(self, name: str) -> tuple[Object | None, Cluster | None]:
         """Called for a cluster that seems to be over. Ends it if it is; resource and record as they are then."""
         resource, record = await self._read_stored(name)
+        if record is not None and record.resource and await self._put_back(resource, record):
+            return resource, await self._keep(record, "PutBack", *PUT_BACK)
         if record is not None and self.membership is not None and await self._end_was_asked(resource, record):
             began = time.monotonic()
             await self._farewell(self.membership, record, resource)
@@ -98,7 +109,7 @@ class Ending:
                 await self.registry.delete(record)
                 record = None
             else:
-                record = await self._keep(record)
+                record = await self._keep(record, "ClusterKindDeleted", *KIND_DELETED)
         return resource, record
 
     async def _read_stored(self, name: str) -> tuple[Object | None, Cluster | None]:
@@ -126,19 +137,29 @@ class Ending:
         served = parse_object(body).get("resources", ()) if status == 200 else ()
         return not any(each.get("name") == CLUSTERS.plural and "create" in each.get("verbs", ()) for each in served)
 
-    async def _keep(self, record: Cluster) -> Cluster:
-        """Keep a cluster whose resource was deleted with its CRD. It becomes like one that was added by hand, and a new
-        resource of its name adopts it again."""
+    async def _put_back(self, resource: Object | None, record: Cluster) -> bool:
+        """Whether somebody else wrote which Cluster the record follows, and that is none that is here: a copy names the
+        one that it was made of, and those that are made again have uids of their own."""
+        wanted = self.read(resource)
+        if wanted is not None and (wanted.deleting or wanted.uid == record.resource):
+            return False
+        try:
+            member = await self.client.get(MEMBERS, record.name)
+        except NotFound:
+            return False
+        fields = member["metadata"].get("managedFields") or ()
+        writers = {each.get("manager") for each in fields if "f:resource" in each.get("fieldsV1", {}).get("f:spec", ())}
+        return bool(writers) and WRITER not in writers
+
+    async def _keep(self, record: Cluster, reason: str, text: str, mend: str) -> Cluster:
+        """Keep a cluster whose resource is gone without anybody's having ended it. It becomes like one that was added
+        by hand, and a new resource of its name adopts it again."""
         self.writer.fence()
         kept = await self.registry.release(record)
-        text = f"the CRD {CLUSTERS} is being deleted, and every Cluster with it: this one is kept and served as it was"
-        mend = "install the CRD and make its Cluster again, or `towerctl delete cluster` it"
         log.warning("cluster-kept", cluster=record.name, text=text)
         member = self.view.get(MEMBERS, record.name)
         if member is not None:
-            await self.events.tell(
-                member, [Condition("ResourceWritable", "False", "ClusterKindDeleted", f"{text}; {mend}")]
-            )
+            await self.events.tell(member, [Condition("ResourceWritable", "False", reason, f"{text}; {mend}")])
         return kept
 
     @staticmethod

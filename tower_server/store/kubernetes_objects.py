@@ -28,6 +28,8 @@ ANNOTATION: Final = "tower.kubesphere.io/record"
 SECRET_TYPE: Final = "tower.kubesphere.io/record"  # noqa: S105 - a type of Secrets
 MAX_NAME: Final = 253
 MAX_ANNOTATION_BYTES: Final = 200 * 1024  # Kubernetes allows 256 KiB for all annotations together
+WRITER: Final = "tower-server"
+"""As whom the store writes, in the objects' `managedFields`."""
 _SNAKE: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)+")
 _HUMP: Final = re.compile(r"[A-Z]")
 

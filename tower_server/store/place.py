@@ -22,9 +22,10 @@ async def open_store(config: ServerConfig, *, version: str) -> Store:
     from daemon.kube.access import Access
     from daemon.kube.client import Client
     from tower_server.store.kubernetes import KubernetesStore
+    from tower_server.store.kubernetes_objects import WRITER
 
     access = Access.find(wanted.kubeconfig, wanted.context)
-    client = Client(access, user_agent=f"tower-server/{version}", deadline=DEADLINE)
+    client = Client(access, user_agent=f"{WRITER}/{version}", deadline=DEADLINE)
     return await KubernetesStore.open(client, namespace=wanted.namespace)
 
 

@@ -44,6 +44,7 @@ from tower_server.ports import PortRange
 from tower_server.state import Verdict
 from tower_server.store.base import Kind, Store
 from tower_server.store.kubernetes import KubernetesStore
+from tower_server.store.kubernetes_objects import WRITER
 
 NAMESPACE = "kubesphere-system"
 PATIENCE = 60.0
@@ -261,7 +262,7 @@ async def host(plane: ControlPlane, **more: Any) -> AsyncIterator[Host]:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         await client.create(NAMESPACES, body)
     store = await KubernetesStore.open(
-        Client(Access.find(plane.admin_kubeconfig), user_agent="store"), namespace=NAMESPACE
+        Client(Access.find(plane.admin_kubeconfig), user_agent=WRITER), namespace=NAMESPACE
     )
     made = Host(plane, client, store, **more)
     try:

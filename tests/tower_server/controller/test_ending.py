@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
-from daemon.kube.resources import CLUSTERS, MEMBERS, SERVICES
+from daemon.kube.resources import CLUSTERS, EVENTS, MEMBERS, SERVICES
 from tests.tower_server.controller.kit import DOWN, Host, host, records, running
 from tower_server.controller.names import FINALIZER
 from tower_server.records import Cluster
@@ -92,13 +92,52 @@ async def test_a_record_whose_resource_is_gone_goes_too(lab: Host):
     async with running(lab.controller()):
         await lab.create("edge-1")
         await lab.initialised("edge-1")
-        ghost = {"name": "ghost", "uid": "u", "created": 1.0, "resource": "one-that-is-gone"}
-        meta = {"name": "ghost", "labels": {"tower.kubesphere.io/record": "cluster"}}
-        body = {"apiVersion": MEMBERS.api_version, "kind": "Member", "metadata": meta, "spec": ghost}
-        await lab.client.create(MEMBERS, body)
+        ghost = Cluster("ghost", "u", 1.0, resource="one-that-is-gone")
+        await lab.store.create(Kind.CLUSTER, "ghost", ghost.data())
 
         async def gone() -> bool:
             return await lab.get(MEMBERS, "ghost") is None
 
         await lab.until("the record is gone", gone)
         assert "edge-1" in await records(lab.store)
+
+
+async def test_what_was_put_back_from_a_copy_is_kept_and_adopted_by_the_clusters_that_are_made_again(lab: Host):
+    """As after the loss of the host's etcd: every object is there again, and none has the uid that it had."""
+    names = ("edge-1", "edge-2")
+    async with running(lab.controller()):
+        for name in names:
+            await lab.create(name)
+            await lab.initialised(name)
+    before = await records(lab.store)
+    copied = [await lab.client.get(MEMBERS, name) for name in names]
+    for name in names:
+        await lab.edit(CLUSTERS, name, {"metadata": {"finalizers": None}})
+        await lab.client.delete(CLUSTERS, name)
+        await lab.client.delete(MEMBERS, name)
+    for body in copied:
+        kept = {key: body["metadata"][key] for key in ("name", "labels")}
+        await lab.client.create(MEMBERS, {**body, "metadata": kept})
+    made = await lab.create("edge-1")
+    async with running(controller := lab.controller()):
+        await lab.initialised("edge-1")
+        await lab.settled(controller)
+        after = await records(lab.store)
+        assert lab.revoked == []
+        for name, resource in (("edge-1", made["metadata"]["uid"]), ("edge-2", "")):
+            assert after[name] == {**before[name], "resource": resource}
+        said = [each["reason"] for each in (await lab.client.list(EVENTS, fields="involvedObject.name=edge-2")).items]
+        assert "PutBack" in said
+        made = await lab.create("edge-2")
+
+        async def adopted() -> bool:
+            return (await records(lab.store))["edge-2"]["resource"] == made["metadata"]["uid"]
+
+        await lab.until("it is adopted by the one that comes later", adopted)
+        await lab.client.delete(CLUSTERS, "edge-1")
+
+        async def gone() -> bool:
+            return "edge-1" not in await records(lab.store)
+
+        await lab.until("it ends as any other from then on", gone)
+    assert lab.revoked == ["edge-1"]
