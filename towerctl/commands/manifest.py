@@ -6,7 +6,6 @@ A token is made for it, so printing it is not free of effect; `--no-token` and `
 from __future__ import annotations
 
 import importlib.metadata
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +34,14 @@ class _Service(click.ParamType[tuple[str, str]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         if isinstance(value, tuple):
             return value
+        from daemon.units import split_address
+
         name, _, address = str(value).partition("=")
-        host, _, port = address.rpartition(":")
-        if not LABEL.fullmatch(name) or not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        try:
+            split_address(address, listener=False)  # as the agent reads it
+        except ValueError:
+            name = ""
+        if not LABEL.fullmatch(name):
             self.fail(f"{value!r}: use NAME=HOST:PORT, such as grafana=grafana.monitoring:3000", param, ctx)
         if name == "kubernetes":
             self.fail("the service kubernetes is always there; its address is the pod's own apiserver", param, ctx)

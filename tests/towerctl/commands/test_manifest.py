@@ -100,7 +100,9 @@ def test_declared_services_are_in_the_agents_configuration(live: Shell, cluster:
     assert config["services"] == {"grafana": "grafana.monitoring:3000"}
 
 
-@pytest.mark.parametrize("service", ["grafana", "grafana=host", "G=h:1", "g=h:99999", "kubernetes=h:1", "g=:1"])
+@pytest.mark.parametrize(
+    "service", ["grafana", "grafana=host", "G=h:1", "g=h:99999", "kubernetes=h:1", "g=:1", "g=h:0", "g=fd00::1:80"]
+)
 def test_a_service_that_is_none_is_a_usage_error(live: Shell, cluster: str, service: str) -> None:
     live("manifest", cluster, "--service", service).refused("--service", code=2)
 
