@@ -20,13 +20,13 @@ import pytest
 import yaml
 
 from tests.interop.conftest import PROGRAMS
-from tests.interop.peers import TOKEN, VINTAGES, GoAgent, GoProxy
+from tests.interop.peers import TOKEN, VINTAGES, Account, GoAgent, GoProxy, make_account
 from tests.interop.test_go_peers import listening
 from tests.kubernetes.conftest import view
 from tests.kubernetes.test_membership import SOON, clear, cluster, read, said
 from tests.kubernetes.views import View
 from tests.lab import assets, kubefed
-from tests.lab.controlplane import ControlPlane, run
+from tests.lab.controlplane import NODE, ControlPlane, run
 from tests.lab.hostplane import ROOT, crds
 from tests.lab.kubefed import SPACE
 from tests.lab.processes import ADOPTED, Child, free_ports, wait_until
@@ -37,6 +37,7 @@ EDGE = "edge-1"
 HOST = "moving"
 NAMESPACE = "tower-moving"
 PATIENCE = 120.0
+GO_POD = "cluster-agent"
 ADDRESS = "ws://tower.example.com:8080"
 
 TEXT = (ROOT / "docs" / "MIGRATION.md").read_text()
@@ -88,14 +89,16 @@ class Walk:
         return done.text
 
     @contextmanager
-    def agent(self, step: str, address: str = "") -> Iterator[Child]:
+    def agent(self, step: str, address: str = "", **environment: str) -> Iterator[Child]:
         """What goes on until it is stopped."""
         (health,) = free_ports(1)
         folder = self._tower.folder / f"agent-{health}"
         folder.mkdir()
         settings = {"TOWER_HEALTH_ADDRESS": f"127.0.0.1:{health}", "TOWER_STATE_DIR": self.state}
         script = f"cd {self._tower.folder}; exec {self._next(step).replace(ADDRESS, address)}"
-        child = Child("tower-agent", ["bash", "-c", script], log=folder / "log", env=self.member | settings)
+        child = Child(
+            "tower-agent", ["bash", "-c", script], log=folder / "log", env=self.member | settings | environment
+        )
         ADOPTED.add(child.pid)
         try:
             yield child
@@ -125,9 +128,9 @@ def host(host_plane: ControlPlane) -> Iterator[ControlPlane]:
 
 
 @contextmanager
-def go_tower(folder: Path, member: ControlPlane) -> Iterator[tuple[GoProxy, GoAgent, View]]:
-    """A member whose Go agent is connected to a Go proxy, and a caller of that time."""
-    credential = member.kubeconfig(f"go-{folder.name}", groups=["system:masters"])
+def go_tower(folder: Path, member: ControlPlane, pod: Account | None = None) -> Iterator[tuple[GoProxy, GoAgent, View]]:
+    """A member whose Go agent (a pod's, or one with a certificate) is connected to a Go proxy, and a caller of then."""
+    credential = pod or member.kubeconfig(f"go-{folder.name}", groups=["system:masters"])
     with GoProxy(folder / "proxy", VINTAGES[0], name=EDGE) as proxy:
         agent = GoAgent(folder / "go", VINTAGES[0], proxy.url, credential=credential, name=EDGE)
         try:
@@ -138,6 +141,18 @@ def go_tower(folder: Path, member: ControlPlane) -> Iterator[tuple[GoProxy, GoAg
             yield proxy, agent, caller
         finally:
             agent.stop()
+
+
+def pod_account(folder: Path, member: ControlPlane) -> Account:
+    """As the kubelet mounts it: the token ends with the pod."""
+    spec = {"serviceAccountName": "caller", "nodeName": NODE, "containers": [{"name": "agent", "image": "stand-in"}]}
+    spec |= {"terminationGracePeriodSeconds": 0}
+    member.install(
+        [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": GO_POD, "namespace": "shared"}, "spec": spec}]
+    )
+    bound = ("--bound-object-kind=Pod", f"--bound-object-name={GO_POD}")
+    token = member.kubectl("create", "token", "caller", "-n", "shared", *bound).text
+    return make_account(folder, host=member.address, port=member.ports.apiserver, ca=member.ca.pem, token=token)
 
 
 def settings(proxy: GoProxy, **more: Any) -> Mapping[str, Any]:
@@ -304,7 +319,8 @@ def test_the_host_first_on_kubernetes(host: ControlPlane, member: ControlPlane, 
 def test_the_member_first(host: ControlPlane, member: ControlPlane, token: str) -> None:
     """Then a host with an SQLite store, where what holds the old root is patched by hand."""
     with tempfile.TemporaryDirectory(prefix="twr-mf-") as name, ExitStack() as stack:
-        proxy, go, old = stack.enter_context(go_tower(Path(name), member))
+        account = pod_account(Path(name) / "account", member)
+        proxy, go, old = stack.enter_context(go_tower(Path(name), member, account))
         kubesphere_objects(host, member, proxy)
         stack.callback(take_away, host)
         callers = {"address": "127.0.0.1"}
@@ -313,9 +329,13 @@ def test_the_member_first(host: ControlPlane, member: ControlPlane, token: str) 
         walk.run(TAKE)
         taken = tower.folder / "cluster-token"
         assert (taken.read_text(), taken.stat().st_mode & 0o777) == (TOKEN, 0o600)
-        ours = stack.enter_context(walk.agent(BY_DIALECT, proxy.url.replace("http://", "ws://")))
-        ours.until(lambda: "host-registered" in ours.log.read_text(), "our agent is registered", PATIENCE)
         go.stop()
+        member.kubectl("delete", "pod", GO_POD, "-n", "shared", "--wait")
+        wait_until(lambda: not proxy.available, "the host knows that it is gone", PATIENCE)
+        by_token = str(member.kubeconfig("shipped", token=token))
+        address = proxy.url.replace("http://", "ws://")
+        ours = stack.enter_context(walk.agent(BY_DIALECT, address, TOWER_KUBECONFIG=by_token))
+        ours.until(lambda: "host-registered" in ours.log.read_text(), "our agent is registered", PATIENCE)
         wait_until(lambda: old.kubectl("get", "namespaces").code == 0, "our agent serves Go Tower's callers", PATIENCE)
         proxy.stop()
         stack.enter_context(tower)
