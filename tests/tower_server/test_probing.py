@@ -53,7 +53,7 @@ async def test_a_status_of_the_agents_own_is_taken_by_its_code(tmp_path):
         assert verdict.code == "TWR406"
         assert "policy forbids; the owner can add hosts: hq: to the policy" in verdict.cause, "in one line"
         view = (await admin(server, "GET", "/v1/clusters/edge-1")).json()
-        assert "`towerctl manifest edge-1`" in view["mend"]
+        assert "`towerctl manifest edge-1 --no-token " in view["mend"]
 
 
 async def test_a_refused_dial_is_apiserver_down(tmp_path):
