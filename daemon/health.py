@@ -26,6 +26,7 @@ MAX_CONNECTIONS: Final = 64  # probes and a few scrapers; more is a mistake or a
 MAX_HEAD: Final = 16 * 1024
 CHECK_DEADLINE: Final = 2.0  # below the 3 s that a kubelet is usually told to wait
 IDLE_DEADLINE: Final = 60.0
+METRICS_REST: Final = 4.0  # times as long as making /metrics took, before it is made again: a fifth of the time at most
 _TEXT: Final = "text/plain; charset=utf-8"
 _EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 _PHRASES: Final = {
@@ -52,6 +53,10 @@ class Health:
         self._checks: dict[str, Check] = {}
         self._server: asyncio.Server | None = None
         self._connections: dict[_Connection, None] = {}  # the one heard of last is the last
+        self._making: asyncio.Task[bytes] | None = None  # for all who ask until it begins
+        self._made: set[asyncio.Task[bytes]] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._rest_until = 0.0
         self.stopping = False
 
     def check(self, name: str, check: Check) -> None:
@@ -79,6 +84,10 @@ class Health:
             self._server.close()
         for connection in list(self._connections):
             connection.abort()
+        for task in self._made:
+            task.cancel()
+        await asyncio.gather(*self._made, return_exceptions=True)
+        self._making = None
         if self._server is not None:
             await self._server.wait_closed()
             self._server = None
@@ -115,9 +124,33 @@ class Health:
             document = {"ready": not reasons, "reasons": reasons}
             return 503 if reasons else 200, "application/json", json.dumps(document).encode() + b"\n"
         if path == "/metrics" and self._metrics is not None:
-            # In a thread: text for a thousand clusters takes as long as a hundred handshakes.
-            return 200, _EXPOSITION, await asyncio.to_thread(self._metrics)
+            return 200, _EXPOSITION, await asyncio.shield(self._text())
         return 404, _TEXT, b"not found; there are /healthz, /readyz and /metrics\n"
+
+    def _text(self) -> asyncio.Task[bytes]:
+        """The metrics as of now, made once for all who wait for them: text for a thousand clusters takes as long as a
+        hundred handshakes, and whoever reaches the port may ask for it again and again."""
+        if self._making is None:
+            self._making = asyncio.get_running_loop().create_task(self._make(), name="metrics")
+            self._made.add(self._making)
+            self._making.add_done_callback(self._done)
+        return self._making
+
+    def _done(self, task: asyncio.Task[bytes]) -> None:
+        self._made.discard(task)
+        if not task.cancelled():
+            task.exception()  # said by whoever waits, if anybody still does
+
+    async def _make(self) -> bytes:
+        assert self._metrics is not None
+        loop = asyncio.get_running_loop()
+        async with self._one_at_a_time:
+            await asyncio.sleep(self._rest_until - loop.time())
+            self._making, began = None, loop.time()
+            try:
+                return await asyncio.to_thread(self._metrics)
+            finally:
+                self._rest_until = loop.time() + METRICS_REST * (loop.time() - began)
 
 
 async def _reason(name: str, check: Check) -> str | None:

@@ -296,3 +296,47 @@ async def test_who_asks_and_does_not_read_is_answered_no_further_until_it_reads(
         await reader.readexactly(size)
         await reader.readuntil(b"\r\n\r\n")
         assert asked == 2
+
+
+@on_uvloop
+async def test_metrics_are_made_once_for_all_who_wait_for_them() -> None:
+    """Whoever reaches the port could else keep a processor busy with them, which is the tunnels' too."""
+    made, may_end = 0, threading.Event()
+
+    def render() -> bytes:
+        nonlocal made
+        made += 1
+        text = b"made %d\n" % made
+        assert may_end.wait(15)
+        return text
+
+    async with connected(Health(metrics=render), times=12) as [(first, writer), *others, (other, beside)]:
+        writer.write(get("/metrics"))
+        async with asyncio.timeout(15):
+            while not made:
+                await asyncio.sleep(0.01)
+        for _, each in others:
+            each.write(get("/metrics"))
+        for _ in range(10):  # by then the process has seen what came before
+            beside.write(get("/healthz"))
+            await other.readuntil(b"ok\n")
+        may_end.set()
+        assert (await first.readuntil(b"\r\n\r\nmade 1\n")).startswith(b"HTTP/1.1 200 ")
+        for reader, _ in others:  # none of them is told what was so before it asked
+            assert (await reader.readuntil(b"\r\n\r\nmade 2\n")).startswith(b"HTTP/1.1 200 ")
+
+
+@on_uvloop
+async def test_metrics_that_cannot_be_made_end_neither_the_port_nor_the_next_attempt() -> None:
+    attempts = 0
+
+    def render() -> bytes:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise ValueError("a collector failed")
+        return b"done\n"
+
+    async with served(Health(metrics=render)) as ask:
+        assert (await ask(get("/metrics")))[0] == 500
+        assert (await ask(get("/metrics")))[2] == b"done\n"
