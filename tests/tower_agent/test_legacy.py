@@ -53,7 +53,7 @@ async def test_nothing_starts_without_consent_and_the_text_says_what_is_consente
     [
         ({"server": None}, "kubesphere_v1.server is missing", "--server ws://HOST:PORT"),
         ({"cluster": None}, "kubesphere_v1.cluster is missing", "--cluster NAME"),
-        ({"server": "ftp://tower.test"}, "'ftp://tower.test' is not a server address", "correct what the message names"),
+        ({"server": "ftp://tower.test"}, "'ftp://tower.test' is not a server address", "what the message names"),
     ],
 )
 async def test_what_is_missing_or_wrong_is_named_by_key_and_flag(
