@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from daemon import yamlfile
 from daemon.faults import TowerError
@@ -44,6 +44,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
     SHORT: ClassVar[str] = ""
     """The key that one word in the section's place means: with `kind`, `store: x` is `store: {kind: x}`."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _names_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """An empty path would be the directory that the process happens to be in."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if value == "" and (kind is Path or Path in get_args(kind)):
+            raise ValueError("an empty path names no file and no directory")
+        return value
 
 
 class Log(Section):
@@ -265,7 +274,8 @@ def _wrong(error: Any, values: dict[str, Any], origins: Mapping[Key, str], file:
     message = message[:1].lower() + message[1:]
     got = error["input"]
     shown = ""
-    if isinstance(got, (str, int, float, bool)) and not any(is_secret_name(str(key)) for key in path):
+    known = repr(got) in message  # some messages say it themselves
+    if isinstance(got, (str, int, float, bool)) and not known and not any(is_secret_name(str(key)) for key in path):
         shown = f", but is {redact_text(repr(got))[:80]}"
     where = place.removeprefix("file ") + ": " if place else ""
     named = f"{dotted(path)}: " if path else ""

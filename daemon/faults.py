@@ -95,7 +95,9 @@ def cannot_listen(what: str, error: OSError, *, key: str) -> TowerError:
     else:
         why = os.strerror(error.errno)
     mend = f"stop what listens there (`ss -ltnp` names it), or set another `{key}`"
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if isinstance(error, socket.gaierror):
+        mend = f"set another `{key}`: an address of this machine (`ip address` shows them), or a name that leads to one"
+    elif error.errno in (errno.EACCES, errno.EPERM):
         mend = (
             f"a port below 1024 takes a right that uid {os.geteuid()} has not: have systemd listen there "
             f"(`ListenStream=` of the .socket unit) and hand it in, or set another `{key}`"
@@ -518,8 +520,10 @@ _TABLE: Final = (
         "TWR217",
         "The tunnel handshake failed",
         "The peer did not prove who it is, did not answer in time, or broke the handshake's rules.",
-        "A certificate of another host or cluster, a wrong clock, a replayed handshake, or a link that is too slow.",
-        "act on the reason that the message gives; if the identity belongs to another host, join again",
+        "A certificate of another host or cluster, a wrong clock, a replayed handshake, a link that is too slow, or one on "
+        "which full packets are lost.",
+        "act on the reason that the message gives; if the identity belongs to another host, join again; where no answer "
+        "came in time, look for an MTU too large for the way (`ping -M do -s 1372 HOST`)",
         401,
         "HandshakeFailed",
     ),

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr
 
 from daemon.config import Duration, Loaded, Section, Size, load
 from daemon.faults import TowerError
+from daemon.units import Listener
 
 
 class HealthSection(Section):
@@ -114,6 +115,15 @@ def test_an_unknown_key_that_resembles_nothing_lists_the_known_ones(file: Path) 
 )
 def test_wrong_values_name_place_key_and_expectation(file: Path, text: str, problem: str) -> None:
     assert problem in refused(file, text)
+
+
+def test_a_wrong_value_is_named_once(tmp_path: Path) -> None:
+    class Door(Section):
+        address: Listener
+
+    with pytest.raises(TowerError) as caught:
+        load(Door, environ={}, flags={"address": "bogus"})
+    assert caught.value.message.count("bogus") == 1
 
 
 def test_a_wrong_secret_is_not_repeated(file: Path) -> None:

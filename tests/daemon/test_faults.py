@@ -79,7 +79,7 @@ def test_an_error_can_bring_its_own_mend_and_usage_exits_2() -> None:
         (
             socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
             "Name or service not known",
-            "another `listen`",
+            "another `listen`: an address of this machine",
         ),
         (OSError("reuse_port is not supported"), "reuse_port is not supported", "another `listen`"),
     ],

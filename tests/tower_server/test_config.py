@@ -51,6 +51,9 @@ def test_the_effective_configuration_reads_back(tmp_path):
         ("callers: {no_tunnel_answer: maybe}", "status"),
         ("admin_socket: /" + "x" * 200, "107 bytes"),
         ("tls: {cert: /x}", "tls.key"),
+        ("tls: {cert: '', key: /x}", "tls.cert: an empty path"),
+        ("state_dir: ''", "state_dir: an empty path"),
+        ("store: {kubeconfig: ''}", "store.kubeconfig: an empty path"),
         ("tunnel_port: 1", "unknown key 'tunnel_port'"),
     ],
 )

@@ -78,7 +78,9 @@ def _make_private(path: Path) -> None:
                 mend="set state_dir to the directory that holds the file itself, or move the file here",
             ) from error
         mend = f"let this user (uid {os.geteuid()}) write the directory {path.parent}, or set another state_dir"
-        if error.errno == errno.EROFS:
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            mend = f"set state_dir to a directory: what stands in the way of {path.parent} is a file"
+        elif error.errno == errno.EROFS:
             mend = f"mount what {path.parent} is on so that it can be written (the kernel's log says if it failed), or "
             mend += "set another state_dir"
         raise TowerError(

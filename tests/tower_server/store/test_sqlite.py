@@ -192,7 +192,7 @@ async def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(TowerError) as caught:
         await SqliteStore.open(tmp_path / "state" / "tower.db")
     assert caught.value.code == "TWR105"
-    assert "state_dir" in caught.value.mend
+    assert "set state_dir to a directory" in caught.value.mend
 
 
 async def test_a_disk_that_is_read_only_is_to_be_mounted_and_not_to_be_given_to_somebody(tmp_path, monkeypatch):
