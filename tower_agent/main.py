@@ -73,7 +73,6 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
 _FILE_HELP: Final = f"Configuration file; {defaults.AGENT_CONFIG_FILE} when that exists."
 _FILE: Final = click.option("--config", "file", type=_PATH, help=_FILE_HELP)
 _WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
-_DIALECT: Final = tuple(name for name in _OPTIONS if "dialect" in name or name.startswith("kubesphere_v1."))
 _ALL: Final = tuple(_OPTIONS)
 _INSTEAD: Final = {
     "join": "there is nothing to enrol: write the token of the host's Cluster resource into `token_file` (0600), see "
@@ -232,7 +231,7 @@ def _run(config: AgentConfig) -> int:
 
 
 @cli.command(short_help="Walk the way to each host, and name the hop that is wrong.")
-@_options(*_WAY, "token_file", "policy_file", *_DIALECT)
+@_options(*_ALL)
 @click.option("--host", help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 @FAIL_ON

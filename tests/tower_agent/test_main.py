@@ -121,6 +121,7 @@ SECRET = "twr1.a-token-that-belongs-on-standard-input"
         (["--no-ship-credential", "--dialect=kubesphere-v1"], "", 1, ["TWR231"]),
         (["--dance"], "", 2, ["No such option", "tower-agent --help"]),
         (["check"], "", 3, ["TWR225", "there is no identity"]),
+        (["check", "--health-address", "127.0.0.1:1", "--links", "2", "--log-level", "debug"], "", 3, ["TWR225"]),
         (["leave"], "", 1, ["TWR225", "there is no identity", "--state-dir", "towerctl explain TWR225"]),
         (["policy"], "", 2, ["name the host"]),
         (["dance"], "", 2, ["No such command"]),
