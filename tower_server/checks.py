@@ -30,10 +30,12 @@ def check_graph(services: Services, cluster: str | None = None) -> Graph:
 
 def _server_checks(services: Services) -> Iterator[Check]:
     if services.host is not None:
+        from tower_server.hostchecks import clock_check
         from tower_server.hostrights import check_rights
 
         rights = partial(check_rights, services.host, services.namespace)
         yield Check("rights", rights, category="server", title="rights on the host", code="TWR115")
+        yield clock_check(services.host, needs=("rights",))  # they are asked for, which tells the apiserver's time
     needs = () if services.host is None else ("rights",)
     yield Check("store", partial(_store, services), needs=needs, category="server", title="store", code="TWR105")
     yield Check("public-url", partial(_public_url, services), category="server", title="public URL", code="TWR111")

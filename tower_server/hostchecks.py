@@ -15,12 +15,32 @@ from daemon.faults import FAULTS
 from daemon.kube.client import Client
 from daemon.kube.errors import KubeError, NotFound
 from daemon.kube.resources import MEMBERS
+from daemon.units import format_age
+from protocol import defaults
 from tower_server.controller.conditions import find
 
 _CODED: Final = re.compile(r"(TWR\d{3}): (.+?)(?:; (.+))?", re.DOTALL)
 _AT_REST: Final = frozenset({"Left", "NotAccepted", "Passthrough"})
 """Reasons why a cluster is not federated that are nobody's fault, or another check's."""
 _OBJECTS: Final = ("PortReady", "Initialized", "ResourceWritable")
+
+
+def clock_check(client: Client, *, needs: tuple[str, ...]) -> Check:
+    """Whether this server and its apiserver, and so perhaps agents and other servers, agree on what is valid now."""
+    return Check("clock", partial(_clock, client), needs=needs, category="server", title="clock", code="TWR502")
+
+
+async def _clock(client: Client) -> Result:
+    ahead = client.ahead
+    if abs(ahead) <= defaults.CERTIFICATE_BACKDATE:
+        return ok("the clock is the apiserver's")
+    far = f"the clock here is {format_age(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of {client.address}"
+    whose = (
+        "certificates made here are not valid yet"
+        if ahead > 0
+        else "certificates made elsewhere are not valid yet here"
+    )
+    return warn("TWR502", f"{far}: where that one is right, {whose}", next_step="correct the clock of this machine")
 
 
 def host_checks(client: Client, name: str, *, needs: tuple[str, ...]) -> Iterator[Check]:

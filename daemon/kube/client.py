@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
@@ -57,6 +59,17 @@ class Client:
         self._deadline = deadline
         self.requests = 0
         """How many requests were sent, for tests and figures."""
+        self._dated: tuple[str, float] | None = None  # the apiserver's time in its last answer, and the time here then
+
+    @property
+    def ahead(self) -> float:
+        """By how many seconds the clock here is ahead of the apiserver's; 0 where that one has not told its time."""
+        if self._dated is None:
+            return 0.0
+        try:
+            return self._dated[1] - parsedate_to_datetime(self._dated[0]).timestamp()
+        except ValueError:
+            return 0.0
 
     @property
     def address(self) -> str:
@@ -311,6 +324,8 @@ class Client:
     async def _exchange(self, connection: Connection, request: bytes) -> tuple[Head, bytes]:
         self.requests += 1
         head = await connection.ask(request)
+        if "date" in head.headers:
+            self._dated = head.headers["date"], time.time()
         return head, await connection.rest(MAX_ANSWER_BYTES)
 
     async def _request(self, method: str, target: str, data: bytes, content: str) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from daemon.checks import Graph, Item
 from daemon.kube.errors import Forbidden, KubeError, NotFound
-from tower_server.hostchecks import host_checks
+from tower_server.hostchecks import clock_check, host_checks
 
 pytestmark = pytest.mark.asyncio
 OWNED = (
@@ -40,6 +41,21 @@ async def check_all(found: dict[str, Any] | KubeError) -> list[Item]:
     assert host.asked == 1
     assert {item.subject for item in report.items} == {"edge"}
     return list(report.items)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status", "said"),
+    [
+        (-200.0, "ok", "the clock is the apiserver's"),
+        (3700.0, "warning", "61m ahead of that of api:6443: where that one is right, certificates made here are not"),
+        (-3700.0, "warning", "61m behind that of api:6443: where that one is right, certificates made elsewhere are"),
+    ],
+)
+async def test_a_clock_that_is_not_the_apiservers_is_told(ahead: float, status: str, said: str) -> None:
+    client = SimpleNamespace(ahead=ahead, address="api:6443")
+    (item,) = (await Graph([clock_check(client, needs=())]).run()).items  # type: ignore[arg-type]
+    assert (item.status, item.code) == (status, "" if status == "ok" else "TWR502")
+    assert said in item.message
 
 
 async def check(found: dict[str, Any] | KubeError) -> tuple[Item, Item]:

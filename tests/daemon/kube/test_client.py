@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,19 @@ async def test_a_list_whose_pages_ran_out_begins_anew() -> None:
         assert [name_of(item) for item in found.items] == ["a", "b"]
         assert [request.query.get("continue") for request in api.requests] == [None, "x", None, "y"]
         assert {request.query["labelSelector"] for request in api.requests} == {"a=b"}
+        client.close()
+
+
+async def test_it_knows_how_far_its_clock_is_from_the_apiservers() -> None:
+    told = [formatdate(time.time() - 3600.0, usegmt=True), "yesterday", ""]
+    script = [Answer(body=thing("a", 1)), *(Answer(body=thing("a", 1), headers={"Date": each}) for each in told)]
+    async with answers(*script).serving() as api:
+        client = Client(api, user_agent="x")
+        found = []
+        for _ in script:
+            await client.get(SECRETS, "a", namespace="n")
+            found.append(round(client.ahead / 60.0))
+        assert found == [0, 60, 0, 0]
         client.close()
 
 

@@ -280,7 +280,7 @@ async def test_a_check_finds_well_what_another_server_holds_and_that_server_wher
         return {each["name"]: each for each in report["items"]}
 
     found = await checked()
-    names = ("servers", "tunnel/checked", "readyz/checked", "redundancy/checked")
+    names = ("clock", "servers", "tunnel/checked", "readyz/checked", "redundancy/checked")
     assert {name: found[name]["status"] for name in names} == dict.fromkeys(names, "ok"), found
     shown = (await admin(pair.one, "GET", "/v1/clusters/checked")).json()
     assert {each["status"] for each in shown["conditions"]} == {"True"}, shown["conditions"]
