@@ -230,7 +230,7 @@ class Assembly:
             registry=services.registry,
             revocations=services.revocations,
             budget=self.budget,
-            credit=self.config.memory.limits(),
+            limits=self.config.liveness.limits(self.config.memory),
             admit=gate.admit,
             on_refused=gate.refused,
             start_work=self.start,

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, cast
 
@@ -83,7 +83,7 @@ class LegacyAgents:
         registry: TunnelRegistry,
         revocations: Revocations,
         budget: Budget,
-        credit: Limits,
+        limits: Limits,
         admit: Callable[[str], None],
         on_refused: Refused,
         start_work: Start,
@@ -97,12 +97,7 @@ class LegacyAgents:
         self._registry = registry
         self._revocations = revocations
         self._budget = budget
-        self._credit = Limits(
-            initial_credit=credit.initial_credit,
-            reserved_credit=credit.reserved_credit,
-            max_credit=defaults.LEGACY_CREDIT,
-            tunnel_budget=credit.tunnel_budget,
-        )
+        self._limits = replace(limits, max_credit=defaults.LEGACY_CREDIT)
         self._admit = admit
         self._on_refused = on_refused
         self._start_work = start_work
@@ -131,7 +126,7 @@ class LegacyAgents:
             admit=self._admit,
             on_refused=self._on_refused,
             options=await server_options(),
-            limits=self._limits,
+            limits=self._channel_limits,
             register=self._registrar.register,
             on_registered=self._registered,
         )
@@ -150,8 +145,8 @@ class LegacyAgents:
         if self._port is not None:
             await self._port.stop()
 
-    def _limits(self) -> ChannelLimits:
-        return ChannelLimits(budget=Budget(self._credit.tunnel_budget, self._budget), credit=self._credit)
+    def _channel_limits(self) -> ChannelLimits:
+        return ChannelLimits(budget=Budget(self._limits.tunnel_budget, self._budget), credit=self._limits)
 
     # ---- tunnels ------------------------------------------------------------------------------------------------
 

@@ -80,6 +80,7 @@ class LegacyTunnel:
         self.on_going_away: Callable[[Any, Any], None] | None = None
         self.on_gone: Callable[[LegacyTunnel], None] | None = None
         self.wire = wire
+        self._liveness = wire.limits.credit
         self._link = link
         self._streams: dict[int, tuple[PipeEnd | Channel, str, str, str]] = {}
         self._next = 1
@@ -91,7 +92,7 @@ class LegacyTunnel:
         self.gateway = gateway(self)
         self.gateway.start()
         wire.owner = self
-        self._timer = self.loop.call_later(defaults.PING_INTERVAL, self._tick)
+        self._timer = self.loop.call_later(self._liveness.ping_interval, self._tick)
         self._ask()
 
     def learned(self, facts: Mapping[str, Any]) -> None:
@@ -271,13 +272,13 @@ class LegacyTunnel:
             self.rtt = measured if self.rtt is None else min(measured, 0.875 * self.rtt + 0.125 * measured)
 
     def _tick(self) -> None:
-        silent = self.loop.time() - self._link.heard_at
-        if silent >= defaults.DEAD_AFTER:
+        limits, silent = self._liveness, self.loop.time() - self._link.heard_at
+        if silent >= limits.dead_after:
             self._end(Code.DEAD_PEER, f"nothing heard from the agent for {silent:.0f} s", by_peer=False)
             return
-        if silent >= defaults.PING_INTERVAL:
+        if silent >= limits.ping_interval:
             self._ask()
-        self._timer = self.loop.call_later(defaults.PING_INTERVAL / 2, self._tick)
+        self._timer = self.loop.call_later(min(limits.ping_interval / 2, limits.dead_after - silent), self._tick)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 

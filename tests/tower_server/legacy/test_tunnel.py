@@ -84,7 +84,7 @@ async def test_without_memory_for_a_channel_the_caller_is_told(tower: Host) -> N
 
 async def test_an_agent_that_answers_pings_and_no_opens_keeps_no_caller_and_no_memory(tower: Host) -> None:
     parts = tower.running.server._parts.legacy
-    parts._credit = replace(parts._credit, open_deadline=0.2)
+    parts._limits = replace(parts._limits, open_deadline=0.2)
     agent = await tower.registered()
     await until(lambda: tower.member.verdict.state == "Connected")
     found = tower.member.tunnels[-1]
@@ -112,20 +112,19 @@ async def test_a_ping_measures_although_go_refuses_it(tower: Host) -> None:
 
 
 @pytest.mark.slow
-async def test_an_agent_that_fell_silent_is_noticed_and_dropped(tower: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "PING_INTERVAL", 0.2)
-    monkeypatch.setattr(defaults, "DEAD_AFTER", 0.9)
-    agent = await tower.registered()
-    found = tower.member.tunnels[-1]
-    agent.link.link_received = lambda data: None  # type: ignore[attr-defined]
-    agent.link._transport.pause_reading()  # type: ignore[union-attr]  # half-open: nothing is answered any more
-    async with asyncio.timeout(20):
-        closed = await found.wait_closed()
-    assert closed.code == Code.DEAD_PEER
-    assert "nothing heard" in closed.text
-    answer = await tower.ask("/")
-    assert answer.status == 503
-    assert answer.json()["kind"] == "Status"
+async def test_an_agent_that_fell_silent_is_noticed_and_dropped_when_the_configuration_says(tmp_path: Path) -> None:
+    async with host(tmp_path, liveness={"ping": 0.2, "dead_after": 0.9}) as tower:
+        agent = await tower.registered()
+        found = tower.member.tunnels[-1]
+        agent.link.link_received = lambda data: None  # type: ignore[attr-defined]
+        agent.link._transport.pause_reading()  # type: ignore[union-attr]  # half-open: nothing is answered any more
+        async with asyncio.timeout(defaults.DEAD_AFTER - 1):
+            closed = await found.wait_closed()
+        assert closed.code == Code.DEAD_PEER
+        assert "nothing heard" in closed.text
+        answer = await tower.ask("/")
+        assert answer.status == 503
+        assert answer.json()["kind"] == "Status"
 
 
 @pytest.mark.slow
