@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
 DRAIN_IDLE: Final = 1.0  # seconds for a request that is already on its way when the connection is to be closed
-LEAST_BODY_RATE: Final = 8 * defaults.KIB  # bytes a second, of a caller who is not authenticated yet
+LEAST_BODY_RATE: Final = 4 * defaults.KIB  # bytes a second of a caller not known yet: a full, slow link brings that
 
 
 class Phase(IntEnum):
