@@ -520,10 +520,10 @@ _TABLE: Final = (
         "TWR217",
         "The tunnel handshake failed",
         "The peer did not prove who it is, did not answer in time, or broke the handshake's rules.",
-        "A certificate of another host or cluster, a wrong clock, a replayed handshake, a link that is too slow, or one on "
-        "which full packets are lost.",
-        "act on the reason that the message gives; if the identity belongs to another host, join again; where no answer "
-        "came in time, look for an MTU too large for the way (`ping -M do -s 1372 HOST`)",
+        "A certificate of another host or cluster, a wrong clock, a replayed handshake, or a link that is too slow or "
+        "loses full packets.",
+        "act on the reason that the message gives; if the identity belongs to another host, join again; where no "
+        "answer came, look for an MTU too large for the way (`ping -M do -s 1372 HOST`)",
         401,
         "HandshakeFailed",
     ),
