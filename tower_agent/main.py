@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
+from certs.names import is_label
 from daemon import log
 from daemon.commandline import FAIL_ON, SHELLS, completion_script, run_line
 from daemon.config import Loaded, load
@@ -26,7 +27,22 @@ PROGRAM: Final = "tower-agent"
 COMPLETE_VARIABLE: Final = "_TOWER_AGENT_COMPLETE"
 _OTHERS: Final = ("TOWER_CONFIG", "TOWER_ADMIN_SOCKET")  # variables of the environment that are not the agent's keys
 F = TypeVar("F", bound=Callable[..., Any])
-_PATH: Final = click.Path(path_type=Path)
+_PATH: Final = click.Path()
+
+
+class _Host(click.ParamType[str]):
+    """The name of a host: it is part of the paths and names that belong to it."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not is_label(value):
+            text = f"{value[:80]!r} cannot be a host's name: it is a DNS label, as `tower-agent join` printed it"
+            self.fail(text, param, ctx)
+        return str(value)
+
+
+_HOST: Final = _Host()
 
 _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     "state_dir": click.option(
@@ -71,7 +87,8 @@ _OPTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     ),
 }
 _FILE_HELP: Final = f"Configuration file; {defaults.AGENT_CONFIG_FILE} when that exists."
-_FILE: Final = click.option("--config", "file", type=_PATH, help=_FILE_HELP)
+_FILE_PATH: Final = click.Path(path_type=Path)
+_FILE: Final = click.option("--config", "file", type=_FILE_PATH, help=_FILE_HELP)
 _WAY: Final = ("state_dir", "identity_secret", "kubeconfig", "context", "ca_file", "proxy", "insecure_transport")
 _ALL: Final = tuple(_OPTIONS)
 _INSTEAD: Final = {
@@ -93,14 +110,13 @@ def _options(*names: str) -> Callable[[F], F]:
 
 
 def _load(file: Path | None, flags: dict[str, Any]) -> Loaded[AgentConfig]:
-    named = {_key(name): str(value) if isinstance(value, Path) else value for name, value in flags.items()}
     chosen = file or click.get_current_context().find_object(Path)
     return load(
         AgentConfig,
         file=chosen or Path(defaults.AGENT_CONFIG_FILE),
         required=chosen is not None,
         reserved=_OTHERS,
-        flags=named,
+        flags={_key(name): value for name, value in flags.items()},
         called={"log.level": "--log-level", "log.format": "--log-format"},
     )
 
@@ -150,7 +166,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
-@click.option("--config", "file", type=_PATH, envvar="TOWER_CONFIG", help=_FILE_HELP)
+@click.option("--config", "file", type=_FILE_PATH, envvar="TOWER_CONFIG", help=_FILE_HELP)
 @click.version_option(package_name="tower-tunnel", prog_name=PROGRAM, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, file: Path | None) -> None:
@@ -192,7 +208,7 @@ def join(file: Path | None, wait: str, **flags: Any) -> int:
 
 @cli.command(epilog="Example: tower-agent leave east", short_help="Leave a host for good.")
 @_options(*_WAY)
-@click.argument("host", required=False)
+@click.argument("host", required=False, type=_HOST)
 @click.option("--forget", is_flag=True, help="Take the identity away here without asking the host.")
 def leave(file: Path | None, host: str | None, forget: bool, **flags: Any) -> int:
     """Leave HOST (or the only one) for good: it revokes this agent, and the identity is taken away here."""
@@ -232,7 +248,7 @@ def _run(config: AgentConfig) -> int:
 
 @cli.command(short_help="Walk the way to each host, and name the hop that is wrong.")
 @_options(*_ALL)
-@click.option("--host", help="Only this host.")
+@click.option("--host", type=_HOST, help="Only this host.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 @FAIL_ON
 def check(file: Path | None, host: str | None, output: str, fail_on: str, **flags: Any) -> int:
@@ -282,7 +298,7 @@ def config_show(file: Path | None, **flags: Any) -> None:
 
 @cli.command(short_help="Print the policy in force as a policy file.")
 @_options("policy_file")
-@click.argument("hosts", nargs=-1)
+@click.argument("hosts", nargs=-1, type=_HOST)
 def policy(file: Path | None, hosts: tuple[str, ...], **flags: Any) -> None:
     """Print the policy in force for HOSTS as a policy file, to keep or to start from.
 

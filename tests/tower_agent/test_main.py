@@ -124,6 +124,11 @@ SECRET = "twr1.a-token-that-belongs-on-standard-input"
         (["check", "--health-address", "127.0.0.1:1", "--links", "2", "--log-level", "debug"], "", 3, ["TWR225"]),
         (["leave"], "", 1, ["TWR225", "there is no identity", "--state-dir", "towerctl explain TWR225"]),
         (["policy"], "", 2, ["name the host"]),
+        (["policy", "a", "B"], "", 2, ["'B' cannot be a host's name"]),
+        (["leave", "../other"], "", 2, ["'../other' cannot be a host's name"]),
+        (["check", "--host", ""], "", 2, ["'' cannot be a host's name"]),
+        (["run", "--state-dir", ""], "", 1, ["TWR101", "--state-dir", "an empty path"]),
+        (["join", "--token-file", ""], "", 1, ["TWR101", "--token-file", "an empty path"]),
         (["dance"], "", 2, ["No such command"]),
     ],
 )
