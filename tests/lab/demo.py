@@ -44,7 +44,8 @@ def main() -> int:
             finally:
                 _clean_up_undisturbed()
     except (LabError, assets.AssetError) as error:
-        busy = "" if isinstance(error, MemberRefused) else too_busy(os.getloadavg()[0], os.cpu_count() or 1)
+        told = isinstance(error, MemberRefused | assets.AssetError)  # the mend, which is not to wait
+        busy = "" if told else too_busy(os.getloadavg()[0], os.cpu_count() or 1)
         print(f"error: {error}{busy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

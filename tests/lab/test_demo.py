@@ -22,11 +22,20 @@ BUSY = "import os, sys; os.getloadavg = lambda: (99.0, 99.0, 99.0)\nfrom tests.l
 
 
 @pytest.mark.slow
-def test_a_kubeconfig_that_is_not_there_is_no_fault_of_a_busy_machine(tmp_path: Path) -> None:
-    environment = os.environ | {"MEMBER_KUBECONFIG": str(tmp_path / "none")}
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        ("MEMBER_KUBECONFIG", "no such file; name the kubeconfig of the member to use"),
+        ("KUBEBUILDER_ASSETS", "no such folder; correct the variable or unset it"),
+    ],
+)
+def test_what_was_given_and_is_not_there_is_no_fault_of_a_busy_machine(
+    tmp_path: Path, variable: str, told: str
+) -> None:
+    environment = os.environ | {"MEMBER_KUBECONFIG": "", variable: str(tmp_path / "none")}
     done = subprocess.run([sys.executable, "-c", BUSY], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "no such file; name the kubeconfig of the member to use" in done.stderr
+    assert told in done.stderr
     assert "busy" not in done.stderr
 
 
