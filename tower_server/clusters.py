@@ -194,6 +194,8 @@ class Clusters:
                 listening = {port.service for port in self.ports.of(cluster.name)}
                 if KUBERNETES in cluster.ports and KUBERNETES not in listening:
                     await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
+                if cluster.connected is not None:
+                    member.noted(cluster.connected)
                 self._tell("MODIFIED", cluster.name)
         await self.declare(member)
 

@@ -296,6 +296,12 @@ class Member:
                 self.hold.lost()
         self.refresh()
 
+    def noted(self, connected: float) -> None:
+        """Some server of the host has written down when it was last seen with a tunnel."""
+        if self.connected is None or self.connected < connected:
+            self.connected = connected
+            self.refresh()
+
     @property
     def tunnels_of_host(self) -> int:
         """How many tunnels serve it, those that other servers hold among them."""

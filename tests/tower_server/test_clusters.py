@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -244,6 +245,11 @@ async def test_records_that_others_write_are_followed(tmp_path):
             await until(lambda: [each.service for each in clusters.ports.of("edge-2")] == ["kubernetes"])
             with socket.create_connection(("127.0.0.1", port), timeout=5):
                 pass
+            assert server.member("edge-2").verdict.state == "NeverConnected"
+            record = await store.get(Kind.CLUSTER, "edge-2")
+            seen = replace(noted, connected=time.time())
+            await store.update(Kind.CLUSTER, "edge-2", seen.data(), expect=record.version)
+            await until(lambda: server.member("edge-2").verdict.state == "TunnelDown")
             await store.delete(Kind.CLUSTER, "edge-2")
             await until(lambda: "edge-2" not in clusters.names())
             assert not clusters.ports.of("edge-2")
