@@ -100,6 +100,26 @@ async def test_a_half_close_without_data_is_told_to_a_reader_that_pauses_before_
         assert far[1].error is None
 
 
+async def test_who_has_nothing_to_say_after_the_peers_end_is_closed_by_it() -> None:
+    class Leaves(Recorder):
+        def eof_received(self) -> bool:
+            super().eof_received()
+            return False
+
+    far, caller = Leaves(), Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", caller)
+        stream.write(b"the end")
+        stream.write_eof()
+        await far.saw("lost")
+        await caller.saw("lost")
+        assert (far.calls, caller.calls) == (["made", "eof", "lost"], ["made", "eof", "lost"])
+        assert far.error is caller.error is None
+        await quiet(server, agent)
+        assert server.stream_count == agent.stream_count == 0
+
+
 async def test_who_pauses_as_it_accepts_gets_nothing_until_it_resumes() -> None:
     class Pauses(Recorder):
         def connection_made(self, transport: Any) -> None:
@@ -183,6 +203,36 @@ async def test_a_protocol_that_fails_loses_its_own_stream_only(caplog: pytest.Lo
         await quiet(server, agent)
         assert agent.stream_count == 1
         assert len([record for record in caplog.records if "the protocol failed" in record.message]) == 3
+
+
+async def test_what_is_written_is_what_it_was_then_however_the_writer_uses_its_buffer_again() -> None:
+    far, buffer = Recorder(), bytearray(b"first")
+    async with tower() as made:
+        server, _agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", Recorder())
+        stream.write(memoryview(buffer))
+        buffer[:] = b"later"
+        stream.write(buffer)
+        buffer[:] = b"never"
+        assert await far.bytes(10) == b"firstlater"
+
+
+async def test_what_comes_in_the_turn_of_a_resume_stays_behind_what_was_held() -> None:
+    far = Recorder()
+
+    class Resumes(Recorder):
+        def data_received(self, data: bytes) -> None:
+            far.transport.resume_reading()
+
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Resumes(), far))
+        go, stream = [await server.open("kubernetes", Recorder()) for _ in range(2)]
+        far.transport.pause_reading()
+        stream.write(b"held, ")
+        await quiet(server, agent)
+        go.write(b"go")
+        stream.write(b"and what follows")
+        assert await far.bytes(22) == b"held, and what follows"
 
 
 # ---- flow -----------------------------------------------------------------------------------------------------------

@@ -175,6 +175,21 @@ async def test_an_answerer_that_fails_is_a_refusal_for_the_asker() -> None:
 # ---- the tunnel's end -----------------------------------------------------------------------------------------------
 
 
+async def test_an_asker_that_fails_at_once_leaves_no_stream_behind() -> None:
+    class Fails(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            raise RuntimeError("broken protocol")
+
+    far = Recorder()
+    async with tower() as made:
+        server, agent = await made.pair(accepting(far))
+        with pytest.raises(RuntimeError, match="broken protocol"):
+            server.start_open("kubernetes", Fails())
+        await quiet(server, agent)
+        assert server.stream_count == agent.stream_count == 0
+        assert server.streams() == []
+
+
 async def test_a_ping_measures() -> None:
     async with tower() as made:
         server, _ = await made.pair()
