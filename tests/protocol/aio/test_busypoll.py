@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from protocol.aio import busypoll
 from protocol.aio.busypoll import MOST_ASLEEP, PAYS, BusyPoll, busy_poll
-from tests.protocol.aio.tunnels import PATIENCE
+from tests.protocol.aio.tunnels import PATIENCE, tower
 
 pytestmark = pytest.mark.asyncio
 LONG = 0.02  # a poll that a busy machine does not end before the next message
@@ -152,3 +152,10 @@ async def test_a_loop_that_was_closed_is_forgotten() -> None:
     del other
     gc.collect()
     assert gone() is None
+
+
+async def test_both_ends_of_a_tunnel_count_for_one_another() -> None:
+    async with tower() as made:
+        for end in await made.pair():
+            assert end._link is not None
+            assert end._link.proven

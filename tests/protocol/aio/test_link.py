@@ -270,10 +270,13 @@ async def test_a_read_that_took_long_is_the_only_one_until_all_others_had_a_turn
     assert len(set(seen)) == len(seen)
 
 
-@pytest.mark.parametrize(("size", "polls"), [(100, True), (SHORT, False)])
-async def test_after_a_short_message_the_loop_looks_for_the_next_after_bulk_it_sleeps(size: int, polls: bool) -> None:
+@pytest.mark.parametrize(("size", "proven", "polls"), [(100, True, True), (SHORT, True, False), (100, False, False)])
+async def test_after_a_short_message_the_loop_looks_for_the_next_after_bulk_or_a_strangers_it_sleeps(
+    size: int, proven: bool, polls: bool
+) -> None:
     async with linked(client=False, private=True) as (link, owner, _far):
-        link.proven = True
+        assert not link.proven, "whoever dials in has yet to prove who it is"
+        link.proven = proven
         link.received(memoryview(header(Op.BINARY, size, NO_MASK) + bytes(size)))
         assert len(owner.received) == size
         assert busy_poll(asyncio.get_running_loop()).polling is polls
