@@ -68,6 +68,7 @@ class Gateway:
         self._leaving: set[Tunnel] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
+        self._over: Caller | None = None  # who everybody is taken for, once nothing can be asked any more
 
     def start(self) -> None:
         """Start the ticker that looks at deadlines."""
@@ -102,7 +103,9 @@ class Gateway:
                 connection.drain()
 
     def cut(self, code: str, message: str) -> None:
-        """End whatever requests are under way: by an answer where none was begun, else by breaking it off."""
+        """End whatever requests are under way, for good: by an answer where none was begun, else by breaking it off.
+        Callers whose TLS is not finished yet get that answer when it is."""
+        self._over = Caller(refused=refusal(code, message))
         for connection in list(self.connections):
             connection.cut(code, message)
 
@@ -125,6 +128,8 @@ class Gateway:
 
     def caller_of(self, chain: list[bytes]) -> Caller:
         """Who is at the other end of a connection. If its certificate is not accepted, each request is answered so."""
+        if self._over is not None:
+            return self._over
         if not chain:
             return NO_CERTIFICATE
         try:

@@ -349,6 +349,11 @@ class TlsPump(asyncio.Transport):
         if self._outgoing.pending and self._lower is not None and not self._lost:
             self._lower.write(self._outgoing.read())
 
+    @property
+    def established(self) -> bool:
+        """Whether the handshake is done."""
+        return self._established
+
     def can_write_eof(self) -> bool:
         return True
 

@@ -22,6 +22,7 @@ from protocol.aio.pipe import PipeEnd, pipe
 from protocol.aio.ssh import ServerConnection
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshlink import SshLink
+from protocol.aio.tlspump import TlsServerPump
 from protocol.aio.tunnel import Closed, StreamInfo
 from protocol.constants import CONTROL_SERVICE, Code
 from protocol.errors import StreamRefused, TunnelLost
@@ -83,6 +84,7 @@ class LegacyTunnel:
         self._liveness = wire.limits.credit
         self._link = link
         self._streams: dict[int, tuple[PipeEnd | Channel, str, str, str]] = {}
+        self._tls: dict[int, TlsServerPump] = {}  # of the streams that end in the gateway
         self._next = 1
         self._waiters: list[asyncio.Future[Closed]] = []
         self._asked_at: float | None = None
@@ -155,12 +157,14 @@ class LegacyTunnel:
 
         def gone() -> None:
             self._streams.pop(number, None)
+            self._tls.pop(number, None)
             if late is not None:
                 late.cancel()
 
         end: PipeEnd | Channel
         if service == KUBERNETES:
-            end = self._to(self.gateway.serve(caller_address=caller, connection_id=connection_id), protocol, gone)
+            tls = self._tls[number] = self.gateway.serve(caller_address=caller, connection_id=connection_id)
+            end = self._to(tls, protocol, gone)
         elif service == KUBESPHERE and self.registration.kubesphere is not None:
             if full := self._full():
                 raise StreamRefused(Code.BUDGET, full)
@@ -307,12 +311,13 @@ class LegacyTunnel:
         if not by_peer:
             self.wire.bye(text[:200])
         self.wire.end(text)
-        for end, _, _, _ in list(self._streams.values()):
+        for number, (end, _, _, _) in list(self._streams.items()):
             if isinstance(end, PipeEnd):
-                if end.heard_all:  # its caller was answered, and would lose that by a reset
-                    end.close()
+                tls = self._tls.get(number)
+                if tls is not None and not tls.established and end.bytes_in:  # begun: the gateway answers once it is
+                    self.loop.call_later(defaults.HANDSHAKE_DEADLINE, self._end_stream, end)
                 else:
-                    end.cut(TunnelLost(code, text))
+                    self._end_stream(end)
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(self.closed)
@@ -320,6 +325,13 @@ class LegacyTunnel:
             self.on_closed(self, self.closed)
         if self.on_gone is not None:
             self.on_gone(self)
+
+    def _end_stream(self, end: PipeEnd) -> None:
+        assert self.closed is not None
+        if end.heard_all:  # its caller was answered, and would lose that by a reset
+            end.close()
+        else:
+            end.cut(TunnelLost(self.closed.code, self.closed.text))
 
 
 class _AgentControl(asyncio.Protocol):
