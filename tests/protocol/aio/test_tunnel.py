@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -307,6 +308,23 @@ async def test_a_tunnel_whose_peer_owes_an_answer_is_stalled_long_before_it_is_d
             while server.silent:
                 await asyncio.sleep(0.01)
         assert server.stalled, "something has come, though no answer: a slow, full link is like that"
+        agent._link.owner = heard
+        agent.link_lost("the test ends")
+
+
+async def test_a_peer_that_is_far_does_not_stall_before_it_can_have_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.01)
+    async with tower() as made:
+        server, agent = await made.pair(accepting(Echo()))
+        await quiet(server, agent)
+        heard, agent._link.owner = agent._link.owner, Deaf()
+        server.start_open("kubernetes", Recorder())
+        async with asyncio.timeout(PATIENCE):
+            while server.session.overdue(monotonic()) < 0.1:
+                await asyncio.sleep(0.01)
+        assert server.stalled
+        server.session._liveness.rtt = 2 * PATIENCE  # as over a way that is full
+        assert not server.stalled
         agent._link.owner = heard
         agent.link_lost("the test ends")
 
