@@ -41,6 +41,17 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def is_there(path: Path) -> bool:
+    """Whether something is there. What this user may not even look at counts: whoever then opens it is told why."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def intruder(directory: Path, *, public: bool = False) -> str:
     """Who else could put files into `directory` or put another in its place, for a sentence; empty for nobody.
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from certs.files import is_there
 from daemon import yamlfile
 from daemon.faults import TowerError
 from daemon.log import Format, Level
@@ -105,7 +106,7 @@ def load(
     """
     values: dict[str, Any] = {}
     origins: dict[Key, str] = {}
-    if file is not None and (required or file.exists()):
+    if file is not None and (required or is_there(file)):
         values, lines = yamlfile.read(file, decides=True)
         for key in list(lines):
             if (full := _full(model, key, _at(values, key))) != key:

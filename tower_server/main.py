@@ -55,7 +55,7 @@ def _file(**more: Any) -> Callable[[F], F]:
 
 def _options(command: F) -> F:
     for key, text in reversed(FLAGS.items()):
-        kind = click.Path() if key in PATHS else None
+        kind = click.Path(readable=False) if key in PATHS else None
         command = click.option(f"--{key.replace('_', '-')}", type=kind, help=text)(command)
     stores = click.Choice(("sqlite", "kubernetes"))
     store = click.option("--store", type=stores, help="Where records lie: a file of this machine, or a cluster.")
@@ -119,7 +119,7 @@ def show(config_file: Path | None, **flags: Any) -> None:
     click.echo(_load(config_file, flags).render(), nl=False)
 
 
-_STATE = click.option("--state-dir", type=click.Path(), help="Directory of the store.")
+_STATE = click.option("--state-dir", type=click.Path(readable=False), help="Directory of the store.")
 
 
 @cli.command("backup", short_help="Copy the state into a file, while the server runs.")

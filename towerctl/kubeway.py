@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from certs.files import is_there
 from certs.keys import PrivateKey, generate_key, make_csr, signer
 from certs.login import NAMESPACE_LABEL, SIGNER_NAME, login_statement
 from daemon.faults import TowerError
@@ -187,7 +188,7 @@ def kubeconfig_of(context: str) -> Path:
     from daemon import yamlfile
 
     listed = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
-    files = [file for file in listed or [Path.home() / ".kube" / "config"] if file.exists()]
+    files = [file for file in listed or [Path.home() / ".kube" / "config"] if is_there(file)]
     known: list[str] = []
     for file in files:
         contexts = yamlfile.read(file)[0].get("contexts")

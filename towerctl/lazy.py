@@ -34,7 +34,7 @@ def global_options(*, namespace: bool = True) -> list[click.Parameter]:
     return [
         click.Option(
             ["--socket"],
-            type=click.Path(),
+            type=click.Path(readable=False),
             metavar="PATH",
             expose_value=False,
             is_eager=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from certs.files import intruder, locked, remove_leftovers, replace_file
+from certs.files import intruder, is_there, locked, remove_leftovers, replace_file
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
@@ -42,6 +42,14 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_what_cannot_be_looked_at_counts_as_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert is_there(tmp_path / "file")
+    assert is_there(tmp_path / ("x" * 300))
+    assert not is_there(tmp_path / "none")
+    assert not is_there(tmp_path / "file" / "none")
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -174,6 +174,8 @@ def test_reserved_variables_are_for_others(file: Path) -> None:
 def test_a_default_file_may_be_missing_and_a_named_one_may_not(tmp_path: Path) -> None:
     missing = tmp_path / "none.yaml"
     assert load(Sample, file=missing, required=False, environ={}).value == Sample()
+    with pytest.raises(TowerError, match=r"TWR102: cannot read .*: File name too long"):
+        load(Sample, file=tmp_path / ("x" * 300), required=False, environ={})
     with pytest.raises(TowerError, match=r"TWR102: cannot read .*none\.yaml"):
         load(Sample, file=missing, environ={})
 

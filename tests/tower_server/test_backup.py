@@ -307,6 +307,9 @@ def test_a_copy_is_private_and_no_file_is_replaced_unasked(tmp_path: Path) -> No
     with pytest.raises(TowerError) as caught:
         write(b"x", tmp_path / "none" / "copy", replace=False)
     refused(caught, "TWR104", "cannot be written", "directory that exists")
+    with pytest.raises(TowerError) as caught:
+        write(b"x", tmp_path / ("x" * 300), replace=False)
+    refused(caught, "TWR104", "File name too long", "directory that exists")
 
 
 def test_the_commands_say_what_they_copied_and_what_is_to_be_done(tmp_path: Path) -> None:

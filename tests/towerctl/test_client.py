@@ -37,6 +37,15 @@ def test_a_path_that_is_too_long_for_the_kernel_says_so(shell: Shell, folder: Pa
     shell("get", "clusters", "--socket", f"{folder}/{'x' * 120}").refused("longer than the kernel takes", "TWR602")
 
 
+def test_a_socket_is_tried_before_it_is_said_to_be_closed_to_this_user(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told of a socket that may not be opened is more than that it cannot be read."""
+    shell.socket.write_text("hello")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    shell("get", "clusters", "--socket", str(shell.socket)).refused("is not a socket", "TWR602")
+
+
 def test_a_socket_that_may_not_be_opened_names_its_owner(folder: Path) -> None:
     folder.chmod(0o711)
     path = folder / "admin.sock"

@@ -55,3 +55,5 @@ def test_a_context_that_cannot_be_used_ends_the_command_with_its_reason(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", "prod")))
     shell("get", "clusters", "--context", "nope").refused("TWR309", "has no context 'nope'", "choose one of: prod")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / ("x" * 300)))
+    shell("get", "clusters", "--context", "prod").refused("TWR102", "File name too long")
