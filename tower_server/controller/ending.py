@@ -10,6 +10,7 @@ follows a Cluster of before. The record is deleted first and our finalizer last,
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -45,6 +46,10 @@ BRIEF: Final = 1.0  # seconds: what was read more recently need not be read agai
 log = get_logger(__name__)
 
 
+async def everybody_heard() -> Sequence[str]:
+    return ()
+
+
 class View(Protocol):
     """The host's objects as the watches have delivered them: read without a request, and slightly out of date."""
 
@@ -71,6 +76,8 @@ class Ending:
     twins: Twins
     membership: Membership | None = None
     """None: members are not looked into."""
+    unheard: Callable[[], Awaitable[Sequence[str]]] = everybody_heard
+    """Which other servers have not heard of what has ended, and why."""
 
     def read(self, resource: Object | None) -> Wanted | None:
         return read_wanted(resource, ranges=self.registry.allocation.ranges) if resource is not None else None
@@ -107,10 +114,19 @@ class Ending:
             if await self._end_was_asked(resource, record):
                 self.writer.fence()
                 await self.registry.delete(record)
+                await self._tell_unheard(record, resource)
                 record = None
             else:
                 record = await self._keep(record, "ClusterKindDeleted", *KIND_DELETED)
         return resource, record
+
+    async def _tell_unheard(self, record: Cluster, about: Object | None) -> None:
+        """Who is cut off from the apiserver serves the cluster still."""
+        for server in await self.unheard():
+            text = f"server {server}; until then it may let the cluster's agents and callers in"
+            log.warning("still-served", cluster=record.name, text=text)
+            if about is not None:
+                await self.events.tell(about, [Condition("Removed", "False", "StillServed", text)])
 
     async def _read_stored(self, name: str) -> tuple[Object | None, Cluster | None]:
         """Resource and record as they are stored. Where the kind is not served there is no resource."""

@@ -9,7 +9,7 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from certs.ca import Authority
@@ -37,13 +37,16 @@ from tower_server.controller.writer import Writer
 from tower_server.election import Elector, Timing
 from tower_server.ports import PortRange, can_bind
 from tower_server.records import KUBERNETES, KUBESPHERE
+from tower_server.replicas.asking import Silent, ask_all
 from tower_server.replicas.directory import Peer
 from tower_server.replicas.replicas import Replicas
+from tower_server.replicas.wire import Asking
 from tower_server.revocations import Revocations
 from tower_server.servercert import own_names
 from tower_server.store.base import Store
 from tower_server.tunnels import TunnelRegistry
 
+ASKED_EVERY: Final = 10.0  # as often as a server looks itself
 LOOK_EVERY: Final = 30.0  # what an agent reports changes without a verdict's change; a look in vain asks for nothing
 
 log = get_logger(__name__)
@@ -98,6 +101,25 @@ class OwnFacts:
         return [each for each in found if each.address]
 
 
+class Unheard:
+    """The servers that do not say that they have read what is stored; asked again only after a while, so that of many
+    clusters that end together each does not wait for a server that is silent."""
+
+    def __init__(self, ask: Callable[[], Awaitable[Iterable[Silent]]], *, clock: Callable[[], float]) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._asking = asyncio.Lock()
+        self._said: list[str] = []
+        self._until = float("-inf")
+
+    async def __call__(self) -> Sequence[str]:
+        async with self._asking:
+            if self._clock() >= self._until:
+                self._said = [f"{each.server} has not heard of it: {each.why}" for each in await self._ask()]
+                self._until = self._clock() + ASKED_EVERY
+            return self._said
+
+
 class HostController:
     """Made of what a server has; `run` it as a task."""
 
@@ -145,6 +167,7 @@ class HostController:
             ca_pem=lambda: authority.bundle.root_pem,
             known=self._is_known,
         )
+        self._unheard = Unheard(self._silent, clock=time.monotonic)
         lease = KubeLease(client, namespace=self._namespace, name=MANAGER)
         self._elector = Elector(
             lease, identity=replicas.identity, timing=Timing(), random=random.random, grace=replicas.grace
@@ -182,6 +205,9 @@ class HostController:
                 each.cancel()
             await asyncio.wait(work)
 
+    async def _silent(self) -> Sequence[Silent]:
+        return (await ask_all(self._replicas.links.values(), Asking("revocations", "")))[1]
+
     async def _is_known(self, cluster: str) -> bool:
         return await self._records.get(cluster) is not None
 
@@ -206,6 +232,7 @@ class HostController:
             twins=Twins(poke),
             membership=Membership(errands=self._errands, registry=self._records),
             own_names=self._own_names,
+            unheard=self._unheard,
         )
 
 

@@ -107,12 +107,17 @@ class Host:
             "kubesphere": PortRange(16000, 16000 + ports - 1),
         }
         self.revoked: list[str] = []
+        self.unheard: list[str] = []
+        """Servers that have not heard of what ended."""
         self._open: list[Client] = []
 
     def new_client(self, name: str, kubeconfig: Path | None = None) -> Client:
         client = Client(Access.find(kubeconfig or self.plane.admin_kubeconfig), user_agent=f"test-{name}")
         self._open.append(client)
         return client
+
+    async def _unheard(self) -> list[str]:
+        return self.unheard
 
     def close(self) -> None:
         for client in self._open:
@@ -144,6 +149,7 @@ class Host:
                 namespace=NAMESPACE,
                 twins=Twins(poke),
                 own_names=frozenset({"tower.example.com"}),
+                unheard=self._unheard,
             )
 
         self.counts = Counts()

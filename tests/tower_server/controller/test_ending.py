@@ -51,6 +51,20 @@ async def test_deletion_waits_for_those_who_need_the_way_and_then_leaves_nothing
         assert await lab.get(CLUSTERS, "edge-2") == other
 
 
+async def test_a_server_that_has_not_heard_of_the_end_is_named(lab: Host):
+    lab.unheard = ["tower-1 has not heard of it: the apiserver is away"]
+    async with running(lab.controller()):
+        await lab.create("edge-1")
+        await lab.initialised("edge-1")
+        await lab.client.delete(CLUSTERS, "edge-1")
+
+        async def told() -> bool:
+            events = (await lab.client.list(EVENTS, fields="reason=StillServed,involvedObject.name=edge-1")).items
+            return any("server tower-1 has not heard of it: the apiserver" in each["message"] for each in events)
+
+        await lab.until("an Event names it", told)
+
+
 async def test_a_cluster_made_anew_is_another_one(lab: Host):
     async with running(lab.controller()):
         await lab.create("edge-1")

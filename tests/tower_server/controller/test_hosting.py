@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from tower_server.controller.desired import serving
-from tower_server.controller.hosting import OwnFacts, slice_address, way_address
+from tower_server.controller.hosting import ASKED_EVERY, OwnFacts, Unheard, slice_address, way_address
 from tower_server.flapping import Flaps
+from tower_server.replicas.asking import Silent
 from tower_server.replicas.directory import Peer
 from tower_server.state import Verdict
 
@@ -51,6 +53,23 @@ def test_after_a_start_nothing_is_said_of_who_has_not_come_back_yet():
     assert facts.observed("new") is not None
     assert facts.observed("unknown") is None
     assert later.observed("away").tunnels == 0, "tunnels of before would be back by now"
+
+
+@pytest.mark.asyncio
+async def test_servers_that_have_not_heard_are_asked_once_in_a_while():
+    now, asked = 100.0, []
+
+    async def ask():
+        asked.append(now)
+        return [Silent("tower-1", "no answer within 4 s")]
+
+    unheard = Unheard(ask, clock=lambda: now)
+    found = await asyncio.gather(*(unheard() for _ in range(100)))
+    assert {*map(tuple, found)} == {("tower-1 has not heard of it: no answer within 4 s",)}
+    assert asked == [100.0]
+    now += ASKED_EVERY
+    await unheard()
+    assert asked == [100.0, 110.0]
 
 
 def test_it_is_the_replica_of_its_slices_and_says_what_it_holds():
