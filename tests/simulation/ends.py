@@ -149,9 +149,13 @@ class End:
         self.process.handle("timer", self._tick)
 
     def _tick(self) -> None:
-        if self.over or (self.link is not None and self.link.deaf == self.side and not self.link.over):
+        if self.over:
             return
         self._timer = None
+        if self.link is not None and self.link.deaf == self.side:
+            if not self.link.over:
+                return
+            self.process.disturbed_at = self.process.clock()  # it minds from now on, as its peer has let go
         now, due = self.process.clock(), self.session.deadline()
         if due is None or now < due - ROUNDING:
             self.arm()

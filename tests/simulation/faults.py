@@ -114,7 +114,6 @@ def _talk(simulation: Simulation, link: Link, end: int) -> None:
             owner.process.handle("io", owner.enter, lambda: owner.session.ping(owner.process.clock()))
         simulation.world.after(TALKS_EVERY, _talk, simulation, link, end)
     elif isinstance(owner, End):
-        owner.process.disturbed_at = owner.process.clock()
         owner.arm(anew=True)
 
 

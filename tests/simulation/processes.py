@@ -171,7 +171,7 @@ class Process:
         after = end.session.limits.dead_after
         if "answered nothing" in text:
             since, after = end.answered_at, DEAF * after
-            owed = since if end.asked_at is None else end.asked_at
+            owed = since if end.asked_at is None else max(since, end.asked_at)  # less by a clock set back
             self.world.counts["peers that answered nothing"] += 1
         silent = self.clock() - since
         require(silent >= after - 1e-3, "L2 early", "%s: dead after %.3f s of silence", end.name, silent)
