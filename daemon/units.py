@@ -190,6 +190,10 @@ def split_address(text: Any, *, listener: bool = True) -> tuple[str, int]:
     if not colon or not least <= number <= 65535 or (":" in bare) != (host != bare) or not (bare or listener):
         forms = "HOST:PORT, [IPV6]:PORT or :PORT" if listener else "HOST:PORT such as grafana.monitoring:3000"
         raise ValueError(f"must be {forms}, not {text!r}")
+    try:
+        bare.encode("idna")  # as whoever looks it up does, for whom it would be a defect
+    except UnicodeError as error:
+        raise ValueError(f"{bare[:80]!r} is no host: {error}") from None
     return bare, number
 
 

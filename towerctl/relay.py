@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -170,12 +171,15 @@ async def _down(writer: asyncio.StreamWriter, socket: ClientConnection) -> None:
 
 def _cannot_listen(address: str, port: int, error: OSError) -> TowerError:
     number = error.errno or errno.EADDRNOTAVAIL  # of which Python 3.13 says only that no address was left
+    of_this_machine = "name an address of this machine before the port (ADDRESS:PORT), or the port alone"
     mend = {
         errno.EADDRINUSE: f"choose another local port, or let one be chosen: 0 (`ss -ltnp` says who holds {port})",
         errno.EACCES: "ports below 1024 need privileges: choose a higher one",
-        errno.EADDRNOTAVAIL: "name an address of this machine before the port (ADDRESS:PORT), or the port alone",
+        errno.EADDRNOTAVAIL: of_this_machine,
     }.get(number)
     why = os.strerror(number) if mend else error.strerror or error  # asyncio's own text says the address again
+    if isinstance(error, socket.gaierror):
+        mend = of_this_machine
     return TowerError("TWR103", f"cannot listen on {address}:{port}: {why}", mend=mend)
 
 

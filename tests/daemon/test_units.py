@@ -151,6 +151,12 @@ def test_what_is_no_address_says_what_one_looks_like(text: object) -> None:
         split_address(text)
 
 
+@pytest.mark.parametrize("text", ["a..b:80", f"{'a' * 64}:80", ".:80"])
+def test_a_name_that_nobody_could_look_up_is_no_host(text: str) -> None:
+    with pytest.raises(ValueError, match="is no host"):
+        split_address(text)
+
+
 @pytest.mark.parametrize("text", [":80", "h:0", "h", "::1:80"])
 def test_what_can_be_listened_on_cannot_always_be_dialled(text: str) -> None:
     with pytest.raises(ValueError, match="must be HOST:PORT such as"):

@@ -289,9 +289,20 @@ async def test_a_port_that_is_taken_names_its_mend(folder: Path) -> None:
     assert "choose another local port" in refused.value.mend
 
 
+async def test_a_name_that_leads_nowhere_names_its_mend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_name(*_args: object, **_more: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_name)
+    with pytest.raises(TowerError, match="cannot listen on nowhere:0: Name or service not known") as refused:
+        await Local(folder / "s").forwarder.serve("nowhere", 0, ready=lambda _: None)
+    assert refused.value.mend.startswith("name an address of this machine")
+
+
 async def test_an_address_of_another_machine_names_its_mend(folder: Path) -> None:
     with pytest.raises(TowerError) as refused:
         await Local(folder / "s").forwarder.serve("192.0.2.1", 0, ready=lambda _: None)
     assert refused.value.message == "cannot listen on 192.0.2.1:0: Cannot assign requested address"
+    assert refused.value.mend.startswith("name an address of this machine")
     assert "ADDRESS:PORT" in refused.value.mend
     assert "--" not in refused.value.mend

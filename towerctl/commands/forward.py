@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -20,10 +19,16 @@ class _Local(click.ParamType[tuple[str, int]]):
     name = "local"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        found = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^:\[\]]+):)?([0-9]{1,5})", str(value))
-        if found is None or int(found[2]) > 65535:
+        from daemon.units import split_address
+
+        text = str(value)
+        try:
+            address, port = split_address(text if ":" in text else f"127.0.0.1:{text}")
+        except ValueError:
+            address, port = "", 0
+        if not address:
             self.fail(f"{value!r} is not a local address: use PORT or ADDRESS:PORT, 0 to 65535", param, ctx)
-        return (found[1] or "127.0.0.1").strip("[]"), int(found[2])
+        return address, port
 
 
 class _Service(Name):

@@ -13,7 +13,7 @@ def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: 
     live("forward", f"{cluster}x", "grafana").refused(f"there is no cluster '{cluster}x'", f"did you mean {cluster}")
 
 
-@pytest.mark.parametrize("local", ["x", "70000", "a:b", "127.0.0.1", ":", "1.2.3.4:99999"])
+@pytest.mark.parametrize("local", ["x", "70000", "a:b", "127.0.0.1", ":", ":80", "1.2.3.4:99999", "a..b:5"])
 def test_a_local_address_that_is_none_is_a_usage_error(live: Shell, cluster: str, local: str) -> None:
     live("forward", cluster, "grafana", local).refused("use PORT or ADDRESS:PORT", code=2)
 
