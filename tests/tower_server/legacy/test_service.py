@@ -224,6 +224,27 @@ async def test_an_agent_that_is_gone_as_soon_as_it_is_registered_fails_no_task(
     assert "task-failed" not in capsys.readouterr().out
 
 
+async def test_a_caller_who_asks_in_the_turn_in_which_the_link_breaks_is_told_of_the_tunnel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, breaks = LegacyTunnel.connect, asyncio.Event()
+
+    async def breaking(tunnel: LegacyTunnel, factory: Any) -> Any:
+        if breaks.is_set():
+            tunnel.wire.drop("the peer closed the connection")  # SSH knows at once, the tunnel a turn later
+        return await connect(tunnel, factory)
+
+    monkeypatch.setattr(LegacyTunnel, "connect", breaking)
+    async with host(tmp_path) as tower:
+        await tower.registered()
+        await until(lambda: tower.member.verdict.state == "Connected")
+        tower.member.tunnels[0].gateway.upstreams.expire(float("inf"))
+        breaks.set()
+        answer = await tower.ask("/now")
+        assert (answer.status, answer.json()["kind"]) == (503, "Status")
+        assert "TWR201" in answer.json()["message"]
+
+
 async def test_a_caller_in_the_midst_of_its_tls_when_its_tunnel_ends_is_answered_once_it_has_asked(
     tmp_path: Path,
 ) -> None:
