@@ -14,6 +14,7 @@ from typing import Final
 
 from daemon.checks import Check, Graph, Report, Result, fail, ok, warn
 from protocol.aio.hops import DialError, Hop
+from protocol.aio.proxydial import DialTarget
 from protocol.aio.ssh import PROHIBITED
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshdial import HostSession, RegistrationRefused, dial_host
@@ -48,7 +49,7 @@ async def _credential(config: AgentConfig) -> Result:
 async def _walk(host: LegacyHost) -> list[tuple[str, Result]]:
     """What each hop showed, in order; the first that failed comes with what could not be tried behind it."""
     target, passed = host.target, list[Hop]()
-    absent = {"proxy"} if target.route() is None else set()
+    absent = {"proxy"} if _direct(target) else set[str]()
     if target.ssl_context is None:
         absent.add("tls")
     order = [title for title in _HOPS if title not in absent]
@@ -67,6 +68,14 @@ async def _walk(host: LegacyHost) -> list[tuple[str, Result]]:
         shown["upgrade"] = ok("101")
     shown[last] = result
     return [(title, shown.get(title, ok())) for title in order]  # what lies behind a failure is skipped
+
+
+def _direct(target: DialTarget) -> bool:
+    """A setting that cannot be used is a proxy too: the dial says what is wrong with it."""
+    try:
+        return target.route() is None
+    except DialError:
+        return False
 
 
 async def _ask(session: HostSession, host: LegacyHost) -> Result:

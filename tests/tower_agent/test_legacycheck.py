@@ -71,6 +71,17 @@ async def test_all_is_well_and_nothing_of_the_member_was_said(
         assert set(rest.values()) == {"%zz", "bm9uZQ=="}, "neither an address nor a credential"
 
 
+@pytest.mark.parametrize("proxy", ["socks5://proxy:1080", "http://proxy:99999"])
+async def test_a_proxy_setting_that_cannot_be_used_is_the_failure(
+    make_member: MakeMember, tmp_path: Path, proxy: str
+) -> None:
+    async with make_member() as member:
+        config = configured(tmp_path, member.kubeconfig, "ws://127.0.0.1:1").model_copy(update={"proxy": proxy})
+        title, code, message = failed(await run_checks(config, version="1"))
+    assert (title, code) == ("proxy", "TWR212")
+    assert "http://" in message
+
+
 async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_path: Path) -> None:
     async with make_member() as member:
         async with ssh_host() as host:
