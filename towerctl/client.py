@@ -116,7 +116,11 @@ class AdminClient:
 
 def _parse(data: bytes, path: str) -> Object:
     try:
-        return parse_object(data)
+        found = parse_object(data)
+        items = found.get("items", [])
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise ValueError("a list that is none")
+        return found
     except ValueError:
         raise ServerUnreachable(
             f"what answers at {path} is not the admin API of a tower server", mend="check --socket (TOWER_ADMIN_SOCKET)"

@@ -79,7 +79,9 @@ def test_silence_ends_at_the_deadline_that_was_given(shell: Shell) -> None:
     ran.refused("did not answer within 0.1s", "--timeout", "TWR602")
 
 
-@pytest.mark.parametrize("body", ["<html>hello</html>", "[1, 2]", "{" * 100_000, "\x00"])
+@pytest.mark.parametrize(
+    "body", ["<html>hello</html>", "[1, 2]", "{" * 100_000, "\x00", '{"items": 3}', '{"items": [3]}']
+)
 def test_what_is_not_the_admin_api_is_called_that(shell: Shell, body: str) -> None:
     with peer(shell.socket, http("200 OK", body)):
         shell("get", "clusters").refused("is not the admin API of a tower server", "--socket")
