@@ -19,6 +19,7 @@ from gateway.decide import PoolName
 from gateway.errors import UpstreamError
 from gateway.tls import Apiserver, upstream_context
 from protocol import defaults
+from protocol.aio.keepalive import keep_alive
 from protocol.aio.tlsfailure import TlsError, TlsFailure
 from protocol.aio.tlspump import TlsClientSocketPump
 
@@ -223,7 +224,9 @@ class Pool:
 
     async def _dial_tcp(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
         loop = asyncio.get_running_loop()
-        return await loop.create_connection(factory, self.apiserver.host, self.apiserver.port)
+        made = await loop.create_connection(factory, self.apiserver.host, self.apiserver.port)
+        keep_alive(made[0].get_extra_info("socket"))
+        return made
 
     def _tls_failed(self, error: TlsError) -> UpstreamError:
         if error.failure in (TlsFailure.UNKNOWN_ISSUER, TlsFailure.BAD_CERTIFICATE):

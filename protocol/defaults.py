@@ -83,6 +83,12 @@ CALLER_IDLE: Final = 900.0  # between two requests of one caller's connection
 LINGER: Final = 2.0  # what a caller still sends is read that long after a last answer, so that a reset does not eat it
 GATEWAY_TICK: Final = 0.5  # how often deadlines, idle limits and expired certificates are looked at
 
+# TCP's questions to the other end of a silent connection, in seconds and in number: a machine that runs answers them,
+# however busy its programs are, and a caller's machine that slept for a minute goes on.
+KEEPALIVE_IDLE: Final = 60
+KEEPALIVE_INTERVAL: Final = 15
+KEEPALIVE_PROBES: Final = 4
+
 # Sizes.
 MAX_HEAD_BYTES: Final = 64 * KIB
 MAX_HEADER_FIELDS: Final = 200

@@ -20,6 +20,7 @@ from typing import Any, Final
 from daemon.faults import TowerError, fault
 from daemon.log import get_logger
 from protocol import defaults
+from protocol.aio.keepalive import keep_alive
 from protocol.aio.port import network_of
 from tower_server.answer import Answer, Answerer
 from tower_server.member import Member
@@ -77,6 +78,7 @@ class CallerPort:
         self._inherited = self._inherited or sock is not None
         try:
             sock = sock or listening_socket(self._owner.bind, self.port, backlog=BACKLOG)
+            keep_alive(sock)
             self._server = await self.loop.create_server(self._connection, sock=sock)
         except OSError as error:
             if self.problem is None:

@@ -14,6 +14,7 @@ from itertools import chain, zip_longest
 from typing import Any, Final
 
 from protocol.aio.hops import DialError, Hop, OnHop, reason
+from protocol.aio.keepalive import keep_alive
 from protocol.aio.lookup import look_up
 from protocol.aio.proxyenv import bracketed
 
@@ -117,6 +118,7 @@ async def _connect_one(family: int, address: tuple[Any, ...]) -> socket.socket:
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()

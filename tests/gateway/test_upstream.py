@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -51,6 +52,12 @@ async def test_only_the_impersonation_pool_shows_the_agents_certificate(pki: Pki
         assert ready.server.certificates[0] is None
         assert ready.server.certificates[1] is not None
         assert upstreams.bearer is not upstreams.impersonation
+
+
+async def test_an_apiserver_that_vanishes_is_noticed_though_nothing_is_sent(pki: Pki) -> None:
+    async with Ready(pki) as upstreams:
+        sock = (await upstreams.bearer.dial()).transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 async def test_the_last_used_connection_is_taken_first_and_old_ones_expire(pki: Pki) -> None:

@@ -138,6 +138,17 @@ async def test_a_server_that_stops_does_not_say_that_its_ports_listen(tmp_path, 
 
 
 @pytest.mark.slow
+async def test_a_caller_that_vanishes_is_noticed_though_nothing_is_sent(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        raw_kubernetes(agent, Echo)
+        port = server.services.clusters.ports.of("edge-1")[0]
+        async with raw(server, "edge-1"):
+            await until(lambda: port.connections)
+            (connection,) = port.connections
+            accepted = connection.transport.get_extra_info("socket")
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
 async def test_a_thousand_connections_leave_nothing_behind(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         raw_kubernetes(agent, Echo)
