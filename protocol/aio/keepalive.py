@@ -16,7 +16,7 @@ from protocol import defaults
 
 def keep_alive(sock: Any) -> None:
     """Have the connection end with an error some two minutes after the other end fell silent for good."""
-    with contextlib.suppress(OSError):  # no TCP, or gone already
+    with contextlib.suppress(OSError, AttributeError):  # no TCP, or gone already: such a transport has no socket
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, defaults.KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, defaults.KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, defaults.KEEPALIVE_PROBES)

@@ -35,3 +35,4 @@ def test_a_socket_that_is_no_tcp_or_gone_is_left_alone() -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         keep_alive(sock)
     keep_alive(sock)
+    keep_alive(None)  # what a transport of uvloop has that is gone already
