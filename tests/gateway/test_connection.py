@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.gateway.kit import AUTH, CHUNKED_OK, GET, OK, Apiside, Pki, always_ok, status_of, world
+from tests.gateway.kit import AUTH, CHUNKED_OK, GET, OK, Answer, Apiside, Pki, always_ok, status_of, world
 from tests.gateway.test_head import AMBIGUOUS
 from tests.waiting import until
 
@@ -156,13 +156,20 @@ async def test_expect_100_continue(pki: Pki) -> None:
         assert (await caller.answer())[1] == b"{}"
 
 
-async def test_a_final_answer_in_place_of_100_ends_the_connection(pki: Pki) -> None:
+def before_the_body(said: bytes) -> Answer:
+    """An apiserver that answers the head alone."""
+
     async def answer(side: Apiside) -> None:
         await side.head()
-        await side.say(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
+        await side.say(said)
         side.server.rest = await side.until_gone()
 
-    async with world(pki, answer=answer) as w:
+    return answer
+
+
+async def test_a_final_answer_in_place_of_100_ends_the_connection(pki: Pki) -> None:
+    said = b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n"
+    async with world(pki, answer=before_the_body(said)) as w:
         caller = await w.call()
         await caller.say(b"POST / HTTP/1.1\r\n" + AUTH + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         answer_bytes = await caller.rest()
@@ -172,13 +179,8 @@ async def test_a_final_answer_in_place_of_100_ends_the_connection(pki: Pki) -> N
 
 async def test_an_answer_to_half_a_request_says_that_the_connection_ends(pki: Pki) -> None:
     """As where a body is larger than the apiserver takes: who is not told sends the next request into a closed one."""
-
-    async def answer(side: Apiside) -> None:
-        await side.head()
-        await side.say(b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
-        side.server.rest = await side.until_gone()
-
-    async with world(pki, answer=answer) as w:
+    said = b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig"
+    async with world(pki, answer=before_the_body(said)) as w:
         caller = await w.call()
         await caller.say(b"POST / HTTP/1.1\r\n" + AUTH + b"Content-Length: 9000000\r\n\r\nhalf")
         answer_bytes = await caller.rest()

@@ -214,9 +214,8 @@ class LegacyTunnel:
 
     async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
         """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
-        if (
-            not self.wire.alive
-        ):  # its end is on its way, and tells callers better than that the apiserver is unreachable
+        # Its end is on its way, and tells callers better than that the apiserver is unreachable.
+        if not self.wire.alive:
             await self.wait_closed()
         if self.closed is not None:
             raise ConnectionError("the tunnel is over")

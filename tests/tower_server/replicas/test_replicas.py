@@ -24,6 +24,7 @@ from tests.lab.hostplane import crds
 from tests.tower_server.kit import Agent, Echo, Running, admin, call, enrol, running
 from tests.tower_server.test_ports import free_range
 from tests.waiting import PATIENCE, until
+from tower_server.member import Member
 from tower_server.replicas import directory, port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -65,6 +66,17 @@ async def pair(host_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Pair]:
     host_plane.kubectl("delete", "members", "--all")
 
 
+async def held_by_two(pair: Pair) -> tuple[Agent, Member]:
+    """The agent of a cluster whose tunnel the second server holds, and the cluster as the first one sees it."""
+    agent = Agent(pair.two, await enrol(pair.one, await pair.one.add("edge")))
+    await until(lambda: "edge" in pair.two.services.registry.members)
+    await agent.connect()
+    await agent.report(services={"kubernetes": {"mode": "gateway"}})
+    far = pair.one.member("edge")
+    await until(lambda: far.verdict.ready == "True")
+    return agent, far
+
+
 async def test_a_server_shows_and_serves_what_the_other_holds_and_says_why_when_nobody_does(pair: Pair):
     token = await pair.one.add("edge")
     agent = Agent(pair.two, await enrol(pair.one, token))
@@ -90,12 +102,7 @@ async def test_a_server_that_cannot_write_its_lease_goes_on_with_the_others_for_
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ):
     """As one that is cut off from the apiserver and from nobody else, or whose Lease somebody has deleted."""
-    agent = Agent(pair.two, await enrol(pair.one, await pair.one.add("edge")))
-    await until(lambda: "edge" in pair.two.services.registry.members)
-    await agent.connect()
-    await agent.report(services={"kubernetes": {"mode": "gateway"}})
-    far = pair.one.member("edge")
-    await until(lambda: far.verdict.ready == "True")
+    agent, far = await held_by_two(pair)
     replicas = pair.one.services.replicas
     assert replicas is not None
     assert replicas._directory is not None
@@ -116,12 +123,7 @@ async def test_a_server_that_falls_silent_with_a_stale_lease_is_named_and_served
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ):
     """As one that is cut off from all, and goes on with its tunnels and with what it was told last."""
-    agent = Agent(pair.two, await enrol(pair.one, await pair.one.add("edge")))
-    await until(lambda: "edge" in pair.two.services.registry.members)
-    await agent.connect()
-    await agent.report(services={"kubernetes": {"mode": "gateway"}})
-    far = pair.one.member("edge")
-    await until(lambda: far.verdict.ready == "True")
+    agent, far = await held_by_two(pair)
     replicas, cut = pair.one.services.replicas, pair.two.services.replicas
     assert replicas is not None
     assert replicas._directory is not None
