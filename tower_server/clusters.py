@@ -31,7 +31,7 @@ from tower_server.member import Member
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
-from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store
+from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store, Version, later
 from tower_server.tunnels import TunnelRegistry
 
 log = get_logger(__name__)
@@ -74,6 +74,9 @@ class Clusters:
         self._shared = shared
         self._creating = asyncio.Lock()
         self._records: dict[str, Cluster] = {}
+        self._versions: dict[str, Version] = {}
+        """What the records are as of, one that this server deleted too: a watch tells late what was written since."""
+        self._following = False
         self._changing: dict[str, asyncio.Lock] = {}
         self._observers: list[Callable[[str, str], None]] = []
 
@@ -159,37 +162,50 @@ class Clusters:
 
     async def follow(self) -> None:
         """Follows what others write of records, until cancelled: for servers that share a store with a controller."""
+        self._following = True
         backoff = Backoff(random=random.random)
         while True:
+            self._versions.clear()  # a store that was put back numbers anew
             listing = await self._store.list(Kind.CLUSTER)
-            found = {record.name: Cluster.read(record) for record in listing.items}
-            for name in self._records.keys() - found.keys():
-                await self._forget(name)
-            for cluster in found.values():
-                await self._take(cluster)
+            found = {record.name for record in listing.items}
+            for name in self._records.keys() - found:
+                await self._forget(name, listing.version)
+            for record in listing.items:
+                await self._take(record)
             try:
                 async with contextlib.aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
                     async for change in changes:
                         backoff.reset()
                         if change.type is ChangeType.DELETED:
-                            await self._forget(change.record.name)
+                            await self._forget(change.record.name, change.record.version)
                         else:
-                            await self._take(Cluster.read(change.record))
+                            await self._take(change.record)
             except Expired:
                 await asyncio.sleep(backoff.next())
 
-    async def _take(self, cluster: Cluster) -> None:
+    def _is_news(self, name: str, version: Version) -> bool:
+        """Whether that version of a record is later than what is held of it; it counts as held then."""
+        held = self._versions.get(name)
+        if held is not None and not later(version, held):
+            return False
+        self._versions[name] = version
+        return True
+
+    async def _take(self, record: Record) -> None:
         """A record as it is now: a new cluster, another one of the same name, or a port more."""
-        held = self._records.get(cluster.name)
-        if held is not None and held.uid != cluster.uid:
-            await self._forget(cluster.name)
-        async with self._lock(cluster.name):
-            member = self._registry.members.get(cluster.name)
-            if cluster.name not in self._records or member is None:
+        async with self._lock(record.name):
+            if not self._is_news(record.name, record.version):
+                return
+            cluster = Cluster.read(record)
+            held, member = self._records.get(cluster.name), self._registry.members.get(cluster.name)
+            if held is not None and held.uid != cluster.uid:
+                self._drop(cluster.name)
+                held = None
+            if held is None or member is None:
                 member = await self._bring_up(cluster)
                 log.info("cluster-added", cluster=cluster.name, ports=dict(cluster.ports))
                 self._tell("ADDED", cluster.name)
-            elif cluster != self._records[cluster.name]:
+            elif cluster != held:
                 self._records[cluster.name] = cluster
                 listening = {port.service for port in self.ports.of(cluster.name)}
                 if KUBERNETES in cluster.ports and KUBERNETES not in listening:
@@ -199,14 +215,20 @@ class Clusters:
                 self._tell("MODIFIED", cluster.name)
         await self.declare(member)
 
-    async def _forget(self, name: str) -> None:
+    async def _forget(self, name: str, version: Version) -> None:
         """A record was deleted: drop the cluster here too."""
         async with self._lock(name):
-            member = self._registry.members.get(name)
-            if self._records.pop(name, None) is None or member is None:
+            if not self._is_news(name, version):
                 return
-            self._end(name, member)
+            self._versions.pop(name)
+            self._drop(name)
         self._changing.pop(name, None)
+
+    def _drop(self, name: str) -> None:
+        member = self._registry.members.get(name)
+        if self._records.pop(name, None) is None or member is None:
+            return
+        self._end(name, member)
         log.info("cluster-deleted", cluster=name)
         self._tell("DELETED", name)
 
@@ -340,6 +362,10 @@ class Clusters:
                 continue
             except NotFound:
                 return False
+            if self._following:
+                self._versions[cluster.name] = record.version  # until its deletion is heard of
+            else:
+                self._versions.pop(cluster.name, None)
             return True
         raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
 
@@ -388,10 +414,10 @@ class Clusters:
                 raise TowerError("TWR603", f"the cluster {name} was deleted meanwhile")
             changed = change(held)
             try:
-                await self._store.update(Kind.CLUSTER, name, changed.data(), expect=record.version)
+                written = await self._store.update(Kind.CLUSTER, name, changed.data(), expect=record.version)
             except Conflict:
                 continue
-            if name in self._records:
+            if self._is_news(name, written.version) and name in self._records:
                 self._records[name] = changed
             return changed
         raise TowerError("TWR108", f"the record of cluster {name} keeps changing")

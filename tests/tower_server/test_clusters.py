@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from protocol.constants import Code
 from tests.tower_server.kit import Agent, admin, call, enrol, joined, running
 from tests.waiting import until
 from tower_server.records import Cluster
-from tower_server.store.base import Kind
+from tower_server.store.base import Change, Kind, Listing, Version
 
 pytestmark = pytest.mark.asyncio
 
@@ -263,3 +264,68 @@ async def test_records_that_others_write_are_followed(tmp_path):
         finally:
             follow.cancel()
             await asyncio.gather(follow, return_exceptions=True)
+
+
+async def test_what_a_watch_tells_late_does_not_undo_what_this_server_wrote_since(tmp_path, monkeypatch):
+    async with running(tmp_path) as server:
+        store, clusters = server.services.store, server.services.clusters
+        watch, told, held_back, seen = store.watch, asyncio.Event(), asyncio.Event(), []
+
+        async def late(kind: Kind, *, since: Version) -> AsyncIterator[Change]:
+            held_back.set()
+            async for change in watch(kind, since=since):
+                await told.wait()
+                yield change
+
+        monkeypatch.setattr(store, "watch", late)
+        follow = asyncio.create_task(clusters.follow())
+        try:
+            await until(held_back.is_set)
+            await server.add("edge-1")  # a record, and then its port
+            first = clusters.get("edge-1")[0]
+            await clusters.delete(first)
+            async with joined(server, "edge-1") as agent:
+                await clusters.save()
+                now = clusters.get("edge-1")[0]
+                clusters.subscribe(lambda change, name: name == "last" or seen.append((change, clusters.get(name)[0])))
+                told.set()
+                await store.create(Kind.CLUSTER, "last", Cluster("last", "u2", 1.0).data())
+                await until(lambda: "last" in clusters.names())
+                assert all(each == ("MODIFIED", now) for each in seen)  # a probe that is over, at most
+                assert clusters.get("edge-1")[0] == now != first
+                assert agent.tunnel.closed is None
+                assert (await call(server, "edge-1")).status == 200
+        finally:
+            follow.cancel()
+            await asyncio.gather(follow, return_exceptions=True)
+
+
+async def test_a_cluster_that_is_added_while_the_records_are_listed_stays(tmp_path, monkeypatch):
+    async with running(tmp_path) as server:
+        store, clusters = server.services.store, server.services.clusters
+        listing, answered, listed = store.list, asyncio.Event(), asyncio.Event()
+
+        async def slow(kind: Kind, *, prefix: str = "") -> Listing:
+            found = await listing(kind, prefix=prefix)
+            if kind is Kind.CLUSTER:
+                listed.set()
+                await answered.wait()
+            return found
+
+        follow = None
+        try:
+            await server.add("gone")
+            monkeypatch.setattr(store, "list", slow)
+            follow = asyncio.create_task(clusters.follow())
+            await until(listed.is_set)
+            async with joined(server, "edge-1") as agent:
+                await clusters.delete(clusters.get("gone")[0])
+                answered.set()
+                await store.create(Kind.CLUSTER, "last", Cluster("last", "u2", 1.0).data())
+                await until(lambda: "last" in clusters.names())
+                assert clusters.names() == ["edge-1", "last"]
+                assert agent.tunnel.closed is None
+        finally:
+            if follow is not None:
+                follow.cancel()
+                await asyncio.gather(follow, return_exceptions=True)

@@ -4,7 +4,7 @@ Invariants that the conformance suite holds for each implementation:
 - `create` is the only uniqueness there is: of many creators of one (kind, name) exactly one succeeds, the others get
   `Conflict`.
 - A write that returned is durable; a used token stays used through a power cut.
-- A version is opaque: it may be handed back (`expect`, `since`), never compared or computed with.
+- A version may be handed back (`expect`, `since`) and asked whether it is `later` than another; it is opaque else.
 - `watch(since=v)` yields every change after `v` in order, or raises `Expired`, at once or later, when it can no longer
   do so (too old, or the reader too slow): the caller lists anew. It never skips one silently.
 """
@@ -69,6 +69,12 @@ class Expired(StoreError):
 
 class Invalid(StoreError):
     """The name or the data cannot be stored."""
+
+
+def later(one: Version, other: Version) -> bool:
+    """Whether `one` was given out after `other`; both of one store and kind. SQLite numbers its writes, and Kubernetes
+    has promised since 1.35 what etcd always gave: resource versions are whole numbers that grow."""
+    return int(one) > int(other)
 
 
 @dataclass(frozen=True, slots=True)

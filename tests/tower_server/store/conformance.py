@@ -17,6 +17,7 @@ from tower_server.store.base import (
     NotFound,
     Store,
     Version,
+    later,
 )
 
 PATIENCE = 20.0
@@ -67,7 +68,8 @@ class StoreConformance:
     async def test_update_needs_the_version_that_was_read(self, store: Store):
         first = await store.create(Kind.TOKEN, "t", {"uses": 1})
         second = await store.update(Kind.TOKEN, "t", {"uses": 0}, expect=first.version)
-        assert second.version != first.version
+        assert later(second.version, first.version)
+        assert not later(first.version, second.version)
         with pytest.raises(Conflict):
             await store.update(Kind.TOKEN, "t", {"uses": 5}, expect=first.version)
         assert (await store.get(Kind.TOKEN, "t")).data == {"uses": 0}
@@ -105,7 +107,7 @@ class StoreConformance:
         first = await store.create(Kind.AGENT, "a", {})
         await store.delete(Kind.AGENT, "a")
         again = await store.create(Kind.AGENT, "a", {})
-        assert again.version != first.version
+        assert later(again.version, first.version)
         with pytest.raises(Conflict):
             await store.update(Kind.AGENT, "a", {"n": 1}, expect=first.version)
 
@@ -137,7 +139,7 @@ class StoreConformance:
         assert [change.type for change in changes] == [ChangeType.CREATED, ChangeType.UPDATED, ChangeType.DELETED]
         assert [change.record for change in changes[:2]] == [made, changed]
         assert changes[2].record.data == {"n": 2}
-        assert changes[2].record.version != changed.version
+        assert later(changes[2].record.version, changed.version)
 
     async def test_watch_goes_on_from_the_version_of_a_change(self, store: Store):
         since = (await store.list(Kind.CLUSTER)).version
