@@ -37,6 +37,7 @@ EDGE = "edge-1"
 HOST = "moving"
 NAMESPACE = "tower-moving"
 PATIENCE = 120.0
+COMES_AGAIN = 240.0  # a Go agent that finds nobody waits two minutes in the end, and once more where it is too early
 GO_POD = "cluster-agent"
 ADDRESS = "ws://tower.example.com:8080"
 
@@ -238,12 +239,18 @@ class Callers:
             assert done.text == "one", (each.name, done)
 
 
-def dialect(tower: TowerWorld, wanted: str) -> None:
+def dialect(tower: TowerWorld, wanted: str, agent: Child | None = None) -> None:
+    """Waits until that serves; `agent`: whose, so that its end is told, and its log."""
+
     def looks() -> bool:
         status, found = tower.call("GET", f"/v1/clusters/{EDGE}")
         return status == 200 and (found["dialect"], found["state"]) == (wanted, "Connected")
 
-    wait_until(looks, f"{EDGE} is served by {wanted}", PATIENCE)
+    what = f"{EDGE} is served by {wanted}"
+    if agent is None:
+        wait_until(looks, what, PATIENCE)
+    else:
+        agent.until(looks, what, COMES_AGAIN)
 
 
 def test_the_host_first_on_kubernetes(host: ControlPlane, member: ControlPlane, token: str) -> None:
@@ -263,7 +270,7 @@ def test_the_host_first_on_kubernetes(host: ControlPlane, member: ControlPlane, 
         )
         tower = stack.enter_context(made)
         walk = Walk(tower, host, member, ON_KUBERNETES)
-        dialect(tower, "kubesphere-v1")
+        dialect(tower, "kubesphere-v1", go.child)
         port = proxy.kubernetes_port
         assert tower.cluster(EDGE)["ports"]["kubernetes"] == port
         assert "kubesphere-v1" in walk.run(DIALECT)
@@ -340,7 +347,7 @@ def test_the_member_first(host: ControlPlane, member: ControlPlane, token: str) 
         proxy.stop()
         stack.enter_context(tower)
         walk.run(ADD)
-        dialect(tower, "kubesphere-v1")
+        dialect(tower, "kubesphere-v1", ours)
         walk.run(BUNDLE)
         root = tower.call("GET", f"/v1/clusters/{EDGE}/connection")[1]["ca"].encode()
         assert bundle(host) == root
