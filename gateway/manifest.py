@@ -54,13 +54,14 @@ def rights(plan: Plan) -> list[Object]:
         _object("v1", "Namespace", plan.namespace),
         _namespaced(plan, "v1", "ServiceAccount", plan.name),
         *rbac_objects(plan.policy, namespace=plan.namespace, service_account=plan.name),
+        *_kubesphere(plan),
     ]
 
 
 def objects(plan: Plan) -> list[Object]:
     """Everything, in an order in which it can be applied."""
     kept = [*_identity(plan), *_token(plan), _config(plan)]
-    return [*rights(plan), *_kubesphere(plan), *kept, _fence(plan), _deployment(plan)]
+    return [*rights(plan), *kept, _fence(plan), _deployment(plan)]
 
 
 def _identity(plan: Plan) -> list[Object]:

@@ -18,6 +18,8 @@ def print_join(join: Object, *, output: str, document: Object) -> None:
     else:
         uses = join.get("uses") or 1
         often = "once" if uses == 1 else f"{uses} times"
-        say(f"Run this in the member within {times.until(join.get('expires'))} ({often}; it is not shown again):")
+        # Both are cut to seconds, so from now on even less than nothing may be left of a short one.
+        good_for = times.until(join.get("expires"), now=times.seconds(join.get("created")))
+        say(f"Run this in the member within {good_for} ({often}; it is not shown again):")
         click.echo(join.get("command"))
         say("and then start the agent there, with the same flags if you add any: tower-agent run")

@@ -27,14 +27,14 @@ def age(value: Any, *, now: float | None = None) -> str:
 
 
 def until(value: Any, *, now: float | None = None) -> str:
-    """How long it is until then: `21h`, or `expired`. From two minutes up to whole ones, upwards: what was just given
-    an hour has an hour."""
+    """How long it is until then: `21h`, or `expired`. Upwards, from two minutes up to whole ones: what was just given
+    an hour has an hour, and what is not over has a second."""
     at = seconds(value)
     if at is None:
         return "-"
     left = at - (time.time() if now is None else now)
-    if left > 120:
-        left = math.ceil(left / 60) * 60
+    unit = 60 if left > 120 else 1
+    left = math.ceil(left / unit) * unit
     return format_age(left) if left > 0 else "expired"
 
 

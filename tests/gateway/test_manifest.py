@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import yaml
 
 from gateway.manifest import Plan, objects, rights
@@ -77,9 +79,12 @@ def test_the_agents_configuration_is_one_that_the_agent_reads() -> None:
     assert str(read.token_file) == "/var/run/secrets/tower/token"
 
 
-def test_an_agent_of_a_member_with_kubesphere_may_read_its_configuration_and_no_other() -> None:
-    made = objects(plan(services={"kubesphere": "ks-apiserver.kubesphere-system.svc:80"}))
-    _, role = sorted(of_kind(made, "Role"), key=lambda each: str(each["metadata"]["namespace"] == "kubesphere-system"))
+@pytest.mark.parametrize("rendered", [objects, rights])
+def test_an_agent_of_a_member_with_kubesphere_may_read_its_configuration_and_no_other(
+    rendered: Callable[[Plan], list[Object]],
+) -> None:
+    made = rendered(plan(services={"kubesphere": "ks-apiserver.kubesphere-system.svc:80"}))
+    (role,) = [each for each in of_kind(made, "Role") if each["metadata"]["namespace"] == "kubesphere-system"]
     assert (role["metadata"]["namespace"], role["metadata"]["name"]) == (
         "kubesphere-system",
         "tower-agent-host-a-kubesphere",

@@ -33,6 +33,7 @@ def test_an_expiry_that_has_passed_is_named() -> None:
 def test_what_was_given_an_hour_a_moment_ago_has_an_hour() -> None:
     assert times.until("2026-03-01T13:00:00Z", now=NOON + 0.8) == "60m"
     assert times.until("2026-03-01T12:01:30Z", now=NOON) == "90s"
+    assert times.until("2026-03-01T12:00:01Z", now=NOON + 0.9) == "1s", "what is not over has not 0s"
 
 
 def test_a_moment_of_another_day_carries_its_date() -> None:

@@ -65,9 +65,7 @@ class _Service(click.ParamType[tuple[str, str]]):
 @click.option(
     "--replicas",
     type=click.IntRange(1, 10),
-    default=defaults.AGENT_REPLICAS,
-    show_default=True,
-    help="Agents side by side.",
+    help=f"Agents side by side. [default: {defaults.AGENT_REPLICAS}]",
 )
 @click.option(
     "--policy",
@@ -79,7 +77,7 @@ class _Service(click.ParamType[tuple[str, str]]):
 @click.option("--service", "services", type=_Service(), multiple=True, help="NAME=HOST:PORT to declare (repeatable).")
 @click.option("--ttl", type=Duration(minimum=1), help="How long the token in it can be used, such as 30m.")
 @click.option("--no-token", is_flag=True, help="The agent has joined: leave the token out.")
-@click.option("--rbac-only", is_flag=True, help="Namespace, ServiceAccount and RBAC only.")
+@click.option("--rbac-only", is_flag=True, help="Namespace, ServiceAccount and RBAC only, for an agent elsewhere.")
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="Write to this file (0600), not to standard output."
 )
@@ -90,7 +88,7 @@ def manifest(
     cluster: str,
     namespace: str,
     image: str | None,
-    replicas: int,
+    replicas: int | None,
     policy_path: Path | None,
     services: tuple[tuple[str, str], ...],
     ttl: float | None,
@@ -109,18 +107,31 @@ def manifest(
     with_token = not (no_token or rbac_only)
     if ttl is not None and not with_token:
         raise usage("--ttl is the lifetime of the token, and there is none", mend="leave --ttl out")
+    if rbac_only:
+        _refuse_unused(image=image, replicas=replicas, services=services)
     policy = _policy(client, cluster, policy_path)
     plan = Plan(
         policy=policy,
         namespace=namespace,
         image=image or f"tower-tunnel:{importlib.metadata.version('tower-tunnel')}",
         token=_new_token(client, cluster, ttl) if with_token else None,
-        replicas=replicas,
+        replicas=replicas or defaults.AGENT_REPLICAS,
         services=dict(services),
     )
     _write(rights(plan) if rbac_only else objects(plan), file, output)
     if not rbac_only and image is None:
         say(f"The Deployment names the image {plan.image}: build it where the member finds it, or name one by --image.")
+
+
+def _refuse_unused(*, image: str | None, replicas: int | None, services: tuple[tuple[str, str], ...]) -> None:
+    """What only the Deployment and the agent's configuration hold; of the services KubeSphere's needs a right too."""
+    unused = [option for option, value in (("--image", image), ("--replicas", replicas)) if value is not None]
+    unused += [f"--service {name}" for name, _ in services if name != "kubesphere"]
+    if unused:
+        raise usage(
+            f"--rbac-only prints no agent, so it has no use for {', '.join(unused)}",
+            mend="leave that out; an agent outside of the member declares services in its configuration (`services`)",
+        )
 
 
 def _policy(client: AdminClient, cluster: str, path: Path | None) -> Policy:

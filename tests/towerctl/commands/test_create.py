@@ -16,7 +16,11 @@ def test_a_new_token_is_shown_once_with_its_command(live: Shell, cluster: str) -
 def test_the_command_alone_is_on_standard_output(live: Shell, cluster: str) -> None:
     ran = live("create", "token", cluster, "--ttl", "5m")
     assert "tower-agent" in ran.out
-    assert "within" in ran.err
+    assert "within 5m (once" in ran.err
+
+
+def test_the_shortest_lifetime_is_said_as_it_was_asked_for(live: Shell, cluster: str) -> None:
+    assert "within 1s (once" in live("create", "token", cluster, "--ttl", "1s").err
 
 
 def test_an_unknown_cluster_is_refused_with_what_is_close(live: Shell, cluster: str) -> None:

@@ -44,6 +44,22 @@ def test_no_token_is_made_where_none_is_wanted(live: Shell, cluster: str, option
     live("manifest", cluster, option, "--ttl", "1h").refused("--ttl is the lifetime of the token", code=2)
 
 
+@pytest.mark.parametrize(
+    "unused", [("--image", "x:1"), ("--replicas", "2"), ("--service", "grafana=grafana.monitoring:3000")]
+)
+def test_rights_alone_have_no_use_for_what_says_how_the_agent_runs(
+    live: Shell, cluster: str, unused: tuple[str, str]
+) -> None:
+    said = f"{unused[0]} grafana" if unused[0] == "--service" else unused[0]
+    live("manifest", cluster, "--rbac-only", *unused).refused("--rbac-only prints no agent", said, code=2)
+
+
+def test_rights_alone_hold_the_one_that_kubesphere_needs(live: Shell, cluster: str) -> None:
+    service = ("--service", "kubesphere=ks-apiserver.kubesphere-system.svc:80")
+    made = documents(live.ok("manifest", cluster, "--rbac-only", *service))
+    assert made["Role/tower-agent-lab-kubesphere"]["rules"][0]["resourceNames"] == ["kubesphere-config"]
+
+
 def test_json_is_one_list_that_kubectl_takes(live: Shell, cluster: str) -> None:
     made = json.loads(live.ok("manifest", cluster, "--rbac-only", "-o", "json"))
     assert (made["apiVersion"], made["kind"]) == ("v1", "List")
