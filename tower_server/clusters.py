@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from certs.errors import CertsError
 from certs.names import check_label, check_serving_name, parse_host
@@ -33,6 +33,8 @@ from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
 from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store, Version, later
 from tower_server.tunnels import TunnelRegistry
+
+SETTLING: Final = 60.0  # seconds after a start in which a controller may still be making records of what is there
 
 log = get_logger(__name__)
 
@@ -77,6 +79,7 @@ class Clusters:
         self._versions: dict[str, Version] = {}
         """What the records are as of, one that this server deleted too: a watch tells late what was written since."""
         self._following = False
+        self._settled_at = float("-inf")
         self._changing: dict[str, asyncio.Lock] = {}
         self._observers: list[Callable[[str, str], None]] = []
 
@@ -91,6 +94,11 @@ class Clusters:
         if record is None or member is None:
             raise TowerError("TWR603", f"there is no cluster {name[:80]!r}")
         return record, member
+
+    @property
+    def settling(self) -> bool:
+        """Whether a cluster may be unknown here only because its record has still to be made."""
+        return time.monotonic() < self._settled_at
 
     def certificate_names(self, name: str) -> tuple[str, ...]:
         """The names that a cluster's serving certificate carries beside the member name, spelt as they are there."""
@@ -110,6 +118,8 @@ class Clusters:
 
     async def start(self) -> None:
         """Brings up every cluster on record."""
+        if self._shared:
+            self._settled_at = time.monotonic() + SETTLING
         records = [Cluster.read(record) for record in (await self._store.list(Kind.CLUSTER)).items]
         for done in () if self._shared else await self._allocator.adopt(records):
             log.warning("ports-put-right", text=done)

@@ -323,6 +323,36 @@ def test_the_host_first_on_kubernetes(host: ControlPlane, member: ControlPlane, 
         host.kubectl("delete", "clusters.cluster.kubesphere.io", EDGE, "--timeout=60s")
 
 
+def test_a_go_agent_that_comes_before_its_record_waits_for_it(host: ControlPlane, member: ControlPlane) -> None:
+    """At the first start beside Cluster resources agents come sooner than the controller has made all records."""
+    (port,) = free_ports(1)
+    store = {"kind": "kubernetes", "namespace": NAMESPACE, "kubeconfig": str(host.admin_kubeconfig)}
+    dialect = {"enabled": True, "listen": f"127.0.0.1:{port}"}
+    patient = {"tower_server.legacy.registrar.WAITS": PATIENCE, "tower_server.clusters.SETTLING": 600.0}
+    patient["HANDSHAKE_DEADLINE"] = PATIENCE
+    settings = {"kubesphere_v1": dialect, "store": store, "callers": {"address": "127.0.0.1"}}
+    with tempfile.TemporaryDirectory(prefix="twr-ml-") as name, ExitStack() as stack:
+        made = TowerWorld(Path(name) / "t", host="moving-late", settings=settings, constants=patient)
+        tower = stack.enter_context(made)
+        credential = member.kubeconfig("go-late", groups=["system:masters"])
+        go = GoAgent(Path(name) / "go", VINTAGES[0], f"http://127.0.0.1:{port}", credential=credential, name="late")
+        stack.callback(go.stop)
+        go.start(connected=False)
+        wait_until(lambda: dialled(port), "the Go agent has come", PATIENCE)
+        resource = {"apiVersion": "cluster.kubesphere.io/v1alpha1", "kind": "Cluster", "metadata": {"name": "late"}}
+        host.install([{**resource, "spec": {"connection": {"type": "proxy", "token": TOKEN}}}])
+        go.child.until(lambda: " connected" in go.said, "the Go agent is let in", PATIENCE)
+        assert "refused" not in go.said
+        tower.until_state("late", "Connected", deadline=PATIENCE)
+        host.kubectl("delete", "clusters.cluster.kubesphere.io", "late", "--timeout=60s")
+
+
+def dialled(port: int) -> bool:
+    """Whether anybody holds a connection to that port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(remote.endswith(f":{port:04X}") and state == "01" for _, _, remote, state, *_ in rows)
+
+
 def test_the_member_first(host: ControlPlane, member: ControlPlane, token: str) -> None:
     """Then a host with an SQLite store, where what holds the old root is patched by hand."""
     with tempfile.TemporaryDirectory(prefix="twr-mf-") as name, ExitStack() as stack:

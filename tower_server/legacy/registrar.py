@@ -2,11 +2,13 @@
 
 An unknown name and a wrong token cannot be told apart, neither by the message nor by the time it takes. Only name and
 token are parsed before the token is known to be right; an agent that has not shown that leaves no more than a line in
-the history.
+the history. A Go agent that is refused comes again after a back-off of up to two minutes: so while the records of
+clusters may still have to be made, whoever is not known waits a moment for that, whatever name it says.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import time
 from dataclasses import replace
@@ -14,6 +16,7 @@ from typing import Final
 
 from certs.token import hash_secret, secret_matches
 from daemon.faults import TowerError
+from protocol.defaults import HANDSHAKE_DEADLINE, KIB
 from tower_server.agents import Agents
 from tower_server.clusters import Clusters
 from tower_server.legacy.registration import Claim, Registration, RegistrationError, read_claim, read_registration
@@ -24,6 +27,8 @@ from tower_server.records import Agent, Cluster
 from tower_server.tunnels import MAX_OF_AGENT
 
 _NOBODYS: Final = hash_secret("")  # compared with where there is nothing to compare with
+WAITS: Final = 0.7 * HANDSHAKE_DEADLINE  # seconds for a record that is on its way; the place was its own that long
+MAX_WAITING: Final = 32 * KIB  # bytes of a payload that waits: a pod's has far less
 
 
 class Registrar:
@@ -39,9 +44,11 @@ class Registrar:
             claim = read_claim(payload)
         except RegistrationError as error:
             raise TowerError("TWR242", str(error)) from error
+        known = self._known(claim)
+        if known is None and self._clusters.settling and len(payload) <= MAX_WAITING:
+            known = await self._awaited(claim)
         cluster = self._record(claim.name)
-        known = cluster.legacy_token if cluster is not None else None
-        if not secret_matches(claim.token, known or _NOBODYS) or known is None or cluster is None:
+        if known is None or cluster is None:
             unknown = TowerError("TWR240", "Unauthorized agent: the cluster's name or its token is not known here")
             if cluster is not None:
                 self._note(cluster, remote, unknown, proven=False)
@@ -53,6 +60,27 @@ class Registrar:
         except TowerError as error:
             self._note(cluster, remote, error, proven=True)
             raise
+
+    def _known(self, claim: Claim) -> str | None:
+        """The cluster's token, as its hash, where the agent has it."""
+        cluster = self._record(claim.name)
+        known = cluster.legacy_token if cluster is not None else None
+        return known if secret_matches(claim.token, known or _NOBODYS) else None
+
+    async def _awaited(self, claim: Claim) -> str | None:
+        """The same, as soon as a record says so; None when none does in time."""
+        changed = asyncio.Event()
+        unsubscribe = self._clusters.subscribe(lambda _change, name: changed.set() if name == claim.name else None)
+        try:
+            async with asyncio.timeout(WAITS):
+                while (known := self._known(claim)) is None:
+                    changed.clear()
+                    await changed.wait()
+                return known
+        except TimeoutError:
+            return None
+        finally:
+            unsubscribe()
 
     def _record(self, name: str) -> Cluster | None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ import pytest_asyncio
 from daemon.faults import TowerError
 from tests.tower_server.kit import admin, enrol, until
 from tests.tower_server.legacy.goagent import config_of
-from tests.tower_server.legacy.kit import CLUSTER, Host, host
+from tests.tower_server.legacy.kit import CLUSTER, TOKEN, Host, host
 from tower_server.legacy import registrar as module
 from tower_server.legacy.registrar import Registrar
 
@@ -66,6 +67,58 @@ async def test_a_name_that_is_unknown_costs_a_comparison_too(tower: Host, monkey
             await registrar(tower).register(payload(tower, **changes), REMOTE)
     assert len(compared) == 2
     assert len({len(each) for each in compared}) == 1
+
+
+@pytest.fixture
+def settling(tower: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """As after the start of a server that shares its store with a controller."""
+    monkeypatch.setattr(tower.running.services.clusters, "_settled_at", time.monotonic() + 600)
+    return tower
+
+
+async def test_an_agent_that_comes_before_its_record_is_made_is_let_in_as_soon_as_it_is(
+    settling: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITS", 600.0)
+    clusters = settling.running.services.clusters
+    watched = len(clusters._observers)
+    coming = [
+        asyncio.create_task(registrar(settling).register(payload(settling, Name=name), REMOTE))
+        for name in ("late", CLUSTER)
+    ]
+    assert (await coming[1]).name == CLUSTER  # who is known waits for nobody
+    await until(lambda: len(clusters._observers) > watched)
+    await clusters.create("late")
+    assert not coming[0].done()
+    made = await admin(settling.running, "POST", "/v1/clusters/late/legacy-token", {"token": TOKEN})
+    assert made.status == 201, made.body
+    async with asyncio.timeout(30):
+        assert (await coming[0]).name == "late"
+
+
+async def test_while_records_may_be_missing_a_wrong_token_takes_as_long_as_an_unknown_name(
+    settling: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITS", 0.5)
+    clusters, said, took = settling.running.services.clusters, set(), []
+    watched = len(clusters._observers)
+    for changes in ({"Token": "cd" * 32}, {"Name": "nobody"}):
+        began = time.monotonic()
+        with pytest.raises(TowerError) as caught:
+            await registrar(settling).register(payload(settling, **changes), REMOTE)
+        took.append(time.monotonic() - began)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert min(took) >= 0.5
+    assert len(clusters._observers) == watched, "nothing is left of those who waited"
+
+
+async def test_who_sends_much_does_not_wait(settling: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WAITS", 600.0)
+    much = payload(settling, Name="nobody", CAData="A" * module.MAX_WAITING)
+    with pytest.raises(TowerError, match="Unauthorized agent"):
+        async with asyncio.timeout(30):
+            await registrar(settling).register(much, REMOTE)
 
 
 async def test_who_has_shown_the_token_makes_a_verdict_and_who_has_not_a_line(tower: Host) -> None:
