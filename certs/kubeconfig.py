@@ -140,6 +140,22 @@ def read(path: Path) -> Config:
     return config
 
 
+def entries_for(config: Config, *, server: str, tls_server_name: str) -> list[tuple[str, str]]:
+    """The kind (`context`, `cluster`, `user`) and name of each entry of `config` that is there for this cluster alone:
+    those that `merge` put in, and contexts that somebody added to them."""
+    wanted = {"server": server, "tls-server-name": tls_server_name}
+    names = [row["name"] for row in config["clusters"] if wanted.items() <= _inside(row, "cluster").items()]
+    contexts = [row["name"] for row in config["contexts"] if _inside(row, "context").get("cluster") in names]
+    users = [row["name"] for row in config["users"] if row["name"] in names]
+    found = (("context", contexts), ("cluster", names), ("user", users))
+    return [(kind, name) for kind, listed in found for name in listed if isinstance(name, str)]
+
+
+def _inside(row: Config, inner: str) -> Config:
+    held = row.get(inner)
+    return held if isinstance(held, dict) else {}
+
+
 def _config(connection: Connection, name: str, user: Config) -> Config:
     cluster = {
         "server": connection.server,

@@ -1,8 +1,9 @@
-"""Files that a person named on the command line: each failure says which file, why, and what to do."""
+"""Files of the person who types: each failure says which file, why, and what to do."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -38,3 +39,9 @@ def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise TowerError("TWR104", f"{what} {path} is not text", mend="name the right file") from error
+
+
+def kubectl_files() -> list[Path]:
+    """The kubeconfigs that kubectl itself reads, there or not; the first is the one that it writes to."""
+    listed = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
+    return listed or [Path.home() / ".kube" / "config"]

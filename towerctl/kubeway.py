@@ -30,6 +30,7 @@ from daemon.kube.resources import Object, Resource, name_of
 from protocol import defaults
 from towerctl.client import AdminClient
 from towerctl.errors import AdminRefused, not_understood
+from towerctl.files import kubectl_files
 from towerctl.loginkey import LoginKey, keep, kept, login_file
 from towerctl.portforward import PODS, PortForward
 
@@ -187,8 +188,7 @@ def kubeconfig_of(context: str) -> Path:
     """The first of kubectl's own files that has the context; TowerError TWR309 where none has."""
     from daemon import yamlfile
 
-    listed = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
-    files = [file for file in listed or [Path.home() / ".kube" / "config"] if is_there(file)]
+    files = [file for file in kubectl_files() if is_there(file)]
     known: list[str] = []
     for file in files:
         contexts = yamlfile.read(file)[0].get("contexts")

@@ -207,3 +207,22 @@ def test_what_is_no_file_is_neither_waited_for_nor_replaced(tmp_path: Path, addi
 def test_a_place_that_cannot_be_written_is_named(addition: dict[str, Any]) -> None:
     with pytest.raises(KubeconfigError, match=r"/proc/nowhere/config cannot be"):
         kubeconfig.merge(Path("/proc/nowhere/config"), addition)
+
+
+def test_what_is_there_for_one_cluster_is_told_from_all_else(tmp_path: Path, addition: dict[str, Any]) -> None:
+    path = tmp_path / "config"
+    path.write_text(EXISTING)
+    kubeconfig.merge(path, addition)
+    config = kubeconfig.read(path)
+    config["contexts"] += [
+        {"name": "edge-1-dev", "context": {"cluster": "edge-1", "user": "me", "namespace": "dev"}},
+        {"name": "odd", "context": None},
+    ]
+    where = {"server": "https://host.example:6000", "tls_server_name": "edge-1.members.tower"}
+    assert kubeconfig.entries_for(config, **where) == [
+        ("context", "edge-1"),
+        ("context", "edge-1-dev"),
+        ("cluster", "edge-1"),
+        ("user", "edge-1"),
+    ]
+    assert kubeconfig.entries_for(config, **where | {"server": "https://other.example:6000"}) == []

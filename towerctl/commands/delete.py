@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import click
@@ -44,6 +45,7 @@ def cluster(ctl: Ctl, name: str, yes: bool, output: str) -> int:
         click.echo(f"cluster/{name}")
     else:
         click.echo(f"cluster {name} deleted: this {ends}")
+    _say_what_kubectl_keeps(deleted)
     return 0
 
 
@@ -83,6 +85,24 @@ def _ends(client: AdminClient, cluster: Object) -> str:
     ports = ", ".join(str(port) for port in sorted((cluster.get("ports") or {}).values()))
     ends = f"ends {format_count(tunnels, 'tunnel')} and {format_count(streams, 'stream')}"
     return f"{ends}, revokes {format_count(agents, 'agent')}" + (f" and gives port {ports} back" if ports else "")
+
+
+def _say_what_kubectl_keeps(deleted: Object) -> None:
+    """The file is kubectl's, and others write to it too: what it holds of the cluster is named, and stays."""
+    from certs import kubeconfig as files
+    from certs.errors import KubeconfigError
+    from towerctl.files import kubectl_files
+
+    for path in kubectl_files():
+        try:
+            config = files.read(path)
+        except KubeconfigError:
+            continue  # there is none, or none that kubectl could read: nothing in it leads to the cluster
+        server, verified = (str(deleted.get(key)) for key in ("server", "tls_server_name"))
+        if entries := files.entries_for(config, server=server, tls_server_name=verified):
+            say(f"{path} still has entries for it; to take them away:")
+            for kind, entry in entries:
+                say(f"  {shlex.join(['kubectl', '--kubeconfig', str(path), 'config', f'delete-{kind}', entry])}")
 
 
 delete = KindGroup(

@@ -144,10 +144,11 @@ def plugin_command() -> str:
 
 def _deliver(config: Object, *, file: Path | None, merge: bool, use: bool, overwrite: bool) -> None:
     from certs import kubeconfig as files
+    from towerctl.files import kubectl_files
 
     name = config["current-context"]
     if merge:
-        target = file or _default_file()
+        target = file or kubectl_files()[0]
         files.merge(target, config, overwrite=overwrite, use=use)
         where = [] if file is None else ["--kubeconfig", str(file)]
         say(f"Context {name} is in {target}. Try: {shlex.join(['kubectl', *where, '--context', name, 'version'])}")
@@ -156,9 +157,3 @@ def _deliver(config: Object, *, file: Path | None, merge: bool, use: bool, overw
         say(f"Written to {file}. Try: {shlex.join(['kubectl', '--kubeconfig', str(file), 'version'])}")
     else:
         click.echo(files.to_yaml(config), nl=False)
-
-
-def _default_file() -> Path:
-    """The file that kubectl itself would write to."""
-    listed = [entry for entry in os.environ.get("KUBECONFIG", "").split(os.pathsep) if entry]
-    return Path(listed[0]) if listed else Path.home() / ".kube" / "config"

@@ -70,6 +70,26 @@ def test_a_script_has_to_say_yes(live: Shell, cluster: str, monkeypatch: pytest.
     assert not exists(live, cluster)
 
 
+def test_what_kubectl_keeps_of_it_is_named_and_left(
+    live: Shell, cluster: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other, none = folder / "my config", folder / "other", folder / "none"
+    other.write_text("- no kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", f"{mine}:{other}:{none}")
+    live.ok("add", "cluster", f"{cluster}-b", "--no-join")
+    for name in (cluster, f"{cluster}-b"):
+        live.ok("kubeconfig", name, "--merge")
+    before = mine.read_text()
+    told = live("delete", "cluster", cluster, "--yes").err
+    assert f"{mine} still has entries for it" in told
+    assert [line.strip() for line in told.splitlines()[1:]] == [
+        f"kubectl --kubeconfig '{mine}' config delete-{kind} {cluster}" for kind in ("context", "cluster", "user")
+    ]
+    assert mine.read_text() == before
+    monkeypatch.delenv("KUBECONFIG")
+    assert live("delete", "cluster", f"{cluster}-b", "--yes").err == "", "nothing is said where there is nothing"
+
+
 def test_the_port_can_be_had_again(live: Shell) -> None:
     def port(name: str) -> int:
         added = json.loads(live.ok("add", "cluster", name, "--no-join", "-o", "json"))
