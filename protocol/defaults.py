@@ -116,6 +116,7 @@ READ_BUFFER_BYTES: Final = 256 * KIB  # one for a whole event loop
 # Counts.
 LINKS: Final = 1
 MAX_LINKS: Final = 16  # of one agent to one host
+LEGACY_REGISTRATION: Final = 240 * KIB  # bytes of `config` at most; a Go agent sends no packet above 256 KiB
 LEGACY_CREDIT: Final = 2 * MIB  # the most a Go agent may send ahead on one channel; Go's own window
 LEGACY_WINDOW: Final = 3600.0  # how long a window for Go agents beside native ones is open
 MAX_STREAMS: Final = 10_000

@@ -13,12 +13,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from daemon.faults import TowerError
 from daemon.kube.access import Access
-
-MAX_REGISTRATION: Final = 96 * 1024  # of JSON: hosts take one SSH packet, and ours no more than 128 KiB
+from protocol.defaults import LEGACY_REGISTRATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Credential:
                 f"{access.source} asks for the TLS name {access.server_name!r}, which no host of kubesphere-v1 can use",
                 mend=f"name a server whose certificate holds {access.host}, and leave tls-server-name out",
             )
-        if len(made.registration(cluster="", token="", version="")) > MAX_REGISTRATION:
+        if len(made.registration(cluster="", token="", version="")) > LEGACY_REGISTRATION:
             raise TowerError("TWR309", f"{access.source}: its certificates are too large to be registered")
         return made
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.interop.peers import GoAgent, Vintage, make_account
 from tests.lab.loops import pytest_asyncio_loop_factories as pytest_asyncio_loop_factories
-from tests.lab.pki import write_kubeconfig
+from tests.lab.pki import ClusterCA, write_kubeconfig
 from tests.loopback.backend import TOKEN as MEMBER_TOKEN
 from tests.loopback.member import BackendMember
 from tests.tower_server.kit import caller_context
@@ -99,6 +99,17 @@ async def test_a_pods_agent_ships_its_token(tmp_path: Path, vintage: Vintage) ->
         async with running(tower, tmp_path, vintage, credential=account):
             assert (await tower.ask("/pod")).status == 200
             assert tower.backend.to("/pod")[0].headers["authorization"] == "Bearer pods-token"
+
+
+async def test_a_bundle_of_many_authorities_is_taken(tmp_path: Path, vintage: Vintage) -> None:
+    """As companies hand them out, with a text at each; 200 KiB and more as Go sends it."""
+    async with host(tmp_path) as tower:
+        port = int(tower.backend.address.rpartition(":")[2])
+        others = [ClusterCA(tmp_path, f"authority-{number}").pem for number in range(9)]
+        bundle = b"".join(b"# %s\n%s" % (b"x" * 800, each) for each in [*others * 13, tower.backend.ca.pem])
+        account = make_account(tmp_path / "account", host="127.0.0.1", port=port, ca=bundle, token="pods-token")
+        async with running(tower, tmp_path, vintage, credential=account):
+            assert (await tower.ask("/many")).status == 200
 
 
 async def test_a_token_that_has_expired_since_the_go_agent_read_it_is_named_with_its_mend(

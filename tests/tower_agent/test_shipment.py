@@ -87,6 +87,6 @@ async def test_what_no_host_could_use_is_refused(tmp_path: Path) -> None:
         await Credential(path, None, "console.svc:80").read()
     assert "leave tls-server-name out" in caught.value.mend
 
-    path = kubeconfig(tmp_path, token="t" * 100_000)
+    path = kubeconfig(tmp_path, token="t" * 200_000)
     with pytest.raises(TowerError, match="too large to be registered"):
         await Credential(path, None, "console.svc:80").read()

@@ -19,13 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from certs.published import published
-from protocol import defaults
+from protocol.defaults import LEGACY_REGISTRATION
 from protocol.jsontext import parse_object
 
-MAX_CONFIG_BYTES: Final = 96 * defaults.KIB
 MAX_NAME: Final = 253
 MAX_TOKEN: Final = 1024
-MAX_CERTIFICATES: Final = 32
+MAX_CERTIFICATES: Final = 128  # a bundle of 144 roots is too large for Go's packet; OpenSSL takes 0.3 ms for each
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[A-Za-z0-9]|\[[0-9A-Fa-f:.]{2,45}\]")
 _BEARER: Final = re.compile(rb"[\x21-\x7e]{1,16384}")
 MAX_RSA_BITS: Final = 4096  # what a signature takes grows with the third power
@@ -99,8 +98,8 @@ class Registration:
 
 def read_claim(payload: bytes) -> Claim:
     """Raises RegistrationError."""
-    if len(payload) > MAX_CONFIG_BYTES:
-        raise RegistrationError(f"the config payload has {len(payload)} bytes, at most {MAX_CONFIG_BYTES} are taken")
+    if len(payload) > LEGACY_REGISTRATION:
+        raise RegistrationError(f"the config payload has {len(payload)} bytes, at most {LEGACY_REGISTRATION} are taken")
     try:
         document = parse_object(payload)
     except ValueError as error:

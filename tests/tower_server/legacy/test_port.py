@@ -17,11 +17,11 @@ from websockets.speedups import apply_mask
 
 from protocol.aio.ssh import MAX_REQUEST_BYTES, AgentConnection
 from protocol.aio.sshoptions import agent_options
+from protocol.defaults import LEGACY_REGISTRATION
 from tests.protocol.aio.sshpeers import Collect, channel_limits
 from tests.tower_server.legacy.goagent import TOKEN, UPGRADE, GoAgent, Refused
 from tests.tower_server.legacy.kit import CLUSTER, Host, host
 from tests.waiting import until
-from tower_server.legacy.registration import MAX_CONFIG_BYTES
 
 pytestmark = pytest.mark.asyncio
 
@@ -193,7 +193,7 @@ async def test_broken_json_is_answered(tower: Host) -> None:
 
 async def test_an_oversized_config_is_answered_and_a_huge_one_ends_the_connection(tower: Host) -> None:
     agent = await tower.dialled()
-    assert "at most" in await agent.register(b" " * (MAX_CONFIG_BYTES + 1))
+    assert "at most" in await agent.register(b" " * (LEGACY_REGISTRATION + 1))
     agent = await tower.dialled()
     with pytest.raises(ConnectionError):
         await agent.register(b" " * (MAX_REQUEST_BYTES + 1))

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from protocol.defaults import LEGACY_REGISTRATION
 from tests.lab.pki import ClusterCA
 from tower_server.legacy.registration import (
-    MAX_CONFIG_BYTES,
     Registration,
     RegistrationError,
     read_claim,
@@ -162,8 +162,8 @@ def test_what_is_no_json_object_is_refused(payload: bytes) -> None:
 
 
 def test_an_oversized_payload_is_refused_before_it_is_parsed() -> None:
-    with pytest.raises(RegistrationError, match=f"at most {MAX_CONFIG_BYTES}"):
-        read_claim(b" " * (MAX_CONFIG_BYTES + 1))
+    with pytest.raises(RegistrationError, match=f"at most {LEGACY_REGISTRATION}"):
+        read_claim(b" " * (LEGACY_REGISTRATION + 1))
 
 
 @pytest.mark.parametrize("key", ["Name", "Token", "Version", "KubernetesSvcHost", "KubeSphereSvcHost"])
@@ -189,8 +189,9 @@ def test_certificates_that_do_not_parse_are_refused(document: dict[str, Any], pe
 
 
 def test_certificates_are_counted(document: dict[str, Any], ca: ClusterCA) -> None:
-    with pytest.raises(RegistrationError, match="33 certificates, at most 32"):
-        read({**document, "CAData": b64(ca.pem * 33)})
+    assert read({**document, "CAData": b64(ca.pem * 128)}).credential.ca_pem == ca.pem.decode() * 128
+    with pytest.raises(RegistrationError, match="129 certificates, at most 128"):
+        read({**document, "CAData": b64(ca.pem * 129)})
 
 
 def test_a_key_that_is_another_certificates_is_refused(document: dict[str, Any], ca: ClusterCA) -> None:
