@@ -21,10 +21,10 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from protocol.aio.link import Link
-from protocol.aio.listening import accept, bound, turn_away, waited_for
+from protocol.aio.listening import accept, bound, first_word, turn_away, waited_for
 from protocol.aio.request import BadRequest, HttpRequest, HttpResponse, RequestParser
 from protocol.aio.strangers import Strangers
-from protocol.aio.tlsfailure import BUSY_ALERT
+from protocol.aio.tlsfailure import BUSY_ALERT, PLAIN_HTTP, PLAIN_HTTP_ANSWER, is_plain_http
 from protocol.constants import Code
 from protocol.defaults import COME_BACK, HANDSHAKE_DEADLINE, LINGER, MAX_UNAUTHENTICATED, TUNNEL_PATH
 from protocol.handshake import Hello
@@ -36,6 +36,7 @@ BACKLOG: Final = 4096  # capped by the kernel; a client that finds it full belie
 LATE: Final = 0.6  # of the deadline: a connection that waited longer to be accepted may have been given up by its agent
 LONG_TURN: Final = 0.01  # seconds
 PAUSE: Final = 0.005
+LEAST: Final = 0.001  # of a deadline: a loop takes none that is over
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 
 
@@ -191,11 +192,18 @@ class ServerLink(Link):
     async def _connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Do the TLS handshake; report it if it fails."""
         options: dict[str, Any] = {}
-        if context is not None:
-            deadline = self._listener.deadline
-            options = {"ssl": context, "ssl_handshake_timeout": deadline, "ssl_shutdown_timeout": TLS_SHUTDOWN}
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                end = monotonic() + self._listener.deadline
+                async with asyncio.timeout(self._listener.deadline):
+                    start = await first_word(sock)
+                if is_plain_http(start):  # the loop's TLS would close it without a word
+                    turn_away(sock, PLAIN_HTTP_ANSWER)
+                    self._tls_failed(Code.PROTOCOL, PLAIN_HTTP)
+                    return
+                left = max(end - monotonic(), LEAST)
+                options = {"ssl": context, "ssl_handshake_timeout": left, "ssl_shutdown_timeout": TLS_SHUTDOWN}
             await self._loop.connect_accepted_socket(lambda: self, sock, **options)
         except ssl.SSLError as error:
             self._tls_failed(Code.PROTOCOL, f"no TLS handshake: {(error.reason or str(error)).lower()}")

@@ -20,7 +20,7 @@ from protocol.aio.busypoll import PAYS
 from protocol.aio.listener import Admission, TunnelListener
 from protocol.aio.port import ServerLink
 from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
-from protocol.aio.tlsfailure import BUSY_ALERT
+from protocol.aio.tlsfailure import BUSY_ALERT, PLAIN_HTTP_ANSWER
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES
@@ -173,16 +173,20 @@ async def test_half_a_tls_hello_is_closed_at_the_deadline(size: int, contexts: A
         assert not made.listener._waiting
 
 
-async def test_plain_http_and_garbage_on_the_tls_port_are_reported(contexts: Any) -> None:
+async def test_plain_http_on_the_tls_port_is_told_so_and_reported_as_garbage_is(contexts: Any) -> None:
     async with tower(*contexts) as made:
         server, _ = await made.pair(accepting(Echo()), instance="honest")
         for number, (sent, says) in enumerate(
-            ((b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "http_request"), (b"\x00" * 100, "wrong_version_number"))
+            (
+                (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "the_peer_sent_plain_HTTP_to_a_TLS_port"),
+                (b"\x00" * 100, "wrong_version_number"),
+            )
         ):
             reader, writer = await asyncio.open_connection(*made.address)
             writer.write(sent)
             async with asyncio.timeout(PATIENCE):
-                await reader.read(-1)
+                answer = await reader.read(-1)
+            assert answer == (PLAIN_HTTP_ANSWER if b"HTTP" in sent else b"")
             writer.transport.abort()
             refusal = await made.refusal(number + 1)
             assert (refusal.stage, refusal.code) == ("tls", Code.PROTOCOL)
