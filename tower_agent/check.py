@@ -127,11 +127,7 @@ async def _walk(config: AgentConfig, trust: HostTrust, version: str) -> list[tup
         behind = order[order.index(title) + 1 :] if title in order else order
         shown = _shown(passed, upgraded=error.hop == "handshake")
         # What lies behind is skipped, since each needs the one before.
-        result = failed(dial_fault(error))
-        result = replace(
-            result, message=result.message.removeprefix(f"{error.hop}: ")
-        )  # it is printed behind its title
-        return [*shown, (title, result), *((each, ok()) for each in behind)]
+        return [*shown, (title, failed_hop(error)), *((each, ok()) for each in behind)]
     return [*_shown(passed[:-1], upgraded=True), ("authentication", ok(evidence(passed[-1])))]
 
 
@@ -165,6 +161,12 @@ def evidence(hop: Hop) -> str:
 
 def failed(error: TowerError) -> Result:
     return fail(error.code, error.message, next_step=error.mend)
+
+
+def failed_hop(error: DialError) -> Result:
+    """Without the hop's name, since it is printed behind its title."""
+    result = failed(dial_fault(error))
+    return replace(result, message=result.message.removeprefix(f"{error.hop}: "))
 
 
 def member_checks(config: AgentConfig, api: MemberApi | TowerError) -> list[Check]:

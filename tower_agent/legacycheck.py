@@ -18,9 +18,8 @@ from protocol.aio.proxydial import DialTarget
 from protocol.aio.ssh import PROHIBITED
 from protocol.aio.sshchannel import Channel
 from protocol.aio.sshdial import HostSession, RegistrationRefused, dial_host
-from tower_agent.check import MEMBER, chained, evidence, failed, member_api, member_checks
+from tower_agent.check import MEMBER, chained, evidence, failed_hop, member_api, member_checks
 from tower_agent.config import AgentConfig
-from tower_agent.faultof import dial_fault
 from tower_agent.legacy import NO_CONSENT, credential_of, host_of
 from tower_agent.legacylink import LegacyHost
 
@@ -61,13 +60,14 @@ async def _walk(host: LegacyHost) -> list[tuple[str, Result]]:
         finally:
             session.close("only a check")
     except DialError as error:
-        result = failed(dial_fault(error))
+        result = failed_hop(error)
         last = _TITLES.get(error.hop, error.hop)
     shown = {hop.name if hop.name != "handshake" else "ssh": ok(evidence(hop)) for hop in passed}
     if last in ("ssh", "registration"):
         shown["upgrade"] = ok("101")
     shown[last] = result
-    return [(title, shown.get(title, ok())) for title in order]  # what lies behind a failure is skipped
+    behind = order[order.index(last) :]  # a failure, which is skipped; before it is only what was walked
+    return [(title, shown.get(title, ok())) for title in order if title in shown or title in behind]
 
 
 def _direct(target: DialTarget) -> bool:
@@ -98,7 +98,7 @@ async def _ask(session: HostSession, host: LegacyHost) -> Result:
             return ok(f"{host.cluster} and its token are known")
         return fail("TWR230", f"{host.target.authority} refused the cluster {host.cluster}: {said}")
     except DialError as error:
-        return failed(dial_fault(error))
+        return failed_hop(error)
     return warn("TWR230", f"{host.target.authority} accepted a registration that cannot work; its session was ended")
 
 

@@ -82,6 +82,17 @@ async def test_a_proxy_setting_that_cannot_be_used_is_the_failure(
     assert "http://" in message
 
 
+async def test_of_a_proxy_that_cannot_be_reached_only_its_name_is_fine(make_member: MakeMember, tmp_path: Path) -> None:
+    async with make_member() as member:
+        config = configured(tmp_path, member.kubeconfig, "ws://127.0.0.1:1")
+        report = await run_checks(config.model_copy(update={"proxy": "http://127.0.0.1:2"}), version="1")
+    assert [title for title, status in statuses(report).items() if status == "ok"] == [
+        "dns", "credential", "apiserver",
+    ]  # fmt: skip
+    assert "x TWR212 proxy: the proxy http://127.0.0.1:2 cannot be reached" in by_hop(report)
+    assert "not checked: upgrade, ssh, registration (needs TWR212)" in by_hop(report)
+
+
 async def test_each_broken_hop_is_the_only_failure(make_member: MakeMember, tmp_path: Path) -> None:
     async with make_member() as member:
         async with ssh_host() as host:
