@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -16,6 +16,8 @@ from certs.tls import load_pair
 from tests.tower_server.kit import Answer, Running, admin, call, caller_context, exchange, running
 from tests.tower_server.legacy.goagent import TOKEN, Apiserver, GoAgent, apiserver, config_of
 from tests.waiting import until
+from tower_server.records import Cluster
+from tower_server.store.base import Kind
 
 CLUSTER = "edge-1"
 
@@ -81,6 +83,13 @@ class Host:
     async def view(self) -> dict[str, Any]:
         found: dict[str, Any] = (await admin(self.running, "GET", f"/v1/clusters/{CLUSTER}")).json()
         return found
+
+    async def heard_of_record(self, **changes: Any) -> None:
+        """Changes the cluster's record as a controller does, and has the server hear of it as its watch does."""
+        store, clusters = self.running.services.store, self.running.services.clusters
+        record = await store.get(Kind.CLUSTER, CLUSTER)
+        changed = replace(Cluster.read(record), **changes)
+        await clusters._take(await store.update(Kind.CLUSTER, CLUSTER, changed.data(), expect=record.version))
 
     async def condition(self, kind: str) -> dict[str, Any]:
         return next((each for each in (await self.view())["conditions"] if each["type"] == kind), {})

@@ -437,12 +437,9 @@ async def test_a_token_that_a_controller_changes_closes_the_agents_of_the_one_be
 ) -> None:
     async with host(tmp_path) as tower:
         agents = [await tower.registered() for _ in range(2)]
-        clusters = tower.running.services.clusters
-        record, _ = clusters.get(CLUSTER)
-        await clusters._take(replace(record, ports={**record.ports}))  # as the watch brings it: nothing new
+        await tower.heard_of_record()  # written anew, and the same as before
         assert len(tower.member.tunnels) == 2
-        changed = replace(record, legacy_token=hash_secret(token) if token else None)
-        await clusters._take(changed)
+        await tower.heard_of_record(legacy_token=hash_secret(token) if token else None)
         async with asyncio.timeout(30):
             await asyncio.gather(*(agent.lost.wait() for agent in agents))
         assert all(said in agent.reason for agent in agents)
@@ -507,8 +504,7 @@ async def test_callers_come_by_the_names_of_the_clusters_services_as_soon_as_the
         service = "mc-edge-1.kubesphere-system.svc"
         with pytest.raises(ssl.SSLCertVerificationError):
             await tower.ask("/before", host=service)
-        clusters = tower.running.services.clusters
-        await clusters._take(replace(clusters.get(CLUSTER)[0], service_names=(service, "10.96.0.9")))
+        await tower.heard_of_record(service_names=(service, "10.96.0.9"))
         assert (await tower.ask("/by-name", host=service)).status == 200
         assert (await tower.ask("/by-address", host="10.96.0.9")).status == 200
         first = tower.member.tunnels[0].gateway.context
