@@ -1,5 +1,5 @@
 """Writes private files: after a crash too, a reader sees either the old content or the new, and nobody else sees any.
-`intruder` finds directories in which another user could put files of theirs.
+`intruder` finds directories in which another user could put files of theirs; `read_file` waits for no pipe for ever.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import stat
 import tempfile
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 LOCK_DEADLINE: Final = 5.0  # seconds; holders keep it for milliseconds
+PIPE_DEADLINE: Final = 60.0  # seconds; who writes to it may have to ask a person for a password first
+PIECE_BYTES: Final = 1024 * 1024
 _LOCK_RETRY: Final = 0.02
 _TEMPORARY: Final = ".tower-"
 
@@ -39,6 +42,28 @@ def replace_file(path: Path, content: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """At most `limit` bytes of a file that a person named, which may be a pipe (`<(gpg -d copy.gpg)`). OSError, also
+    where nothing comes through it for `PIPE_DEADLINE`. Blocks the thread."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # else it waits for whoever is to write, for ever
+
+    with open(path, "rb", buffering=0, opener=opener) as file:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        data = bytearray()
+        while len(data) < limit:
+            if not poll.poll(PIPE_DEADLINE * 1000):
+                text = f"it is a pipe, and nothing came through it for {PIPE_DEADLINE:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, text)
+            piece = file.read(min(limit - len(data), PIECE_BYTES))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
 
 
 def is_there(path: Path) -> bool:

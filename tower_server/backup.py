@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from certs.files import is_there, replace_file
+from certs.files import is_there, read_file, replace_file
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
 from protocol.jsontext import parse_json
@@ -172,8 +172,7 @@ def write(data: bytes, target: Path, *, replace: bool) -> None:
 def read_copy(source: Path) -> bytes:
     """A copy from a file. Raises TowerError TWR104."""
     try:
-        with source.open("rb") as file:
-            return file.read(MAX_BYTES)
+        return read_file(source, MAX_BYTES)
     except OSError as error:
         raise TowerError(
             "TWR104", f"{source} cannot be read: {error.strerror or error}", mend="name the copy that backup wrote"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
 
-from certs.files import replace_file
+from certs.files import read_file, replace_file
 from daemon.faults import TowerError
 
 
@@ -28,8 +27,7 @@ def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
     `-` is standard input.
     """
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = sys.stdin.buffer.read(limit + 1) if str(path) == "-" else read_file(path, limit + 1)
     except OSError as error:
         mend = "check the path, and that you may read it"
         raise TowerError("TWR104", f"cannot read {what} {path}: {error.strerror or error}", mend=mend) from error

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from certs.files import intruder, is_there, locked, remove_leftovers, replace_file
+from certs.files import intruder, is_there, locked, read_file, remove_leftovers, replace_file
 
 
 def test_a_file_is_replaced_whole_and_private(tmp_path: Path) -> None:
@@ -42,6 +43,34 @@ def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
     assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_a_pipe_is_read_to_its_end_however_it_is_cut(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    whole = bytes(range(256)) * 10_000
+
+    def write() -> None:
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            for at in range(0, len(whole), 99_999):
+                pipe.write(whole[at : at + 99_999])
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write)
+        assert read_file(tmp_path / "pipe", 10 * len(whole)) == whole
+
+
+def test_a_pipe_to_which_nobody_writes_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.files.PIPE_DEADLINE", 0.01)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TimeoutError, match=r"a pipe, and nothing came through it for 0\.01 s"):
+        read_file(tmp_path / "pipe", 10)
+
+
+def test_no_more_is_read_of_a_file_than_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert read_file(tmp_path / "file", 4) == b"0123"
+    with pytest.raises(IsADirectoryError):
+        read_file(tmp_path, 4)
 
 
 def test_what_cannot_be_looked_at_counts_as_there(tmp_path: Path) -> None:

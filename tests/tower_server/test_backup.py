@@ -312,6 +312,14 @@ def test_a_copy_is_private_and_no_file_is_replaced_unasked(tmp_path: Path) -> No
     refused(caught, "TWR104", "File name too long", "directory that exists")
 
 
+def test_a_pipe_that_brings_no_copy_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.files.PIPE_DEADLINE", 0.01)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TowerError) as caught:
+        read_copy(tmp_path / "pipe")
+    refused(caught, "TWR104", "nothing came through it", "name the copy that backup wrote")
+
+
 def test_the_commands_say_what_they_copied_and_what_is_to_be_done(tmp_path: Path) -> None:
     some_state(tmp_path / "state")
     (tmp_path / "state" / "s.db").rename(database(tmp_path))

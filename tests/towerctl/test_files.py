@@ -56,3 +56,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, why
         read_text(path, what="the policy file", limit=10)
     assert str(path) in refused.value.message
     assert refused.value.code == "TWR104"
+
+
+def test_a_pipe_that_brings_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("certs.files.PIPE_DEADLINE", 0.01)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(TowerError, match=r"cannot read the policy file .*: it is a pipe, and nothing came through it"):
+        read_text(tmp_path / "pipe", what="the policy file")
