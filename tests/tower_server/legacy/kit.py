@@ -16,7 +16,7 @@ from certs.tls import load_pair
 from tests.tower_server.kit import Answer, Running, admin, call, caller_context, exchange, running
 from tests.tower_server.legacy.goagent import TOKEN, Apiserver, GoAgent, apiserver, config_of
 from tests.waiting import until
-from tower_server.records import Cluster
+from tower_server.records import KUBESPHERE, Cluster
 from tower_server.store.base import Kind
 
 CLUSTER = "edge-1"
@@ -87,6 +87,7 @@ class Host:
     async def heard_of_record(self, **changes: Any) -> None:
         """Changes the cluster's record as a controller does, and has the server hear of it as its watch does."""
         store, clusters = self.running.services.store, self.running.services.clusters
+        await until(lambda: KUBESPHERE in clusters.get(CLUSTER)[0].ports)  # what its agents have it write by itself
         record = await store.get(Kind.CLUSTER, CLUSTER)
         changed = replace(Cluster.read(record), **changes)
         await clusters._take(await store.update(Kind.CLUSTER, CLUSTER, changed.data(), expect=record.version))
