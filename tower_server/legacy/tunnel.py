@@ -317,7 +317,7 @@ class LegacyTunnel:
         for number, (end, _, _, _) in list(self._streams.items()):
             if isinstance(end, PipeEnd):
                 tls = self._tls.get(number)
-                if tls is not None and not tls.established and end.bytes_in:  # begun: the gateway answers once it is
+                if tls is not None and not tls.established:  # the gateway answers once it is
                     self.loop.call_later(defaults.HANDSHAKE_DEADLINE, self._end_stream, end)
                 else:
                     self._end_stream(end)

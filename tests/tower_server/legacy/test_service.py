@@ -250,11 +250,6 @@ async def test_a_caller_in_the_midst_of_its_tls_when_its_tunnel_ends_is_answered
 ) -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
     async with host(tmp_path) as tower:
         await tower.registered()
 
@@ -266,7 +261,7 @@ async def test_a_caller_in_the_midst_of_its_tls_when_its_tunnel_ends_is_answered
             begun.set()
             await ended.wait()
             writer.write(said)
-            await asyncio.gather(pass_on(reader, far), pass_on(near, writer))
+            await asyncio.gather(_pass_on(reader, far), _pass_on(near, writer))
 
         async with await asyncio.start_server(hold, "127.0.0.1", 0) as way, asyncio.timeout(30):
             port, name = way.sockets[0].getsockname()[1], f"{CLUSTER}.members.tower"
@@ -282,6 +277,42 @@ async def test_a_caller_in_the_midst_of_its_tls_when_its_tunnel_ends_is_answered
         assert (answer.status, answer.json()["kind"]) == (503, "Status")
         assert "TWR201" in answer.json()["message"]
         assert not tower.backend.to("/late")
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 1])
+async def test_a_caller_whose_tls_was_not_begun_when_its_tunnel_ends_is_answered_too(
+    tmp_path: Path, part: float
+) -> None:
+    """It has connected, and said nothing yet, half of its hello, or a hello that nobody has read."""
+    async with host(tmp_path) as tower, asyncio.timeout(30):
+        await tower.registered()
+        (tunnel,) = tower.member.tunnels
+
+        async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            hello = await reader.read(65536)
+            said = int(len(hello) * part)
+            near, far = await asyncio.open_connection("127.0.0.1", tower.running.port(CLUSTER))
+            await until(lambda: [each for each in tunnel.streams() if each.service == "kubernetes"])
+            far.write(hello[:said])
+            if part < 1:
+                await until(lambda: tunnel.streams()[-1].bytes_out == said)
+            tunnel.close(Code.TUNNEL_LOST, "the peer closed the connection")
+            far.write(hello[said:])
+            await asyncio.gather(_pass_on(reader, far), _pass_on(near, writer))
+
+        async with await asyncio.start_server(late, "127.0.0.1", 0) as way:
+            port, name = way.sockets[0].getsockname()[1], f"{CLUSTER}.members.tower"
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tower.context(), server_hostname=name)
+            answer = await exchange(reader, writer, b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+            writer.close()
+        assert (answer.status, answer.json()["kind"]) == (503, "Status")
+        assert "TWR201" in answer.json()["message"]
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
 
 
 async def test_a_caller_who_never_goes_on_with_its_tls_when_its_tunnel_has_ended_is_dropped(

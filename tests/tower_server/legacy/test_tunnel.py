@@ -144,8 +144,8 @@ async def test_an_agent_that_owes_an_answer_stalls(tower: Host) -> None:
 async def test_its_end_ends_its_streams_with_a_reason_once(tower: Host) -> None:
     found = await tunnel_of(tower)
     ends = [Collect(), Collect()]
-    for service, end in zip(("kubernetes", "kubesphere"), ends, strict=True):
-        await found.open(service, end)
+    for end in ends:
+        await found.open("kubesphere", end)
     found.close(Code.DELETED, "the cluster was deleted")
     found.close(Code.SHUTDOWN, "twice")
     async with asyncio.timeout(30):
