@@ -165,6 +165,13 @@ class LinkSupervisor:
                 if resume is not None and resume.data[END_AT_TOWER] and not parts.ends_at_tower(hop.chain):
                     handshake.resume = None  # its raw streams must not go on where somebody could look inside
 
+        def ends_at_tower() -> bool:
+            return bool(outer) and parts.ends_at_tower(outer[-1])
+
+        def on_stream(incoming: IncomingStream) -> None:
+            incoming.tunnel.data.setdefault(END_AT_TOWER, ends_at_tower())  # right behind WELCOME, the dial still runs
+            parts.on_stream(incoming)
+
         self._reached.clear()  # also what happens during the dial counts
         try:
             handshake = parts.handshake()
@@ -174,7 +181,7 @@ class LinkSupervisor:
                 instance=parts.instance,
                 budget=parts.budget,
                 limits=parts.limits,
-                on_stream=parts.on_stream,
+                on_stream=on_stream,
                 on_hop=on_hop,
                 resume=resume,
                 anew=resume is self.tunnel,  # one that drains has a successor, which a new one would end
@@ -190,7 +197,7 @@ class LinkSupervisor:
         except TowerError as error:
             await self._failed(error, resume)
             return None
-        tunnel.data[END_AT_TOWER] = bool(outer) and parts.ends_at_tower(outer[-1])
+        tunnel.data[END_AT_TOWER] = ends_at_tower()
         self._metrics.dials.labels(parts.host, "none", "ok").inc()
         self._linked_at = time.monotonic()
         self._reminder.reset()

@@ -8,11 +8,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from certs.tls import ClientTrust, client_context
 from protocol import defaults
+from protocol.aio.dial import dial
+from protocol.aio.stream import StreamTransport
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import Code
 from protocol.errors import StreamRefused
@@ -20,6 +23,7 @@ from tests.tower_agent.backend import Pki
 from tests.tower_agent.caller import Caller, _Bytes
 from tests.tower_agent.conftest import MakeMember
 from tests.tower_agent.tower import new_tower, serving_tower
+from tower_agent import supervisor
 
 
 @asynccontextmanager
@@ -63,6 +67,28 @@ async def test_a_declared_service_is_relayed_with_half_close(make_member: MakeMe
         assert await asyncio.wait_for(stream.lost, 30) is None
         carried = member.metrics.render().decode()
         assert 'tower_agent_stream_bytes_total{direction="to_member"} 300000.0' in carried
+
+
+@pytest.mark.asyncio
+async def test_a_service_that_is_asked_for_right_behind_welcome_is_relayed(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: asyncio.Future[StreamTransport] = asyncio.get_running_loop().create_future()
+
+    async def dialled(*how: Any, **more: Any) -> Tunnel:
+        """Returns once the tunnel has answered what came behind WELCOME, as it does in the turn in which both came."""
+        tunnel = await dial(*how, **more)
+        stream = _Bytes()
+        transport = await (await tower.tunnel()).open("shout", stream)
+        transport.write_eof()
+        assert await asyncio.wait_for(stream.reader.read(), 30) == b""
+        asked.set_result(transport)
+        return tunnel
+
+    monkeypatch.setattr(supervisor, "dial", dialled)
+    async with make_member() as member, serving_tower(new_tower()) as tower, shouter() as port:
+        await member.agent(tower, services={"shout": f"127.0.0.1:{port}"})
+        await asyncio.wait_for(asked, 30)
 
 
 @pytest.mark.asyncio
