@@ -24,6 +24,7 @@ from gateway.relay import AnswerRelay
 from gateway.state import CLOSED, DIALING, EXCHANGE, HEAD, LINGERING, SPLICED
 from gateway.upstream import Connection
 from protocol import defaults
+from protocol.aio.tlsfailure import TlsError
 
 CALLER_LEFT: Final = 499  # in records only: the caller went away before there was an answer
 _RETRIED: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
@@ -79,6 +80,8 @@ class CallerConnection(AnswerRelay):
 
     def connection_lost(self, exc: Exception | None) -> None:
         phase, self.phase = self.phase, CLOSED
+        if isinstance(exc, TlsError):
+            self.gateway.observer.tls_failed(exc.failure.value, str(exc), self.address, self.connection_id)
         self.gateway.connections.discard(self)
         if self.dial is not None:
             self.dial.cancel()

@@ -93,6 +93,10 @@ class Link(asyncio.BufferedProtocol):
         """asyncio.BufferedProtocol."""
         self.received(self._buffer[:nbytes])
 
+    def data_received(self, data: memoryview) -> None:
+        """Above TLS, which reads by itself."""
+        self.received(data)
+
     def received(self, data: memoryview) -> None:
         """Bytes off the wire."""
         began = monotonic()

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 OVER: Final = (7, 8)  # CLOSE, CLOSE_WAIT of <netinet/tcp.h>
 MAX_UNREAD: Final = 64 * 1024
-WORD: Final = 8  # bytes
 _TCP_INFO: Final = struct.Struct("@B51xI")  # tcpi_state, tcpi_last_data_recv: milliseconds
 
 
@@ -24,15 +23,6 @@ async def accept(listening: socket.socket) -> tuple[socket.socket, Any]:
         else:
             sock.setblocking(False)
             return sock, address
-
-
-async def first_word(sock: socket.socket) -> bytes:
-    """How what the peer says begins, which stays to be read; empty when it says nothing and ends. OSError."""
-    while True:
-        try:
-            return sock.recv(WORD, socket.MSG_PEEK)
-        except BlockingIOError:
-            await _readable(sock)
 
 
 async def _readable(sock: socket.socket) -> None:

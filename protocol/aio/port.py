@@ -7,6 +7,7 @@ each has a deadline and holds at most one bounded head, body or handshake messag
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -21,22 +22,21 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
 from protocol.aio.link import Link
-from protocol.aio.listening import accept, bound, first_word, turn_away, waited_for
+from protocol.aio.listening import accept, bound, turn_away, waited_for
 from protocol.aio.request import BadRequest, HttpRequest, HttpResponse, RequestParser
 from protocol.aio.strangers import Strangers
-from protocol.aio.tlsfailure import BUSY_ALERT, PLAIN_HTTP, PLAIN_HTTP_ANSWER, is_plain_http
+from protocol.aio.tlsfailure import BUSY_ALERT, TlsError, TlsFailure
+from protocol.aio.tlspump import TlsServerSocketPump
 from protocol.constants import Code
 from protocol.defaults import COME_BACK, HANDSHAKE_DEADLINE, LINGER, MAX_UNAUTHENTICATED, TUNNEL_PATH
 from protocol.handshake import Hello
 
 log = logging.getLogger(__name__)
 
-TLS_SHUTDOWN: Final = 2.0
 BACKLOG: Final = 4096  # capped by the kernel; a client that finds it full believes it is connected
 LATE: Final = 0.6  # of the deadline: a connection that waited longer to be accepted may have been given up by its agent
 LONG_TURN: Final = 0.01  # seconds
 PAUSE: Final = 0.005
-LEAST: Final = 0.001  # of a deadline: a loop takes none that is over
 ACCEPT_AGAIN: Final = 1.0  # after the process ran out of descriptors, say
 
 
@@ -182,6 +182,7 @@ class ServerLink(Link):
         self._heard = False
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._tls: TlsServerSocketPump | None = None
         self.remote = remote
 
     def take(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -190,39 +191,33 @@ class ServerLink(Link):
         self._connecting.add_done_callback(lambda _: self._connected(sock))  # cancelled at once it never began
 
     async def _connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
-        """Do the TLS handshake; report it if it fails."""
-        options: dict[str, Any] = {}
-        try:
+        """Not by the loop's own TLS: it bounds nothing that a stranger may ask of it, see `tlsrecords`."""
+        above: Link | TlsServerSocketPump = self
+        if context is not None:
+            above = self._tls = TlsServerSocketPump(
+                context,
+                lambda: self,
+                handshake_deadline=self._listener.deadline,
+                on_failure=self._tls_failed,
+                outer=True,
+            )
+        with contextlib.suppress(OSError):  # it is gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if context is not None:
-                end = monotonic() + self._listener.deadline
-                async with asyncio.timeout(self._listener.deadline):
-                    start = await first_word(sock)
-                if is_plain_http(start):  # the loop's TLS would close it without a word
-                    turn_away(sock, PLAIN_HTTP_ANSWER)
-                    self._tls_failed(Code.PROTOCOL, PLAIN_HTTP)
-                    return
-                left = max(end - monotonic(), LEAST)
-                options = {"ssl": context, "ssl_handshake_timeout": left, "ssl_shutdown_timeout": TLS_SHUTDOWN}
-            await self._loop.connect_accepted_socket(lambda: self, sock, **options)
-        except ssl.SSLError as error:
-            self._tls_failed(Code.PROTOCOL, f"no TLS handshake: {(error.reason or str(error)).lower()}")
-        except (OSError, TimeoutError) as error:
-            # A connection that is closed without a handshake was a look at the port.
-            if isinstance(error, TimeoutError) or "taking longer" in str(error):
-                self._tls_failed(Code.TIMEOUT, f"no TLS handshake within {self._listener.deadline:g} s")
-        finally:
-            self._connected(sock)
+            await self._loop.connect_accepted_socket(lambda: above, sock)
 
     def _connected(self, sock: socket.socket) -> None:
-        """Clean up after a connection whose TLS handshake came to nothing. Idempotent."""
-        if self._transport is None:
+        """Clean up after a connection that nothing came of, not even a TLS handshake."""
+        if self._transport is None and (self._tls is None or not self._tls.attached):
             self._settled()
             sock.close()
 
-    def _tls_failed(self, code: Code, text: str) -> None:
+    def _tls_failed(self, error: TlsError) -> None:
         self._stage = "tls"
-        self._report(code, text)
+        if error.failure is TlsFailure.DEADLINE:
+            self._report(Code.TIMEOUT, f"no TLS handshake within {self._listener.deadline:g} s")
+        elif error.failure is not TlsFailure.CUT:  # a connection that is closed without one was a look at the port
+            self._report(Code.PROTOCOL, f"no TLS handshake: {error}")
+        self._settled()
 
     @property
     def silent(self) -> bool:
@@ -234,10 +229,7 @@ class ServerLink(Link):
         text = "too many connections that have not authenticated, most of them from there"
         self._report(Code.BUSY, text)
         self._settled()
-        if self._transport is None:
-            if self._connecting is not None:
-                self._connecting.cancel()
-        elif self.silent:
+        if self._transport is None or self.silent:
             self.abort("it gives way")
         else:
             if self._request is None:
@@ -251,8 +243,19 @@ class ServerLink(Link):
         self._timer = self._loop.call_later(self._listener.deadline, self._too_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, TlsError) and self._timer is not None and not self._heard:
+            self._report(Code.PROTOCOL, str(exc))
         super().connection_lost(exc)
         self._settled()
+
+    def abort(self, reason: str) -> None:
+        """At whatever stage it is. Idempotent."""
+        if self._transport is None:
+            if self._connecting is not None:
+                self._connecting.cancel()
+            if self._tls is not None:
+                self._tls.abort()
+        super().abort(reason)
 
     def received(self, data: memoryview) -> None:
         self._heard = True

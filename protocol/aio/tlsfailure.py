@@ -10,7 +10,6 @@ PLAIN_HTTP_ANSWER: Final = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
     b"Client sent an HTTP request to an HTTPS server.\n"
 )
-PLAIN_HTTP: Final = "the peer sent plain HTTP to a TLS port"
 BUSY_ALERT: Final = bytes((21, 3, 3, 0, 2, 2, 80))
 """`internal_error` (RFC 8446, 6.2: a failure unrelated to the peer), sent in place of a handshake that there is no room
 for: whoever is turned away hears so without costing a key exchange."""
@@ -50,15 +49,10 @@ def out_of_time(error: BaseException | None) -> bool:
     return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _OUT_OF_TIME
 
 
-def is_plain_http(start: bytes) -> bool:
-    """Whether what a peer sent first is a request without TLS."""
-    return start.startswith(_HTTP_STARTS)
-
-
 def explained(error: ssl.SSLError | ssl.CertificateError, start: bytes | None) -> TlsError:
     """What OpenSSL said, in our words. `start` is what the peer sent first, None at the client's end."""
-    if start is not None and is_plain_http(start):
-        return TlsError(TlsFailure.PLAIN_HTTP, PLAIN_HTTP)
+    if start is not None and start.startswith(_HTTP_STARTS):
+        return TlsError(TlsFailure.PLAIN_HTTP, "the peer sent plain HTTP to a TLS port")
     reason = getattr(error, "reason", None) or ""
     text = str(getattr(error, "verify_message", "") or error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -15,6 +15,7 @@ The pump is the protocol of the raw transport below and the transport of the app
 - `_read` and `_write` are the methods below `ssl.SSLObject`'s, which only pass them on: two calls a record.
 - While the application has paused reading, ciphertext waits undecrypted and the raw transport is paused: the wait is
   bounded by what one read brings.
+- A peer whose records hold nothing, again and again, is cut off: each costs as much as one that does (`tlsrecords`).
 - A server's OpenSSL sees nothing before the ClientHello is whole and found to be one that costs no more than others.
 - Nothing reaches the application before the handshake is done. It has one deadline; each failure is a `TlsFailure`.
 - A peer that ends without close_notify is reported as `tls_truncated`, since a cut must not pass for an end.
@@ -32,6 +33,7 @@ from protocol import defaults
 from protocol.aio.buffers import SHORT_READ, budget_of, shared_buffer
 from protocol.aio.clienthello import REFUSED_ALERT, refusal
 from protocol.aio.tlsfailure import PLAIN_HTTP_ANSWER, TlsError, TlsFailure, explained
+from protocol.aio.tlsrecords import RecordCounter
 from protocol.flow import PROVEN
 
 PLAIN_BUFFER_BYTES: Final = defaults.READ_BUFFER_BYTES
@@ -52,15 +54,16 @@ class AppProtocol(Protocol):
     def resume_writing(self) -> None: ...
 
 
-_plain_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
+_plain_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[bool, memoryview]] = WeakKeyDictionary()
 
 
-def _plain_buffer(loop: asyncio.AbstractEventLoop) -> memoryview:
-    """The loop's buffer for plaintext; the shared one holds the ciphertext that it is made from."""
-    found = _plain_buffers.get(loop)
-    if found is None:
-        found = _plain_buffers[loop] = memoryview(bytearray(PLAIN_BUFFER_BYTES))
-    return found
+def _plain_buffer(loop: asyncio.AbstractEventLoop, *, outer: bool) -> memoryview:
+    """The loop's buffer for plaintext; the shared one holds the ciphertext that it is made from. What comes out of
+    `outer` connections may be TLS again, and decrypted while their buffer is in use."""
+    found = _plain_buffers.setdefault(loop, {})
+    if outer not in found:
+        found[outer] = memoryview(bytearray(PLAIN_BUFFER_BYTES))
+    return found[outer]
 
 
 class TlsPump(asyncio.Transport):
@@ -69,6 +72,7 @@ class TlsPump(asyncio.Transport):
     __slots__ = (
         "__weakref__",
         "_app",
+        "_broken",
         "_budget",
         "_came",
         "_cipher",
@@ -77,6 +81,7 @@ class TlsPump(asyncio.Transport):
         "_eof_delivered",
         "_established",
         "_factory",
+        "_filled",
         "_hello",
         "_incoming",
         "_loop",
@@ -89,6 +94,7 @@ class TlsPump(asyncio.Transport):
         "_pump_due",
         "_read",
         "_reading",
+        "_records",
         "_ssl",
         "_start",
         "_timer",
@@ -106,13 +112,17 @@ class TlsPump(asyncio.Transport):
         server_hostname: str | None = None,
         handshake_deadline: float = defaults.HANDSHAKE_DEADLINE,
         on_failure: Callable[[TlsError], None] | None = None,
+        outer: bool = False,
     ) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._cipher = shared_buffer(self._loop)
         self._budget = budget_of(self._loop)
         self._came = 0  # bytes that were read
-        self._plain = _plain_buffer(self._loop)
+        self._plain = _plain_buffer(self._loop, outer=outer)
+        self._records = RecordCounter()
+        self._filled = 0  # records that held something
+        self._broken: TlsError | None = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(
@@ -158,12 +168,10 @@ class TlsPump(asyncio.Transport):
     def buffer_updated(self, nbytes: int) -> None:
         self._came += nbytes
         if self._established and not self._closing:
-            if self._reading and nbytes > PIECE_BYTES:
-                self._pump(self._cipher[:nbytes])
-                return
-            self._incoming.write(self._cipher[:nbytes])
             if self._reading:
-                self._pump()
+                self._pump(self._cipher[:nbytes])
+            else:
+                self._keep(self._cipher[:nbytes])
         else:
             self.data_received(self._cipher[:nbytes])
 
@@ -178,12 +186,18 @@ class TlsPump(asyncio.Transport):
                 self._refuse(why)
                 return
             data, self._start, self._hello = self._hello, self._hello[:4], None
-        self._incoming.write(data)
-        if self._established:
-            if self._reading:
-                self._pump()
-        else:
+        rest = memoryview(data)
+        while rest and not self._established and not self._closing:
+            size = self._records.piece(rest, PIECE_BYTES)
+            self._incoming.write(rest[:size])
+            rest = rest[size:]
             self._handshake()
+        if not rest or self._closing:
+            return
+        if self._reading:
+            self._pump(rest)
+        else:
+            self._keep(rest)
 
     def eof_received(self) -> bool:
         if not self._established:
@@ -202,7 +216,7 @@ class TlsPump(asyncio.Transport):
             report(TlsError(TlsFailure.CUT, "the connection was lost during the TLS handshake"))
         app, self._app = self._app, None
         if app is not None:
-            app.connection_lost(exc)
+            app.connection_lost(self._broken or exc)
 
     def pause_writing(self) -> None:
         if self._app is not None:
@@ -267,9 +281,15 @@ class TlsPump(asyncio.Transport):
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
+    def _keep(self, data: memoryview) -> None:
+        """To be decrypted later."""
+        self._incoming.write(data)
+        while data:
+            data = data[self._records.piece(data, len(data)) :]
+
     def _pump(self, rest: memoryview = NOTHING) -> None:
         """Hand up all that can be decrypted now, of `rest` too, a shared buffer full at a time."""
-        incoming, plain = self._incoming, self._plain
+        incoming, plain, records = self._incoming, self._plain, self._records
         while self._reading and not self._closing:
             filled = 0
             try:
@@ -278,8 +298,12 @@ class TlsPump(asyncio.Transport):
                 while filled <= PLAIN_BUFFER_BYTES - RECORD_BYTES:
                     # In time for the next record to be whole: reading half of one costs an exception.
                     if rest and (left := incoming.pending) < SEALED_BYTES:
-                        incoming.write(rest[: PIECE_BYTES - left])
-                        rest = rest[PIECE_BYTES - left :]
+                        if records.wasteful(self._filled, left):
+                            self._cut_off()
+                            return
+                        size = records.piece(rest, PIECE_BYTES - left)
+                        incoming.write(rest[:size])
+                        rest = rest[size:]
                     try:
                         count = self._read(PLAIN_BUFFER_BYTES - filled, plain[filled:] if filled else plain)
                     except ssl.SSLWantReadError:
@@ -287,6 +311,7 @@ class TlsPump(asyncio.Transport):
                             continue
                         break
                     filled += count
+                    self._filled += 1
                     self._peer_done = not count
                     if not count or not (rest or incoming.pending or incoming.eof):
                         break
@@ -302,11 +327,16 @@ class TlsPump(asyncio.Transport):
             if self._peer_done or not filled or not (rest or incoming.pending or incoming.eof):
                 break
         if rest:
-            incoming.write(rest)  # the application reads no more for now
+            self._keep(rest)  # the application reads no more for now
         if self._outgoing.pending:
             self._send_outgoing()
         if self._peer_done and self._reading:
             self._deliver_eof()
+
+    def _cut_off(self) -> None:
+        text = "its TLS records hold nothing, again and again (new keys are asked for, say), which costs too much"
+        self._broken = TlsError(TlsFailure.OTHER, f"the peer was cut off: {text}")
+        self.abort()
 
     def _deliver_eof(self) -> None:
         if self._eof_delivered or self._app is None:
@@ -348,6 +378,11 @@ class TlsPump(asyncio.Transport):
     def _send_outgoing(self) -> None:
         if self._outgoing.pending and self._lower is not None and not self._lost:
             self._lower.write(self._outgoing.read())
+
+    @property
+    def attached(self) -> bool:
+        """Whether there is a connection below, whose end will be told of."""
+        return self._lower is not None
 
     @property
     def established(self) -> bool:

@@ -78,7 +78,10 @@ class AgentEnd(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.stream.write(bytes(self._buffer[:nbytes]))
+        self.data_received(self._buffer[:nbytes])
+
+    def data_received(self, data: memoryview) -> None:
+        self.stream.write(bytes(data))
 
     def eof_received(self) -> bool:
         return False  # a WebSocket does not half-close

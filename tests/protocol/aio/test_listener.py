@@ -28,6 +28,7 @@ from protocol.errors import HandshakeRejected
 from protocol.flow import Budget, Limits
 from protocol.frames import U64, encode, encode_reason
 from tests.protocol import playbook
+from tests.protocol.aio.newkeys import ask_for_new_keys
 from tests.protocol.aio.rawagent import RawAgent, connected, request
 from tests.protocol.aio.tunnels import PATIENCE, Echo, Recorder, Refusal, Tower, accepting, agent, tower
 
@@ -179,7 +180,7 @@ async def test_plain_http_on_the_tls_port_is_told_so_and_reported_as_garbage_is(
         for number, (sent, says) in enumerate(
             (
                 (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "the_peer_sent_plain_HTTP_to_a_TLS_port"),
-                (b"\x00" * 100, "wrong_version_number"),
+                (b"\x00" * 100, "what_the_peer_sent_is_not_TLS"),
             )
         ):
             reader, writer = await asyncio.open_connection(*made.address)
@@ -191,6 +192,26 @@ async def test_plain_http_on_the_tls_port_is_told_so_and_reported_as_garbage_is(
             refusal = await made.refusal(number + 1)
             assert (refusal.stage, refusal.code) == ("tls", Code.PROTOCOL)
             assert says in refusal.text.replace(" ", "_")
+        assert not made.listener._waiting
+        await server.open("kubernetes", Recorder())
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_who_asks_for_new_tls_keys_again_and_again_is_cut_off_at_once(contexts: Any, joined: bool) -> None:
+    async with tower(*contexts, deadline=PATIENCE) as made:
+        server, _ = await made.pair(accepting(Echo()), instance="honest")
+        async with connected(made) as raw:
+            if joined:
+                await raw.join()
+            ask_for_new_keys(raw.writer.get_extra_info("ssl_object"), 2000)
+            raw.write(b"and more")
+            if joined:
+                lost = (await (await made.tunnels.get()).wait_closed()).text
+            else:
+                refusal = await made.refusal()
+                assert (refusal.stage, refusal.code) == ("http", Code.PROTOCOL)
+                lost = refusal.text
+            assert "TLS records hold nothing" in lost
         assert not made.listener._waiting
         await server.open("kubernetes", Recorder())
 

@@ -25,6 +25,7 @@ from protocol.defaults import MIB, READ_BUFFER_BYTES
 from protocol.flow import PRESSURE, Budget
 from tests.lab.pki import ClusterCA
 from tests.protocol.aio.hellos import groups, hello, shares
+from tests.protocol.aio.newkeys import ask_for_new_keys
 
 pytestmark = pytest.mark.asyncio
 
@@ -74,6 +75,12 @@ class App:
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
+
+
+async def until_made(ends: Ends) -> None:
+    async with asyncio.timeout(30):
+        while not ends.apps:
+            await asyncio.sleep(0.005)
 
 
 class Pki:
@@ -322,6 +329,35 @@ async def test_half_a_hello_ends_at_the_deadline(pki: Pki) -> None:
     async with Ends(pki.server, deadline=0.2) as ends:
         await ends.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01")
         assert ends.failures[0].failure is TlsFailure.DEADLINE
+
+
+async def test_who_asks_for_new_keys_again_and_again_is_cut_off_and_told_of(pki: Pki) -> None:
+    async with Ends(pki.server) as ends:
+        _, writer = await asyncio.open_connection("127.0.0.1", ends.port, ssl=pki.client(), server_hostname="localhost")
+        ask_for_new_keys(writer.get_extra_info("ssl_object"), 2000)
+        writer.write(b"and more")
+        await until_made(ends)
+        (app,) = ends.apps
+        async with asyncio.timeout(30):
+            error = await app.lost
+        assert isinstance(error, TlsError)
+        assert "hold nothing" in str(error)
+        assert app.data == b""
+        writer.transport.abort()
+
+
+async def test_who_asks_for_new_keys_between_much_that_is_meant_is_heard(pki: Pki) -> None:
+    async with Ends(pki.server, echo=True) as ends:
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", ends.port, ssl=pki.client(), server_hostname="localhost"
+        )
+        for number in range(3000):
+            if number % 50 == 0:
+                ask_for_new_keys(writer.get_extra_info("ssl_object"), 1)
+            writer.write(b"x")
+        async with asyncio.timeout(30):
+            assert await reader.readexactly(3000) == b"x" * 3000
+        writer.transport.abort()
 
 
 async def test_one_that_is_aborted_before_its_connection_is_made_ends_with_it(pki: Pki) -> None:
