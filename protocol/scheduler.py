@@ -16,6 +16,7 @@ from protocol.defaults import KIB, MAX_FRAME_PAYLOAD
 from protocol.streams import Stream
 
 QUANTUM: Final = 64 * KIB
+FAST: Final = 4  # quanta in a turn, on a fast link
 FRAME_SECONDS: Final = 0.05
 MIN_FRAME: Final = 2 * KIB
 RATE_GAIN: Final = 0.25  # weight of a new sample in the link's rate
@@ -51,6 +52,13 @@ class Scheduler:
         """Bytes that a link gets at a time: on a slow one what it moves in CHUNK_SECONDS."""
         rate = self.rate
         return CHUNK if rate is None else max(LEAST_CHUNK, min(CHUNK, int(rate * CHUNK_SECONDS)))
+
+    @property
+    def quantum(self) -> int:
+        """Bytes of a stream's turn: on a link that moves a whole chunk in CHUNK_SECONDS a chunk, so that what is read
+        there at once is of one stream, and is passed on in one write."""
+        rate = self.rate
+        return QUANTUM if rate is None or rate * CHUNK_SECONDS < CHUNK else QUANTUM * FAST
 
     @property
     def early(self) -> bool:
@@ -90,7 +98,7 @@ class Scheduler:
         while ready and room > 0 and (self._first or not early):
             stream = ready[0]
             if stream.deficit <= 0:
-                stream.deficit += QUANTUM
+                stream.deficit += self.quantum
             largest = self._frame_limit(len(ready))
             more = stream.sent < stream.send_limit if stream.queued else stream.fin_queued
             while more and room > 0 and stream.deficit > 0:

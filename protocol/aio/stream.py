@@ -2,7 +2,9 @@
 
 It differs from a socket's transport in three ways. `data_received` hands out a memoryview that is borrowed until it
 returns. `connection_lost` gets the reason as a StreamReset, StreamRefused or TunnelLost. A protocol may have a method
-`stream_accepted`, called when the peer has accepted a stream that was opened without waiting.
+`stream_accepted`, called when the peer has accepted a stream that was opened without waiting, and a method
+`pieces_received`, called with what one read brought in several frames: it takes as many bytes from the front as it can
+pass on at once, and returns how many; the rest comes by `data_received`.
 """
 
 from __future__ import annotations
@@ -137,8 +139,20 @@ class StreamTransport(asyncio.Transport):
 
     # ---- what the tunnel calls ----------------------------------------------------------------------------------
 
-    def receive(self, data: memoryview) -> int:
-        """Take received bytes; how many were passed on and may be credited."""
+    def receive(self, pieces: list[memoryview]) -> int:
+        """Take what one read brought; how many bytes were passed on and may be credited."""
+        moved = 0
+        if len(pieces) > 1 and not (self._closing or self._paused or self._held):
+            together = getattr(self._protocol, "pieces_received", None)
+            if together is not None:
+                moved = together(pieces)
+                self.bytes_in += moved
+                pieces = _after(moved, pieces)
+        for data in pieces:
+            moved += self._receive(data)
+        return moved
+
+    def _receive(self, data: memoryview) -> int:
         size = len(data)
         self.bytes_in += size
         if self._closing:
@@ -239,3 +253,13 @@ class IncomingStream:
         if not self._transport.is_closing():
             self.tunnel.stream_refuse(self._transport.id, code, text)
             self._transport.lose(None)
+
+
+def _after(count: int, pieces: list[memoryview]) -> list[memoryview]:
+    """What follows the first `count` bytes."""
+    left = []
+    for piece in pieces:
+        if count < len(piece):
+            left.append(piece[count:])
+        count -= min(count, len(piece))
+    return left

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from protocol import events
 from protocol.aio.busypoll import busy_poll
@@ -124,7 +125,6 @@ class Tunnel:
         self._gather = Gather()
         self._busy_poll = busy_poll(self.loop)
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
-            events.DataReceived: self._on_data,
             events.WritableAgain: self._on_writable,
             events.StreamAccepted: self._on_accepted,
             events.StreamFinished: self._on_finished,
@@ -373,8 +373,7 @@ class Tunnel:
             self._broken(error)
             self._finish()
             return
-        for event in happened:
-            self._handlers[type(event)](event)
+        self._dispatch(happened)
         if not self._flush_scheduled and session.wants_to_send:
             self._schedule_flush()
         if self._timer is None or self._due > now + ACK_WITHIN:  # nothing that came is due before that
@@ -393,16 +392,20 @@ class Tunnel:
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _dispatch(self, happened: list[events.Event]) -> None:
-        for event in happened:
-            self._handlers[type(event)](event)
+        """In their order; what came for one stream, side by side, at once."""
+        for number, group in groupby(happened, _whose_data):
+            if number is None:
+                for event in group:
+                    self._handlers[type(event)](event)
+            else:
+                self._on_data(number, [event.data for event in cast("Iterator[events.DataReceived]", group)])
 
-    def _on_data(self, event: events.DataReceived) -> None:
-        number, data = event.stream, event.data
+    def _on_data(self, number: int, pieces: list[memoryview]) -> None:
         stream = self._streams.get(number)
-        size = len(data)
+        size = sum(map(len, pieces))
         if stream is not None:
             try:
-                size = stream.receive(data)
+                size = stream.receive(pieces)
             except Exception as error:
                 self._protocol_failed(stream, error)
                 return
@@ -575,6 +578,10 @@ class Tunnel:
         if self.session.wants_to_send:
             self._schedule_flush()
         self._arm()
+
+
+def _whose_data(event: events.Event) -> int | None:
+    return event.stream if type(event) is events.DataReceived else None
 
 
 class _Nobody:

@@ -36,7 +36,7 @@ from protocol.handshake import (
 )
 from protocol.multiplex import MAX_STREAM_ID, RESET_BURST, RESET_RATE
 from protocol.replay import RESERVE
-from protocol.scheduler import FRAME_SECONDS, MIN_FRAME, QUANTUM
+from protocol.scheduler import FAST, FRAME_SECONDS, MIN_FRAME, QUANTUM
 from protocol.session import ACK_EVERY_BYTES, ACK_EVERY_FRAMES, ACK_WITHIN
 from tests.protocol import document
 from tests.protocol.handshakes import signer, verifier
@@ -117,7 +117,7 @@ def test_members_of_the_handshake() -> None:
         f"up to 16 KiB ({Limits().reserved_credit} bytes)",
         f"starts at {Limits().initial_credit // 1024} KiB",
         f"up to {Limits().max_credit // 2**20} MiB",
-        f"a quantum of {QUANTUM // 1024} KiB",
+        f"a quantum of {QUANTUM // 1024} KiB, or {FAST * QUANTUM // 1024} KiB",
         f"in {FRAME_SECONDS * 1000:g} ms",
         f"at least {MIN_FRAME // 1024} KiB",
         f"nothing for {Limits().ping_interval:g} s",

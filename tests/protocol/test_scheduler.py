@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 
 import pytest
 from hypothesis import given
@@ -55,6 +56,18 @@ def test_two_streams_that_wait_never_differ_by_more_than_two_quanta_and_a_frame(
         if not all(one.sendable for one in streams):
             break
         assert max(moved.values()) - min(moved.values()) <= 2 * QUANTUM + MAX_FRAME_PAYLOAD
+
+
+@pytest.mark.parametrize(("rate", "frames"), [(None, 1), (40e6, 1), (60e6, 4)])
+def test_a_turn_on_a_fast_link_is_as_long_as_what_it_is_given_at_a_time(rate: float | None, frames: int) -> None:
+    scheduler = Scheduler()
+    scheduler.rate = rate
+    for number in range(1, 4):
+        scheduler.schedule(stream(number, 4 * MIB))
+    out: list[Buffer] = []
+    scheduler.fill(out, 3 * CHUNK, 0.0)
+    turns = [(number, len(list(of))) for number, of in groupby(number for _, number, _ in sent(out))]
+    assert turns[:3] == [(1, frames), (2, frames), (3, frames)]
 
 
 def test_only_who_has_had_no_turn_goes_early() -> None:

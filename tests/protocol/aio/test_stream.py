@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -233,6 +234,36 @@ async def test_what_comes_in_the_turn_of_a_resume_stays_behind_what_was_held() -
         go.write(b"go")
         stream.write(b"and what follows")
         assert await far.bytes(22) == b"held, and what follows"
+
+
+async def test_what_a_reader_takes_at_once_of_several_frames_comes_once_and_in_its_place() -> None:
+    class Takes(Recorder):
+        often = 0
+
+        def pieces_received(self, pieces: list[memoryview]) -> int:
+            self.often += 1
+            taken = b"".join(pieces)[: (self.often * 7919) % (sum(map(len, pieces)) + 1)]
+            self.received += taken
+            return len(taken)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if len(self.received) % 64 == 0:  # as one that is full
+                self.transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self.transport.resume_reading)
+
+    far, near, sent = Takes(), Recorder(), random.Random(7).randbytes(16 * MIB)
+    async with tower() as made:
+        server, _agent = await made.pair(accepting(far))
+        stream = await server.open("kubernetes", near)
+        for at in range(0, len(sent), 50_000):
+            stream.write(sent[at : at + 50_000])
+            if "pause" in near.calls[-1:]:
+                await near.saw("resume")
+                near.calls.clear()
+        assert await far.bytes(len(sent)) == sent
+        assert far.often > 3
+        assert far.transport.bytes_in == len(sent)
 
 
 # ---- flow -----------------------------------------------------------------------------------------------------------
