@@ -1,8 +1,10 @@
 """The control stream of one tunnel, the agent's end: lines of JSON in both directions.
 
 The server opens it after WELCOME. The agent writes its status and asks for renewals; the server sends revocation lists,
-what is to be trusted, and answers. Types that this agent does not know are skipped. A peer that breaks the form loses
-its tunnel (the tunnel's boundary sees RemoteProtocolError); what it says is checked by whoever handles it.
+what is to be trusted, and answers. Of what it says of one kind too closely the newest counts: each may cost a
+signature's check, a write and a line of the log. Types that this agent does not know are skipped. A peer that breaks
+the form loses its tunnel (the tunnel's boundary sees RemoteProtocolError); what it says is checked by whoever handles
+it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from daemon.faults import TowerError
@@ -19,6 +22,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.messages import Message, MessageReader, encode_message
 
 RENEWAL_DEADLINE: Final = 15.0
+HEED_EVERY: Final = 0.25  # seconds between two messages of one kind; a revocation has to count within one
 MAX_QUEUED_BYTES: Final = 256 * 1024  # a server that does not read its control stream gets no more status
 
 
@@ -46,6 +50,8 @@ class ControlChannel(asyncio.Protocol):
         self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._renewals: dict[str, asyncio.Future[Message]] = {}
+        self._next: dict[str, Callable[[], None]] = {}  # by its kind, what was said since one of that kind was heeded
+        self._resting: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -55,11 +61,11 @@ class ControlChannel(asyncio.Protocol):
         for message in self._reader.feed(data):
             kind = message["type"]
             if kind == "revocations":
-                self._on_revocations(_text(message, "list"))
+                self._heed(kind, partial(self._on_revocations, _text(message, "list")))
             elif kind == "trust":
-                self._on_trust(message)
+                self._heed(kind, partial(self._on_trust, message))
             elif kind == "names":
-                self._on_names(message.get("names"))
+                self._heed(kind, partial(self._on_names, message.get("names")))
             elif kind == "compare":
                 self._on_compare(self, _text(message, "nonce"))
             elif kind in {"renewed", "refused"}:
@@ -67,11 +73,25 @@ class ControlChannel(asyncio.Protocol):
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
 
+    def _heed(self, kind: str, act: Callable[[], None]) -> None:
+        if kind in self._resting:
+            self._next[kind] = act
+        else:
+            self._resting[kind] = asyncio.get_running_loop().call_later(HEED_EVERY, self._rested, kind)
+            act()
+
+    def _rested(self, kind: str) -> None:
+        del self._resting[kind]
+        if kind in self._next:
+            self._heed(kind, self._next.pop(kind))
+
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        for resting in self._resting.values():
+            resting.cancel()
         for waiting in self._renewals.values():
             if not waiting.done():
                 waiting.set_exception(TowerError("TWR504", "the tunnel ended before the renewal was answered"))

@@ -21,6 +21,7 @@ from daemon.faults import TowerError
 from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
+from daemon.reminder import Reminder
 from daemon.supervisor import Supervisor
 from gateway.policy import Policy
 from protocol.aio.proxydial import DialTarget
@@ -84,6 +85,8 @@ class HostAgent:
         )
         self._trusting = asyncio.Lock()
         self._stale: str | None = None
+        # Whatever they say is wrong now: a host may have it another way each time.
+        self._refusals = {"revocations": Reminder(), "trust": Reminder()}
         self.observer: Final = RequestObserver(trust.host, context.metrics, unreachable=context.unreachable)
         self.gateway: Final = make_gateway(context.access, trust, policy, observer=self.observer)
         self._generation = context.access.generation
@@ -262,7 +265,8 @@ class HostAgent:
             encoded = base64.b64decode(text, validate=True)
             taken = self.trust.take_revocations(encoded)
         except (CertsError, ValueError) as error:
-            log.error("revocations-refused", host=self.trust.host, code="TWR506", text=str(error))
+            if self._refusals["revocations"].due(""):
+                log.error("revocations-refused", host=self.trust.host, code="TWR506", text=str(error))
             return
         if taken and self.trust.revocations is not None:
             self.gateway.recheck()
@@ -313,7 +317,8 @@ class HostAgent:
                 log.error("trust-not-kept", host=self.trust.host, text=str(error), next_in=round(delay, 2))
                 await asyncio.sleep(delay)
             except CertsError as error:
-                log.error("trust-refused", host=self.trust.host, code="TWR509", text=str(error))
+                if self._refusals["trust"].due(""):
+                    log.error("trust-refused", host=self.trust.host, code="TWR509", text=str(error))
                 return
         if taken:
             log.info("trust-taken", host=self.trust.host, number=message["number"])

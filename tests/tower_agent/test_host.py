@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,28 @@ async def test_trust_that_could_not_be_kept_is_taken_again_without_being_said_ag
             while (await control.next("status"))["trust"] != trust_id(2, later.bundle):
                 pass
         assert len(failed) == 4
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_says_nonsense_without_pause_fills_no_log_and_its_last_word_is_heard(
+    make_member: MakeMember,
+) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower)
+        control = control_of(await tower.tunnel())
+        await control.next("status")
+        with structlog.testing.capture_logs() as lines:
+            for number in range(500):
+                control.send("revocations", list=f"nonsense {number}")
+                control.send("trust", number=number)
+                control.send("names", names=[f"n{number}.example"])
+            control.send("revocations", list=as_text(tower.revoke()))
+            control.send("names", names=["last.example"])
+            await until(lambda: agent.trust.revocations == tower.revocations)
+            await until(lambda: any(line.get("names") == ["last.example"] for line in lines))
+        said = Counter(line["event"] for line in lines)
+        assert said["revocations-refused"] == said["trust-refused"] == 1
+        assert said["names-wanted"] < 10
 
 
 @pytest.mark.asyncio
