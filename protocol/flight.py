@@ -14,7 +14,8 @@ is the RECUR-th of its size.
 
 The smallest round trip is measured anew every RTT_FOR seconds by letting the path run half empty for three round trips,
 with PINGs ahead of the data: otherwise the time that data spends in a queue of this end's own making, or on its way
-into the path, would pass for distance.
+into the path, would pass for distance. Not sooner, though a path that becomes longer is less than full until then:
+where many tunnels share a path, each would take the queue of the others for distance, and add to it.
 """
 
 from __future__ import annotations
