@@ -12,8 +12,10 @@ import contextlib
 import random
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from certs.errors import CertsError
@@ -31,7 +33,18 @@ from tower_server.member import Member
 from tower_server.ports import PortAllocator
 from tower_server.records import KUBERNETES, KUBESPHERE, Cluster
 from tower_server.revocations import Revocations
-from tower_server.store.base import ChangeType, Conflict, Expired, Kind, NotFound, Record, Store, Version, later
+from tower_server.store.base import (
+    ChangeType,
+    Conflict,
+    Expired,
+    Kind,
+    NotFound,
+    Record,
+    Store,
+    StoreError,
+    Version,
+    later,
+)
 from tower_server.tunnels import TunnelRegistry
 
 SETTLING: Final = 60.0  # seconds after a start in which a controller may still be making records of what is there
@@ -80,7 +93,8 @@ class Clusters:
         """What the records are as of, one that this server deleted too: a watch tells late what was written since."""
         self._following = False
         self._settled_at = float("-inf")
-        self._changing: dict[str, asyncio.Lock] = {}
+        self._changing: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        """A lock lives as long as somebody has it or waits for it."""
         self._observers: list[Callable[[str, str], None]] = []
 
     # ---- reading ------------------------------------------------------------------------------------------------
@@ -201,13 +215,15 @@ class Clusters:
         self._versions[name] = version
         return True
 
-    async def _take(self, record: Record) -> None:
-        """A record as it is now: a new cluster, another one of the same name, or a port more."""
+    async def _take(self, record: Record, *, own: bool = False) -> None:
+        """A record as it is now: a new cluster, another one of the same name, or a port more. `own`: this server wrote
+        it for a cluster that it held, whose end it may have heard of before the answer."""
         async with self._lock(record.name):
-            if not self._is_news(record.name, record.version):
-                return
             cluster = Cluster.read(record)
             held, member = self._records.get(cluster.name), self._registry.members.get(cluster.name)
+            ended = own and (held is None or held.uid != cluster.uid)
+            if ended or not self._is_news(record.name, record.version):
+                return
             if held is not None and held.uid != cluster.uid:
                 self._drop(cluster.name)
                 held = None
@@ -232,7 +248,6 @@ class Clusters:
                 return
             self._versions.pop(name)
             self._drop(name)
-        self._changing.pop(name, None)
 
     def _drop(self, name: str) -> None:
         member = self._registry.members.get(name)
@@ -265,7 +280,11 @@ class Clusters:
             if name in restless and cluster.connected is not None:
                 continue
             if connected is not None and (cluster.connected is None or connected - cluster.connected > 1.0):
-                await self._update(name, lambda held, at=connected: replace(held, connected=at))  # type: ignore[misc]
+                try:
+                    await self._wrote(await self._update(cluster, partial(replace, connected=connected)))
+                except TowerError as error:
+                    if error.code != "TWR603":  # deleted meanwhile, as this server will hear
+                        raise
         departed, self._registry.departed = self._registry.departed, {}
         for (name, agent), (at, version) in departed.items():
             if name in restless:  # what comes and goes is written once it has settled
@@ -306,8 +325,8 @@ class Clusters:
                 raise TowerError("TWR604", f"there is a cluster {name!r} already") from None
             try:
                 cluster = await self._with_port(cluster, KUBERNETES)
-            except TowerError:
-                await self._take_record(cluster)
+            except (TowerError, StoreError) as error:
+                await self._undo(cluster, error)
                 raise
             await self._bring_up(cluster)
         log.info("cluster-added", cluster=name, ports=dict(cluster.ports))
@@ -335,6 +354,7 @@ class Clusters:
         async with self._lock(name):
             cluster, member = self.get(name)
             taken = await self._take_record(asked)  # now it counts as deleted: what is left is tidied up later
+            ports = {*cluster.ports.values(), *(taken.ports.values() if taken is not None else ())}
             at = time.time()
             self._records.pop(name, None)
             self._end(name, member)
@@ -342,24 +362,38 @@ class Clusters:
                 self._store,
                 (await dependents(self._store)).get(cluster.uid, ()),
                 revoke=lambda upto: self._revocations.revoke_agents(upto, at=at),
-                cluster=name if taken else "",  # else somebody was first, and the name may have a new cluster by now
+                cluster=name if taken is not None else "",  # another was first: the name may have a new one by now
                 at=at,
             )
-            await self._allocator.release(cluster.ports.values(), uid=cluster.uid)
-        self._changing.pop(name, None)
+            await self._allocator.release(ports, uid=cluster.uid)
         log.info("cluster-deleted", cluster=name)
         self._tell("DELETED", name)
 
     async def set_legacy(self, name: str, **changes: Any) -> Cluster:
         """Changes what Go agents may do here (`legacy_token`, `legacy_until`). TowerError TWR603."""
         async with self._lock(name):
-            self.get(name)
-            changed = await self._update(name, lambda held: replace(held, **changes))
+            record = await self._update(self.get(name)[0], partial(replace, **changes))
+        await self._wrote(record)
         self._tell("MODIFIED", name)
-        return changed
+        return Cluster.read(record)
 
-    async def _take_record(self, cluster: Cluster) -> bool:
-        """Deletes the stored record if it still belongs to this cluster; False if it is gone already."""
+    async def _undo(self, cluster: Cluster, error: Exception) -> None:
+        """Takes away again what was written of a cluster that could not be added. Where that fails too, what is told is
+        still the `error` that made it necessary, with what stays."""
+        try:
+            taken = await self._take_record(cluster)
+            if taken is not None:  # a controller may have noted ports on it
+                await self._allocator.release(taken.ports.values(), uid=cluster.uid)
+        except (TowerError, StoreError) as left:
+            first = error if isinstance(error, TowerError) else TowerError("TWR105", str(error))
+            text = (
+                f"{first.message}; and the record of cluster {cluster.name} stays, since taking it away failed: {left}"
+            )
+            mend = f"{first.mend}; then look for it by `towerctl get clusters`, and delete it if it is there"
+            raise TowerError(first.code, text, mend=mend, retry_after=first.retry_after) from error
+
+    async def _take_record(self, cluster: Cluster) -> Cluster | None:
+        """Deletes the stored record if it still belongs to this cluster, and says what it was; None if it is gone."""
         for _ in range(ATTEMPTS):
             try:
                 record = await self._store.get(Kind.CLUSTER, cluster.name)
@@ -371,12 +405,12 @@ class Clusters:
             except Conflict:
                 continue
             except NotFound:
-                return False
+                return None
             if self._following:
                 self._versions[cluster.name] = record.version  # until its deletion is heard of
             else:
                 self._versions.pop(cluster.name, None)
-            return True
+            return held
         raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
 
     async def declare(self, member: Member) -> None:
@@ -406,31 +440,42 @@ class Clusters:
         sibling = cluster.ports.get(KUBERNETES)
         port = await self._allocator.allocate(cluster=cluster.name, uid=cluster.uid, service=service, sibling=sibling)
         try:
-            noted = await self._update(
-                cluster.name, lambda held: replace(held, ports={service: port, **held.ports}), uid=cluster.uid
-            )
+            record = await self._update(cluster, lambda held: replace(held, ports={service: port, **held.ports}))
         except BaseException:
-            await self._allocator.release([port], uid=cluster.uid)
+            with contextlib.suppress(TowerError):  # the claim is taken back later, and the first cause is what counts
+                await self._allocator.release([port], uid=cluster.uid)
             raise
+        noted = Cluster.read(record)
         if noted.ports[service] != port:  # a controller was first
             await self._allocator.release([port], uid=cluster.uid)
+        if self._is_news(record.name, record.version) and record.name in self._records:
+            self._records[record.name] = noted
         return noted
 
-    async def _update(self, name: str, change: Callable[[Cluster], Cluster], *, uid: str | None = None) -> Cluster:
+    async def _update(self, cluster: Cluster, change: Callable[[Cluster], Cluster]) -> Record:
+        """The record as it is then. TowerError TWR603 when it is gone, or another cluster has the name by now."""
         for _ in range(ATTEMPTS):
-            record: Record = await self._store.get(Kind.CLUSTER, name)
-            held = Cluster.read(record)
-            if uid is not None and held.uid != uid:
-                raise TowerError("TWR603", f"the cluster {name} was deleted meanwhile")
-            changed = change(held)
             try:
-                written = await self._store.update(Kind.CLUSTER, name, changed.data(), expect=record.version)
+                record = await self._store.get(Kind.CLUSTER, cluster.name)
+                held = Cluster.read(record)
+                if held.uid != cluster.uid:
+                    raise NotFound(Kind.CLUSTER, cluster.name)
+                return await self._store.update(Kind.CLUSTER, held.name, change(held).data(), expect=record.version)
             except Conflict:
                 continue
-            if self._is_news(name, written.version) and name in self._records:
-                self._records[name] = changed
-            return changed
-        raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
+            except NotFound:
+                raise TowerError("TWR603", f"the cluster {cluster.name} was deleted meanwhile") from None
+        raise TowerError("TWR108", f"the record of cluster {cluster.name} keeps changing")
+
+    async def _wrote(self, record: Record) -> None:
+        """What this server has written counts at once, and so does what others had written there before it."""
+        if self._following:
+            await self._take(record, own=True)
+        elif record.name in self._records:
+            self._records[record.name] = Cluster.read(record)
 
     def _lock(self, name: str) -> asyncio.Lock:
-        return self._changing.setdefault(name, asyncio.Lock())
+        lock = self._changing.get(name)
+        if lock is None:
+            lock = self._changing[name] = asyncio.Lock()
+        return lock

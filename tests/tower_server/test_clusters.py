@@ -4,18 +4,20 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
 from certs.keys import generate_key
+from certs.token import parse_token
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, running
+from tests.tower_server.kit import Agent, Running, admin, call, enrol, joined, running
 from tests.waiting import until
-from tower_server.records import Cluster
-from tower_server.store.base import Change, Kind, Listing, Version
+from tower_server.records import Claim, Cluster
+from tower_server.store.base import Change, Data, Kind, Listing, Record, Version
 
 pytestmark = pytest.mark.asyncio
 
@@ -76,6 +78,64 @@ async def test_an_exhausted_range_leaves_no_half_made_cluster(tmp_path):
         assert "late" not in server.services.clusters.names()
         await admin(server, "DELETE", "/v1/clusters/c0")
         await server.add("late")
+
+
+async def test_an_addition_that_fails_tells_its_first_cause_and_what_it_could_not_take_away(tmp_path, monkeypatch):
+    async with running(tmp_path) as server:
+        store = server.services.store
+        create, delete = store.create, store.delete
+
+        async def over_quota(kind: Kind, name: str, data: Data) -> Record:
+            if kind is Kind.CLAIM:
+                raise TowerError("TWR115", "exceeded quota: leases", mend="raise the quota")
+            return await create(kind, name, data)
+
+        async def away(*_what: object, **_more: object) -> None:
+            raise TowerError("TWR114", "no answer")
+
+        monkeypatch.setattr(store, "create", over_quota)
+        monkeypatch.setattr(store, "delete", away)
+        said = (await admin(server, "POST", "/v1/clusters", {"name": "edge-1"})).json()
+        assert said["code"] == "TWR115"
+        assert "exceeded quota: leases; and the record of cluster edge-1 stays" in said["message"]
+        assert "no answer" in said["message"]
+        assert said["mend"].startswith("raise the quota; ")
+        monkeypatch.setattr(store, "delete", delete)
+        assert (await admin(server, "POST", "/v1/clusters", {"name": "edge-2"})).json()["message"].endswith("leases")
+        assert [record.name for record in (await store.list(Kind.CLUSTER)).items] == ["edge-1"]
+
+
+async def test_an_addition_that_cannot_be_noted_tells_that_and_gives_its_port_back_or_leaves_it(tmp_path, monkeypatch):
+    async with running(tmp_path) as server:
+        store, delete = server.services.store, server.services.store.delete
+
+        async def away(*_what: object, **_more: object) -> Record:
+            raise TowerError("TWR114", "no answer to the update")
+
+        async def claims_stay(kind: Kind, name: str, *, expect: Version | None = None) -> None:
+            if kind is Kind.CLAIM:
+                raise TowerError("TWR114", "no answer to the release")
+            await delete(kind, name, expect=expect)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "update", away)
+            patch.setattr(store, "delete", claims_stay)
+            said = (await admin(server, "POST", "/v1/clusters", {"name": "edge-1"})).json()
+            assert (said["code"], said["message"]) == ("TWR114", "no answer to the update")
+        await server.add("edge-1")
+
+
+async def test_what_a_controller_noted_on_a_cluster_goes_with_it_where_this_server_has_not_heard_of_it(tmp_path):
+    async with running(tmp_path) as server:
+        await server.add("edge-1")
+        store, port = server.services.store, server.config.ports.range[1]
+        record = await store.get(Kind.CLUSTER, "edge-1")
+        held = Cluster.read(record)
+        await store.create(Kind.CLAIM, f"port-{port}", Claim("edge-1", held.uid, "kubesphere").data())
+        noted = replace(held, ports={**held.ports, "kubesphere": port})
+        await store.update(Kind.CLUSTER, "edge-1", noted.data(), expect=record.version)
+        assert (await admin(server, "DELETE", "/v1/clusters/edge-1")).status == 200
+        assert not (await store.list(Kind.CLAIM)).items
 
 
 async def test_a_start_after_a_death_in_the_middle_puts_right_what_was_left(tmp_path):
@@ -266,38 +326,157 @@ async def test_records_that_others_write_are_followed(tmp_path):
             await asyncio.gather(follow, return_exceptions=True)
 
 
+@asynccontextmanager
+async def followed_late(server: Running, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
+    """The server follows its store by a watch that is behind until the event is set."""
+    store, told, listed = server.services.store, asyncio.Event(), asyncio.Event()
+    watch = store.watch
+
+    async def late(kind: Kind, *, since: Version) -> AsyncIterator[Change]:
+        listed.set()
+        async for change in watch(kind, since=since):
+            await told.wait()
+            yield change
+
+    monkeypatch.setattr(store, "watch", late)
+    follow = asyncio.create_task(server.services.clusters.follow())
+    try:
+        await until(listed.is_set)
+        yield told
+    finally:
+        follow.cancel()
+        await asyncio.gather(follow, return_exceptions=True)
+
+
+async def all_told(server: Running, told: asyncio.Event) -> None:
+    """The watch tells what it held back, and all that was written until now."""
+    told.set()
+    await server.services.store.create(Kind.CLUSTER, "last", Cluster("last", "u2", 1.0).data())
+    await until(lambda: "last" in server.services.clusters.names())
+
+
 async def test_what_a_watch_tells_late_does_not_undo_what_this_server_wrote_since(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, followed_late(server, monkeypatch) as told:
+        clusters, seen = server.services.clusters, []
+        await server.add("edge-1")  # a record, and then its port
+        first = clusters.get("edge-1")[0]
+        await clusters.delete(first)
+        async with joined(server, "edge-1") as agent:
+            await clusters.save()
+            now = clusters.get("edge-1")[0]
+            clusters.subscribe(lambda change, name: name == "last" or seen.append((change, clusters.get(name)[0])))
+            await all_told(server, told)
+            assert all(each == ("MODIFIED", now) for each in seen)  # a probe that is over, at most
+            assert clusters.get("edge-1")[0] == now != first
+            assert agent.tunnel.closed is None
+            assert (await call(server, "edge-1")).status == 200
+
+
+async def test_what_others_wrote_counts_although_this_server_wrote_over_it_before_it_was_told(tmp_path, monkeypatch):
     async with running(tmp_path) as server:
         store, clusters = server.services.store, server.services.clusters
-        watch, told, held_back, seen = store.watch, asyncio.Event(), asyncio.Event(), []
+        made = Cluster("edge-1", "u1", 1.0)
+        await store.create(Kind.CLUSTER, "edge-1", made.data())
+        async with followed_late(server, monkeypatch) as told:
+            port = server.config.ports.range[0]
+            record = await store.get(Kind.CLUSTER, "edge-1")
+            noted = replace(made, ports={"kubernetes": port})
+            await store.update(Kind.CLUSTER, "edge-1", noted.data(), expect=record.version)
+            await clusters.set_legacy("edge-1", legacy_token="hash")
+            await all_told(server, told)
+            assert clusters.get("edge-1")[0] == replace(noted, legacy_token="hash")
+            assert (await call(server, "edge-1")).status == 503
 
-        async def late(kind: Kind, *, since: Version) -> AsyncIterator[Change]:
-            held_back.set()
-            async for change in watch(kind, since=since):
-                await told.wait()
-                yield change
 
-        monkeypatch.setattr(store, "watch", late)
-        follow = asyncio.create_task(clusters.follow())
-        try:
-            await until(held_back.is_set)
-            await server.add("edge-1")  # a record, and then its port
-            first = clusters.get("edge-1")[0]
-            await clusters.delete(first)
-            async with joined(server, "edge-1") as agent:
-                await clusters.save()
-                now = clusters.get("edge-1")[0]
-                clusters.subscribe(lambda change, name: name == "last" or seen.append((change, clusters.get(name)[0])))
-                told.set()
-                await store.create(Kind.CLUSTER, "last", Cluster("last", "u2", 1.0).data())
-                await until(lambda: "last" in clusters.names())
-                assert all(each == ("MODIFIED", now) for each in seen)  # a probe that is over, at most
-                assert clusters.get("edge-1")[0] == now != first
-                assert agent.tunnel.closed is None
-                assert (await call(server, "edge-1")).status == 200
-        finally:
-            follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)
+async def test_a_server_that_notes_a_tunnel_spares_neither_the_old_cluster_nor_the_one_made_anew(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        store, clusters = server.services.store, server.services.clusters
+        async with followed_late(server, monkeypatch) as told:
+            await store.delete(Kind.CLUSTER, "edge-1")
+            again = Cluster("edge-1", "another", 1.0)
+            await store.create(Kind.CLUSTER, "edge-1", again.data())
+            await clusters.save()
+            await all_told(server, told)
+            await until(lambda: agent.tunnel.closed is not None, what="the tunnel of the deleted cluster ends")
+            assert agent.tunnel.closed.code == Code.DELETED
+            assert clusters.get("edge-1")[1].uid == "another"
+            assert server.member("edge-1").verdict.state == "NeverConnected"
+
+
+async def test_a_cluster_whose_end_is_told_before_the_answer_to_a_write_stays_away(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, followed_late(server, monkeypatch) as told:
+        store, clusters = server.services.store, server.services.clusters
+        await server.add("edge-1")
+        update, deleted, answered = store.update, asyncio.Event(), asyncio.Event()
+
+        async def slow(kind: Kind, name: str, data: Data, *, expect: Version) -> Record:
+            done = await update(kind, name, data, expect=expect)
+            await store.delete(kind, name)
+            deleted.set()
+            await answered.wait()
+            return done
+
+        monkeypatch.setattr(store, "update", slow)
+        server.member("edge-1").noted(time.time())
+        noting = asyncio.create_task(clusters.save())
+        await until(deleted.is_set)
+        await all_told(server, told)
+        assert clusters.names() == ["last"]
+        answered.set()
+        await noting
+        assert clusters.names() == ["last"]
+        assert not clusters.ports.of("edge-1")
+
+
+async def test_a_server_stops_although_others_deleted_a_cluster_that_it_has_not_heard_of(tmp_path):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent:
+        store = server.services.store
+        await store.delete(Kind.CLUSTER, "edge-1")
+        await server.server.stop()
+        await until(lambda: agent.tunnel.closed is not None)
+        with pytest.raises(TowerError, match="closed"):
+            await store.list(Kind.CLUSTER)
+
+
+async def test_a_cluster_that_is_added_while_its_name_is_being_freed_is_brought_up_once(tmp_path, monkeypatch):
+    async with running(tmp_path) as server, followed_late(server, monkeypatch) as told:
+        store, clusters = server.services.store, server.services.clusters
+        told.set()
+        await server.add("edge-1")
+        listing, update = store.list, store.update
+        freed, written, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def slow_list(kind: Kind, *, prefix: str = "") -> Listing:
+            if kind is Kind.TOKEN:
+                await freed.wait()
+            return await listing(kind, prefix=prefix)
+
+        async def slow_update(kind: Kind, name: str, data: Data, *, expect: Version) -> Record:
+            done = await update(kind, name, data, expect=expect)
+            if kind is Kind.CLUSTER:
+                written.set()
+                await answered.wait()
+            return done
+
+        monkeypatch.setattr(store, "list", slow_list)
+        monkeypatch.setattr(store, "update", slow_update)
+        asked = clusters.get("edge-1")[0]
+        deletion = asyncio.create_task(clusters.delete(asked))
+        await until(lambda: not clusters.names())
+        addition = asyncio.create_task(clusters.create("edge-1"))
+        await asyncio.sleep(0)  # it waits for its name
+        freed.set()
+        await deletion
+        await until(written.is_set)
+        for _ in range(100):  # what the watch tells of it meanwhile waits too
+            await asyncio.sleep(0)
+        answered.set()
+        token = parse_token((await server.services.tokens.create(await addition)).text)
+        agent = Agent(server, await enrol(server, token))
+        await agent.connect()
+        assert [port.problem for port in clusters.ports.of("edge-1")] == [None]
+        assert (await call(server, "edge-1")).status == 200
+        await agent.close()
 
 
 async def test_a_cluster_that_is_added_while_the_records_are_listed_stays(tmp_path, monkeypatch):
