@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import selectors
 
 import pytest
 from hypothesis import given, strategies
@@ -110,6 +111,58 @@ async def test_a_leader_whose_apiserver_takes_two_seconds_for_each_call_goes_on(
         assert await first.attempt() == 1
         clock.now += TIMING.retry
     assert led == [None] + [1] * 9, "at no renewal was its time over before the answer came"
+
+
+class Skipping(selectors.DefaultSelector):
+    """Waits for nothing: a loop with it comes at once to the time of its next timer."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        found = super().select(0)
+        self.clock.now += timeout or 0.0 if not found else 0.0
+        return found
+
+
+def test_a_leader_whose_apiserver_takes_more_than_four_seconds_for_each_call_keeps_its_term():
+    clock, led = Clock(), list[tuple[int, int | None]]()
+
+    class Far(Stored):
+        async def read(self) -> Held | None:
+            await asyncio.sleep(4.8)
+            return self.lease
+
+        async def write(self, lease: Held) -> Held:
+            await asyncio.sleep(4.3)
+            written = await super().write(lease)
+            await asyncio.sleep(0.5)
+            return written
+
+    async def play(stored: Far) -> None:
+        stored.lease = Held("dead", 1, 15.0, "0")
+        candidate = elector(stored, "a", clock)
+
+        async def lead(term: int) -> None:
+            while True:
+                led.append((term, candidate.term))
+                await asyncio.sleep(0.5)
+
+        task = asyncio.create_task(candidate.run(lead))
+        await asyncio.sleep(300.0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert len(led) > 500
+        assert set(led) == {(2, 2)}, "it may write at every moment from the first on"
+
+    def loop() -> asyncio.AbstractEventLoop:
+        made = asyncio.SelectorEventLoop(Skipping(clock))
+        made.time = clock  # type: ignore[method-assign]
+        return made
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(play(Far()))
 
 
 @pytest.mark.asyncio
