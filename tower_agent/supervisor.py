@@ -214,11 +214,12 @@ class LinkSupervisor:
 
     # -- a link that is lost -----------------------------------------------------------------------------------------
 
-    def _cut(self, tunnel: Tunnel, why: str) -> None:
-        log.warning("tunnel-cut", host=self._parts.host, tunnel=tunnel.id, text=why, streams=tunnel.stream_count)
+    def _cut(self, tunnel: Tunnel, lost: events.LinkLost) -> None:
+        log.warning("tunnel-cut", host=self._parts.host, tunnel=tunnel.id, text=lost.text, streams=tunnel.stream_count)
         self._metrics.cuts.labels(self._parts.host).inc()
         if tunnel is self.tunnel:
-            self._set(LinkState(False, time.time(), fault=TowerError("TWR201", f"the link was lost: {why}")))
+            fault = TowerError(wire_fault(lost.code, "TWR201"), f"the link was lost: {lost.text}")
+            self._set(LinkState(False, time.time(), fault=fault))
         lasted = time.monotonic() - self._linked_at
         if lasted >= LASTED:
             self._backoff.reset()

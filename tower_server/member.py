@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from daemon.metrics import ClusterMetrics
+from protocol import events
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import CHECK_INSTANCE, SUBPROTOCOL, Code
 from tower_server.flapping import Flaps
@@ -185,13 +186,13 @@ class Member:
         self._counted()
         self.refresh()
 
-    def detached(self, tunnel: Tunnel, why: str) -> None:
+    def detached(self, tunnel: Tunnel, lost: events.LinkLost) -> None:
         """A tunnel has lost its link: its streams wait for another one, new callers for any tunnel."""
         now, served = time.time(), tunnel in self.serving
-        tunnel.data[DETACHED] = why
-        self.history.appendleft(Entry(now, "detached", tunnel.peer.agent, tunnel.remote, Code.TUNNEL_LOST.name, why))
+        tunnel.data[DETACHED] = lost.text
+        self.history.appendleft(Entry(now, "detached", tunnel.peer.agent, tunnel.remote, lost.code.name, lost.text))
         self.connected = now
-        self.last_close = Ended(now, Code.TUNNEL_LOST.name, f"{why}; its agent may come back")
+        self.last_close = Ended(now, lost.code.name, f"{lost.text}; its agent may come back")
         if served and not self.serving:
             self.hold.lost()
         self._counted()

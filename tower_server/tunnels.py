@@ -13,6 +13,7 @@ from typing import Final
 from certs.peers import AgentIdentity
 from daemon.log import get_logger
 from daemon.wirefault import WIRE_FAULTS
+from protocol import events
 from protocol.aio.tunnel import Closed, Tunnel
 from protocol.constants import SUBPROTOCOL, Code
 from protocol.defaults import MAX_LINKS
@@ -130,17 +131,18 @@ class TunnelRegistry:
         for _, tunnel in self:
             tunnel.close(code, text)
 
-    def _detached(self, tunnel: Tunnel, why: str) -> None:
+    def _detached(self, tunnel: Tunnel, lost: events.LinkLost) -> None:
         member = self.members.get(tunnel.peer.cluster)
         if member is not None:
-            member.detached(tunnel, why)
+            member.detached(tunnel, lost)
         log.warning(
             "tunnel-detached",
             cluster=tunnel.peer.cluster,
             tunnel=tunnel.id,
             agent=tunnel.peer.agent,
             remote=tunnel.remote,
-            text=why,
+            code=lost.code.name,
+            text=lost.text,
             streams=tunnel.stream_count,
         )
 

@@ -71,7 +71,7 @@ class Tunnel:
         on_stream: called for each stream that the peer asks for; it answers with `accept` or `refuse`.
         on_going_away: called once when the peer starts to drain.
         going_away: what the peer said then, for who asks later.
-        on_detached: called with the reason whenever the link is lost and the tunnel waits for another.
+        on_detached: called with what says why whenever the link is lost and the tunnel waits for another.
         on_resumed: called with the seconds of the pause when another link carries it.
         on_closed: called once at the end.
         resumes: links after the first.
@@ -109,7 +109,7 @@ class Tunnel:
         self.on_going_away: Callable[[Tunnel, events.GoingAway], None] | None = None
         self.going_away: events.GoingAway | None = None
         self.on_closed: Callable[[Tunnel, Closed], None] | None = None
-        self.on_detached: Callable[[Tunnel, str], None] | None = None
+        self.on_detached: Callable[[Tunnel, events.LinkLost], None] | None = None
         self.on_resumed: Callable[[Tunnel, float], None] | None = None
         self.resumes = 0
         self._proposed = session.epoch  # the number of the newest link that was asked for
@@ -462,7 +462,7 @@ class Tunnel:
         self._let_go(event.text, flush=False)
         log.info("tunnel %s from %s lost its link: %s", self.id, self.remote, event.text)
         if self.on_detached is not None:
-            self.on_detached(self, event.text)
+            self.on_detached(self, event)
 
     def _let_go(self, reason: str, *, flush: bool) -> None:
         """Drop the link and hear nothing more of it."""

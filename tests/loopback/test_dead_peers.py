@@ -109,6 +109,8 @@ def test_both_ends_notice_in_time_that_packets_vanish_with_an_idle_and_a_busy_tu
             assert after < dead_after + LATE, found
         for name in (IDLE, BUSY):
             world.until_state(name, "Connected", deadline=BACK)
+            losses = [entry for entry in world.cluster(name)["history"] if entry["event"] == "detached"]
+            assert [each["code"] for each in losses] == ["DEAD_PEER"], losses
 
 
 def test_a_link_that_is_slow_and_full_is_not_taken_for_a_dead_one(member: BackendMember) -> None:

@@ -294,6 +294,29 @@ async def test_a_cut_link_is_replaced_and_the_streams_of_the_tunnel_go_on(make_m
         caller.close()
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("swallowed", "code"), [(True, "TWR222"), (False, "TWR201")], ids=["what-the-server-says-is-lost", "cut"]
+)
+async def test_a_link_on_which_nothing_comes_any_more_is_told_from_one_that_was_cut(
+    make_member: MakeMember, monkeypatch: pytest.MonkeyPatch, swallowed: bool, code: str
+) -> None:
+    said: list[str] = []
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        agent = await member.agent(tower, liveness={"ping": "200ms", "dead_after": "1s"})
+        tunnel = await tower.tunnel()
+        await connected(agent)
+        link = agent.links[0]
+        monkeypatch.setattr(link, "_set", lambda state: said.append(state.fault.code) if state.fault else None)
+        if swallowed:
+            monkeypatch.setattr(tunnel._link, "write", lambda buffers: sum(map(len, buffers)))
+        else:
+            cut(tunnel)
+        await until(lambda: said)
+        assert said[0] == code
+        await until(lambda: tunnel.resumes == 1)
+
+
 @pytest.mark.slow
 @pytest.mark.asyncio
 async def test_links_that_are_lost_as_soon_as_they_stand_are_dialled_for_once_at_a_time(

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from daemon.metrics import ServerMetrics
+from protocol import events
 from protocol.aio.tunnel import Closed
 from protocol.constants import Code
 from tower_server import member as module
@@ -14,6 +15,7 @@ from tower_server.member import Elsewhere, Member
 from tower_server.state import ProbeResult, Verdict
 
 pytestmark = pytest.mark.asyncio
+BROKEN = events.LinkLost(Code.TUNNEL_LOST, "the connection broke")
 
 
 def tunnel(
@@ -229,7 +231,7 @@ async def test_a_tunnel_without_a_link_gets_no_streams_and_its_callers_are_held(
     member = await made(metrics, expected=1)
     each = tunnel()
     member.add(each)
-    member.detached(each, "the connection broke")
+    member.detached(each, BROKEN)
     assert member.pick() is None
     assert member.hold.return_likely
     assert (member.verdict.state, member.verdict.code) == ("TunnelDown", "TWR201")
@@ -242,11 +244,24 @@ async def test_a_tunnel_without_a_link_gets_no_streams_and_its_callers_are_held(
     ]
 
 
+async def test_a_link_given_up_for_silence_is_told_from_one_that_broke(metrics):
+    member = await made(metrics)
+    silent, broken = tunnel("silent"), tunnel("broken")
+    member.add(silent)
+    member.add(broken)
+    member.detached(silent, events.LinkLost(Code.DEAD_PEER, "nothing heard from the peer for 15.0 s"))
+    member.detached(broken, BROKEN)
+    assert [(entry.event, entry.code) for entry in member.history][:2] == [
+        ("detached", "TUNNEL_LOST"),
+        ("detached", "DEAD_PEER"),
+    ]
+
+
 async def test_a_link_that_does_not_come_back_is_one_outage_and_not_two(metrics):
     member = await made(metrics, expected=1)
     each = tunnel()
     member.add(each)
-    member.detached(each, "the connection broke")
+    member.detached(each, BROKEN)
     lost_at = member.hold._lost_at
     member.remove(each, closed(text="the connection broke; no new link within 40 s"))
     assert member.hold._lost_at == lost_at
@@ -261,7 +276,7 @@ async def test_links_of_a_draining_tunnel_neither_prolong_the_hold_nor_end_it(me
     member.going_away(each, "upgrade")
     assert member.hold.wait("caller", ends.append)
     until = member.hold._ends
-    member.detached(each, "the connection broke")
+    member.detached(each, BROKEN)
     assert member.hold._ends == until
     member.resumed(each, 0.1)
     assert ends == [], "there is still nowhere to go"
@@ -274,7 +289,7 @@ async def test_another_tunnel_goes_on_while_one_has_no_link(metrics):
     cut, well = tunnel("cut"), tunnel("well", streams=9)
     member.add(cut)
     member.add(well)
-    member.detached(cut, "cut")
+    member.detached(cut, BROKEN)
     assert member.pick() is well
     assert not member.hold.return_likely
 

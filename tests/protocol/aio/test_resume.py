@@ -92,7 +92,7 @@ async def test_owners_hear_of_the_pause_and_streams_do_not() -> None:
     async with lasting() as made:
         server, agent_end = await made.pair(accepting(Echo()), handshake=fresh())
         for name, end in (("server", server), ("agent", agent_end)):
-            end.on_detached = lambda tunnel, why, name=name: said.append((f"{name} detached", why))
+            end.on_detached = lambda tunnel, lost, name=name: said.append((f"{name} detached", lost.text))
             end.on_resumed = lambda tunnel, pause, name=name: said.append((f"{name} resumed", pause >= 0))
         stream = await server.open("echo", caller)
         agent_end._link.abort("cut by a proxy")
