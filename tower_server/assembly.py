@@ -17,6 +17,7 @@ from daemon.health import Health
 from daemon.log import get_logger
 from daemon.metrics import ServerMetrics
 from daemon.units import split_address
+from protocol import defaults
 from protocol.aio.listener import Credentials, TunnelListener
 from protocol.flow import Budget
 from tower_server.admin.app import AdminApp
@@ -33,7 +34,7 @@ from tower_server.enrolment import Enrolment
 from tower_server.gate import Gate
 from tower_server.hosted import client_of, host_secret, make_replicas
 from tower_server.kubesphere import HostSecret
-from tower_server.listeners import CallerPorts
+from tower_server.listeners import RAW_SHARE, CallerPorts
 from tower_server.ports import PortAllocator, PortRange
 from tower_server.probe import ProbeCredential
 from tower_server.probing import Probing
@@ -179,13 +180,14 @@ class Assembly:
         return parts
 
     def _caller_ports(self, certificate: ServerCertificate) -> CallerPorts:
-        callers = self.config.callers
+        callers, memory = self.config.callers, self.config.memory
         return CallerPorts(
             bind=self.config.ports.bind,
             answerer=Answerer(certificate.answer_context),
             answers=callers.no_tunnel_answer == "status",
             open_duration=self.metrics.stream_open_duration.observe,
             per_network=callers.new_per_network,
+            raw=max(1, min(memory.tunnel, memory.process) // defaults.RESERVED_CREDIT // RAW_SHARE),
             throttled=self.metrics.throttled.labels("callers"),
             inherited=self.inherited,
         )

@@ -4,7 +4,9 @@ A port that cannot be bound is a condition of its cluster and is tried again unt
 ports go on meanwhile. Listeners may be inherited from systemd (named `port-6012`), so that a restart refuses nobody.
 
 Callers are recognised at the member's end, which cuts off those that are nobody within HEAD_DEADLINE. So a connection
-that is older than that has been recognised; of younger ones, a network has a bounded number at each port.
+that is older than that has been recognised; of younger ones, a network has a bounded number at each port. Nobody
+recognises a caller of another service than `kubernetes`, and its backend may keep whoever says nothing: there a network
+has that number in all, and all networks together leave most of a tunnel's memory to `kubernetes`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from tower_server.state import UNHEARD
 BACKLOG: Final = 1024
 RETRY_EVERY: Final = 5.0  # seconds between attempts to bind a port that another process holds
 RETRY_AFTER: Final = 1.0  # told to callers while a return is likely
+RAW_SHARE: Final = 4  # one part in so many of a tunnel's memory is for services whose callers nobody recognises
 REFUSALS_SAID_EVERY: Final = 60.0  # seconds between log lines about connections that a port refuses
 
 log = get_logger(__name__)
@@ -56,6 +59,7 @@ class CallerPort:
         self._refused_said = float("-inf")
         self._owner = owner
         self._inherited = False
+        self._raw = service != KUBERNETES
         self._over = owner.over
         self._streams = member.metrics.streams(service)
         self._server: asyncio.Server | None = None
@@ -130,10 +134,16 @@ class CallerPort:
     def entered(self, connection: CallerConnection) -> bool:
         """Whether a new connection may stay: not if its network has too many new ones, or few descriptors are left."""
         network = network_of(connection.caller)
-        self._forget_known(connection.opened_at - defaults.HEAD_DEADLINE)
+        if not self._raw:
+            self._forget_known(connection.opened_at - defaults.HEAD_DEADLINE)
         if self._new_of[network] >= self._owner.per_network:
-            text = f"more than {self._owner.per_network} connections within {defaults.HEAD_DEADLINE:g} s"
+            when = "open" if self._raw else f"within {defaults.HEAD_DEADLINE:g} s"
+            text = f"more than {self._owner.per_network} connections {when}"
             self._refuse(network, text, "raise callers.new_per_network if they are meant")
+            return False
+        if self._raw and len(self.connections) >= self._owner.raw:
+            text = f"{self._owner.raw} connections are open, and what they may buffer is a quarter of a tunnel's memory"
+            self._refuse(network, text, "raise memory.tunnel and memory.process, at the agent too, if they are meant")
             return False
         if connection.transport is not None and not descriptors_left(connection.transport):
             out = fault("TWR117")
@@ -260,6 +270,7 @@ class CallerPorts:
         answers: bool,
         open_duration: Any,
         per_network: int,
+        raw: int,
         throttled: Any,
         inherited: Mapping[str, list[socket.socket]] | None = None,
     ) -> None:
@@ -269,6 +280,8 @@ class CallerPorts:
         self.ids: ConnectionIds = connection_ids()
         self.open_duration = open_duration
         self.per_network = per_network
+        self.raw = raw
+        """Connections to a service other than `kubernetes` of a cluster, at most."""
         self.throttled = throttled
         self.draining = False
         self.over = False

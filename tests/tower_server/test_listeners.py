@@ -61,6 +61,41 @@ async def test_the_second_service_has_a_port_while_it_is_declared(tmp_path):
         assert server.port("edge-1", "kubesphere")  # kept for the day it is declared again
 
 
+async def test_strangers_that_sit_at_a_raw_service_leave_room_for_kubernetes(tmp_path, monkeypatch):
+    memory = {"tunnel": "1MiB", "process": "1MiB"}  # for 64 streams
+    async with (
+        running(tmp_path, callers={"new_per_network": 10}, memory=memory) as server,
+        joined(server, "edge-1") as agent,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        agent.raw = lambda incoming: incoming.accept(Echo())
+        raw_kubernetes(agent, Echo)
+        await agent.report(services={"kubernetes": {}, "kubesphere": {"address": "ks:80"}})
+        ports = server.services.clusters.ports
+        await until(lambda: any(port.service == "kubesphere" and port.listening for port in ports.of("edge-1")))
+        (port,) = (port for port in ports.of("edge-1") if port.service == "kubesphere")
+
+        async def sit(source: str) -> bool:
+            """Whether a connection is let in, where it stays and says nothing more."""
+            reader, writer = await asyncio.open_connection("127.0.0.1", port.port, local_addr=(source, 0))
+            stack.callback(writer.transport.abort)
+            try:
+                writer.write(b"hi")
+                return await reader.read(2) == b"hi"
+            except ConnectionResetError:
+                return False
+
+        monkeypatch.setattr(defaults, "HEAD_DEADLINE", 0.0)  # whoever sits has sat longer than that
+        with structlog.testing.capture_logs() as lines:
+            assert [await sit("127.0.0.2") for _ in range(12)] == [True] * 10 + [False] * 2
+            assert [await sit("127.0.0.3") for _ in range(8)] == [True] * 6 + [False] * 2
+        (line,) = [line for line in lines if line["event"] == "callers-refused"]
+        assert (line["service"], line["text"]) == ("kubesphere", "more than 10 connections open")
+        async with raw(server, "edge-1") as (reader, writer):
+            writer.write(b"who lists pods")
+            assert await reader.readexactly(14) == b"who lists pods"
+
+
 async def test_bytes_are_counted_once_however_often_they_are_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("tower_server.listeners.RETRY_EVERY", 0.01)
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
@@ -86,7 +121,7 @@ async def test_a_port_that_was_handed_in_and_is_no_clusters_refuses_callers(tmp_
     port = unclaimed.getsockname()[1]
     inherited = {f"port-{port}": [unclaimed]}
     nothing = {"answerer": None, "open_duration": None, "throttled": None}
-    ports = CallerPorts(bind="127.0.0.1", answers=True, per_network=1, inherited=inherited, **nothing)
+    ports = CallerPorts(bind="127.0.0.1", answers=True, per_network=1, raw=1, inherited=inherited, **nothing)
     with structlog.testing.capture_logs() as lines:
         ports.drop_unclaimed()
     assert [(line["event"], line["name"]) for line in lines] == [("inherited-port-unclaimed", f"port-{port}")]
