@@ -41,6 +41,7 @@ COMES_AGAIN = 240.0  # a Go agent that finds nobody waits two minutes in the end
 GO_POD = "cluster-agent"
 ADDRESS = "ws://tower.example.com:8080"
 
+SERVICES = list(yaml.safe_load_all((ROOT / "deploy" / "base" / "service.yaml").read_text()))
 TEXT = (ROOT / "docs" / "MIGRATION.md").read_text()
 BLOCKS = [
     textwrap.dedent(each).strip() for each in re.findall(r"^ *```sh\n(.*?)^ *```", TEXT, re.MULTILINE | re.DOTALL)
@@ -49,8 +50,9 @@ ADD, DIALECT, MERGE = "towerctl add cluster", "towerctl get clusters", "towerctl
 WINDOW, TOKENS, RIGHTS = "towerctl create legacy-window", "towerctl manifest", "kubectl apply"
 AGENT, AWAY = "tower-agent run  ", "kubectl -n kubesphere-system delete deployment"
 CLOSE, FORGET, PATCH = "towerctl delete legacy-window", "towerctl delete legacy-token", "kubectl patch clusters"
+OVER = "kubectl -n kubesphere-system scale deployment tower"
 TAKE, BY_DIALECT, BUNDLE = "(umask 077", "tower-agent run --dialect", "ca=$(towerctl"
-ON_KUBERNETES = (DIALECT, MERGE, WINDOW, TOKENS, RIGHTS, AGENT, AWAY, CLOSE, PATCH)
+ON_KUBERNETES = (OVER, DIALECT, MERGE, WINDOW, TOKENS, RIGHTS, AGENT, AWAY, CLOSE, PATCH)
 MEMBER_FIRST = (TAKE, BY_DIALECT, ADD, BUNDLE, TOKENS, RIGHTS, AGENT, FORGET)
 
 
@@ -204,6 +206,19 @@ def bundle(host: ControlPlane) -> bytes:
     return base64.b64decode(read(host, "kubefedclusters", EDGE, "-n", SPACE)["spec"]["caBundle"])
 
 
+def lead_here(walk: Walk, host: ControlPlane, namespace: Mapping[str, Any]) -> None:
+    """Go Tower's Deployment and its Service as KubeSphere's installer makes them; what they are made of them."""
+    selects = {"app": "tower"}
+    spec = {"type": "LoadBalancer", "ports": [{"port": 8080, "targetPort": 8080}], "selector": selects}
+    meta = {"name": "tower", "namespace": "kubesphere-system", "labels": selects}
+    host.install([namespace, {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}])
+    host.kubectl("create", "deployment", "tower", "-n", "kubesphere-system", "--image=kubesphere/tower:v0.2.1")
+    walk.run(OVER)
+    assert read(host, "deployment", "tower", "-n", "kubesphere-system")["spec"]["replicas"] == 0
+    (ours,) = [each for each in SERVICES if each["metadata"]["name"] == "tower-server"]
+    assert read(host, "service", "tower", "-n", "kubesphere-system")["spec"]["selector"] == ours["spec"]["selector"]
+
+
 class Callers:
     """Everybody who had found the way while the Go agent served: they keep it."""
 
@@ -270,6 +285,7 @@ def test_the_host_first_on_kubernetes(host: ControlPlane, member: ControlPlane, 
         )
         tower = stack.enter_context(made)
         walk = Walk(tower, host, member, ON_KUBERNETES)
+        lead_here(walk, host, namespace)
         dialect(tower, "kubesphere-v1", go.child)
         port = proxy.kubernetes_port
         assert tower.cluster(EDGE)["ports"]["kubernetes"] == port
@@ -332,7 +348,7 @@ def test_a_go_agent_that_comes_before_its_record_waits_for_it(host: ControlPlane
     patient["HANDSHAKE_DEADLINE"] = PATIENCE
     settings = {"kubesphere_v1": dialect, "store": store, "callers": {"address": "127.0.0.1"}}
     with tempfile.TemporaryDirectory(prefix="twr-ml-") as name, ExitStack() as stack:
-        made = TowerWorld(Path(name) / "t", host="moving-late", settings=settings, constants=patient)
+        made = TowerWorld(Path(name) / "t", host=HOST, settings=settings, constants=patient)
         tower = stack.enter_context(made)
         credential = member.kubeconfig("go-late", groups=["system:masters"])
         go = GoAgent(Path(name) / "go", VINTAGES[0], f"http://127.0.0.1:{port}", credential=credential, name="late")
