@@ -26,6 +26,7 @@ from protocol.flow import PRESSURE, Budget
 from tests.lab.pki import ClusterCA
 from tests.protocol.aio.hellos import groups, hello, shares
 from tests.protocol.aio.newkeys import ask_for_new_keys
+from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -167,6 +168,11 @@ class Ends:
         await waiting
         return made
 
+    async def served(self, count: int = 1) -> App:
+        """The last of the first `count` connections at this end; it stands a moment after the client's."""
+        await until(lambda: len(self.apps) >= count and self.apps[count - 1].events)
+        return self.apps[count - 1]
+
     async def raw(self, data: bytes) -> bytes:
         """What a peer without TLS gets for `data`."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -199,7 +205,7 @@ async def test_lines_written_together_leave_as_one_record(pki: Pki) -> None:
     sizes: list[int] = []
     async with Ends(pki.server) as ends:
         client = await ends.dial(pki.client())
-        server = ends.apps[0]
+        server = await ends.served()
         received = server.data_received
         server.data_received = lambda data: (sizes.append(len(data)), received(data))
         client.transport.writelines([b"x" * 10] * 100)
@@ -212,7 +218,7 @@ async def test_lines_written_together_leave_as_one_record(pki: Pki) -> None:
 async def test_either_end_half_closes_and_the_other_goes_on(pki: Pki) -> None:
     async with Ends(pki.server, keep_open=True) as ends:
         client = await ends.dial(pki.client(), keep_open=True)
-        server = ends.apps[0]
+        server = await ends.served()
         client.transport.write(b"request")
         client.transport.write_eof()
         await server.until(lambda: "eof" in server.events)
@@ -231,7 +237,7 @@ async def test_a_cut_is_told_from_an_end(pki: Pki) -> None:
         client.transport.write(b"half")
         await asyncio.sleep(0)
         raw.write_eof()
-        server = ends.apps[0]
+        server = await ends.served()
         await server.until(lambda: "eof" in server.events)
         assert server.transport.get_extra_info("tls_truncated") is True
         client.transport.abort()
@@ -253,7 +259,7 @@ async def test_the_loops_own_tls_understands_it(pki: Pki) -> None:
 async def test_a_paused_reader_stops_the_writer_and_loses_nothing(pki: Pki) -> None:
     async with Ends(pki.server) as ends:
         client = await ends.dial(pki.client())
-        server = ends.apps[0]
+        server = await ends.served()
         server.transport.pause_reading()
         sent = 0
         while "pause" not in client.events and sent < 64 << 20:
@@ -278,7 +284,7 @@ async def test_pausing_inside_data_received_holds_what_is_decrypted_next(pki: Pk
     async with Ends(pki.server) as ends:
         ends._app = lambda: ends.apps.append(Picky()) or ends.apps[-1]
         client = await ends.dial(pki.client())
-        server = ends.apps[0]
+        server = await ends.served()
         client.transport.write(b"z" * 1_000_000)
         client.transport.write_eof()
         while len(server.data) < 1_000_000:
@@ -295,6 +301,7 @@ async def test_the_callers_certificate_is_handed_up(pki: Pki) -> None:
     async with Ends(pki.asking) as ends:
         with_one = await ends.dial(pki.client(pki.client_pair))
         without = await ends.dial(pki.client())
+        await ends.served(2)
         chains = [app.transport.get_extra_info("peercert_der") for app in ends.apps]
         assert [len(chain) for chain in chains] == [1, 0]
         assert chains[0][0][:1] == b"\x30"
@@ -488,7 +495,7 @@ async def test_a_connection_that_carried_much_keeps_little_memory(pki: Pki) -> N
     size = PLAIN_BUFFER_BYTES
     async with Ends(pki.server) as ends:
         client = await ends.dial(pki.client())
-        server = ends.apps[0]
+        server = await ends.served()
         sent = client.transport._outgoing = WatchedBio(client.transport._outgoing)
         got = server.transport._incoming = WatchedBio(server.transport._incoming)
         for turn in range(1, 9):
@@ -509,12 +516,13 @@ async def test_who_has_brought_much_is_read_in_large_pieces_until_memory_is_pres
     read_by(asyncio.get_running_loop(), budget)
     async with Ends(pki.server) as ends:
         client = await ends.dial(pki.client())
-        pump = ends.apps[0].transport
+        served = await ends.served()
+        pump = served.transport
         assert len(pump.get_buffer(-1)) == READ_BUFFER_BYTES
         budget.charge(budget.limit // 4)
         assert len(pump.get_buffer(-1)) == SHORT_READ, "nobody knows yet that it goes on"
         client.transport.write(bytes(MIB))
-        await ends.apps[0].until(lambda: len(ends.apps[0].data) == MIB)
+        await served.until(lambda: len(served.data) == MIB)
         assert len(pump.get_buffer(-1)) == READ_BUFFER_BYTES
         budget.charge(int(PRESSURE * budget.limit) - budget.used + 1)
         assert len(pump.get_buffer(-1)) == SHORT_READ
