@@ -128,7 +128,7 @@ class Report:
         try:
             items = tuple(_item(entry) for entry in document["items"])
             return cls(items, float(document.get("seconds", 0.0)))
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise TowerError("TWR611", f"the report of checks cannot be read: {exc!r}") from exc
 
 
@@ -144,6 +144,9 @@ def _item(entry: Mapping[str, Any]) -> Item:
     known = {key: entry[key] for key in Item.__dataclass_fields__ if key in entry}
     for key in ("evidence", "needs"):
         known[key] = tuple(str(part) for part in known.get(key) or ())
+    for key in known.keys() - {"evidence", "needs", "seconds"}:
+        if not isinstance(known[key], str):
+            raise ValueError(f"{key} {known[key]!r}")
     return Item(**{"subject": "", "title": "", **known})
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from daemon.faults import TowerError
 from daemon.unixhttp import UnixConnection
 from protocol.jsontext import parse_object
-from towerctl.errors import AdminRefused, ServerUnreachable, usage
+from towerctl.errors import AdminRefused, ServerUnreachable, not_understood, usage
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
@@ -120,11 +120,50 @@ def _parse(data: bytes, path: str) -> Object:
         items = found.get("items", [])
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise ValueError("a list that is none")
-        return found
     except ValueError:
         raise ServerUnreachable(
             f"what answers at {path} is not the admin API of a tower server", mend="check --socket (TOWER_ADMIN_SOCKET)"
         ) from None
+    for each in (found, *items, found.get("object"), found.get("join")):
+        _refuse_odd(each if isinstance(each, dict) else {})
+    return found
+
+
+def _refuse_odd(found: Object) -> None:
+    """What is counted with, sorted or looked into has to be of that kind: of another server's version it may not be."""
+    for key, value in found.items():
+        if value is not None and (kind := _KINDS.get(key)) is not None and not kind[1](value):
+            raise not_understood(f"{key} is {str(value)[:60]!r}, where {kind[0]} belongs")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1 << 63  # neither is NaN
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def _is_ports(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(port, int) for port in value.values())
+
+
+_TEXT: Final = ("a text", lambda value: isinstance(value, str))
+_NUMBER: Final = ("a number", _is_number)
+_TEXTS: Final = ("a list of texts", _is_list_of(str))
+_OBJECT: Final = ("an object", lambda value: isinstance(value, dict))
+_OBJECTS: Final = ("a list of objects", _is_list_of(dict))
+_KINDS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    **dict.fromkeys(("name", "cluster"), _TEXT),
+    **dict.fromkeys(("streams", "bytes_in", "bytes_out", "used", "uses", "closed"), _NUMBER),
+    **dict.fromkeys(("tunnels", "tunnels_expected", "rtt", "mux", "stream", "readyz"), _NUMBER),
+    **dict.fromkeys(("agents", "serving_names", "waiting"), _TEXTS),
+    **dict.fromkeys(("member", "join", "object"), _OBJECT),
+    **dict.fromkeys(("unanswered", "conditions", "history", "roots"), _OBJECTS),
+    "id": ("a text or a number", lambda value: isinstance(value, (str, int))),
+    "ports": ("an object of numbers", _is_ports),
+}
+"""Of what kind a field is, wherever it stands; what an agent says of its member has none, and is read as it comes."""
 
 
 def refusal_of(status: int, reason: str, data: bytes, path: str) -> AdminRefused:

@@ -157,9 +157,14 @@ def services_of(ctx: click.Context, cluster: str) -> list[str]:
     """What the owner of `cluster` declared beside its apiserver, for completion only."""
     from towerctl.client import path_of
 
-    member = _known(ctx, path_of("clusters", cluster)).get("member")
-    declared = member.get("services") if isinstance(member, dict) else None
-    return sorted(name for name in declared or () if name != "kubernetes")
+    member = _known(ctx, path_of("clusters", cluster)).get("member") or {}
+    return sorted(name for name in declared(member) if name != "kubernetes")
+
+
+def declared(member: dict[str, Any]) -> list[str]:
+    """The services in an agent's words, which may be anything."""
+    said = member.get("services")
+    return [str(name) for name in said] if isinstance(said, (dict, list)) else []
 
 
 def _known(ctx: click.Context, path: str) -> dict[str, Any]:

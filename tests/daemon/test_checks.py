@@ -141,7 +141,17 @@ async def test_the_json_form_reads_back_and_bears_new_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [{}, {"items": [{}]}, {"items": [{"status": "fine"}]}, {"items": 3}, {"items": [{"status": "ok"}]}]
+    "document",
+    [
+        {},
+        {"items": [{}]},
+        {"items": [{"status": "fine"}]},
+        {"items": 3},
+        {"items": [{"status": "ok"}]},
+        {"items": [{"category": 1, "name": "n", "status": "ok", "message": "m"}]},
+        {"items": [{"category": "c", "name": "n", "status": "ok", "message": "m", "code": ["TWR201"]}]},
+        {"items": [], "seconds": 10**400},
+    ],
 )
 def test_a_report_that_is_none_is_refused(document: dict[str, object]) -> None:
     with pytest.raises(TowerError, match="TWR611: the report of checks cannot be read"):

@@ -87,6 +87,41 @@ def test_what_is_not_the_admin_api_is_called_that(shell: Shell, body: str) -> No
         shell("get", "clusters").refused("is not the admin API of a tower server", "--socket")
 
 
+@pytest.mark.parametrize(
+    ("words", "answer", "says"),
+    [
+        ("get clusters", '{"items": [{"name": "a", "rtt": "x"}]}', "rtt is 'x', where a number belongs"),
+        ("get clusters", '{"items": [{"name": "a", "rtt": NaN}]}', "rtt is 'nan', where a number belongs"),
+        ("get clusters", '{"items": [], "unanswered": 5}', "unanswered is '5', where a list of objects belongs"),
+        ("get clusters", '{"items": [{"name": "a", "member": [1]}]}', "member is '[1]', where an object belongs"),
+        ("get clusters -w", '{"type": "CURRENT", "object": {"name": []}}', "name is '[]', where a text belongs"),
+        ("get tokens -o wide", '{"items": [{"agents": [3]}]}', "agents is '[3]', where a list of texts belongs"),
+        ("top --once -i 0.1", '{"items": [{"id": {}}]}', "id is '{}', where a text or a number belongs"),
+        ("describe cluster a", '{"name": "a", "history": [0]}', "history is '[0]', where a list of objects belongs"),
+        ("describe authority", '{"roots": "x"}', "roots is 'x', where a list of objects belongs"),
+        ("add cluster a --no-join", '{"ports": {"kubernetes": "x"}}', "where an object of numbers belongs"),
+        ("create token a", '{"uses": []}', "uses is '[]', where a number belongs"),
+        ("ping a -c 1", '{"mux": 1e308}', "mux is '1e+308', where a number belongs"),
+        ("check", '{"items": [{"category": 1, "name": "n", "status": "ok", "message": ""}]}', "cannot be read"),
+    ],
+)
+def test_a_field_of_a_kind_that_it_never_has_is_named(shell: Shell, words: str, answer: str, says: str) -> None:
+    with peer(shell.socket, http("200 OK", answer)):
+        shell(*words.split()).refused(says, "TWR611", code=3 if words.split()[0] in ("ping", "check") else 1)
+
+
+def test_what_an_agent_says_of_its_member_may_be_anything(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the agent's to say, so it spoils neither the list nor what is shown of the rest."""
+    member = '{"services": 5, "nodes": [], "version": {}, "uid": true, "ports": 0, "conditions": "x"}'
+    with peer(shell.socket, http("200 OK", f'{{"items": [], "name": "a", "member": {member}}}')):
+        assert "Services:     -\n" in shell.ok("describe", "cluster", "a")
+        assert shell("get", "clusters", "a").code == 0
+        monkeypatch.setenv("_TOWERCTL_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", "towerctl forward a ")
+        monkeypatch.setenv("COMP_CWORD", "3")
+        assert (shell().out.strip(), shell().err) == ("", "")
+
+
 def test_garbage_in_place_of_http_is_called_that(shell: Shell) -> None:
     def ssh(connection: socket.socket) -> None:
         connection.recv(65536)

@@ -12,7 +12,7 @@ from towerctl import table
 from towerctl.context import Ctl, pass_ctl
 from towerctl.lazy import Command, KindGroup
 from towerctl.output import Object, Resource, output_option, print_document, print_names, warn_stale
-from towerctl.types import Cluster, Existing
+from towerctl.types import Cluster, Existing, declared
 
 KEY_WIDTH = 14
 
@@ -118,8 +118,7 @@ def _say_cluster(item: Object) -> None:
     facts += [format_count(member["nodes"], "node")] if member.get("nodes") is not None else []
     facts += [f"kube-system {member['uid']}"] if member.get("uid") else []
     _line("Member", ", ".join(facts))
-    services = member.get("services") or []
-    _line("Services", ", ".join(str(service) for service in services))
+    _line("Services", ", ".join(declared(member)))
     _line("RTT", format_duration(item.get("rtt")))
     _line("Heartbeat", _ago(item.get("last_heartbeat")))
     if item.get("flapping"):

@@ -72,9 +72,9 @@ def _tunnels(client: AdminClient, cluster: str | None) -> Object:
 
 def traffic(clusters: Object, before: Object, now: Object, seconds: float) -> Object:
     """What went through each cluster's tunnels in the time between two lists of them. A new tunnel began at zero."""
-    earlier = {each["id"]: each for each in before.get("items", [])}
+    earlier = {each.get("id"): each for each in before.get("items", [])}
     items = {
-        each["name"]: {
+        each.get("name"): {
             "apiVersion": "tower/v1",
             "kind": "Traffic",
             **{key: each.get(key) for key in _SAME},
@@ -87,11 +87,14 @@ def traffic(clusters: Object, before: Object, now: Object, seconds: float) -> Ob
     for tunnel in now.get("items", []):
         item = items.get(tunnel.get("cluster"))
         if item is not None:
-            item["streams"] += tunnel["streams"]
+            item["streams"] += tunnel.get("streams") or 0
             for way in ("in", "out"):
-                moved = tunnel[f"bytes_{way}"] - earlier.get(tunnel["id"], {}).get(f"bytes_{way}", 0)
+                was = earlier.get(tunnel.get("id"), {}).get(f"bytes_{way}") or 0
+                moved = (tunnel.get(f"bytes_{way}") or 0) - was
                 item[f"{way}_per_second"] = round(item[f"{way}_per_second"] + moved / seconds, 1)
-    busiest = sorted(items.values(), key=lambda item: (-item["in_per_second"] - item["out_per_second"], item["name"]))
+    busiest = sorted(
+        items.values(), key=lambda item: (-item["in_per_second"] - item["out_per_second"], item["name"] or "")
+    )
     said = {key: each[key] for each in (now, clusters) for key in _SAID if each.get(key)}
     return {"apiVersion": "tower/v1", "kind": "TrafficList", "seconds": round(seconds, 3), "items": busiest, **said}
 
