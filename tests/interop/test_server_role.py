@@ -42,6 +42,7 @@ async def running(tower: Host, folder: Path, vintage: Vintage, **more: Any) -> A
     folder.mkdir(exist_ok=True)
     credential = more.pop("credential", None) or by_certificate(tower, folder)
     kubesphere = more.pop("kubesphere", tower.backend.raw_address)
+    connected = more.pop("connected", more.get("token", TOKEN) == TOKEN)
     agent = GoAgent(
         folder / "go",
         vintage,
@@ -50,7 +51,6 @@ async def running(tower: Host, folder: Path, vintage: Vintage, **more: Any) -> A
         kubesphere=kubesphere,
         **{"name": CLUSTER, "token": TOKEN, **more},
     )
-    connected = more.get("token", TOKEN) == TOKEN
     try:
         await asyncio.to_thread(agent.start, connected=connected)
         if connected:
@@ -227,6 +227,33 @@ async def test_a_slow_caller_that_still_speaks_gets_all_that_was_said_and_the_tu
         assert (await tower.ask("/after")).status == 200
     speaker.close()
     await speaker.wait_closed()
+
+
+@pytest.mark.parametrize("ends", ["deadline", "stop"])
+async def test_a_go_agent_that_waits_for_a_decision_outlives_it(tmp_path: Path, vintage: Vintage, ends: str) -> None:
+    """As with a store that does not answer: its process ends where its `config` gets no answer."""
+    asked = asyncio.Event()
+
+    async def undecided(_payload: bytes, _remote: str) -> Any:
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with host(tmp_path) as tower:
+        port = tower.running.server._parts.legacy._port
+        decide, port.register = port.register, undecided
+        if ends == "deadline":
+            port.deadline = 5.0
+        async with running(tower, tmp_path, vintage, connected=False) as agent:
+            async with asyncio.timeout(60):
+                await asked.wait()
+            if ends == "stop":
+                await port.stop()
+            told = "the server stops" if ends == "stop" else "no decision on the config within 5 s"
+            await until(lambda: f"refused: {told}" in agent.said)
+            if ends == "deadline":
+                port.register = decide
+                await until(lambda: tower.member.verdict.state == "Connected")
+            assert agent.child.returncode is None
 
 
 async def test_a_go_agent_outlives_a_restart_of_its_server(tmp_path: Path, vintage: Vintage) -> None:

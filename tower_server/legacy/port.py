@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from websockets.server import ServerProtocol
 
@@ -47,6 +47,12 @@ class LegacyPort(PortListener):
 
     def link(self, *, private: bool, remote: str) -> ServerLink:
         return LegacyLink(self, private=private, remote=remote)
+
+    async def stop(self) -> None:
+        """As every port does; agents that wait for a decision hear why there is none."""
+        for link in self._waiting.all():
+            cast("LegacyLink", link).stopping()
+        await PortListener.stop(self)
 
 
 def small_requests(version: str) -> Callable[[HttpRequest], Awaitable[HttpResponse]]:
@@ -187,8 +193,14 @@ class LegacyLink(ServerLink):
         self._settled()
         self.close(text)
 
+    def stopping(self) -> None:
+        if self._stage == "register":
+            self._bye("the server stops")
+
     def _bye(self, text: str) -> None:
         if self._wire is not None and self._ssh is not None:
+            if self._stage == "register":  # a Go agent comes again that was refused, and ends that got no answer
+                self._undecided(False, text.encode())
             self._wire.bye(text)
             self._ssh.flush()
             self._wire.end(text)
