@@ -267,13 +267,9 @@ class _ClientLink(UpgradingLink[Tunnel]):
                         self.owner.link_received(rest)
                     return
         except HandshakeRejected as error:
-            if not error.by_peer:
-                self.write([reject(error.code, error.text)])
-            who = "the server refused: " if error.by_peer else ""
-            failure = DialError("handshake", who + error.text, code=int(error.code), retry_after=error.retry_after)
-            self.fail(failure)
+            self._refuse(error)
         except RemoteProtocolError as error:
-            self.fail(DialError("handshake", str(error), code=int(error.code)))
+            self._refuse(HandshakeRejected(error.code, error.text))
         except DialError as error:  # the server has taken the link already: REJECT would be out of place
             self.fail(error)
 
@@ -283,8 +279,18 @@ class _ClientLink(UpgradingLink[Tunnel]):
         if not self._challenged:
             if kind != FrameType.CHALLENGE:
                 raise HandshakeRejected(Code.PROTOCOL, f"a frame of type {kind} in place of CHALLENGE")
+            proof = self._handshake.challenged(payload)
             self._challenged = True
-            self.write([self._handshake.challenged(payload)])
+            self.write([proof])
             return
         welcome = self._handshake.answered(kind, payload)
         self.opened.set_result(self._take_over(self, welcome))
+
+    def _refuse(self, error: HandshakeRejected) -> None:
+        """The dial ends by this, at either end."""
+        if not error.by_peer and self._challenged:  # a server that holds a tunnel by now would not know REJECT
+            self.write([encode_reason(FrameType.CLOSE, 0, error.code, error.text)])
+        elif not error.by_peer:
+            self.write([reject(error.code, error.text)])
+        who = "the server refused: " if error.by_peer else ""
+        self.fail(DialError("handshake", who + error.text, code=int(error.code), retry_after=error.retry_after))

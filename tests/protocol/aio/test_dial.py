@@ -20,7 +20,7 @@ from protocol.aio.wsframes import Op, WebSocketDecoder, frame
 from protocol.constants import Code, FrameType
 from protocol.defaults import MAX_HEAD_BYTES
 from protocol.errors import HandshakeRejected
-from protocol.frames import FrameDecoder, encode
+from protocol.frames import FrameDecoder, decode_reason, encode
 from protocol.handshake import ServerHandshake, reject
 from tests.protocol import playbook
 from tests.protocol.aio.tunnels import KEY, PATIENCE, Echo, Recorder, Tower, accepting, agent, tower
@@ -291,6 +291,38 @@ async def test_a_server_that_skips_its_proof_gets_nothing(sent: bytes, code: Cod
     failed = await fails(serve)
     assert (failed.hop, failed.code) == ("handshake", code)
     assert says in failed.text
+
+
+@pytest.mark.parametrize(
+    ("proof", "sent", "kind", "code"),
+    [
+        (False, encode(FrameType.CHALLENGE, 0, b"short"), FrameType.REJECT, Code.PROTOCOL),
+        (False, b"\x21\0\0\0\0\0\0\0\0\1\0\0", FrameType.REJECT, Code.TOO_LARGE),
+        (True, encode(FrameType.WELCOME, 0, b"{}"), FrameType.CLOSE, Code.PROTOCOL),
+        (True, b"\x23\0\0\0\0\0\0\0\0\1\0\0", FrameType.CLOSE, Code.TOO_LARGE),
+    ],
+)
+async def test_a_server_that_breaks_the_handshake_is_told_why(
+    proof: bool, sent: bytes, kind: FrameType, code: Code
+) -> None:
+    """By REJECT in place of PROOF. Behind PROOF by CLOSE: the server may hold a tunnel by then, where REJECT is none of
+    the frames that it knows."""
+    heard: list[tuple[int, int]] = []
+
+    async def serve(raw: RawTower) -> None:
+        if proof:
+            await raw.challenge()
+        else:
+            await raw.upgrade()
+            await raw.hears()
+        raw.say(sent)
+        kind, payload = await raw.hears()
+        rejected = kind == FrameType.REJECT
+        heard.append((kind, json.loads(payload)["code"] if rejected else decode_reason(memoryview(payload))[0]))
+
+    failed = await fails(serve)
+    assert (failed.hop, failed.code) == ("handshake", code)
+    assert heard == [(kind, code)]
 
 
 @pytest.mark.parametrize("spoke", [False, True])
