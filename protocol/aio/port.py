@@ -7,7 +7,6 @@ each has a deadline and holds at most one bounded head, body or handshake messag
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
@@ -188,7 +187,8 @@ class ServerLink(Link):
     def take(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Take over an accepted socket."""
         self._connecting = self._listener.run(self._connect(sock, context), "tunnel-port-connect")
-        self._connecting.add_done_callback(lambda _: self._connected(sock))  # cancelled at once it never began
+        # Cancelled at once it never began.
+        self._connecting.add_done_callback(lambda task: self._unconnected(sock) if task.cancelled() else None)
 
     async def _connect(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         """Not by the loop's own TLS: it bounds nothing that a stranger may ask of it, see `tlsrecords`."""
@@ -201,15 +201,21 @@ class ServerLink(Link):
                 on_failure=self._tls_failed,
                 outer=True,
             )
-        with contextlib.suppress(OSError):  # it is gone already
+        connected = False
+        try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.connect_accepted_socket(lambda: above, sock)
+            connected = True
+        except OSError:
+            pass  # it is gone already
+        finally:
+            if not connected:
+                self._unconnected(sock)
 
-    def _connected(self, sock: socket.socket) -> None:
-        """Clean up after a connection that nothing came of, not even a TLS handshake."""
-        if self._transport is None and (self._tls is None or not self._tls.attached):
-            self._settled()
-            sock.close()
+    def _unconnected(self, sock: socket.socket) -> None:
+        """Clean up where there is no transport to do it. Idempotent."""
+        self._settled()
+        sock.close()
 
     def _tls_failed(self, error: TlsError) -> None:
         self._stage = "tls"
@@ -217,6 +223,7 @@ class ServerLink(Link):
             self._report(Code.TIMEOUT, f"no TLS handshake within {self._listener.deadline:g} s")
         elif error.failure is not TlsFailure.CUT:  # a connection that is closed without one was a look at the port
             self._report(Code.PROTOCOL, f"no TLS handshake: {error}")
+        self._tls = None
         self._settled()
 
     @property
@@ -245,6 +252,7 @@ class ServerLink(Link):
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, TlsError) and self._timer is not None and not self._heard:
             self._report(Code.PROTOCOL, str(exc))
+        self._tls = None  # with its memory: this one is its own owner, and waits for the collector
         super().connection_lost(exc)
         self._settled()
 

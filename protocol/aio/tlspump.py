@@ -131,7 +131,7 @@ class TlsPump(asyncio.Transport):
         below: Any = self._ssl._sslobj  # type: ignore[attr-defined]  # see the module's docstring
         self._read: Callable[[int, memoryview], int] = below.read
         self._write: Callable[[Any], int] = below.write
-        self._factory = app_protocol_factory
+        self._factory: Callable[[], AppProtocol] | None = app_protocol_factory
         self._on_failure = on_failure
         self._deadline = handshake_deadline
         self._app: AppProtocol | None = None
@@ -214,6 +214,7 @@ class TlsPump(asyncio.Transport):
         if not self._established and self._on_failure is not None:
             report, self._on_failure = self._on_failure, None
             report(TlsError(TlsFailure.CUT, "the connection was lost during the TLS handshake"))
+        self._factory = self._on_failure = None  # they hold what is above, which may hold this: see daemon.memory
         app, self._app = self._app, None
         if app is not None:
             app.connection_lost(self._broken or exc)
@@ -241,7 +242,9 @@ class TlsPump(asyncio.Transport):
         self._on_failure = None
         self._stop_timer()
         self._send_outgoing()
+        assert self._factory is not None
         app = self._app = self._factory()
+        self._factory = None
         app.connection_made(self)
         # A pipelined first request came with the last flight.
         if self._incoming.pending and self._reading and not self._closing:
@@ -378,11 +381,6 @@ class TlsPump(asyncio.Transport):
     def _send_outgoing(self) -> None:
         if self._outgoing.pending and self._lower is not None and not self._lost:
             self._lower.write(self._outgoing.read())
-
-    @property
-    def attached(self) -> bool:
-        """Whether there is a connection below, whose end will be told of."""
-        return self._lower is not None
 
     @property
     def established(self) -> bool:

@@ -4,6 +4,7 @@ tunnel untouched."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from protocol.aio.listener import Admission, TunnelListener
 from protocol.aio.port import ServerLink
 from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
 from protocol.aio.tlsfailure import BUSY_ALERT, PLAIN_HTTP_ANSWER
+from protocol.aio.tlspump import TlsPump
 from protocol.aio.tunnel import Tunnel
 from protocol.constants import HEADER, Code, FrameType
 from protocol.defaults import KIB, MAX_HANDSHAKE_BYTES
@@ -515,6 +517,27 @@ async def test_nothing_is_left_of_connections_that_came_to_nothing() -> None:
         await made.refusal(200)
         assert not made.listener._waiting
         await made.dial()
+
+
+async def test_what_their_tls_took_is_given_back_at_once(contexts: Any) -> None:
+    async with tower(*contexts) as made:
+        gc.collect()
+        gc.disable()  # it comes late in a flood
+        try:
+            for number in range(30):
+                reader, writer = await asyncio.open_connection(*made.address)
+                writer.write((b"", b"\x16\x03\x01\x02\x00\x01", b"\x00" * 100)[number % 3])
+                if number % 3 == 2:
+                    assert await reader.read(-1) == b""
+                writer.transport.abort()
+                async with connected(made):
+                    pass
+            async with asyncio.timeout(PATIENCE):
+                while made.listener._waiting:
+                    await asyncio.sleep(0.005)
+            assert not [each for each in gc.get_objects() if isinstance(each, TlsPump)]
+        finally:
+            gc.enable()
 
 
 # ---- a proven agent that turns hostile ------------------------------------------------------------------------------
