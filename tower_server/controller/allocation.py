@@ -90,6 +90,7 @@ class Allocation:
             try:
                 await self.latest.write(noting, record)
             except (Conflict, NotFound):
+                await self._spare(port, cluster.uid)  # it may be gone, or have another port by now
                 continue
             return port
         raise TowerError("TWR108", f"the record of cluster {name} keeps changing")
@@ -133,6 +134,25 @@ class Allocation:
         theirs = {port for port, claim in self._standing.items() if claim.uid == cluster.uid}
         for port in theirs | set(cluster.ports.values()):
             await self._give_back(port, cluster.uid)
+
+    async def spare(self, cluster: Cluster) -> None:
+        """Takes back what a cluster held whose record somebody else has deleted. What fails is left for `tidy`."""
+        await self._remember()
+        theirs = {port for port, claim in self._standing.items() if claim.uid == cluster.uid}
+        for port in theirs | set(cluster.ports.values()):
+            await self._spare(port, cluster.uid)
+
+    async def _spare(self, port: int, uid: str) -> None:
+        """Takes back that cluster's claim of a port, if nobody can use it any more."""
+        try:
+            record = await self._store.get(Kind.CLAIM, claim_record_name(port))
+            if _claim_of(record).uid == uid:
+                await self._taken_back(port, record)
+        except NotFound:
+            if self._standing.get(port, UNREADABLE).uid == uid:
+                del self._standing[port]
+        except TowerError as error:
+            log.info("claim-left", port=port, text=error.message)
 
     async def _give_back(self, port: int, uid: str) -> None:
         """Takes a claim away, if it is that cluster's."""

@@ -42,6 +42,8 @@ class Registry:
         self._listed = False
         self._ended: dict[str, list[tuple[Cluster, float]]] = {}
         """Clusters whose records are gone, and since when: who joins one of that name later is not revoked for it."""
+        self._vanished: dict[str, list[Cluster]] = {}
+        """Clusters whose records somebody else has deleted: their ports may still be claimed."""
         self._dependents = Coalesced(lambda: dependents(store))
 
     async def get(self, name: str) -> Cluster | None:
@@ -58,7 +60,7 @@ class Registry:
         try:
             self.known[name] = Cluster.read(await self._latest.read(name, anew=True))
         except NotFound:
-            self.known.pop(name, None)
+            self._lose(name)
         return self.known.get(name)
 
     async def run(self, changed: Callable[[str], None]) -> None:
@@ -73,7 +75,10 @@ class Registry:
                 for record in listing.items:
                     self._latest.heard(record)
                 for name in sorted(self.known.keys() | found.keys()):
-                    if self.known.get(name) != found.get(name):
+                    before, now = self.known.get(name), found.get(name)
+                    if before is not None and (now is None or now.uid != before.uid):
+                        self._lose(name)
+                    if before != now:
                         changed(name)
                 self.known, self._listed = found, True
                 async with aclosing(self._store.watch(Kind.CLUSTER, since=listing.version)) as changes:  # type: ignore[type-var]
@@ -89,14 +94,21 @@ class Registry:
 
     def _heard(self, change: Change, changed: Callable[[str], None]) -> None:
         name = change.record.name
-        before = self.known.pop(name, None)
+        before = self.known.get(name)
         if change.type is ChangeType.DELETED:
             self._latest.forget(name)
+            self._lose(name)
         else:
             self._latest.heard(change.record)
             self.known[name] = Cluster.read(change.record)
-        if self.known.get(name) != before:
+        if self.known.get(name) != before or name in self._vanished:
             changed(name)
+
+    def _lose(self, name: str) -> None:
+        """There is no such record any more, and if this server knows of it, it has not deleted it."""
+        cluster = self.known.pop(name, None)
+        if cluster is not None:
+            self._vanished.setdefault(name, []).append(cluster)
 
     async def follow(self, name: str, *, resource: str) -> Cluster:
         """The record of the resource of that uid, made where there is none; or the one that stands in its way: of
@@ -196,6 +208,8 @@ class Registry:
             await end(self._store, found, revoke=self._revoke, cluster=name, at=at)
             await self.allocation.release(cluster)
         self._ended.pop(name, None)
+        for cluster in self._vanished.pop(name, ()):
+            await self.allocation.spare(cluster)
 
     async def tidy(self) -> list[str]:
         """Finishes what a leader before has not: what was done, a sentence each."""

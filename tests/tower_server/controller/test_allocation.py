@@ -219,6 +219,35 @@ async def test_a_claim_that_was_never_noted_is_adopted_and_a_useless_one_taken_b
     assert "it uses port 6004" in done
 
 
+class Meanwhile(Shuffled):
+    """Somebody writes the cluster's record, or deletes it, between a claim and its note."""
+
+    ports: dict[str, int] | None = None
+
+    async def update(self, kind: Kind, name: str, data: Data, *, expect: Version) -> Record:
+        if kind is Kind.CLUSTER:
+            record = self.records.pop((kind, name), None)
+            if record is not None and self.ports is not None:
+                self._put(kind, name, {**record.data, "ports": self.ports})
+        return await super().update(kind, name, data, expect=expect)
+
+
+async def test_a_claim_of_a_cluster_that_is_deleted_before_it_is_noted_is_taken_back_at_once():
+    store = Meanwhile()
+    await add(store, "a")
+    with pytest.raises(TowerError, match="deleted meanwhile"):
+        await allocation(store).hold("a", "kubernetes")
+    assert not store.records
+
+
+async def test_a_claim_of_a_cluster_on_which_another_port_is_noted_first_is_taken_back_at_once():
+    store = Meanwhile()
+    store.ports = {"kubernetes": 6005}
+    await add(store, "a")
+    assert await allocation(store).hold("a", "kubernetes", asked=6003) == 6005
+    assert [name for kind, name in store.records if kind is Kind.CLAIM] == ["port-6005"]
+
+
 @pytest.mark.parametrize("seed", range(150))
 async def test_two_leaders_at_once_never_give_one_port_to_two_clusters(seed):
     """Both allocate, tidy, delete and make anew, cut off anywhere; then one of them puts in order what is left."""

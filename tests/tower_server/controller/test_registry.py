@@ -14,8 +14,8 @@ from protocol.defaults import BACKOFF_MIN
 from tests.tower_server.controller.test_allocation import Shuffled, add, allocation
 from tests.waiting import until
 from tower_server.controller.registry import Registry
-from tower_server.records import Agent, Cluster
-from tower_server.store.base import Expired, Kind
+from tower_server.records import Agent, Claim, Cluster
+from tower_server.store.base import Change, ChangeType, Expired, Kind, Record, Version
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,6 +24,24 @@ class Watched(Shuffled):
     async def watch(self, kind, *, since):
         await asyncio.Event().wait()
         yield
+
+
+class Told(Shuffled):
+    """Its watch tells of deletions, of which more is said than which record it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deletions: asyncio.Queue[Record] = asyncio.Queue()
+
+    async def delete(self, kind, name, *, expect=None):
+        record = self.records.get((kind, name))
+        await super().delete(kind, name, expect=expect)
+        if kind is Kind.CLUSTER and record is not None:
+            self.deletions.put_nowait(record)
+
+    async def watch(self, kind, *, since):
+        while True:
+            yield Change(ChangeType.DELETED, await self.deletions.get())
 
 
 class Revoked(list):
@@ -134,6 +152,47 @@ async def test_a_deletion_that_was_cut_short_is_finished_at_the_next_look():
     await registry.finish("a")
     assert not store.records
     await registry.finish("a")
+
+
+@pytest.mark.parametrize("noticed_by", ["the watch", "a look"])
+async def test_the_ports_of_a_cluster_whose_record_somebody_else_deletes_are_free_at_once(noticed_by):
+    store = Told()
+    await add(store, "a")
+    registry, revoked = made(store)
+    changed: list[str] = []
+    following = asyncio.create_task(registry.run(changed.append))
+    await until(lambda: "a" in registry.known)
+    assert await registry.allocation.hold("a", "kubernetes") == 6000
+    await store.create(Kind.CLAIM, "port-6001", Claim("b", "uid-b", "kubernetes").data())
+    if noticed_by == "a look":
+        del store.records[Kind.CLUSTER, "a"]
+        assert await registry.read("a") is None
+        store.deletions.put_nowait(Record(Kind.CLUSTER, "a", Version("9"), {}))
+    else:
+        await store.delete(Kind.CLUSTER, "a")
+    await until(lambda: changed == ["a", "a"])
+    await registry.finish("a")
+    assert [name for kind, name in store.records if kind is Kind.CLAIM] == ["port-6001"]
+    assert not revoked
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_the_ports_of_a_cluster_that_was_put_back_from_a_copy_stay_claimed():
+    store = Told()
+    await add(store, "a", ports={"kubernetes": 6000})
+    registry, _ = made(store)
+    await registry.allocation.tidy()
+    changed: list[str] = []
+    following = asyncio.create_task(registry.run(changed.append))
+    await until(lambda: "a" in registry.known)
+    await store.delete(Kind.CLUSTER, "a")
+    await add(store, "a", ports={"kubernetes": 6000})
+    await until(lambda: "a" not in registry.known)
+    await registry.finish("a")
+    assert (Kind.CLAIM, "port-6000") in store.records
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_what_is_known_of_an_earlier_term_counts_for_nothing():
