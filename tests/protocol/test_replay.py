@@ -361,6 +361,15 @@ def test_an_orderly_end_is_sent_again_as_it_was() -> None:
     assert book.says()[1:] == [f'DATA {stream} "last words"', f"FIN {stream}", f"RST {stream} NONE closed"]
 
 
+def test_a_stream_that_the_peer_has_finished_gets_no_credit_on_a_new_link() -> None:
+    book = Playbook(features={FEATURE_ACK, FEATURE_RESUME})
+    goes_on, finished = book.opened(), book.opened()
+    book.hears(fin(finished))
+    cut(book)
+    book.session.attach(book.now, 2)
+    assert book.says() == ["PING 2", f"CREDIT {goes_on} 262144"]
+
+
 def test_credit_goaway_and_ping_are_made_anew_and_credit_waits_for_its_open_ok() -> None:
     book = Playbook(features={FEATURE_ACK, FEATURE_RESUME})
     old = book.opened()
