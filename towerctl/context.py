@@ -38,7 +38,8 @@ class Ctl:
 
     socket: str = field(default_factory=_socket)
     timeout: float = defaults.ADMIN_DEADLINE
-    timeout_given: bool = False
+    given: set[str] = field(default_factory=set)
+    """The options that stood on the line."""
     context: str = ""
     """Of the kubeconfig: the tower of that cluster is asked, and the socket does not count."""
     tower_namespace: str = defaults.STORE_NAMESPACE
@@ -48,6 +49,7 @@ class Ctl:
         from towerctl.client import AdminClient
 
         deadline = self.timeout if timeout is None else timeout
+        self._refuse_unheeded()
         if not self.context:
             return AdminClient(self.socket, timeout=deadline)
         way = self._opened()
@@ -59,6 +61,15 @@ class Ctl:
             token=way.token,
             fault=lambda: way.fault,
         )
+
+    def _refuse_unheeded(self) -> None:
+        """Another server than the one that was named must not answer in its place."""
+        from towerctl.errors import usage
+
+        if self.context and "socket" in self.given:
+            raise usage("--socket and --context each name a server, and not the same", mend="leave one of them out")
+        if not self.context and "tower_namespace" in self.given:
+            raise usage("the tower's namespace goes with --context: a socket has none", mend="add --context NAME")
 
     def _opened(self) -> KubeWay:
         """The way by the apiserver, once a command."""

@@ -26,7 +26,7 @@ def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value not in (None, ""):  # an empty variable of a script says nothing
         ctl = ctx.ensure_object(Ctl)
         setattr(ctl, str(param.name), value)
-        ctl.timeout_given = ctl.timeout_given or param.name == "timeout"
+        ctl.given.add(str(param.name))
 
 
 def global_options(*, namespace: bool = True) -> list[click.Parameter]:

@@ -36,3 +36,12 @@ def test_a_server_that_runs_as_this_user_is_found(
     if not runtime:  # it was started by a session without, as `su`, cron or nohup have
         monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
         assert Ctl().socket == str(own)
+
+
+@pytest.mark.parametrize("namespace", ["--namespace", "--tower-namespace"])
+def test_a_namespace_without_a_context_names_no_server(live: Shell, namespace: str) -> None:
+    live("get", "clusters", namespace, "prod").refused("goes with --context", "add --context NAME", "error:", code=2)
+
+
+def test_a_socket_beside_a_context_names_two_servers(live: Shell) -> None:
+    live("--socket", str(live.socket), "get", "clusters", "--context", "prod").refused("each name a server", code=2)

@@ -47,7 +47,7 @@ def check(ctl: Ctl, cluster: str | None, wait: float | None, fail_on: str, ignor
 
     verdict = functools.partial(Report.exit_code, fail_on_warning=fail_on == "warning", ignore=ignore)
     try:
-        client = ctl.client(timeout=ctl.timeout if ctl.timeout_given else DEADLINE)
+        client = ctl.client(timeout=ctl.timeout if "timeout" in ctl.given else DEADLINE)
         document = _measure(client, cluster)
         report = Report.of(document)
         if wait is not None and verdict(report):
