@@ -8,7 +8,14 @@ import pytest
 from certs.keys import generate_key
 from daemon.faults import TowerError
 from tests.tower_server.admin.standin import NAMESPACE, SERVER, Apiserver, answer
-from tower_server.admin.login import LOGIN_BURST, MAX_HELD, NONCE_SECONDS, SESSION_SECONDS, Logins, read_request
+from tower_server.admin.login import (
+    KNOWN_BURST,
+    LOGIN_BURST,
+    NONCE_SECONDS,
+    SESSION_SECONDS,
+    Logins,
+    read_request,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -108,20 +115,42 @@ async def test_a_session_ends_and_no_other_header_opens_one(logins: Logins, host
         logins.who(f"Bearer {token}")
 
 
-async def test_what_is_held_is_bounded_and_logins_are_paced(logins: Logins, host: Apiserver, clock: Clock) -> None:
-    key = host.person("alice")
-    first = answer(logins.challenge(), key)
-    for _ in range(MAX_HELD):
-        logins.challenge()
-    await refused(logins, first, "not one of this server's")
-    for _ in range(LOGIN_BURST - 1):  # the refused one counted
-        await logins.login(answer(logins.challenge(), key))
+async def paced(logins: Logins, document: dict) -> None:
     with pytest.raises(TowerError) as caught:
-        await logins.login(answer(logins.challenge(), key))
+        await logins.login(document)
     assert caught.value.code == "TWR615"
     assert caught.value.retry_after
-    clock.now += 10
+
+
+async def test_nobody_has_anothers_nonce_forgotten_by_asking_for_many(logins: Logins, host: Apiserver) -> None:
+    first = answer(logins.challenge(), host.person("alice"))
+    for _ in range(2000):
+        logins.challenge()
+    assert await logins.login(first)
+
+
+async def test_nonces_that_are_none_cost_nobody_a_login(logins: Logins, host: Apiserver) -> None:
+    key = host.person("alice")
+    for nonce in ("", "AAAA", "A" * 44, answer(logins.challenge(), key)["nonce"][:-6] + "AAAAA="):
+        for _ in range(LOGIN_BURST):
+            await refused(logins, answer(logins.challenge(), key) | {"nonce": nonce}, "not one of this server's")
     assert await logins.login(answer(logins.challenge(), key))
+
+
+async def test_logins_are_paced_and_strangers_keep_out_nobody_who_has_been_in(
+    logins: Logins, host: Apiserver, clock: Clock
+) -> None:
+    alice = host.person("alice")
+    assert await logins.login(answer(logins.challenge(), alice))
+    for number in range(LOGIN_BURST - 1):  # the first login counted
+        await refused(logins, answer(logins.challenge(), alice, request=f"nobodys-{number}"), "has no Certificate")
+    await paced(logins, answer(logins.challenge(), alice, request="nobodys"))
+    for _ in range(KNOWN_BURST):
+        assert await logins.login(answer(logins.challenge(), alice))
+    await paced(logins, answer(logins.challenge(), alice))
+    clock.now += 1
+    assert await logins.login(answer(logins.challenge(), alice))
+    await refused(logins, answer(logins.challenge(), alice, request="nobodys"), "has no CertificateSigningRequest")
 
 
 async def test_what_was_read_does_not_change_what_is_held(host: Apiserver) -> None:
