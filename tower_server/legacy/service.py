@@ -59,8 +59,9 @@ class _Shared:
     """Of one cluster with Go agents: tunnels in the order of their registration."""
 
     certificates: Certificates
-    shown: Shown
-    """The credential of the agent that came last."""
+    shown: dict[str, Shown] = field(default_factory=dict)
+    """The credential of the agent that came last, by the authorities that prove its apiserver: who names others comes
+    in by another way, where the first one's are worth nothing."""
     tunnels: list[LegacyTunnel] = field(default_factory=list)
     bound: bool | None = None
     """Whether the host's group is bound in the member by us; None: not known."""
@@ -172,7 +173,7 @@ class LegacyAgents:
                 revocations=self._revocations,
                 certificates=shared.certificates,
                 target=registration.kubernetes,
-                shown=shared.shown,
+                shown=shared.shown[registration.credential.ca_pem],
                 connect=made.connect,
                 unreachable=lambda: self._suspect(registration.name),
             ),
@@ -193,28 +194,30 @@ class LegacyAgents:
             if name not in self._certificates:  # kept for its next agent, who may be the same one a moment later
                 names = partial(self._clusters.certificate_names, name)
                 self._certificates[name] = Certificates(self._authority, name, names)
-            shown = Shown.of(registration.kubernetes, registration.credential)
-            self._shared[name] = _Shared(self._certificates[name], shown)
+            self._shared[name] = _Shared(self._certificates[name])
         return self._shared[name]
 
     @staticmethod
     def _share_credential(shared: _Shared, newest: Registration) -> None:
         """The newest agent's credential serves the streams of all; where it is shown already, connections stay."""
-        if shared.shown.credential == newest.credential:
+        way = newest.credential.ca_pem
+        if way in shared.shown and shared.shown[way].credential == newest.credential:
             return
-        shared.shown = Shown.of(newest.kubernetes, newest.credential)
-        for tunnel in shared.tunnels:
-            use_credential(tunnel.gateway.upstreams, shared.shown)
+        shared.shown[way] = Shown.of(newest.kubernetes, newest.credential)
+        for tunnel in _of_way(shared, way):
+            use_credential(tunnel.gateway.upstreams, shared.shown[way])
 
     def _gone(self, tunnel: LegacyTunnel) -> None:
         name = tunnel.peer.cluster
         shared = self._shared[name]
-        was_newest = shared.tunnels[-1] is tunnel
         shared.tunnels.remove(tunnel)
+        way = tunnel.registration.credential.ca_pem
         if not shared.tunnels:
             del self._shared[name]
-        elif was_newest:
-            self._share_credential(shared, shared.tunnels[-1].registration)
+        elif others := _of_way(shared, way):
+            self._share_credential(shared, others[-1].registration)
+        else:
+            del shared.shown[way]
         self._start_work(tunnel.gateway.close(), f"legacy-gateway-{tunnel.id}")
 
     def _revoked(self) -> None:
@@ -322,6 +325,10 @@ class LegacyAgents:
         shared.facts.update(facts)
         for tunnel in shared.tunnels:
             tunnel.learned(shared.facts)
+
+
+def _of_way(shared: _Shared, way: str) -> list[LegacyTunnel]:
+    return [each for each in shared.tunnels if each.registration.credential.ca_pem == way]
 
 
 def _native_serves(member: Member) -> bool:

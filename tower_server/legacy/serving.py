@@ -74,7 +74,11 @@ class Shown:
     @classmethod
     def of(cls, target: Target, credential: Credential) -> Shown:
         apiserver = _apiserver(target, credential)
-        return cls(credential, _context(apiserver, credential), upstream_context(apiserver))
+        none = upstream_context(apiserver)
+        if not credential.certificate_pem:
+            return cls(credential, none, none)
+        with in_memory(credential.certificate_pem) as chain, in_memory(credential.key_pem) as key:
+            return cls(credential, upstream_context(apiserver, certificate_file=chain, key_file=key), none)
 
 
 def make_gateway(
@@ -110,13 +114,6 @@ def use_credential(upstreams: Upstreams, shown: Shown) -> None:
 
 def _apiserver(target: Target, credential: Credential) -> Apiserver:
     return Apiserver(target.bare_host, target.port, "", credential.ca_pem)
-
-
-def _context(apiserver: Apiserver, credential: Credential) -> ssl.SSLContext:
-    if not credential.certificate_pem:
-        return upstream_context(apiserver)
-    with in_memory(credential.certificate_pem) as chain, in_memory(credential.key_pem) as key:
-        return upstream_context(apiserver, certificate_file=chain, key_file=key)
 
 
 class Audit:

@@ -13,9 +13,8 @@ import pytest
 from certs.token import hash_secret
 from protocol import defaults
 from protocol.constants import Code
-from tests.lab.pki import ClusterCA
 from tests.tower_server.kit import Agent, admin, caller_context, enrol, exchange
-from tests.tower_server.legacy.goagent import TOKEN, b64
+from tests.tower_server.legacy.goagent import TOKEN, Apiserver, apiserver, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
 from tests.waiting import until
 from tower_server.legacy.tunnel import LegacyTunnel
@@ -155,8 +154,33 @@ async def test_a_second_agent_with_the_same_credential_leaves_the_connections_of
         kept = pool._idle[-1].transport
         await tower.registered(**token)
         assert not kept.is_closing()
-        await tower.registered(**token, CAData=b64(ClusterCA(tmp_path, "other").pem + tower.backend.ca.pem))
-        await until(kept.is_closing)  # the apiserver was held against what stands no longer
+        await tower.registered(CertData=None, KeyData=None, BearerToken=b64(b"another"))
+        await until(kept.is_closing)
+
+
+async def test_agents_that_reach_the_apiserver_by_ways_of_their_own_are_held_to_their_own_authorities(
+    tmp_path: Path,
+) -> None:
+    """As one in a pod and one beside a load balancer that ends TLS; of each way the newest credential counts."""
+    async with host(tmp_path) as tower, apiserver(tmp_path / "balancer") as balancer:
+
+        def by(token: bytes, backend: Apiserver) -> dict[str, Any]:
+            way = {"KubernetesSvcHost": backend.address, "CAData": b64(backend.ca.pem)}
+            return {"CertData": None, "KeyData": None, "BearerToken": b64(token), **way}
+
+        async def shown(path: str) -> set[str]:
+            for _ in range(4):  # whichever of the tunnels they take
+                assert (await tower.ask(path)).status == 200
+            return {each.headers["authorization"] for way in (tower.backend, balancer) for each in way.to(path)}
+
+        await tower.registered(**by(b"outside-1", balancer))
+        await tower.registered(**by(b"pod", tower.backend))
+        assert await shown("/two") == {"Bearer outside-1", "Bearer pod"}
+        newest = await tower.registered(**by(b"outside-2", balancer))
+        assert await shown("/three") <= {"Bearer outside-2", "Bearer pod"}
+        await newest.end()
+        await until(lambda: len(tower.member.tunnels) == 2)
+        assert await shown("/again") == {"Bearer outside-1", "Bearer pod"}
 
 
 @pytest.mark.slow
