@@ -5,6 +5,8 @@ A Go host makes a new key at each start and accepts any user: what proves an age
 
 from __future__ import annotations
 
+import getpass
+import os
 from typing import Any, Final
 
 import asyncssh
@@ -31,6 +33,7 @@ CIPHERS: Final = (
     "aes256-ctr",
 )
 MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-256")
+NO_NAME: Final = "tower"
 _ALGORITHMS: Final = {"kex_algs": KEX, "encryption_algs": CIPHERS, "mac_algs": MACS, "compression_algs": None}
 
 
@@ -86,6 +89,7 @@ async def server_options(**more: Any) -> SSHServerConnectionOptions:
 
 async def agent_options(**more: Any) -> SSHClientConnectionOptions:
     """For connections of an agent."""
+    _name_this_user()
     made: SSHClientConnectionOptions = await SSHClientConnectionOptions.construct(
         None,
         config=None,
@@ -102,3 +106,12 @@ async def agent_options(**more: Any) -> SSHClientConnectionOptions:
         **{**_ALGORITHMS, **more},
     )
     return made
+
+
+def _name_this_user() -> None:
+    """asyncssh does not go on without the name of the user that it runs as, for which nothing here has a use; in a
+    container that user mostly has none."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13
+        os.environ["LOGNAME"] = NO_NAME
