@@ -215,7 +215,14 @@ class LinkSupervisor:
     # -- a link that is lost -----------------------------------------------------------------------------------------
 
     def _cut(self, tunnel: Tunnel, lost: events.LinkLost) -> None:
-        log.warning("tunnel-cut", host=self._parts.host, tunnel=tunnel.id, text=lost.text, streams=tunnel.stream_count)
+        log.warning(
+            "tunnel-cut",
+            host=self._parts.host,
+            tunnel=tunnel.id,
+            code=lost.code.name,
+            text=lost.text,
+            streams=tunnel.stream_count,
+        )
         self._metrics.cuts.labels(self._parts.host).inc()
         if tunnel is self.tunnel:
             fault = TowerError(wire_fault(lost.code, "TWR201"), f"the link was lost: {lost.text}")
