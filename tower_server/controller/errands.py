@@ -113,9 +113,13 @@ class Errands:
         self._uid = ""
 
     def begin(self, *, fence: Callable[[], object], poke: Callable[[str], None]) -> None:
-        """Begin a term of leadership, with nothing known. `fence` is called before each write and raises Deposed once
-        the term is over; `poke(cluster)` has the cluster reconciled again."""
+        """Begin a term of leadership, with nothing known; what is still done of an earlier one is stopped. `fence`
+        is called before each write and raises Deposed once the term is over; `poke(cluster)` has the cluster reconciled
+        again."""
         self._fence, self._poke = fence, poke
+        for state in self._states.values():
+            if state.work is not None:
+                state.work.cancel()
         self._states.clear()
         self._queue.clear()
 
@@ -163,7 +167,7 @@ class Errands:
             own = asyncio.current_task()
             if own is None or own.cancelling():
                 raise
-            return  # cut off by a farewell
+            return  # cut off by a farewell, or by another term
         except Deposed:
             return
         except (TowerError, TimeoutError) as error:

@@ -44,6 +44,7 @@ class Reach:
     def __init__(self, client):
         self._client = client
         self.calls, self.away, self.slow = [], None, set()
+        self.answers = asyncio.Event()
 
     @asynccontextmanager
     async def client(self, cluster, port):
@@ -51,7 +52,7 @@ class Reach:
         if self.away is not None:
             raise self.away
         if cluster in self.slow:
-            await asyncio.Event().wait()
+            await self.answers.wait()
         yield self._client
 
 
@@ -270,3 +271,20 @@ async def test_what_is_being_done_in_a_member_does_not_come_after_its_farewell(l
     lab.reach.slow = set()
     await lab.accepted(replace(EDGE, cluster="other"), "True")
     assert lab.news == ["other"], "the others' work goes on, and nothing is said of the one that is gone"
+
+
+async def test_what_was_begun_in_a_member_in_an_earlier_term_does_not_come_after_its_farewell(lab):
+    """The lead is lost and won again while the member is slow, and the cluster deleted then."""
+    lab.reach.slow = {"edge"}
+    assert lab.errands.ask(EDGE) is None
+    async with asyncio.timeout(PATIENCE):
+        while not lab.reach.calls:
+            await asyncio.sleep(0.02)
+    doing = next(task for task in asyncio.all_tasks() if task.get_name() == "errand-edge")
+    lab.begin()
+    await lab.errands.farewell(replace(EDGE, healthy=False))
+    lab.reach.answers.set()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait({doing})
+    assert await lab.marks() == []
+    await lab.accepted(replace(EDGE, cluster="other"), "True")
