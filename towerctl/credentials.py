@@ -22,6 +22,7 @@ from protocol import defaults
 from protocol.jsontext import parse_object
 from towerctl.client import AdminClient
 from towerctl.errors import ServerUnreachable
+from towerctl.files import home
 from towerctl.output import Object, say
 
 ASK_AGAIN_AFTER: Final = 60.0  # how long kubectl may keep a certificate that could not be renewed
@@ -29,8 +30,9 @@ MAX_FILE_BYTES: Final = 64 * 1024
 
 
 def cache_directory() -> Path:
+    """Raises `TowerError` (TWR601) for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or ""
-    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    root = Path(base) if os.path.isabs(base) else home("XDG_CACHE_HOME") / ".cache"
     return root / "tower" / "credentials"
 
 

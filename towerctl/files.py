@@ -8,6 +8,7 @@ from pathlib import Path
 
 from certs.files import read_file, replace_file
 from daemon.faults import TowerError
+from towerctl.errors import usage
 
 
 def write_private(path: Path, data: str, *, what: str) -> None:
@@ -39,7 +40,16 @@ def read_text(path: Path, *, what: str, limit: int = 1024 * 1024) -> str:
         raise TowerError("TWR104", f"{what} {path} is not text", mend="name the right file") from error
 
 
+def home(instead: str) -> Path:
+    """This user's own directory. Raises `TowerError` (TWR601) where there is none, as in a container; `instead` is the
+    variable by which another place can be named."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise usage("this user has no home directory", mend=f"set HOME, or {instead}") from error
+
+
 def kubectl_files() -> list[Path]:
-    """The kubeconfigs that kubectl itself reads, there or not; the first is the one that it writes to."""
+    """The kubeconfigs that kubectl itself reads, there or not; the first is the one that it writes to. TowerError."""
     listed = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
-    return listed or [Path.home() / ".kube" / "config"]
+    return listed or [home("KUBECONFIG") / ".kube" / "config"]

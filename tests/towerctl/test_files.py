@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 from pathlib import Path
 
 import pytest
 
 from daemon.faults import TowerError
+from tests.towerctl.kit import Shell
 from towerctl.files import read_text, write_private
 
 
@@ -63,3 +65,18 @@ def test_a_pipe_that_brings_nothing_is_given_up(tmp_path: Path, monkeypatch: pyt
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(TowerError, match=r"cannot read the policy file .*: it is a pipe, and nothing came through it"):
         read_text(tmp_path / "pipe", what="the policy file")
+
+
+def test_a_user_without_a_home_is_told_so_where_one_is_needed(
+    live: Shell, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(uid: int) -> pwd.struct_passwd:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    said = "this user has no home directory"
+    live("kubeconfig", cluster, "--merge").refused(said, "set HOME, or KUBECONFIG", code=2)
+    live("credential", cluster).refused(said, "set HOME, or XDG_CACHE_HOME", code=2)
+    live("get", "clusters", "--context", "prod").refused(said, "set HOME, or KUBECONFIG", code=2)
+    assert live("delete", "cluster", cluster, "--yes").code == 0

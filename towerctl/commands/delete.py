@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from daemon.faults import EXIT_FAILED
+from daemon.faults import EXIT_FAILED, TowerError
 from daemon.units import format_count
 from towerctl.client import AdminClient, path_of
 from towerctl.context import Ctl, pass_ctl
@@ -93,7 +93,11 @@ def _say_what_kubectl_keeps(deleted: Object) -> None:
     from certs.errors import KubeconfigError
     from towerctl.files import kubectl_files
 
-    for path in kubectl_files():
+    try:
+        paths = kubectl_files()
+    except TowerError:
+        return  # who has no home has no such file
+    for path in paths:
         try:
             config = files.read(path)
         except KubeconfigError:
