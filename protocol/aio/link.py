@@ -126,6 +126,7 @@ class Link(asyncio.BufferedProtocol):
             if not self.closing:
                 self.owner.link_received(whole)
             return
+        pinged: bytes | None = None
         try:
             for op, payload in self._decoder.feed(data):
                 if self.closing:
@@ -133,13 +134,15 @@ class Link(asyncio.BufferedProtocol):
                 if op is Op.BINARY:
                     self.owner.link_received(payload)
                 elif op is Op.PING:
-                    self._write_control(Op.PONG, bytes(payload))
+                    pinged = bytes(payload)  # the last one is answered (RFC 6455 §5.5.3): each costs a write
                 elif op is Op.CLOSE:
                     self._write_control(Op.CLOSE, bytes(payload[:2]))
                     self.close("the peer closed the WebSocket")
         except WebSocketError as error:
             self._write_control(Op.CLOSE, error.code.to_bytes(2, "big"))
             self.close(f"the peer broke the WebSocket protocol: {error}")
+        if pinged is not None:
+            self._write_control(Op.PONG, pinged)
 
     def eof_received(self) -> bool:
         """A WebSocket does not half-close."""

@@ -113,10 +113,17 @@ async def test_pings_are_answered_and_pongs_are_nothing() -> None:
         assert bytes(owner.received) == b"x"
 
 
+async def test_of_pings_that_come_together_the_last_is_answered() -> None:
+    async with linked(client=False) as (link, _, far):
+        pings = b"".join(frame(Op.PING, str(number).encode(), NO_MASK) for number in range(9))
+        link.received(memoryview(pings + frame(Op.BINARY, b"x", NO_MASK)))
+        assert await read(far, from_client=False) == [(Op.PONG, b"8")]
+
+
 async def test_pings_that_nobody_reads_the_answers_of_take_bounded_memory() -> None:
     async with linked(client=False) as (link, owner, far):
         loop = asyncio.get_running_loop()
-        storm = frame(Op.PING, b"p" * 125, NO_MASK) * 100
+        storm = frame(Op.PING, b"p" * 125, NO_MASK) * 100  # each read of them is answered once
         for _ in range(200):
             await loop.sock_sendall(far, storm)
         await loop.sock_sendall(far, frame(Op.BINARY, b"end", NO_MASK))
