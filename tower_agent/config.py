@@ -144,7 +144,10 @@ class AgentConfig(Section):
     @model_validator(mode="after")
     def _the_dialects_own_keys(self) -> AgentConfig:
         if self.dialect == "tower.v1" and self.kubesphere_v1 != KubesphereV1():
-            raise ValueError("kubesphere_v1 is for `dialect: kubesphere-v1` (--dialect kubesphere-v1)")
+            raise ValueError(
+                "kubesphere_v1 (--server, --cluster, --ship-credential) is for `dialect: kubesphere-v1` (--dialect "
+                "kubesphere-v1); a host of tower.v1 is named by the token of `tower-agent join`"
+            )
         return self
 
     @field_validator("hosts")

@@ -257,6 +257,10 @@ def check(file: Path | None, host: str | None, output: str, fail_on: str, **flag
     Exit code: 0 fine (warnings too), 1 something failed, 2 usage, 3 it could not be checked.
     """
     config = _load(file, flags).value
+    if host is not None and config.dialect == "kubesphere-v1":
+        raise click.UsageError(
+            "--host chooses among the hosts of tower.v1; with kubesphere-v1 there is one: leave it out"
+        )
     log.configure(level="error", style=config.log.format)
 
     reports: list[Report] = []

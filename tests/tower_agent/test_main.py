@@ -127,6 +127,7 @@ SECRET = "twr1.a-token-that-belongs-on-standard-input"
         (["policy", "a", "B"], "", 2, ["'B' cannot be a host's name"]),
         (["leave", "../other"], "", 2, ["'../other' cannot be a host's name"]),
         (["check", "--host", ""], "", 2, ["'' cannot be a host's name"]),
+        (["check", "--host", "east", "--dialect", "kubesphere-v1"], "", 2, ["with kubesphere-v1 there is one"]),
         (["run", "--state-dir", ""], "", 1, ["TWR101", "--state-dir", "an empty path"]),
         (["join", "--token-file", ""], "", 1, ["TWR101", "--token-file", "an empty path"]),
         (["dance"], "", 2, ["No such command"]),
