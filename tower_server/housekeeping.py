@@ -32,25 +32,25 @@ class Housekeeping:
         self._tidied = 0.0
 
     async def turn(self) -> None:
-        """One round, and the pause after it."""
+        """One round, and the pause after it. What needs the store comes last: it may be away for hours."""
         parts, services, now = self._parts, self._parts.services, time.time()
         if now >= parts.certificate.renew_at:
             parts.renew_certificate()
-        if parts.replicas is not None:
-            if now >= parts.replicas.certificate.renew_at:
-                parts.replicas.certificate.renew(at=now)
-            await services.rotation.follow()
-            await sync_revocations(services.revocations, services.registry)
+        if parts.replicas is not None and now >= parts.replicas.certificate.renew_at:
+            parts.replicas.certificate.renew(at=now)
         _reload(parts.file_certificate)
         if parts.legacy is not None:
             parts.legacy.housekeeping()
         services.revocations.repeat(at=now)
+        self._count()
+        if parts.replicas is not None:
+            await services.rotation.follow()
+            await sync_revocations(services.revocations, services.registry)
         await services.clusters.save()
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now
             await services.tokens.tidy()
             await services.agents.tidy()
-        self._count()
         await asyncio.sleep(EVERY)
 
     def _count(self) -> None:

@@ -9,6 +9,8 @@ import structlog
 
 from certs.ca import Authority
 from certs.keys import key_to_pem
+from daemon.faults import TowerError
+from protocol.constants import Code
 from tests.tower_server.kit import Running, anonymous, joined, running
 from tests.waiting import until
 from tower_server.servercert import ServerCertificate
@@ -68,3 +70,19 @@ async def test_the_figures_follow_what_is(tmp_path):
         metrics = server.services.metrics
         await until(lambda: b'tower_clusters{state="Connected"} 1.0' in metrics.render())
         assert b'tower_ports{kind="caller",state="listening"} 1.0' in metrics.render()
+
+
+async def test_what_needs_no_store_goes_on_while_it_is_away(tmp_path, monkeypatch):
+    async def away(*_what: object, **_more: object) -> None:
+        raise TowerError("TWR114", "no answer")
+
+    monkeypatch.setattr("tower_server.housekeeping.TIDY_EVERY", 0.0)
+    async with running(tmp_path) as server:
+        metrics, store = server.services.metrics, server.services.store
+        async with joined(server, "edge-1"):
+            await until(lambda: b'tower_clusters{state="Connected"} 1.0' in metrics.render())
+            with monkeypatch.context() as patch:
+                for verb in ("get", "list", "update"):
+                    patch.setattr(store, verb, away)
+                server.services.registry.close_all(Code.DEAD_PEER, "gone")
+                await until(lambda: b'tower_clusters{state="TunnelDown"} 1.0' in metrics.render())
