@@ -35,6 +35,7 @@ from protocol.session import Session
 
 log = logging.getLogger(__name__)
 
+MAX_SAID: Final = 3 * MAX_HANDSHAKE_BYTES  # by a peer whose handshake is not done: HELLO, PROOF and what frames them
 FEATURES: Final = frozenset({FEATURE_ACK, FEATURE_RESUME})
 
 
@@ -104,6 +105,7 @@ class _TunnelLink(ServerLink):
         self._handshake: ServerHandshake | None = None
         self._since = 0.0  # when HELLO came
         self._proof_came = False
+        self._said = 0  # bytes, in whatever frames, of a peer that has proven nothing
         self.final = False
         """It stays at this server, whoever holds the tunnel that it comes for."""
 
@@ -154,6 +156,15 @@ class _TunnelLink(ServerLink):
         return False
 
     # ---- the handshake ------------------------------------------------------------------------------------------
+
+    def received(self, data: memoryview) -> None:
+        """What is more than a handshake is not even read: a stranger's WebSocket frames cost more than their bytes."""
+        if self._request is None and not self.proven and not self.closing:
+            self._said += len(data)
+            if self._said > MAX_SAID:
+                self._reject(HandshakeRejected(Code.TOO_LARGE, f"more than {MAX_SAID} bytes, and no handshake is done"))
+                return
+        super().received(data)
 
     def link_received(self, data: memoryview) -> None:
         try:

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from protocol.aio import busypoll
 from protocol.aio.busypoll import PAYS
-from protocol.aio.listener import Admission, TunnelListener
+from protocol.aio.listener import MAX_SAID, Admission, TunnelListener
 from protocol.aio.port import ServerLink
 from protocol.aio.request import MAX_REQUEST_BODY, MAX_REQUEST_HEAD, HttpRequest, HttpResponse
 from protocol.aio.tlsfailure import BUSY_ALERT, PLAIN_HTTP_ANSWER
@@ -354,6 +354,18 @@ async def test_a_first_frame_that_is_no_hello_is_refused(
         raw.say(frame)
 
     await refused(bystander, act, code=code, says=says)
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+async def test_who_says_more_than_a_handshake_is_not_listened_to(bystander: Bystander, greeted: bool) -> None:
+    async def act(raw: RawAgent) -> None:
+        await (raw.hello() if greeted else raw.upgrade())
+        for _ in range(MAX_SAID // 600 + 1):
+            raw.write(b"\x8a\x80\0\0\0\0" * 100)  # pongs, which say nothing
+        while await raw.hears() is not None:
+            pass
+
+    await refused(bystander, act, code=Code.TOO_LARGE, says="no handshake is done", told=False)
 
 
 async def test_a_second_hello_is_refused(bystander: Bystander) -> None:
