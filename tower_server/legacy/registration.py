@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
+from certs.keys import UNREADABLE
 from certs.published import published
 from protocol.defaults import LEGACY_REGISTRATION
 from protocol.jsontext import parse_object
@@ -27,6 +28,7 @@ MAX_TOKEN: Final = 1024
 MAX_CERTIFICATES: Final = 128  # a bundle of 144 roots is too large for Go's packet; OpenSSL takes 0.3 ms for each
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|[A-Za-z0-9]|\[[0-9A-Fa-f:.]{2,45}\]")
 _BEARER: Final = re.compile(rb"[\x21-\x7e]{1,16384}")
+_BEGIN: Final = b"-----BEGIN CERTIFICATE-----"
 MAX_RSA_BITS: Final = 4096  # what a signature takes grows with the third power
 _KINDS: Final = (
     PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5,
@@ -176,20 +178,21 @@ def _bytes(document: Mapping[str, Any], key: str) -> bytes:
 
 
 def _certificates(pem: bytes, key: str) -> list[x509.Certificate]:
-    if not pem:
-        return []
-    try:
-        found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        raise RegistrationError(f"{key} holds no certificates as PEM") from None
-    if len(found) > MAX_CERTIFICATES:
-        raise RegistrationError(f"{key} holds {len(found)} certificates, at most {MAX_CERTIFICATES} are taken")
-    try:
-        whose = published(found)
-    except ValueError:  # an odd public key: OpenSSL would not take it either
-        raise RegistrationError(f"{key} holds a certificate whose key cannot be read") from None
-    if whose is not None:
-        raise RegistrationError(f"{key} is {whose}: anybody could pass for this apiserver")
+    """Those that can be read: of a bundle Go takes what it knows as well, and many hold one of an odd kind."""
+    blocks, found = pem.split(_BEGIN)[1:], []
+    if len(blocks) > MAX_CERTIFICATES:
+        raise RegistrationError(f"{key} holds {len(blocks)} certificates, at most {MAX_CERTIFICATES} are taken")
+    for block in blocks:
+        try:
+            certificate = x509.load_pem_x509_certificate(_BEGIN + block)
+            whose = published([certificate])
+        except UNREADABLE:
+            continue
+        if whose is not None:
+            raise RegistrationError(f"{key} is {whose}: anybody could pass for this apiserver")
+        found.append(certificate)
+    if pem and not found:
+        raise RegistrationError(f"{key} holds no certificates as PEM that can be read")
     return found
 
 

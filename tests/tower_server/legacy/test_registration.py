@@ -44,6 +44,19 @@ d5+S3uWJdamHKWp0GPUYQZYOlZIOoLzY7K5mjQ+VuCp7wyYETw8huA2ttEs=
 -----END CERTIFICATE-----
 """
 
+# A root on the curve SM2, which neither Go's x509 nor the library here knows.
+SM2_CA = """-----BEGIN CERTIFICATE-----
+MIIBejCCAR+gAwIBAgIUNp9TiXZtIOrgqo+LPMdLmQX4Pw0wCgYIKoEcz1UBg3Uw
+EjEQMA4GA1UEAwwHZ20gcm9vdDAeFw0yNjExMjMwMTM4MTJaFw0yNjEyMjMwMTM4
+MTJaMBIxEDAOBgNVBAMMB2dtIHJvb3QwWTATBgcqhkjOPQIBBggqgRzPVQGCLQNC
+AASdwr1dWg99ZKV+i2zXIwQ7ogRGkwLtSlE3uZaNBB9XsD+7AqdjRJ9rMDZuhBZB
+JAR0fGNWDJ1Sb2RNv6qFK8Zho1MwUTAdBgNVHQ4EFgQUGjnd0XfYBlN/ti0TjY/1
+0GF+NVQwHwYDVR0jBBgwFoAUGjnd0XfYBlN/ti0TjY/10GF+NVQwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqgRzPVQGDdQNJADBGAiEA5EB785OgJEgTUW9WV/AfwahxB60S
+/Trp044CvAkNtc8CIQDXML36/f7FE9bydNippMSC11ZGVFJ9WEDIJx22JIqIFA==
+-----END CERTIFICATE-----
+"""
+
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
@@ -186,6 +199,17 @@ def test_certificates_that_do_not_parse_are_refused(document: dict[str, Any], pe
         read({**document, "CAData": b64(pem)})
     with pytest.raises(RegistrationError, match="CertData"):
         read({**document, "CertData": b64(pem), "KeyData": b64(b"x")})
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # Go Tower's is 0
+@pytest.mark.parametrize("odd", [SM2_CA, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_of_a_bundle_what_can_be_read_is_taken_as_go_does(document: dict[str, Any], ca: ClusterCA, odd: str) -> None:
+    mixed = b"# the first\n" + odd.encode() + b"# ours\n" + ca.pem + odd.encode()
+    assert read({**document, "CAData": b64(mixed)}).credential.ca_pem == ca.pem.decode()
+    with pytest.raises(RegistrationError, match="CAData holds no certificates as PEM that can be read"):
+        read({**document, "CAData": b64(odd.encode())})
+    with pytest.raises(RegistrationError, match="anybody could pass for this apiserver"):
+        read({**document, "CAData": b64(mixed + GO_TOWER_CA.encode())})
 
 
 def test_certificates_are_counted(document: dict[str, Any], ca: ClusterCA) -> None:
