@@ -233,6 +233,9 @@ class Clusters:
                 self._tell("ADDED", cluster.name)
             elif cluster != held:
                 self._records[cluster.name] = cluster
+                for port in self.ports.of(cluster.name):
+                    if cluster.ports.get(port.service, port.port) != port.port:  # of a store that was put back
+                        self.ports.remove(cluster.name, port.service, why="the cluster has another port now")
                 listening = {port.service for port in self.ports.of(cluster.name)}
                 if KUBERNETES in cluster.ports and KUBERNETES not in listening:
                     await self.ports.add(member, KUBERNETES, cluster.ports[KUBERNETES])
@@ -432,8 +435,8 @@ class Clusters:
                         log.error("no-port", cluster=member.name, code=error.code, text=error.message)
                         return
                 await self.ports.add(member, KUBESPHERE, record.ports[KUBESPHERE])
-            elif listening and not declared:
-                self.ports.remove(member.name, KUBESPHERE)  # the claim stays: it comes back under the same port
+            elif listening and not declared:  # the claim stays: it comes back under the same port
+                self.ports.remove(member.name, KUBESPHERE, why="the service is no longer declared")
 
     async def _with_port(self, cluster: Cluster, service: str) -> Cluster:
         """Claims a port and writes it into the record; gives the claim back if the record cannot be written."""

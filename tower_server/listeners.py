@@ -315,12 +315,12 @@ class CallerPorts:
             for sock in self._inherited.pop(name):
                 sock.close()
 
-    def remove(self, cluster: str, service: str | None = None) -> None:
-        """Ends the ports of a cluster that is deleted, or the one of a service that is no longer declared."""
+    def remove(self, cluster: str, service: str | None = None, *, why: str = "the cluster was deleted") -> None:
+        """Ends the ports of a cluster, or the one of a service."""
         for port in self.of(cluster):
             if service in (None, port.service):
                 del self._ports[cluster, port.service]
-                port.close("the cluster was deleted" if service is None else "the service is no longer declared")
+                port.close(why)
 
     def entered(self) -> None:
         self.connections += 1

@@ -388,6 +388,24 @@ async def test_what_others_wrote_counts_although_this_server_wrote_over_it_befor
             assert (await call(server, "edge-1")).status == 503
 
 
+async def test_another_port_on_the_record_is_listened_on_in_place_of_the_one_before(tmp_path, monkeypatch):
+    """A store that was put back had not noted the port yet, and a controller gave another."""
+    async with running(tmp_path) as server, joined(server, "edge-1"), followed_late(server, monkeypatch) as told:
+        told.set()
+        store, before = server.services.store, server.port("edge-1")
+        record = await store.get(Kind.CLUSTER, "edge-1")
+        without = await store.update(Kind.CLUSTER, "edge-1", {**record.data, "ports": {}}, expect=record.version)
+        await until(lambda: not server.services.clusters.get("edge-1")[0].ports)
+        with socket.create_connection(("127.0.0.1", before), timeout=5):  # nobody has another for it yet
+            pass
+        noted = {**record.data, "ports": {"kubernetes": before + 1}}
+        await store.update(Kind.CLUSTER, "edge-1", noted, expect=without.version)
+        await until(lambda: [each.port for each in server.services.clusters.ports.of("edge-1")] == [before + 1])
+        assert (await call(server, "edge-1")).status == 200
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", before)) != 0
+
+
 async def test_a_server_that_notes_a_tunnel_spares_neither_the_old_cluster_nor_the_one_made_anew(tmp_path, monkeypatch):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         store, clusters = server.services.store, server.services.clusters
