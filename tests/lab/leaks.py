@@ -32,8 +32,8 @@ def pytest_configure() -> None:
 def leaks_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails the test that leaves something behind. Set up before, torn down after all other fixtures of the test."""
     before = descriptors() | children()
-    if inspect.iscoroutinefunction(inspect.unwrap(getattr(request.function, "hypothesis", request.function))):
-        request.getfixturevalue("leaks_no_task")
+    if _runs_a_loop(request):
+        request.getfixturevalue("a_loop")
         # the loop itself (its selector, its self-pipe) is closed after this fixture, by the runner's own
         before |= descriptors()
     yield
@@ -45,19 +45,39 @@ def leaks_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         time.sleep(POLL)
 
 
+@pytest.fixture(autouse=True)
+def leaks_no_task(request: pytest.FixtureRequest, leaks_nothing: None) -> None:
+    """Torn down before `leaks_nothing`: what goes only while a loop runs has gone by then."""
+    if _runs_a_loop(request):
+        request.getfixturevalue("a_loop_that_ends")
+
+
 @pytest_asyncio.fixture
-async def leaks_no_task() -> AsyncIterator[None]:
-    """Runs on the loop of the test, around all of its other fixtures."""
+async def a_loop() -> None:
+    """The loop of the test."""
+
+
+@pytest_asyncio.fixture
+async def a_loop_that_ends() -> AsyncIterator[None]:
+    """Fails the test that leaves tasks behind. It waits for descriptors too, and `leaks_nothing` judges them: the end
+    of a connection whose peer has just gone is closed by a loop that runs."""
+    before = len(descriptors())  # each run of a loop has some of its own
     yield
     end = time.monotonic() + GRACE
-    while left := asyncio.all_tasks() - {asyncio.current_task()}:
+    while (left := asyncio.all_tasks() - {asyncio.current_task()}) or len(descriptors()) > before:
         if time.monotonic() > end:
-            names = ", ".join(sorted(f"{task.get_name()} ({task.get_coro()!r})" for task in left))
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=GRACE)
-            pytest.fail(f"the test leaves tasks behind: {names}")
+            break
         await asyncio.sleep(POLL)
+    if left:
+        names = ", ".join(sorted(f"{task.get_name()} ({task.get_coro()!r})" for task in left))
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=GRACE)
+        pytest.fail(f"the test leaves tasks behind: {names}")
+
+
+def _runs_a_loop(request: pytest.FixtureRequest) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(getattr(request.function, "hypothesis", request.function)))
 
 
 def descriptors() -> dict[str, str]:

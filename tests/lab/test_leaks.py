@@ -29,6 +29,9 @@ async def test_socket_of_a_loop():
 async def test_clean_loop():
     server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0); server.close(); await server.wait_closed()
     task = asyncio.create_task(asyncio.sleep(0.02))
+@pytest.mark.asyncio
+async def test_what_a_loop_is_about_to_close():
+    for end in socket.socketpair(): asyncio.get_running_loop().call_later(0.02, end.close)
 def test_clean(): open("/dev/null").close()
 """
 
@@ -39,6 +42,6 @@ def test_each_kind_of_leak_fails_its_own_test_and_names_it(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makepyfile(BAD)
     result = pytester.runpytest_subprocess("-p", "tests.lab.leaks", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=6, errors=4)
+    result.assert_outcomes(passed=7, errors=4)
     for line in ("*descriptor * (/dev/null)*", "*process * (ended, not waited for)*", "*forgotten*", "*(socket:*"):
         result.stdout.fnmatch_lines([line])
