@@ -15,6 +15,7 @@ from typing import Final
 
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
+from daemon.reminder import Reminder
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
 from protocol import defaults
@@ -75,6 +76,7 @@ class LegacyChannels:
         self._announced: Mapping[str, _Destination] = {}
         self._open = {service: metrics.streams.labels(service) for service in _UNREACHABLE}
         self._splices: set[Splice] = set()
+        self._said = Reminder()
         self._ended = 0
 
     def announce(self, shipment: Shipment) -> None:
@@ -94,7 +96,8 @@ class LegacyChannels:
         destination = self._announced.get(target)
         if destination is None:
             self._refuse(channel, PROHIBITED, f"this agent reaches {' and '.join(self._announced)}, nothing else")
-            log.warning("stream-refused", code="TWR226", text=f"the host asked for {target[:200]!r}")
+            if self._said.due(""):  # a host may ask as often as it likes
+                log.warning("stream-refused", code="TWR226", text=f"the host asked for {target[:200]!r}")
             return
         self._tasks.start(self._relay(channel, destination), name=f"dial {destination.service} {channel.number}")
 

@@ -15,6 +15,7 @@ from typing import Any
 from daemon.kube.access import Access
 from daemon.log import get_logger
 from daemon.metrics import AgentMetrics
+from daemon.reminder import Reminder
 from daemon.supervisor import Supervisor
 from daemon.units import split_address
 from gateway.proxy import Gateway
@@ -55,6 +56,8 @@ class Services:
         self._tasks = tasks
         self._unreachable = unreachable
         self._splices: set[Splice] = set()
+        # What a host can bring about as often as it likes: counted always, said now and then.
+        self._said = {Code.UNKNOWN_SERVICE: Reminder(), Code.FORBIDDEN: Reminder()}
 
     def report(self) -> dict[str, Any]:
         """The declared services, as a status message names them."""
@@ -131,8 +134,10 @@ class Services:
         )
 
     def _refuse(self, incoming: IncomingStream, code: Code, text: str) -> None:
-        log.warning(
-            "stream-refused", service=incoming.service, connection=incoming.connection_id, code=code.name, text=text
-        )
+        said = self._said.get(code)
+        if said is None or said.due(""):
+            log.warning(
+                "stream-refused", service=incoming.service, connection=incoming.connection_id, code=code.name, text=text
+            )
         self._metrics.denied.labels(code.name.lower()).inc()
         incoming.refuse(code, text)

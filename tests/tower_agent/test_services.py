@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from certs.tls import ClientTrust, client_context
 from protocol import defaults
@@ -105,6 +106,19 @@ async def test_everything_else_is_refused_by_name(make_member: MakeMember) -> No
         assert gone.code is Code.DIAL_FAILED
         assert "Connection refused" in gone.text
         assert 'tower_agent_denied_total{reason="unknown_service"} 1.0' in member.metrics.render().decode()
+
+
+@pytest.mark.asyncio
+async def test_a_host_that_asks_for_what_nobody_declared_fills_no_log(make_member: MakeMember) -> None:
+    async with make_member() as member, serving_tower(new_tower()) as tower:
+        await member.agent(tower)
+        tunnel = await tower.tunnel()
+        with structlog.testing.capture_logs() as lines:
+            for number in range(20):
+                assert (await refused(tunnel, f"nothing-{number}")).code is Code.UNKNOWN_SERVICE
+        (said,) = [line for line in lines if line["event"] == "stream-refused"]
+        assert said["service"] == "nothing-0"
+        assert 'tower_agent_denied_total{reason="unknown_service"} 20.0' in member.metrics.render().decode()
 
 
 @pytest.mark.asyncio
