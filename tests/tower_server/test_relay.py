@@ -355,7 +355,7 @@ async def test_a_way_over_another_server_is_not_taken_for_a_tunnel(tmp_path, mon
 async def test_an_open_that_is_not_answered_blames_the_agent_only_if_that_is_silent(
     tmp_path, monkeypatch, silent, status, fault
 ):
-    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.1)
+    monkeypatch.setattr("protocol.aio.tunnel.STALL_AFTER", 0.5)  # a pause of a busy machine is no silence
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         assert (await call(server, "edge-1")).status == 200
         (tunnel,) = server.member("edge-1").tunnels

@@ -90,6 +90,7 @@ class Host:
     def __init__(self) -> None:
         self.ready = True
         self.tunnel: Tunnel | None = Tunnel()
+        self.hold = 0.05  # seconds
         self.better = False  # whether there is a tunnel that should be asked in place of this one
         self.in_vain: list[Tunnel] = []  # that were waited for
         self.meant = False
@@ -110,7 +111,7 @@ class Host:
         return SimpleNamespace(
             pick=lambda: self.tunnel,
             has_better=lambda _tunnel: self.better,
-            hold=SimpleNamespace(seconds=0.05),
+            hold=SimpleNamespace(seconds=self.hold),
             hopeless=lambda tunnel: tunnel in self.in_vain,
             waited_in_vain=self.in_vain.append,
             ended_by_intent=self.meant,
