@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-RTT_SAMPLES: Final = 3  # a second each while data arrives: windows of a path that has become longer wait for so many
-OPEN_QUESTIONS: Final = 8  # of those that are remembered
+RTT_SAMPLES: Final = 8  # with few, answers that a busy peer gives late pass for distance, and windows take the budget
 RTT_STALE_AFTER: Final = 30.0  # on an idle tunnel
 
 
@@ -41,7 +40,7 @@ class Liveness:
         """The token of a new PING; without a link nothing will answer it."""
         token = self._next
         self._next += 1
-        if linked and len(self._asked) < OPEN_QUESTIONS:
+        if linked and len(self._asked) < RTT_SAMPLES:
             self._asked[token] = now
         self.asked_at = now
         return token

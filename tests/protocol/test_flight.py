@@ -243,22 +243,6 @@ def test_the_least_round_trip_is_found_again_when_the_way_has_become_longer() ->
     assert path.delivered / (path.now - began) > 0.9 * path.rate
 
 
-def test_a_window_grows_soon_after_the_way_has_become_longer() -> None:
-    """The receiver's part: what bounds the sender is about to find the new length anyway."""
-    path = Path(100 * MBIT, 0.01)
-    busy(path, 1)
-    while not path.agent._flight.draining:
-        assert path.now < 3 * RTT_FOR, "the path never ran half empty"
-        path.run(0.001)
-    path.run(RTT_FOR - 0.5)
-    path.delay = 0.05
-    path.run(6.0)
-    path.delivered, began = 0, path.now
-    path.run(1.0)
-    assert path.agent._flight.rtt == pytest.approx(0.1, abs=0.005)
-    assert path.delivered / (path.now - began) > 0.9 * path.rate
-
-
 def test_a_link_on_which_nothing_is_left_while_the_least_round_trip_is_looked_for_falls_quiet() -> None:
     path = Path(100 * MBIT, 0.04)
     busy(path, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.liveness import OPEN_QUESTIONS, RTT_SAMPLES, RTT_STALE_AFTER, Liveness
+from protocol.liveness import RTT_SAMPLES, RTT_STALE_AFTER, Liveness
 
 
 def test_the_round_trip_is_the_least_of_the_last_samples() -> None:
@@ -37,9 +37,9 @@ def test_an_answer_counts_once_and_only_for_what_was_asked_on_this_link() -> Non
 
 def test_the_oldest_question_is_what_is_owed_and_few_are_kept() -> None:
     liveness = Liveness(0.0)
-    asked = [liveness.ask(float(at), linked=True) for at in range(3 * OPEN_QUESTIONS)]
+    asked = [liveness.ask(float(at), linked=True) for at in range(3 * RTT_SAMPLES)]
     assert liveness.asked_since(99.0) == 0.0
-    assert [token for token in asked if liveness.answered(token, 99.0) is not None] == asked[:OPEN_QUESTIONS]
+    assert [token for token in asked if liveness.answered(token, 99.0) is not None] == asked[:RTT_SAMPLES]
 
 
 def test_a_question_that_was_passed_over_is_owed_no_more_once_a_later_one_is_answered() -> None:
