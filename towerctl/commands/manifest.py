@@ -128,9 +128,10 @@ def _refuse_unused(*, image: str | None, replicas: int | None, services: tuple[t
     unused = [option for option, value in (("--image", image), ("--replicas", replicas)) if value is not None]
     unused += [f"--service {name}" for name, _ in services if name != "kubesphere"]
     if unused:
+        own = "; such an agent has its services in its own configuration (`services`)"
         raise usage(
             f"--rbac-only prints no agent, so it has no use for {', '.join(unused)}",
-            mend="leave that out; an agent outside of the member declares services in its configuration (`services`)",
+            mend=f"leave that out{own if '--service' in unused[-1] else ''}",
         )
 
 
