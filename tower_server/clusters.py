@@ -244,6 +244,16 @@ class Clusters:
                 self._tell("MODIFIED", cluster.name)
         await self.declare(member)
 
+    async def look(self, name: str) -> None:
+        """Reads a record anew that another server may have deleted: its watch may tell of it much later."""
+        async with self._lock(name):
+            try:
+                record = await self._store.get(Kind.CLUSTER, name)
+            except NotFound:
+                self._drop(name)
+                return
+        await self._take(record)
+
     async def _forget(self, name: str, version: Version) -> None:
         """A record was deleted: drop the cluster here too."""
         async with self._lock(name):

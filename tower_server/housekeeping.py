@@ -45,7 +45,7 @@ class Housekeeping:
         self._count()
         if parts.replicas is not None:
             await services.rotation.follow()
-            await sync_revocations(services.revocations, services.registry)
+            await sync_revocations(services.revocations, services.registry, services.clusters.look)
         await services.clusters.save()
         if now - self._tidied > TIDY_EVERY:
             self._tidied = now

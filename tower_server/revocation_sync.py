@@ -7,6 +7,8 @@ number than the one they have.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from certs.revocation import ALL_AGENTS
 from daemon.log import get_logger
 from protocol.constants import Code
@@ -16,15 +18,22 @@ from tower_server.tunnels import TunnelRegistry
 log = get_logger(__name__)
 
 
-async def sync_revocations(revocations: Revocations, registry: TunnelRegistry) -> None:
-    """Reads the list if it has changed in the store, and closes the tunnels of whoever is newly revoked."""
+async def sync_revocations(
+    revocations: Revocations, registry: TunnelRegistry, look: Callable[[str], Awaitable[None]]
+) -> None:
+    """Reads the list if it has changed in the store, and closes the tunnels of whoever is newly revoked. All agents of
+    a cluster are where it was deleted: `look` reads whether it was, since the watch may tell of that minutes later."""
     before = await revocations.follow()
     if before is None:
         return
     now = revocations.current
     log.info("revocations-followed", number=now.number, before=before.number)
-    for (cluster, agent), at in now.agents.items():
-        if agent != ALL_AGENTS and before.agents.get((cluster, agent)) != at:  # all: of a cluster whose record went too
+    new = [who for who, at in now.agents.items() if before.agents.get(who) != at]
+    for cluster, agent in new:
+        if agent != ALL_AGENTS:
             registry.close_agent(cluster, agent, code=Code.REVOKED, text=f"the agent {agent} was revoked")
     for serial in now.serials.keys() - before.serials.keys():
         registry.close_serial(serial)
+    for cluster, agent in new:
+        if agent == ALL_AGENTS and cluster in registry.members:
+            await look(cluster)

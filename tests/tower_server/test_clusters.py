@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from certs.keys import generate_key
+from certs.revocation import ALL_AGENTS
 from certs.token import parse_token
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
@@ -17,6 +18,8 @@ from protocol.constants import Code
 from tests.tower_server.kit import Agent, Running, admin, call, enrol, joined, running
 from tests.waiting import until
 from tower_server.records import Claim, Cluster
+from tower_server.revocation_sync import sync_revocations
+from tower_server.revocations import Revocations
 from tower_server.store.base import Change, Data, Kind, Listing, Record, Version
 
 pytestmark = pytest.mark.asyncio
@@ -444,6 +447,25 @@ async def test_a_cluster_whose_end_is_told_before_the_answer_to_a_write_stays_aw
         await noting
         assert clusters.names() == ["last"]
         assert not clusters.ports.of("edge-1")
+
+
+async def test_a_deleted_cluster_is_let_go_with_the_revocation_of_its_agents_however_late_the_watch_is(
+    tmp_path, monkeypatch
+):
+    async with running(tmp_path) as server, joined(server, "edge-1") as agent, joined(server, "edge-2") as other:
+        services, store = server.services, server.services.store
+        async with followed_late(server, monkeypatch) as told:
+            await store.delete(Kind.CLUSTER, "edge-1")
+            elsewhere = await Revocations.load(store, services.authority, at=time.time())
+            await elsewhere.revoke_agents({("edge-1", ALL_AGENTS): 1.0, ("edge-2", ALL_AGENTS): 1.0}, at=time.time())
+            await sync_revocations(services.revocations, services.registry, services.clusters.look)
+            await until(lambda: agent.tunnel.closed is not None)
+            assert agent.tunnel.closed.code == Code.DELETED
+            assert services.clusters.names() == ["edge-2"]
+            assert not services.clusters.ports.of("edge-1")
+            await all_told(server, told)
+            assert services.clusters.names() == ["edge-2", "last"]
+            assert other.tunnel.closed is None
 
 
 async def test_a_server_stops_although_others_deleted_a_cluster_that_it_has_not_heard_of(tmp_path):

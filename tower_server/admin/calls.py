@@ -269,7 +269,7 @@ async def told_to_servers(services: Services, asking: Asking) -> Object:
         case "ping" if cluster is not None:
             return await own_ping(services, cluster)
         case "revocations":
-            await sync_revocations(services.revocations, services.registry)
+            await sync_revocations(services.revocations, services.registry, services.clusters.look)
             return object_of("Revocations", {"number": services.revocations.current.number})
     raise unknown(asking.call)
 
