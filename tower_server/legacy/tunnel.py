@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, Final
 
 from daemon.log import get_logger
+from gateway.errors import UpstreamError
 from gateway.proxy import Gateway
 from protocol import defaults
 from protocol.aio.opening import opened
@@ -33,6 +34,7 @@ from tower_server.records import KUBERNETES, KUBESPHERE
 DIALECT: Final = "kubesphere-v1"
 AGENT: Final = "go-tower"  # Go agents have no names
 NO_SERIAL: Final = -1
+CONFIRMED_WITHIN: Final = 0.9 * defaults.DIAL_DEADLINE  # seconds for a channel: the rest of a dial is the apiserver's
 
 log = get_logger(__name__)
 
@@ -213,7 +215,8 @@ class LegacyTunnel:
         return await opened(start, protocol, deadline=deadline)
 
     async def connect(self, factory: Callable[[], Any]) -> tuple[Any, Any]:
-        """A channel to the apiserver for the gateway's pools; OSError when there is none to be had."""
+        """A channel to the apiserver for the gateway's pools; OSError when there is none to be had, UpstreamError when
+        nothing comes from the agent meanwhile: who speaks, and does not confirm the channel, is dialling still."""
         # Its end is on its way, and tells callers better than that the apiserver is unreachable.
         if not self.wire.alive:
             await self.wait_closed()
@@ -222,10 +225,26 @@ class LegacyTunnel:
         if full := self._full():
             raise ConnectionError(full)
         self._ask_if_silent()
-        protocol = factory()
-        channel = self.wire.open(str(self.registration.kubernetes), protocol)
-        protocol.connection_made(channel)
-        return channel, protocol
+
+        def start(answered: asyncio.BaseProtocol) -> Channel:
+            channel = self.wire.open(str(self.registration.kubernetes), answered)
+            answered.connection_made(channel)
+            return channel
+
+        protocol, began = factory(), self.loop.time()
+        sign_of_life = self.loop.call_later(defaults.STALL_AFTER, self._ask)
+        try:
+            return await opened(start, protocol, deadline=CONFIRMED_WITHIN), protocol
+        except TimeoutError:
+            if self._link.heard_at >= began:
+                raise
+            raise UpstreamError("TWR222", f"the agent has not answered for {CONFIRMED_WITHIN:g} s") from None
+        except (StreamRefused, TunnelLost) as error:
+            if not self.wire.alive:
+                await self.wait_closed()
+            raise ConnectionError(error.text) from error
+        finally:
+            sign_of_life.cancel()
 
     # ---- what the agent sends -----------------------------------------------------------------------------------
 

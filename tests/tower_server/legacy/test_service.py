@@ -183,6 +183,43 @@ async def test_agents_that_reach_the_apiserver_by_ways_of_their_own_are_held_to_
         assert await shown("/again") == {"Bearer outside-1", "Bearer pod"}
 
 
+@pytest.mark.slow  # as long as a channel may wait to be confirmed
+async def test_an_agent_that_falls_silent_is_named_and_not_its_apiserver(tmp_path: Path) -> None:
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        await until(lambda: tower.member.verdict.state == "Connected")
+        assert (await tower.ask("/before")).status == 200
+        tower.member.tunnels[0].gateway.upstreams.expire(float("inf"))
+        agent.link._transport.pause_reading()  # type: ignore[union-attr]
+        (tunnel,), now = tower.member.tunnels, asyncio.get_running_loop().time
+        await until(lambda: now() - tunnel._link.heard_at > 0.3)  # what was under way has come
+        answer = await tower.ask("/silent")
+        assert (answer.status, answer.json()["kind"]) == (503, "Status")
+        assert "the agent has not answered for 4.5 s (TWR222)" in answer.json()["message"]
+        agent.link._transport.resume_reading()  # type: ignore[union-attr]
+        assert (await tower.ask("/after")).status == 200
+        assert not tower.backend.to("/silent")
+        agent.serve = False  # as ours in this dialect while it dials
+        tower.member.tunnels[0].gateway.upstreams.expire(float("inf"))
+        answer = await tower.ask("/dialled")
+        assert (answer.status, "TWR303" in answer.json()["message"]) == (504, True)
+
+
+@pytest.mark.slow
+async def test_what_an_agent_says_in_refusing_a_channel_reaches_the_caller(tmp_path: Path) -> None:
+    """As ours does in this dialect: it dials before it confirms."""
+    async with host(tmp_path) as tower:
+        agent = await tower.registered()
+        agent._take = lambda channel, _target: channel.refuse(  # type: ignore[method-assign]
+            2, "cannot connect to 10.96.0.1:443 (no route)"
+        )
+        tower.member.tunnels[0].gateway.upstreams.expire(float("inf"))
+        answer = await tower.ask("/refused")
+        assert answer.status == 502
+        assert "no route" in answer.json()["message"]
+        assert "TWR301" in answer.json()["message"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ended_by", ["agent", "server"])
 async def test_a_caller_who_waits_for_an_answer_when_its_tunnel_ends_is_told_so(tmp_path: Path, ended_by: str) -> None:
