@@ -291,6 +291,7 @@ async def test_a_check_finds_well_what_another_server_holds_and_that_server_wher
     assert replicas is not None
     pair.two.server._parts.replicas.close()  # its replica port is out of reach; its tunnels are not
     await until(lambda: pair.one.member("checked").verdict.ready == "False")
+    await until(lambda: replicas.links["tower-2"].refused)  # what is said of it stays the same from here on
     found = await checked()
     for name, status in (("servers", "warning"), ("tunnel/checked", "failed")):
         assert (found[name]["status"], found[name]["code"]) == (status, "TWR118"), found[name]
