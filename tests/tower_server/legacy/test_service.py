@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from certs.token import hash_secret
 from protocol import defaults
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, caller_context, enrol, exchange
+from tests.tower_server.kit import Agent, admin, caller_context, connection, enrol, exchange
 from tests.tower_server.legacy.goagent import TOKEN, Apiserver, apiserver, b64
 from tests.tower_server.legacy.kit import CLUSTER, host
 from tests.waiting import until
@@ -169,8 +170,13 @@ async def test_agents_that_reach_the_apiserver_by_ways_of_their_own_are_held_to_
             return {"CertData": None, "KeyData": None, "BearerToken": b64(token), **way}
 
         async def shown(path: str) -> set[str]:
-            for _ in range(4):  # whichever of the tunnels they take
-                assert (await tower.ask(path)).status == 200
+            """To callers who stay for a while: each tunnel has its share of them."""
+            port, server, request = tower.running.port(CLUSTER), f"{CLUSTER}.members.tower", f"GET {path} HTTP/1.1\r\n"
+            async with contextlib.AsyncExitStack() as callers:
+                for _ in range(4):
+                    caller = connection(port, ssl=tower.context(), server_hostname=server)
+                    ends = await callers.enter_async_context(caller)
+                    assert (await exchange(*ends, f"{request}Host: x\r\n\r\n".encode())).status == 200
             return {each.headers["authorization"] for way in (tower.backend, balancer) for each in way.to(path)}
 
         await tower.registered(**by(b"outside-1", balancer))
