@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-RTT_SAMPLES: Final = 8  # with few, answers that a busy peer gives late pass for distance, and windows take the budget
+RTT_SAMPLES: Final = 8
 RTT_STALE_AFTER: Final = 30.0  # on an idle tunnel
 
 
