@@ -293,6 +293,9 @@ class TlsPump(asyncio.Transport):
     def _pump(self, rest: memoryview = NOTHING) -> None:
         """Hand up all that can be decrypted now, of `rest` too, a shared buffer full at a time."""
         incoming, plain, records = self._incoming, self._plain, self._records
+        if rest and not incoming.pending and records.only(rest):
+            incoming.write(rest)
+            rest = NOTHING
         while self._reading and not self._closing:
             filled = 0
             try:
@@ -312,6 +315,9 @@ class TlsPump(asyncio.Transport):
                     except ssl.SSLWantReadError:
                         if rest:
                             continue
+                        if records.wasteful(self._filled, incoming.pending):
+                            self._cut_off()
+                            return
                         break
                     filled += count
                     self._filled += 1

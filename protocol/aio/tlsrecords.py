@@ -27,6 +27,14 @@ class RecordCounter:
         self._left = 0  # bytes of the last record that are still to come
         self._head = b""  # of a header that has come in part
 
+    def only(self, data: memoryview) -> bool:
+        """Whether that is one record, and nothing else; it is counted then."""
+        size = len(data)
+        if self._left or self._head or size < _LEAST_BYTES or size != _HEADER_BYTES + (data[3] << 8 | data[4]):
+            return False
+        self.begun += 1
+        return True
+
     def piece(self, data: memoryview, most: int) -> int:
         """How many bytes to take of `data`: at most `most`, of at most PIECE_RECORDS records, which are counted."""
         size = min(len(data), most)

@@ -26,7 +26,7 @@ from protocol.aio.link import Link
 from protocol.aio.opening import opened
 from protocol.aio.stream import IncomingStream, StreamTransport
 from protocol.constants import CONTROL_SERVICE, Code
-from protocol.defaults import DIAL_DEADLINE, STALL_AFTER
+from protocol.defaults import DIAL_DEADLINE, MAX_FRAME_PAYLOAD, STALL_AFTER
 from protocol.errors import LocalProtocolError, RemoteProtocolError, StreamRefused, StreamReset, TunnelLost
 from protocol.handshake import Resume
 from protocol.session import ACK_WITHIN, Session
@@ -125,6 +125,7 @@ class Tunnel:
         self._gather = Gather()
         self._busy_poll = busy_poll(self.loop)
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
+            events.DataReceived: self._on_data,
             events.WritableAgain: self._on_writable,
             events.StreamAccepted: self._on_accepted,
             events.StreamFinished: self._on_finished,
@@ -373,7 +374,10 @@ class Tunnel:
             self._broken(error)
             self._finish()
             return
-        self._dispatch(happened)
+        if len(data) > MAX_FRAME_PAYLOAD:
+            self._dispatch_together(happened)
+        else:
+            self._dispatch(happened)
         if not self._flush_scheduled and session.wants_to_send:
             self._schedule_flush()
         if self._timer is None or self._due > now + ACK_WITHIN:  # nothing that came is due before that
@@ -392,15 +396,21 @@ class Tunnel:
     # ---- events -------------------------------------------------------------------------------------------------
 
     def _dispatch(self, happened: list[events.Event]) -> None:
+        for event in happened:
+            self._handlers[type(event)](event)
+
+    def _dispatch_together(self, happened: list[events.Event]) -> None:
         """In their order; what came for one stream, side by side, at once."""
         for number, group in groupby(happened, _whose_data):
             if number is None:
-                for event in group:
-                    self._handlers[type(event)](event)
+                self._dispatch(list(group))
             else:
-                self._on_data(number, [event.data for event in cast("Iterator[events.DataReceived]", group)])
+                self._receive(number, [event.data for event in cast("Iterator[events.DataReceived]", group)])
 
-    def _on_data(self, number: int, pieces: list[memoryview]) -> None:
+    def _on_data(self, event: events.DataReceived) -> None:
+        self._receive(event.stream, [event.data])
+
+    def _receive(self, number: int, pieces: list[memoryview]) -> None:
         stream = self._streams.get(number)
         size = sum(map(len, pieces))
         if stream is not None:

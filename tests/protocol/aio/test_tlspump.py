@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import socket
 import ssl
 from pathlib import Path
@@ -21,6 +23,7 @@ from protocol.aio.tlspump import (
     TlsServerPump,
     TlsServerSocketPump,
 )
+from protocol.aio.tlsrecords import SPARE_RECORDS
 from protocol.defaults import MIB, READ_BUFFER_BYTES
 from protocol.flow import PRESSURE, Budget
 from tests.lab.pki import ClusterCA
@@ -351,6 +354,33 @@ async def test_who_asks_for_new_keys_again_and_again_is_cut_off_and_told_of(pki:
         assert "hold nothing" in str(error)
         assert app.data == b""
         writer.transport.abort()
+
+
+async def test_who_asks_for_new_keys_one_at_a_time_is_cut_off_as_well(pki: Pki) -> None:
+    async with Ends(pki.server) as ends, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", ends.port)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        end = pki.client().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        step, asked = end.do_handshake, 0
+        with contextlib.suppress(ConnectionError):
+            while asked < 1000:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    pass
+                else:
+                    step = functools.partial(end.read, 1)
+                    continue
+                if step != end.do_handshake:
+                    ask_for_new_keys(end, 1)
+                    asked += 1
+                writer.write(outgoing.read())
+                if not (answer := await reader.read(65536)):
+                    break
+                incoming.write(answer)
+        writer.transport.abort()
+        assert "hold nothing" in str(await ends.apps[0].lost)
+        assert asked <= SPARE_RECORDS
 
 
 async def test_who_asks_for_new_keys_between_much_that_is_meant_is_heard(pki: Pki) -> None:
