@@ -57,8 +57,7 @@ class Scheduler:
     def quantum(self) -> int:
         """Bytes of a stream's turn: on a link that moves a whole chunk in CHUNK_SECONDS a chunk, so that what is read
         there at once is of one stream, and is passed on in one write."""
-        rate = self.rate
-        return QUANTUM if rate is None or rate * CHUNK_SECONDS < CHUNK else QUANTUM * FAST
+        return QUANTUM if self.rate is None or self.chunk < CHUNK else QUANTUM * FAST
 
     @property
     def early(self) -> bool:

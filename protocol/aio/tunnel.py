@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -395,7 +395,7 @@ class Tunnel:
 
     # ---- events -------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, happened: list[events.Event]) -> None:
+    def _dispatch(self, happened: Iterable[events.Event]) -> None:
         for event in happened:
             self._handlers[type(event)](event)
 
@@ -403,7 +403,7 @@ class Tunnel:
         """In their order; what came for one stream, side by side, at once."""
         for number, group in groupby(happened, _whose_data):
             if number is None:
-                self._dispatch(list(group))
+                self._dispatch(group)
             else:
                 self._receive(number, [event.data for event in cast("Iterator[events.DataReceived]", group)])
 

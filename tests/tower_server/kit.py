@@ -105,6 +105,17 @@ async def running(folder: Path, **settings: Any) -> AsyncIterator[Running]:
             await process.tasks.close()
 
 
+@asynccontextmanager
+async def following(server: Running) -> AsyncIterator[None]:
+    """The server follows what others write of clusters into its store, as one that shares it does."""
+    follow = asyncio.create_task(server.services.clusters.follow())
+    try:
+        yield
+    finally:
+        follow.cancel()
+        await asyncio.gather(follow, return_exceptions=True)
+
+
 # ---- admin and callers ------------------------------------------------------------------------------------------
 
 

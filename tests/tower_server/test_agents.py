@@ -14,7 +14,7 @@ from certs.verify import load_chain
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, admin, call, enrol, joined, renewal, running
+from tests.tower_server.kit import Agent, admin, call, enrol, following, joined, renewal, running
 from tests.waiting import until
 from tower_server import agents
 from tower_server.records import Agent as AgentRecord
@@ -358,15 +358,13 @@ async def test_no_agent_of_an_earlier_cluster_comes_back_while_records_cannot_be
     """Another server that shares the store has made the cluster anew, and word of its revocations is not here yet."""
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         members, store = server.services.registry.members, server.services.store
-        follows = asyncio.create_task(server.services.clusters.follow())
-        held = await store.get(Kind.CLUSTER, "edge-1")
-        await store.update(Kind.CLUSTER, "edge-1", {**held.data, "uid": "another"}, expect=held.version)
-        await until(lambda: "edge-1" in members and members["edge-1"].uid == "another")
-        await until(lambda: agent.closed)
-        with monkeypatch.context() as outage:
-            outage.setattr(store, "get", away)
-            error = await refused(Agent(server, agent.identity))
-        assert error.code == Code.INTERNAL
-        assert "cannot read its records now" in error.text
-        follows.cancel()
-        await asyncio.gather(follows, return_exceptions=True)
+        async with following(server):
+            held = await store.get(Kind.CLUSTER, "edge-1")
+            await store.update(Kind.CLUSTER, "edge-1", {**held.data, "uid": "another"}, expect=held.version)
+            await until(lambda: "edge-1" in members and members["edge-1"].uid == "another")
+            await until(lambda: agent.closed)
+            with monkeypatch.context() as outage:
+                outage.setattr(store, "get", away)
+                error = await refused(Agent(server, agent.identity))
+            assert error.code == Code.INTERNAL
+            assert "cannot read its records now" in error.text

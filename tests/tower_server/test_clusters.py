@@ -15,7 +15,7 @@ from certs.token import parse_token
 from daemon.faults import TowerError
 from protocol.aio.hops import DialError
 from protocol.constants import Code
-from tests.tower_server.kit import Agent, Running, admin, call, enrol, joined, running
+from tests.tower_server.kit import Agent, Running, admin, call, enrol, following, joined, running
 from tests.waiting import until
 from tower_server.records import Claim, Cluster
 from tower_server.revocation_sync import sync_revocations
@@ -298,8 +298,7 @@ async def test_a_server_that_dies_while_it_deletes_lets_nobody_of_that_cluster_i
 async def test_records_that_others_write_are_followed(tmp_path):
     async with running(tmp_path) as server, joined(server, "edge-1") as agent:
         store, clusters = server.services.store, server.services.clusters
-        follow = asyncio.create_task(clusters.follow())
-        try:
+        async with following(server):
             port = server.config.ports.range[0] + 5
             await store.create(Kind.CLUSTER, "edge-2", Cluster("edge-2", "u2", 1.0).data())
             await until(lambda: "edge-2" in clusters.names())
@@ -324,9 +323,6 @@ async def test_records_that_others_write_are_followed(tmp_path):
             await until(lambda: agent.tunnel.closed is not None)
             assert agent.tunnel.closed.code == Code.DELETED
             assert clusters.get("edge-1")[1].tunnels == []
-        finally:
-            follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -342,13 +338,9 @@ async def followed_late(server: Running, monkeypatch: pytest.MonkeyPatch) -> Asy
             yield change
 
     monkeypatch.setattr(store, "watch", late)
-    follow = asyncio.create_task(server.services.clusters.follow())
-    try:
+    async with following(server):
         await until(listed.is_set)
         yield told
-    finally:
-        follow.cancel()
-        await asyncio.gather(follow, return_exceptions=True)
 
 
 async def all_told(server: Running, told: asyncio.Event) -> None:
@@ -531,11 +523,9 @@ async def test_a_cluster_that_is_added_while_the_records_are_listed_stays(tmp_pa
                 await answered.wait()
             return found
 
-        follow = None
-        try:
-            await server.add("gone")
-            monkeypatch.setattr(store, "list", slow)
-            follow = asyncio.create_task(clusters.follow())
+        await server.add("gone")
+        monkeypatch.setattr(store, "list", slow)
+        async with following(server):
             await until(listed.is_set)
             async with joined(server, "edge-1") as agent:
                 await clusters.delete(clusters.get("gone")[0])
@@ -544,7 +534,3 @@ async def test_a_cluster_that_is_added_while_the_records_are_listed_stays(tmp_pa
                 await until(lambda: "last" in clusters.names())
                 assert clusters.names() == ["edge-1", "last"]
                 assert agent.tunnel.closed is None
-        finally:
-            if follow is not None:
-                follow.cancel()
-                await asyncio.gather(follow, return_exceptions=True)

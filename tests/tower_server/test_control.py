@@ -13,7 +13,7 @@ from certs.keys import generate_key, make_csr
 from certs.revocation import verify_list
 from certs.verify import TrustBundle, load_chain
 from protocol.constants import Code
-from tests.tower_server.kit import admin, call, joined, renewal, running
+from tests.tower_server.kit import admin, call, following, joined, renewal, running
 from tests.waiting import until
 from tower_server import control
 from tower_server.records import Cluster
@@ -275,14 +275,10 @@ async def test_an_agent_hears_by_which_names_its_callers_come_and_of_each_change
         record = await server.services.store.get(Kind.CLUSTER, "edge-1")
         cluster = replace(Cluster.read(record), service_names=("10.96.0.9",))
         await server.services.store.update(Kind.CLUSTER, "edge-1", cluster.data(), expect=record.version)
-        follow = asyncio.create_task(clusters.follow())
-        try:
+        async with following(server):
             await until(lambda: agent.control is not None and agent.control.of("names"))
             assert [message["names"] for message in agent.control.of("names")] == [["10.96.0.9"]]
             for observer in list(clusters._observers):
                 observer("MODIFIED", "edge-1")
             await asyncio.sleep(0.1)
             assert len(agent.control.of("names")) == 1
-        finally:
-            follow.cancel()
-            await asyncio.gather(follow, return_exceptions=True)

@@ -258,14 +258,19 @@ async def test_a_farewell_takes_the_mark_along_and_never_waits_for_long(lab, mon
         await lab.errands.farewell(EDGE)
 
 
-async def test_what_is_being_done_in_a_member_does_not_come_after_its_farewell(lab):
-    """The account that is being made when the cluster is deleted would stay for ever."""
+async def being_done(lab) -> asyncio.Task:
+    """What has begun in a member that is slow to answer."""
     lab.reach.slow = {"edge"}
     assert lab.errands.ask(EDGE) is None
     async with asyncio.timeout(PATIENCE):
         while not lab.reach.calls:
             await asyncio.sleep(0.02)
-    doing = next(task for task in asyncio.all_tasks() if task.get_name() == "errand-edge")
+    return next(task for task in asyncio.all_tasks() if task.get_name() == "errand-edge")
+
+
+async def test_what_is_being_done_in_a_member_does_not_come_after_its_farewell(lab):
+    """The account that is being made when the cluster is deleted would stay for ever."""
+    doing = await being_done(lab)
     await lab.errands.farewell(replace(EDGE, healthy=False))
     assert doing.cancelled()
     lab.reach.slow = set()
@@ -275,12 +280,7 @@ async def test_what_is_being_done_in_a_member_does_not_come_after_its_farewell(l
 
 async def test_what_was_begun_in_a_member_in_an_earlier_term_does_not_come_after_its_farewell(lab):
     """The lead is lost and won again while the member is slow, and the cluster deleted then."""
-    lab.reach.slow = {"edge"}
-    assert lab.errands.ask(EDGE) is None
-    async with asyncio.timeout(PATIENCE):
-        while not lab.reach.calls:
-            await asyncio.sleep(0.02)
-    doing = next(task for task in asyncio.all_tasks() if task.get_name() == "errand-edge")
+    doing = await being_done(lab)
     lab.begin()
     await lab.errands.farewell(replace(EDGE, healthy=False))
     lab.reach.answers.set()
